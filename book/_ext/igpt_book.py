@@ -1,0 +1,239 @@
+"""The book's directives and its role: tables, figures and numbers out of records, and the API out of the source.
+
+    ```{igpt-table} headline          a table by the name `igpt table` knows
+    ```{igpt-figure} depth            a figure by name, with :alt: and a caption as its content
+    ```{igpt-api} igpt.model          the public names of a module
+    {igpt}`measured headline-001 tiny`    a number by name, with its receipt
+
+They read records and nothing else; a record that is missing makes its cell pending, never the build fail.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+from igpt.errors import UsageError
+from igpt.project import Project
+from igpt.report.api import public_names
+from igpt.report.bookfigures import FIGURES, draw_figure
+from igpt.report.formats import render
+from igpt.report.numbers import number
+from igpt.report.tables import Cell, ResultTable, result_table, score_counts, table_names
+
+PROJECT = Project.here()
+GOOD, BAD = ("claim holds", "reproduced"), ("claim fails", "differs")
+
+
+class receipt(nodes.inline):
+    """A number that opens its receipt; in LaTeX and plain text the number alone."""
+
+
+def number_node(cell: Cell, place: str) -> nodes.Node:
+    """A cell's text, behind a button when it has a receipt. ``place`` is unique on the page."""
+    if not cell.receipt:
+        return nodes.inline("", cell.text)
+    node = receipt("", cell.text)
+    node["place"] = re.sub(r"[^a-z0-9]+", "-", place.lower())
+    node["lines"], node["records"], node["word"] = cell.receipt, cell.records, cell.word
+    return node
+
+
+def visit_receipt(translator, node: receipt) -> None:
+    """HTML: a button and the popover it opens. Phrasing elements only, since both stand in a paragraph."""
+    ident = f"receipt-{node['place']}"
+    word = node["word"]
+    kind = "verdict-good" if word in GOOD else "verdict-bad" if word in BAD else "pending" if word == "pending" else ""
+    label = html.escape(node.astext())
+    translator.body.append(
+        f'<button type="button" class="receipt-button {kind}" popovertarget="{ident}">{label}</button>'
+        f'<span popover id="{ident}" class="receipt">'
+    )
+    for name, text in node["lines"]:
+        text = html.escape(text)
+        if name in ("Command", "Notebook", "Commit", "Row"):
+            text = f"<code>{text}</code>"
+        translator.body.append(f"<b>{html.escape(name)}</b> {text}<br>")
+    root = "../" * translator.builder.current_docname.count("/")
+    links = [f'<a href="{root}records/{html.escape(path)}">{html.escape(Path(path).stem)}</a>' for path in node["records"]]
+    if links:
+        translator.body.append(f"<b>Records</b> {', '.join(links)}")
+    translator.body.append("</span>")
+    raise nodes.SkipNode
+
+
+def depart_nothing(translator, node: nodes.Node) -> None:
+    """The text alone needs no end."""
+
+
+class TableDirective(SphinxDirective):
+    """``igpt-table NAME``: published and reproduced side by side, each number with its receipt."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """The table, and links to it as data."""
+        name = self.arguments[0]
+        for path in sorted(PROJECT.records.glob("*/*.json")):
+            self.env.note_dependency(str(path))
+        try:
+            table = score_counts(PROJECT) if name == "score-counts" else result_table(name, PROJECT)
+        except UsageError as error:
+            raise self.error(str(error)) from None
+        node = table_node(table)
+        self.add_name(node)
+        if name == "score-counts":
+            return [node]
+        root = "../" * self.env.docname.count("/")
+        links = f'as <a href="{root}tables/{name}.csv">CSV</a>, <a href="{root}tables/{name}.md">Markdown</a>, '
+        links += f'<a href="{root}tables/{name}.tex">LaTeX</a>; here: <code>igpt table {name}</code>'
+        return [node, nodes.raw("", f'<p class="table-links">This table {links}.</p>', format="html")]
+
+
+def table_node(table: ResultTable) -> nodes.table:
+    """A table of real nodes, so that captions, numbers, search and LaTeX follow."""
+    node = nodes.table(classes=["igpt-table"], ids=[f"table-{table.name}"])
+    node += nodes.title("", table.caption)
+    group = nodes.tgroup(cols=len(table.columns))
+    node += group
+    group.extend(nodes.colspec(colwidth=1) for _ in table.columns)
+    head = nodes.row()
+    head.extend(nodes.entry("", nodes.paragraph("", column)) for column in table.columns)
+    group += nodes.thead("", head)
+    body = nodes.tbody()
+    for y, cells in enumerate(table.rows):
+        row = nodes.row()
+        for x, cell in enumerate(cells):
+            row += nodes.entry("", nodes.paragraph("", "", number_node(cell, f"{table.name}-{y}-{x}")))
+        body += row
+    group += body
+    return node
+
+
+class FigureDirective(SphinxDirective):
+    """``igpt-figure NAME``: a figure in both colour modes; its content is the caption."""
+
+    required_arguments = 1
+    has_content = True
+    option_spec = {"alt": directives.unchanged_required}
+
+    def run(self) -> list[nodes.Node]:
+        """The figure; a sentence in its place while a record is missing."""
+        name = self.arguments[0]
+        if not self.options.get("alt"):
+            raise self.error(f"figure {name} has no :alt: text")
+        if name not in FIGURES:
+            raise self.error(f"there is no figure {name}")
+        for path in sorted(PROJECT.records.glob("*/*.json")):
+            self.env.note_dependency(str(path))
+        figure = nodes.figure(ids=[f"figure-{name}"])
+        if (Path(self.env.srcdir) / "figures" / f"{name}-light.svg").exists():
+            for mode in ("light", "dark"):
+                uri = f"/figures/{name}-{mode}.svg"
+                figure += nodes.image(uri=uri, alt=self.options["alt"], classes=[f"in-{mode}", "dark-light"])
+        else:
+            stages = ", ".join(stage.notebook for stage in FIGURES[name].stages[:1])
+            figure += nodes.paragraph("", f"Pending: its records ({stages}) have not been made; make book makes them.")
+        caption = nodes.caption()
+        inline, _ = self.state.inline_text(" ".join(self.content), self.lineno)
+        caption.extend(inline)
+        figure += caption
+        self.add_name(figure)
+        return [figure]
+
+
+class ApiDirective(SphinxDirective):
+    """``igpt-api MODULE``: what a module offers, from its source."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """A section with a definition list."""
+        module = self.arguments[0]
+        doc, names = public_names(module)
+        section = nodes.section(ids=[nodes.make_id(module)], names=[module])
+        section += nodes.title("", module)
+        section += nodes.paragraph("", doc.split("\n\n")[0].replace("\n", " ").replace("``", ""))
+        listing = nodes.definition_list()
+        for name in names:
+            term = nodes.term("", "", nodes.literal("", name.signature, classes=["api-signature"]))
+            text = nodes.paragraph("", name.doc.replace("``", "").replace("\n", " "))
+            listing += nodes.definition_list_item("", term, nodes.definition("", text))
+        section += listing
+        self.state.document.note_implicit_target(section, section)
+        return [section]
+
+
+class NumberRole(SphinxRole):
+    """``{igpt}`NAME```: a number out of records, published rows or the code."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """The number, with its receipt where it has one."""
+        try:
+            cell = number(self.text, PROJECT)
+        except UsageError as error:
+            message = self.inliner.reporter.error(str(error), line=self.lineno)
+            return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
+        return [number_node(cell, f"{self.text}-{self.env.new_serialno('igpt')}")], []
+
+
+def draw_figures(app: Sphinx) -> None:
+    """Draw every figure whose records stand, before pages are read; remove those whose records are gone."""
+    folder = Path(app.srcdir) / "figures"
+    for name in FIGURES:
+        if draw_figure(name, PROJECT, folder) is None:
+            for mode in ("light", "dark"):
+                (folder / f"{name}-{mode}.svg").unlink(missing_ok=True)
+
+
+def mend_page(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object) -> None:
+    """What theme and extensions leave broken: a script that throws on every page, and roles that axe refuses."""
+    if "script_files" in context:
+        context["script_files"] = [
+            script for script in context["script_files"] if "thebe" not in f"{getattr(script, 'filename', script)}{getattr(script, 'attributes', '')}"
+        ]
+    if "body" in context:
+        body = context["body"].replace('role="doc-biblioentry"', 'role="listitem"').replace('role="doc-backlink"', "")
+        context["body"] = body
+
+
+def copy_files(app: Sphinx, error: Exception | None) -> None:
+    """Beside the pages: MathJax's few files, the tables as data, and the records themselves."""
+    if error is not None or app.builder.format != "html":
+        return
+    out = Path(app.outdir)
+    spec = find_spec("sphinx-mathjax-offline")
+    assert spec is not None and spec.origin is not None
+    source = next(Path(spec.origin).parent.rglob("tex-chtml.js"))
+    target = out / "_static" / "mathjax"
+    (target / "output" / "chtml").mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, target / "tex-chtml.js")
+    shutil.copytree(source.parent / "output" / "chtml" / "fonts", target / "output" / "chtml" / "fonts", dirs_exist_ok=True)
+    (out / "tables").mkdir(exist_ok=True)
+    for name in table_names():
+        table = result_table(name, PROJECT)
+        for form, ending in (("csv", "csv"), ("md", "md"), ("latex", "tex")):
+            (out / "tables" / f"{name}.{ending}").write_text(render(table, form))
+    if PROJECT.records.is_dir():
+        shutil.copytree(PROJECT.records, out / "records", dirs_exist_ok=True)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Tell Sphinx."""
+    app.add_node(receipt, html=(visit_receipt, depart_nothing), latex=(depart_nothing, depart_nothing), text=(depart_nothing, depart_nothing))
+    app.add_directive("igpt-table", TableDirective)
+    app.add_directive("igpt-figure", FigureDirective)
+    app.add_directive("igpt-api", ApiDirective)
+    app.add_role("igpt", NumberRole())
+    app.connect("builder-inited", draw_figures)
+    app.connect("html-page-context", mend_page, priority=900)
+    app.connect("build-finished", copy_files)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

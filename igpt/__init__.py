@@ -1,0 +1,24 @@
+"""Image GPT, made reproducible: the model, its protocols, and the book they fill."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from igpt.model import ImageGPT as ImageGPT
+    from igpt.palette import Palette as Palette
+
+__version__ = "0.1.0"
+
+# Public names and where they live; importing igpt alone stays light (no torch).
+_PUBLIC = {"ImageGPT": "igpt.model", "Palette": "igpt.palette"}
+__all__ = ["ImageGPT", "Palette", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'igpt' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PUBLIC[name]), name)

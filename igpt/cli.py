@@ -1,0 +1,124 @@
+"""The command ``igpt``: parses and calls, decides nothing."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from igpt.errors import StageError, UsageError
+
+app = typer.Typer(
+    name="igpt",
+    help="Image GPT, made reproducible: plan, run and read the experiments of the book.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+class Tier(StrEnum):
+    """How much of the paper a run is."""
+
+    tiny = "tiny"
+    paper = "paper"
+
+
+class Format(StrEnum):
+    """What a table is printed as."""
+
+    md = "md"
+    html = "html"
+    csv = "csv"
+    latex = "latex"
+
+
+Targets = Annotated[
+    list[str] | None,
+    typer.Argument(help="Experiments (headline-001), tables (linear-probes) or stages; everything if left out."),
+]
+TierOption = Annotated[Tier | None, typer.Option(help="tiny: digits, minutes. paper: as published, on a cluster.")]
+
+
+@app.command()
+def plan(
+    targets: Targets = None,
+    tier: TierOption = None,
+    why: Annotated[bool, typer.Option("--why", help="Name the inputs that changed since each record.")] = False,
+) -> None:
+    """List every cell and its stages: fresh, stale or missing. Nothing is run."""
+    from igpt.report.plans import plan_text
+    from igpt.run.command import plan_targets
+
+    typer.echo(plan_text(*plan_targets(targets or [], tier), why=why))
+
+
+@app.command()
+def run(
+    targets: Targets = None,
+    tier: TierOption = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("-p", metavar="NAME=VALUE", help="Give the stages another parameter; such records stay in runs/."),
+    ] = None,
+) -> None:
+    """Run what is missing or stale of the targets, and what it stands on, on this machine.
+
+    A second run does nothing; an interrupted one continues. Records go to book/records, artifacts to runs/.
+    """
+    from igpt.run.command import run_targets
+
+    typer.echo(run_targets(targets or [], tier, parameters or []))
+
+
+@app.command()
+def table(
+    name: Annotated[str, typer.Argument(help="A table's name, such as headline or low-data.")],
+    format: Annotated[Format, typer.Option(help="How to print it.")] = Format.md,
+) -> None:
+    """Print a table, published and reproduced side by side."""
+    from igpt.project import Project
+    from igpt.report.formats import render
+    from igpt.report.tables import result_table
+
+    typer.echo(render(result_table(name, Project.here()), format.value), nl=False)
+
+
+@app.command()
+def samples(
+    model: Annotated[str, typer.Option(help="An autoregressive model of the tiny tier.")] = "tiny-l",
+    n: Annotated[int, typer.Option(min=1, max=256, help="How many images.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampler; the same seed, the same images.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0, help="1 as published; 0 takes the likeliest token.")] = 1.0,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
+) -> None:
+    """Draw images from a pre-trained model into one PNG."""
+    from igpt.run.command import write_samples
+
+    typer.echo(write_samples(model, n=n, seed=seed, temperature=temperature, out=out))
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence and exit 2, failed work one sentence and exit 1."""
+    try:
+        app()
+    except UsageError as error:
+        sys.exit(_say(error, 2))
+    except StageError as error:
+        sys.exit(_say(error, 1))
+    except KeyboardInterrupt:
+        sys.exit(_say("stopped; the same command continues", 130))
+    except OSError as error:
+        if error.errno is None or error.filename is None:
+            raise
+        sys.exit(_say(f"{error.filename}: {error.strerror}; earlier results are as they were", 1))
+
+
+def _say(message: object, code: int) -> int:
+    """Print one sentence on stderr; the exit code."""
+    print(f"igpt: {message}", file=sys.stderr)
+    return code

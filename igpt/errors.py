@@ -1,0 +1,9 @@
+"""The two kinds of failure a user meets: a mistake of theirs, and work that failed while it ran."""
+
+
+class UsageError(Exception):
+    """A mistake the user can mend: one sentence with what was found, what is needed and the next step (exit 2)."""
+
+
+class StageError(Exception):
+    """A stage that failed while it ran: one sentence with the stage, the cause and where to look (exit 1)."""

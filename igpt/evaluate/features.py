@@ -1,0 +1,38 @@
+"""Features of every layer, averaged over positions (section 2.4), from frozen weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from igpt.model import ImageGPT, draw_mask
+
+
+@torch.no_grad()
+def extract_features(
+    model: ImageGPT, tokens: Tensor, *, mask_rate: float = 0.15, mask_seed: int = 0, batch: int = 256
+) -> NDArray[np.float32]:
+    """Features float32 (layers + 1, images, width) of int64 tokens (images, positions).
+
+    BERT's inputs stay masked, as in training (section 4.6): one mask an image, decided by ``mask_seed``.
+    """
+    generator = torch.Generator().manual_seed(mask_seed)
+    parts = []
+    for part in tokens.split(batch):
+        masked = None
+        if model.shape.objective == "bert":
+            masked = draw_mask(part, rate=mask_rate, generator=generator)
+        found = model.features(part, masked=masked)
+        parts.append(torch.stack([found[layer] for layer in sorted(found)]))
+    return torch.cat(parts, dim=1).numpy()
+
+
+def concatenated_layers(best: int, *, last: int, count: int = 5) -> list[int]:
+    """``count`` neighbouring layers centred at ``best``, moved inside 0 .. last (section 4.4).
+
+    Adjacent layers are our reading: the paper says five layers centred at the best, not which.
+    """
+    first = min(max(best - count // 2, 0), max(last + 1 - count, 0))
+    return list(range(first, min(first + count, last + 1)))

@@ -1,0 +1,138 @@
+"""Fine-tuning (sections 2.3, 3.4 and 4.5): all weights and a new head, on L_GEN + L_CLF.
+
+Trained: every weight and a linear head, started at zero, on the final norm's output averaged over
+positions. Adam with pre-training's betas, a constant rate, no dropout.
+Chosen on validation: the rate, three tenths or a tenth of pre-training's; the number of epochs, by
+stopping early at the best validation accuracy.
+Refitted: with both, from the pre-trained weights, on train and validation together.
+Reported: the test accuracy of the refit, once.
+
+Warm-up, epochs and the chosen rates are unpublished: no warm-up, and see deviations for the rest.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from igpt.model import ImageGPT, draw_mask, generative_loss
+
+Labelled = tuple[Tensor, Tensor]  # tokens int64 (images, positions), labels int64 (images,)
+
+
+@dataclass(frozen=True)
+class FineTuneSettings:
+    """The choices of one fine-tuning run, up to its weights and seed."""
+
+    learning_rate: float
+    epochs: int
+    generative_weight: float = 1.0  # of L_GEN beside L_CLF; 0 leaves the classification loss alone
+    batch: int = 32
+    betas: tuple[float, float] = (0.9, 0.95)
+    mask_rate: float = 0.15
+
+
+class Classifier(nn.Module):
+    """A model and a linear head on its pooled final features, without bias, zero at the start (as released)."""
+
+    def __init__(self, model: ImageGPT, classes: int) -> None:
+        super().__init__()
+        self.model = model
+        self.head = nn.Linear(model.shape.n_embd, classes, bias=False)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, tokens: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Class logits float (B, classes) and token logits float (B, T, V)."""
+        hidden = self.model.hidden(tokens, masked)
+        return self.head(hidden.mean(dim=1)), self.model.logits(hidden)
+
+    def mask(self, tokens: Tensor, *, rate: float, generator: torch.Generator) -> Tensor | None:
+        """A BERT model's mask, which it sees in training and in use; None for an autoregressive one."""
+        if self.model.shape.objective == "autoregressive":
+            return None
+        return draw_mask(tokens, rate=rate, generator=generator)
+
+    @torch.no_grad()
+    def predict(self, tokens: Tensor, *, mask_rate: float = 0.15, mask_seed: int = 0) -> NDArray[np.int64]:
+        """Classes int64 (images,) of int64 tokens (images, positions)."""
+        generator = torch.Generator().manual_seed(mask_seed)
+        parts = [self(part, self.mask(part, rate=mask_rate, generator=generator))[0] for part in tokens.split(256)]
+        return torch.cat(parts).argmax(1).numpy()
+
+
+@dataclass(frozen=True)
+class Search:
+    """What validation chose: the settings cut at the best epoch, and the accuracies (rate, epoch, fraction) seen."""
+
+    settings: FineTuneSettings
+    validation: float
+    seen: list[tuple[float, int, float]]
+
+
+RATES = (0.3, 0.1)  # parts of pre-training's rate; the paper found a tenth best, often
+
+
+def rate_grid(pretraining_rate: float, *, epochs: int) -> list[FineTuneSettings]:
+    """The settings to search: one for each of `RATES`, with at most ``epochs`` epochs."""
+    return [FineTuneSettings(learning_rate=pretraining_rate * part, epochs=epochs) for part in RATES]
+
+
+def search(
+    model: ImageGPT,
+    train: Labelled,
+    validation: Labelled,
+    *,
+    settings: Sequence[FineTuneSettings],
+    seed: int,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Search:
+    """Run each of ``settings`` and choose by validation accuracy; the first and the earliest of equals."""
+    total = sum(candidate.epochs for candidate in settings)
+    seen: list[tuple[float, int, float]] = []
+    best = (-1.0, settings[0])
+    for candidate in settings:
+
+        def after_epoch(epoch: int, classifier: Classifier, candidate: FineTuneSettings = candidate) -> None:
+            nonlocal best
+            accuracy = float((classifier.predict(validation[0]) == validation[1].numpy()).mean())
+            seen.append((candidate.learning_rate, epoch, accuracy))
+            report(len(seen), 2 * total)  # the refits that follow take about as long
+            if accuracy > best[0]:
+                best = (accuracy, FineTuneSettings(**{**vars(candidate), "epochs": epoch}))
+
+        fine_tune(model, train, settings=candidate, seed=seed, after_epoch=after_epoch)
+    return Search(best[1], best[0], seen)
+
+
+def fine_tune(
+    model: ImageGPT,
+    train: Labelled,
+    *,
+    settings: FineTuneSettings,
+    seed: int,
+    after_epoch: Callable[[int, Classifier], None] = lambda epoch, classifier: None,
+) -> Classifier:
+    """A copy of ``model`` with a head, trained on every image once an epoch; ``model`` itself is left alone."""
+    classifier = Classifier(copy.deepcopy(model), int(train[1].max()) + 1)
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=settings.learning_rate, betas=settings.betas)
+    generator = torch.Generator().manual_seed(seed)
+    for epoch in range(1, settings.epochs + 1):
+        for index in torch.randperm(len(train[0]), generator=generator).split(settings.batch):
+            tokens, labels = train[0][index], train[1][index]
+            masked = classifier.mask(tokens, rate=settings.mask_rate, generator=generator)
+            classes, logits = classifier(tokens, masked)
+            loss = F.cross_entropy(classes, labels)
+            if settings.generative_weight:
+                loss = loss + settings.generative_weight * generative_loss(logits, tokens, masked)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        after_epoch(epoch, classifier)
+    return classifier

@@ -1,0 +1,53 @@
+"""Low data (section 4.7): a linear probe on few labels, no augmentation, nothing semi-supervised.
+
+Trained: logistic regression on the frozen features of one layer, from `per_class` labels a class.
+Chosen: nothing here; the layer is the linear probe's, the strength is fixed in advance at `STRENGTH`
+(the paper names neither; every strength of the probe's grid is recorded beside it).
+Reported: the test accuracy of each of `DRAWS` random subsets; tables show mean and sample deviation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from igpt.data import low_data_subset
+from igpt.evaluate.linear_probe import Features, Labels, fit_classifier
+from igpt.measure import Measured, number, sample_deviation
+
+DRAWS = 5
+PER_CLASS = (4, 25)  # 40 and 250 labels of ten classes; the paper also has 400, more than the digits hold
+STRENGTH = 1.0
+
+
+def probe_few_labels(
+    train: Features, labels: Labels, test: Features, test_labels: Labels, *, per_class: int, strength: float = STRENGTH
+) -> list[float]:
+    """Test accuracy, as a fraction, of a probe on each draw of ``per_class`` labels a class.
+
+    train, test : float32 (images, width); labels, test_labels : int64 (images,)
+    """
+    accuracies = []
+    for draw in range(DRAWS):
+        chosen = low_data_subset(labels, per_class=per_class, draw=draw)
+        classifier, _ = fit_classifier(train[chosen], labels[chosen], strength=strength)
+        accuracies.append(float(np.mean(classifier.predict(test) == test_labels)))
+    return accuracies
+
+
+def draw_values(rows: list[dict[str, float | int | str]]) -> dict[str, Measured]:
+    """Mean and sample deviation over draws at `STRENGTH`, one of each an input and number of labels.
+
+    rows : one a draw, with its input, labels, strength and accuracy
+    Returns ``accuracy_40`` and ``deviation_40`` for the features, ``pixels_40`` ... for the baselines.
+    """
+    values: dict[str, Measured] = {}
+    kinds = dict.fromkeys((str(row["input"]), int(row["labels"])) for row in rows)
+    for kind, labels in kinds:
+        found = [
+            float(r["accuracy"]) for r in rows if (r["input"], r["labels"], r["strength"]) == (kind, labels, STRENGTH)
+        ]
+        name = "accuracy" if kind == "features" else kind
+        values[f"{name}_{labels}"] = number(float(np.mean(found)), "fraction")
+        deviation = "deviation" if kind == "features" else f"{kind}_deviation"
+        values[f"{deviation}_{labels}"] = number(sample_deviation(found), "fraction")
+    return values

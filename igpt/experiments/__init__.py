@@ -1,0 +1,21 @@
+"""What the post and the paper claim, as data: declared before it is run."""
+
+from __future__ import annotations
+
+from igpt.experiments.cells import Experiment, experiments
+from igpt.experiments.tables import TABLES, Table
+from igpt.stage import Stage
+
+__all__ = ["TABLES", "Experiment", "Table", "declared_stages", "experiments"]
+
+# Stages that fill figures and no cell of a table.
+FIGURE_STAGES = {"tiny": (Stage.of("samples", model="tiny-l"),)}
+
+
+def declared_stages(tier: str | None = None) -> list[Stage]:
+    """The stages of every experiment and figure, of one tier or of all; parents are not listed."""
+    found = {stage: None for e in experiments() for run in e.runs if tier in (None, run.tier) for stage in run.stages()}
+    for name, stages in FIGURE_STAGES.items():
+        if tier in (None, name):
+            found |= dict.fromkeys(stages)
+    return list(found)

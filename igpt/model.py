@@ -1,0 +1,234 @@
+"""Image GPT's transformer: a GPT-2 that reads an image as a raster sequence of palette tokens.
+
+Follows ``src/model.py`` of openai/image-gpt, the code that wrote the released weights, and sections
+2.1 to 2.3 of the paper. It knows nothing of images, data sets or training: tokens in, logits out.
+
+Letters in the shape comments: B images, T positions, C width (``n_embd``), H heads, D = C / H,
+V colours (``n_vocab``), L blocks (``n_layer``).
+
+Layers are numbered as the paper numbers them (section 2.4): layer ``l`` is the input of block ``l``'s
+attention after its norm, for ``l`` = 0 .. L - 1; layer L is the output of the final norm. So there are
+L + 1 layers, and layer 0 is the normed embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from igpt.shape import ModelShape
+
+
+class Norm(nn.Module):
+    """``x * rsqrt(mean(x^2) + 1e-5) * g``: as released, no mean is subtracted and there is no bias."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.g, eps=1e-5)
+
+
+class Cache:
+    """Keys and values of every block, allocated once, for sampling one position after the other."""
+
+    def __init__(self, shape: ModelShape, images: int, *, like: Tensor) -> None:
+        size = (shape.n_layer, images, shape.n_head, shape.n_ctx, shape.n_embd // shape.n_head)
+        self.keys = like.new_empty(size)  # (L, B, H, T, D)
+        self.values = like.new_empty(size)  # (L, B, H, T, D)
+        self.length = 0  # positions filled so far, the same in every block
+
+
+class Attention(nn.Module):
+    """Multi-head attention without biases or dropout; causal for the autoregressive objective."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.n_head = shape.n_head
+        self.causal = shape.objective == "autoregressive"
+        self.qkv = nn.Linear(shape.n_embd, 3 * shape.n_embd, bias=False)
+        self.c_proj = nn.Linear(shape.n_embd, shape.n_embd, bias=False)
+
+    def forward(self, x: Tensor, cache: Cache | None = None, block: int = 0) -> Tensor:
+        B, S, C = x.shape
+        q, k, v = self.qkv(x).view(B, S, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, S, D)
+        causal = self.causal
+        if cache is not None:
+            end = cache.length + S
+            cache.keys[block, :, :, cache.length : end] = k
+            cache.values[block, :, :, cache.length : end] = v
+            k, v = cache.keys[block, :, :, :end], cache.values[block, :, :, :end]
+            causal = cache.length == 0  # a prefix attends causally; a single later position sees all before it
+        a = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # (B, H, S, D), scaled by D^-1/2
+        return self.c_proj(a.transpose(1, 2).reshape(B, S, C))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """``h + attn(norm(h))``, then ``h + mlp(norm(h))`` with the hidden width 4 C and x * sigmoid(1.702 x)."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.ln_1 = Norm(shape.n_embd)
+        self.attn = Attention(shape)
+        self.ln_2 = Norm(shape.n_embd)
+        self.c_fc = nn.Linear(shape.n_embd, 4 * shape.n_embd, bias=False)
+        self.c_proj = nn.Linear(4 * shape.n_embd, shape.n_embd, bias=False)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        x = self.c_fc(x)  # (B, T, 4C)
+        return self.c_proj(F.silu(1.702 * x) / 1.702)  # type: ignore[no-any-return]
+
+    def after_attention(self, h: Tensor, normed: Tensor, cache: Cache | None = None, block: int = 0) -> Tensor:
+        """The block's output, given its input ``h`` and ``normed = ln_1(h)`` (B, T, C)."""
+        h = h + self.attn(normed, cache, block)
+        return h + self.mlp(self.ln_2(h))
+
+
+class ImageGPT(nn.Module):
+    """The transformer with its token, position and start embeddings and its untied output matrix.
+
+    ``seed`` decides the initial weights: the released code's distributions, so the output matrix is
+    zero and an untrained model gives every colour the same logit.
+    """
+
+    def __init__(self, shape: ModelShape, *, seed: int = 0) -> None:
+        super().__init__()
+        self.shape = shape
+        self.wte = nn.Parameter(torch.empty(shape.n_vocab, shape.n_embd))
+        self.wpe = nn.Parameter(torch.empty(shape.n_ctx, shape.n_embd))
+        if shape.objective == "autoregressive":
+            self.sos = nn.Parameter(torch.empty(shape.n_embd))
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
+        self.ln_f = Norm(shape.n_embd)
+        self.wtet = nn.Parameter(torch.empty(shape.n_vocab, shape.n_embd))
+        self._initialise(seed)
+
+    @torch.no_grad()
+    def _initialise(self, seed: int) -> None:
+        """As released: only attention's output projection shrinks with depth, the MLP's does not."""
+        if self.wte.is_meta:
+            return
+        generator = torch.Generator(device=self.wte.device).manual_seed(seed)
+        width = self.shape.n_embd
+        self.wte.normal_(0, 0.02, generator=generator)
+        self.wpe.normal_(0, 0.01, generator=generator)
+        if self.shape.objective == "autoregressive":
+            self.sos.normal_(0, 0.02, generator=generator)
+        for block in self._blocks():
+            block.attn.qkv.weight.normal_(0, 1 / math.sqrt(width), generator=generator)
+            block.attn.c_proj.weight.normal_(0, 1 / math.sqrt(width * self.shape.n_layer), generator=generator)
+            block.c_fc.weight.normal_(0, 0.02, generator=generator)
+            block.c_proj.weight.normal_(0, 0.02, generator=generator)
+        self.wtet.zero_()
+
+    def _blocks(self) -> Iterable[Block]:
+        """The blocks with their own type."""
+        return (block for block in self.blocks if isinstance(block, Block))
+
+    def embed(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Input of block 0, float (B, T, C), from int64 tokens (B, T).
+
+        Autoregressive: shifted right by one behind the start vector, so position i never sees token i.
+        BERT: the content embedding is zero where ``masked`` (bool (B, T)) is True; positions stay.
+        Raises ValueError when ``masked`` is given to an autoregressive model.
+        """
+        h = self.wte[tokens]
+        if self.shape.objective == "autoregressive":
+            if masked is not None:
+                raise ValueError("an autoregressive model takes no mask")
+            start = self.sos.expand(len(tokens), 1, -1)
+            h = torch.cat([start, h[:, :-1]], dim=1)
+        elif masked is not None:
+            h = h * ~masked[..., None]
+        return h + self.wpe[: tokens.shape[1]]
+
+    def hidden(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Output of the final norm, float (B, T, C)."""
+        h = self.embed(tokens, masked)
+        for block in self._blocks():
+            h = block.after_attention(h, block.ln_1(h))
+        return self.ln_f(h)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of the final norm's output (..., C)."""
+        return hidden @ self.wtet.T
+
+    def forward(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Logits, float (B, T, V); position i predicts token i."""
+        return self.logits(self.hidden(tokens, masked))
+
+    def loss(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Mean nats per token: over all positions, or per image over the masked ones (BERT)."""
+        return generative_loss(self(tokens, masked), tokens, masked)
+
+    def features(
+        self, tokens: Tensor, *, layers: Iterable[int] | None = None, masked: Tensor | None = None
+    ) -> dict[int, Tensor]:
+        """Features of the given layers (all L + 1 by default), averaged over positions.
+
+        tokens : int64 (B, T), palette indices
+        Returns ``{layer: float (B, C)}``. Raises ValueError for a layer outside 0 .. L.
+        Source: section 2.4, "Linear Probing"; the released code has no counterpart.
+        """
+        last = self.shape.n_layer
+        wanted = set(range(last + 1) if layers is None else layers)
+        if outside := sorted(layer for layer in wanted if not 0 <= layer <= last):
+            raise ValueError(f"layers {outside} are outside 0 .. {last}")
+        found: dict[int, Tensor] = {}
+        h = self.embed(tokens, masked)
+        for layer, block in enumerate(self._blocks()):
+            if layer > max(wanted, default=-1):
+                return found
+            normed = block.ln_1(h)
+            if layer in wanted:
+                found[layer] = normed.mean(dim=1)
+            h = block.after_attention(h, normed)
+        if last in wanted:
+            found[last] = self.ln_f(h).mean(dim=1)
+        return found
+
+    def next_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Logits (B, V) of the position after ``tokens``, with the keys and values kept in ``cache``.
+
+        tokens : int64 (B, P), all tokens so far. The first call fills the cache with the whole prefix,
+        each later one adds the newest token only. Autoregressive models only.
+        """
+        length = tokens.shape[1] + 1  # with the start vector
+        if cache.length == 0:
+            h = torch.cat([self.sos.expand(len(tokens), 1, -1), self.wte[tokens]], dim=1)
+        else:
+            h = self.wte[tokens[:, -1:]]
+        h = h + self.wpe[cache.length : length]
+        for number, block in enumerate(self._blocks()):
+            h = block.after_attention(h, block.ln_1(h), cache, number)
+        cache.length = length
+        return self.logits(self.ln_f(h[:, -1]))
+
+
+def generative_loss(logits: Tensor, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy in nats per token.
+
+    logits : float (B, T, V); tokens : int64 (B, T); masked : bool (B, T) for BERT
+    Without ``masked`` the mean over positions and images; with it, the mean over each image's masked
+    positions, then over images, as the released code averages (the paper writes sums, section 2.2).
+    """
+    nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
+    if masked is None:
+        return nats.mean()
+    return ((nats * masked).sum(1) / masked.sum(1)).mean()
+
+
+def draw_mask(tokens: Tensor, *, rate: float, generator: torch.Generator) -> Tensor:
+    """BERT's mask, bool like ``tokens`` (B, T): each position hidden independently with probability ``rate``.
+
+    An image without a hidden position would have no loss; its first position is hidden instead. At the
+    paper's 1024 positions that never happens, at 64 it does about three times in 100,000 images.
+    """
+    masked = torch.rand(tokens.shape, generator=generator) < rate
+    masked[~masked.any(1), 0] = True
+    return masked

@@ -1,0 +1,96 @@
+"""The figures of the book by name: which records each is drawn from, and by what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from igpt.errors import UsageError
+from igpt.experiments.cells import SEEDS
+from igpt.files import write_atomically
+from igpt.project import Project
+from igpt.report.style import Mode, save_svg, theme
+from igpt.results.notebooks import near_misses
+from igpt.results.record import Record
+from igpt.results.store import RecordStore
+from igpt.stage import Stage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TINY = ("tiny-s", "tiny-m", "tiny-l")
+
+
+@dataclass(frozen=True)
+class BookFigure:
+    """One figure: the function of `igpt.report.figures` that draws it, the stages it needs, in the tiny tier."""
+
+    draw: str
+    stages: tuple[Stage, ...]
+    one: bool = False  # drawn from a single record rather than from a list of them
+
+
+def _seeds(notebook: str, model: str, **given: str) -> tuple[Stage, ...]:
+    """A notebook's stages over the tier's seeds."""
+    return tuple(Stage.of(notebook, model=model, seed=seed, **given) for seed in SEEDS["tiny"])
+
+
+def _models(notebook: str) -> tuple[Stage, ...]:
+    """A notebook's stages over sizes and seeds."""
+    return tuple(stage for model in TINY for stage in _seeds(notebook, model))
+
+
+FIGURES = {
+    "palette": BookFigure("palette", (Stage.of("palette", dataset="digits", colours=16),), one=True),
+    "losses": BookFigure("losses", (*_models("pretrain"), *_seeds("pretrain", "tiny-l", objective="bert"))),
+    "samples": BookFigure("samples", (Stage.of("samples", model="tiny-l"),), one=True),
+    "completions": BookFigure("completions", (Stage.of("samples", model="tiny-l"),), one=True),
+    "depth": BookFigure("depth", _models("linear_probe")),
+    "depth-bert": BookFigure("depth", _seeds("linear_probe", "tiny-l", objective="bert")),
+    "published-depth": BookFigure("published_depth", ()),
+    "loss-against-probe": BookFigure("loss_against_probe", _models("loss_against_probe")),
+    "fine-tune-search": BookFigure("search", (Stage.of("fine_tune", model="tiny-l"),), one=True),
+    "bert": BookFigure(
+        "bert",
+        tuple(
+            stage
+            for notebook in ("linear_probe", "fine_tune")
+            for objective in ("autoregressive", "bert")
+            for stage in _seeds(notebook, "tiny-l", objective=objective)
+        ),
+    ),
+    "low-data": BookFigure("low_data", _seeds("low_data", "tiny-l")),
+}
+
+
+def figure_records(name: str, store: RecordStore) -> list[Record] | None:
+    """A figure's records, None when one is missing. Raises UsageError for an unknown figure."""
+    if name not in FIGURES:
+        raise UsageError(f"there is no figure {name!r}{near_misses(name, list(FIGURES))}")
+    found = [store.read(stage) for stage in FIGURES[name].stages]
+    return None if any(record is None for record in found) else [record for record in found if record is not None]
+
+
+def draw_figure(name: str, project: Project, folder: Path) -> dict[Mode, Path] | None:
+    """Draw a figure in light and in dark under ``folder``; None, and nothing drawn, when a record is missing."""
+    records = figure_records(name, RecordStore(project))
+    if records is None:
+        return None
+    import matplotlib.pyplot as plt
+
+    from igpt.report import figures
+
+    spec = FIGURES[name]
+    function: Callable[..., Figure] = getattr(figures, spec.draw)
+    arguments: Sequence[object] = () if not spec.stages else (records[0] if spec.one else records,)
+    paths: dict[Mode, Path] = {}
+    for mode in ("light", "dark"):
+        paths[mode] = folder / f"{name}-{mode}.svg"
+        with theme(mode):
+            figure = function(*arguments)
+            with write_atomically(paths[mode]) as stream:
+                save_svg(figure, stream)
+            plt.close(figure)
+    return paths

@@ -1,0 +1,269 @@
+"""The book's figures, each a function of records: notebooks draw one run with them, the book all seeds.
+
+Lines are means over seeds; bars are 95 % Student intervals over seeds, absent where there is one seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from igpt.experiments.published import curve_points
+from igpt.measure import mean_interval
+from igpt.report.style import BASELINE, MARKERS, MODEL_COLOURS, theme
+from igpt.results.record import Record
+
+
+def palette(record: Record) -> Figure:
+    """The palette's colours, and validation images before and after."""
+    centres = np.array([row["centre"] for row in record.series["centres"]], dtype=np.uint8)
+    examples = record.series["examples"]
+    figure = _figure(7, 3.4)
+    swatch, *rest = figure.subplot_mosaic(
+        [["s"] * len(examples), [f"o{i}" for i in range(len(examples))], [f"q{i}" for i in range(len(examples))]],
+        height_ratios=[0.5, 1, 1],
+    ).values()
+    _show(swatch, centres[None])
+    swatch.set_title(f"{len(centres)} colours, darkest first", loc="left")
+    for axes, example in zip(rest[: len(examples)], examples, strict=True):
+        _show(axes, _square(np.array(example["original"], dtype=np.uint8).reshape(-1, centres.shape[1])))
+    for axes, example in zip(rest[len(examples) :], examples, strict=True):
+        _show(axes, _square(centres[np.array(example["tokens"])]))
+    rest[0].set_title("as they are", loc="left")
+    rest[len(examples)].set_title("in the palette", loc="left")
+    return figure
+
+
+def losses(records: Sequence[Record]) -> Figure:
+    """Training and validation loss along pre-training, a panel an objective."""
+    rows = [
+        {"model": _model(record), "objective": record.parameters["objective"], **point}
+        for record in records
+        for point in record.series["losses"]
+    ]
+    data = pd.DataFrame(rows).melt(["model", "objective", "step"], ["validation", "train"], "loss of", "nats")
+    objectives = list(dict.fromkeys(data["objective"]))
+    figure = _figure(3.6 * len(objectives) + 0.6, 3.3)
+    for axes, objective in zip(_panels(figure, len(objectives)), objectives, strict=True):
+        part = data[data["objective"] == objective]
+        sns.lineplot(
+            part, x="step", y="nats", hue="model", style="loss of", palette=MODEL_COLOURS, errorbar=_interval, ax=axes
+        )
+        axes.set(title=str(objective), xlabel="step", ylabel="loss (nats per token)")
+        axes.legend(fontsize=9)
+    return figure
+
+
+def depth(records: Sequence[Record]) -> Figure:
+    """Probe accuracy by layer, trained and untrained, with raw pixels as a line; one panel a model."""
+    models = list(dict.fromkeys(map(_model, records)))
+    figure = _figure(2.5 * len(models) + 1, 3.3)
+    for axes, model in zip(_panels(figure, len(models), share=True), models, strict=True):
+        mine = [record for record in records if _model(record) == model]
+        data = pd.DataFrame([{"network": k, **row} for r in mine for k in ("trained", "untrained") for row in r.series[k]])
+        data["percent"] = 100 * data["accuracy"]
+        for network, style in (("trained", "-"), ("untrained", "--")):
+            sns.lineplot(
+                data[data["network"] == network],
+                x="layer",
+                y="percent",
+                color=MODEL_COLOURS[model] if network == "trained" else BASELINE,
+                marker=MARKERS[model],
+                linestyle=style,
+                errorbar=_interval,
+                err_style="bars",
+                label=network,
+                ax=axes,
+            )
+        pixels = 100 * float(np.mean([record.values["pixels"].value for record in mine]))
+        axes.axhline(pixels, color=BASELINE, linestyle=":", label="raw pixels")
+        axes.set(title=model, xlabel="layer", ylabel="test accuracy (%)", xticks=sorted(set(data["layer"])))
+        axes.legend(fontsize=9)
+    return figure
+
+
+def published_depth() -> Figure:
+    """The paper's Figure 2, digitised: iGPT-L's probes by layer."""
+    points = [p for p in curve_points() if p.curve == "figure-2"]
+    data = pd.DataFrame([{"layer": p.x, "percent": p.y, "data": p.dataset} for p in points])
+    figure = _figure(5.5, 3.3)
+    axes = figure.subplots()
+    sns.lineplot(data, x="layer", y="percent", style="data", color=BASELINE, ax=axes)
+    axes.set(xlabel="layer", ylabel="test accuracy (%)", title="iGPT-L, digitised from the paper's Figure 2")
+    axes.legend(title=None, fontsize=9)
+    return figure
+
+
+def loss_against_probe(records: Sequence[Record]) -> Figure:
+    """Probe accuracy over generative loss along pre-training, a line a model; the paper's beside it when all are here."""
+    figure = _figure(8 if len(records) > 1 else 5, 3.5)
+    panels = _panels(figure, 2 if len(records) > 1 else 1)
+    for model in dict.fromkeys(map(_model, records)):
+        mine = [record.series["milestones"] for record in records if _model(record) == model]
+        for index in range(len(mine[0])):
+            loss, low, high = mean_interval([float(m[index]["loss"]) for m in mine])  # type: ignore[arg-type]
+            mean, below, above = mean_interval([100 * float(m[index]["accuracy"]) for m in mine])  # type: ignore[arg-type]
+            panels[0].errorbar(
+                loss,
+                mean,
+                xerr=None if math.isinf(low) else [[loss - low], [high - loss]],
+                yerr=None if math.isinf(below) else [[mean - below], [above - mean]],
+                color=MODEL_COLOURS[model],
+                marker=MARKERS[model],
+                label=model if index == 0 else None,
+            )
+        means = np.mean([[(p["loss"], 100 * float(p["accuracy"])) for p in m] for m in mine], axis=0)  # type: ignore[arg-type]
+        panels[0].plot(means[:, 0], means[:, 1], color=MODEL_COLOURS[model])
+    panels[0].set(title="tiny tier, digits", ylabel="probe accuracy on test (%)", xlabel="validation loss (nats per token)")
+    if len(panels) > 1:
+        points = [p for p in curve_points() if p.curve == "figure-3"]
+        data = pd.DataFrame([{"loss": p.x, "percent": p.y, "model": p.model} for p in points])
+        sns.lineplot(
+            data, x="loss", y="percent", hue="model", style="model", palette=MODEL_COLOURS, markers=MARKERS,
+            dashes=False, errorbar=None, ax=panels[1],
+        )  # fmt: skip
+        panels[1].set(title="the paper's Figure 3, digitised", ylabel="", xlabel="validation loss (nats per token)")
+    for axes in panels:
+        axes.invert_xaxis()
+        axes.legend(fontsize=9)
+    return figure
+
+
+def low_data(records: Sequence[Record]) -> Figure:
+    """Accuracy over the number of labels, for features and both baselines; bars over seeds and draws."""
+    data = pd.DataFrame([row for record in records for row in record.series["draws"] if row["strength"] == 1.0])
+    data["percent"] = 100 * data["accuracy"].astype(float)
+    names = {"features": "pre-trained features", "pixels": "raw pixels", "untrained": "untrained network"}
+    figure = _figure(5.5, 3.4)
+    axes = figure.subplots()
+    for key, (style, marker) in {"features": ("-", "D"), "pixels": (":", "s"), "untrained": ("--", "o")}.items():
+        sns.lineplot(
+            data[data["input"] == key],
+            x="labels",
+            y="percent",
+            color=MODEL_COLOURS["tiny-l"] if key == "features" else BASELINE,
+            linestyle=style,
+            marker=marker,
+            errorbar=_interval,
+            err_style="bars",
+            label=names[key],
+            ax=axes,
+        )
+    axes.set(xscale="log", xlabel="labels (logarithmic)", ylabel="test accuracy (%)", xticks=sorted(set(data["labels"])))
+    axes.set_xticks(sorted(set(data["labels"])), labels=[str(n) for n in sorted(set(data["labels"]))])
+    axes.minorticks_off()
+    axes.legend(fontsize=9)
+    return figure
+
+
+def bert(records: Sequence[Record]) -> Figure:
+    """Autoregressive against BERT, with one mask and with five, under probe and fine-tuning; the counterpart of Figure 4."""
+    rows = []
+    for record in records:
+        evaluation = {"linear_probe": "linear probe", "fine_tune": "fine-tuning"}[record.stage.split(",")[0]]
+        objective = str(record.parameters["objective"])
+        keys = {"accuracy": "BERT, one mask", "accuracy_voted": "BERT, five masks"} if objective == "bert" else {}
+        for key, label in (keys or {"accuracy": "autoregressive"}).items():
+            rows.append({"evaluation": evaluation, "objective": label, "percent": 100 * record.values[key].value})
+    figure = _figure(5.5, 3.4)
+    axes = figure.subplots()
+    colours = [MODEL_COLOURS["tiny-l"], MODEL_COLOURS["tiny-l BERT"], "#e3b6ce"]
+    order = ["autoregressive", "BERT, one mask", "BERT, five masks"]
+    sns.barplot(
+        pd.DataFrame(rows), x="evaluation", y="percent", hue="objective", hue_order=order, palette=colours,
+        errorbar=_interval, err_kws={"color": BASELINE}, capsize=0.1, ax=axes,
+    )  # fmt: skip
+    axes.set(ylim=(0, 100), xlabel="", ylabel="test accuracy (%)")
+    axes.legend(fontsize=9, loc="lower right", title=None, frameon=True, facecolor="none")
+    sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def search(record: Record) -> Figure:
+    """Validation accuracy by epoch, a line a learning rate."""
+    data = pd.DataFrame(record.series["search"])
+    data["percent"] = 100 * data["validation"]
+    data["learning rate"] = data["learning_rate"].map("{:.2g}".format)
+    figure = _figure(5, 3.2)
+    axes = figure.subplots()
+    sns.lineplot(data, x="epoch", y="percent", style="learning rate", color=MODEL_COLOURS["tiny-l"], markers=True, ax=axes)
+    axes.set(ylabel="validation accuracy (%)", xticks=sorted(set(data["epoch"])))
+    return figure
+
+
+def samples(record: Record) -> Figure:
+    """Images drawn from nothing, in a row, as they came."""
+    images = [row["tokens"] for row in record.series["samples"]]
+    return _grid(record, [images], [])
+
+
+def completions(record: Record) -> Figure:
+    """One row an image: the kept half, its completions, the original."""
+    rows = record.series["completions"]
+    columns = []
+    for image in dict.fromkeys(row["image"] for row in rows):
+        mine = [row for row in rows if row["image"] == image]
+        kept, original = int(mine[0]["kept"]), mine[0]["original"]  # type: ignore[arg-type]
+        assert isinstance(original, list)
+        given = [*original[:kept], *[-1] * (len(original) - kept)]
+        columns.append([given, *(row["tokens"] for row in mine), original])
+    return _grid(record, columns, ["given", *["completed"] * (len(columns[0]) - 2), "original"])
+
+
+def _grid(record: Record, rows: Sequence[Sequence[object]], titles: Sequence[str]) -> Figure:
+    """Token images in rows and columns; token -1 is a pixel not given, and left open."""
+    colours = np.array([row["centre"] for row in record.series["palette"]], dtype=np.uint8)
+    figure = _figure(0.95 * len(rows[0]), 1.0 * len(rows) + (0.3 if titles else 0))
+    for number, axes in enumerate(figure.subplots(len(rows), len(rows[0]), squeeze=False).flat):
+        tokens = np.array(rows[number // len(rows[0])][number % len(rows[0])])
+        pixels = np.repeat(colours[tokens], 4 - colours.shape[1] if colours.shape[1] == 1 else 1, axis=-1)
+        opaque = np.where(tokens < 0, 0, 255).astype(np.uint8)[:, None]
+        _show(axes, _square(np.concatenate([pixels, opaque], axis=1)))
+        if titles and number < len(rows[0]):
+            axes.set_title(titles[number], fontsize=9)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches, in the light look unless the book has set another."""
+    if plt.rcParams["svg.hashsalt"] != "igpt":
+        with theme():
+            return plt.figure(figsize=(width, height), layout="constrained")
+    return plt.figure(figsize=(width, height), layout="constrained")
+
+
+def _panels(figure: Figure, count: int, *, share: bool = False) -> list[Axes]:
+    """Axes side by side."""
+    return list(figure.subplots(1, count, sharey=share, squeeze=False)[0])
+
+
+def _show(axes: Axes, image: NDArray[np.uint8]) -> None:
+    """Pixels (H, W, channels) without axes."""
+    grey = image.shape[-1] == 1
+    axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def _square(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pixels (positions, channels) in raster order as a square image."""
+    side = math.isqrt(len(pixels))
+    return pixels.reshape(side, side, -1)
+
+
+def _model(record: Record) -> str:
+    """The model's name as figures write it."""
+    return f"{record.parameters['model']}{' BERT' if record.parameters.get('objective') == 'bert' else ''}"
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """seaborn's error bar: the 95 % interval over seeds, nothing for one."""
+    mean, low, high = mean_interval(list(values))
+    return (mean, mean) if math.isinf(low) else (low, high)

@@ -1,0 +1,65 @@
+"""Numbers for prose, by name: a published one, a measured one, or a fact of the code. None is typed by hand."""
+
+from __future__ import annotations
+
+from igpt.data import DATASETS, data_card
+from igpt.errors import UsageError
+from igpt.experiments import experiments
+from igpt.experiments.cells import ACCURACY_MARGIN, SEEDS
+from igpt.experiments.published import published_rows
+from igpt.measure import LEVEL
+from igpt.project import Project
+from igpt.report.tables import Cell, published_cell, tier_cell
+from igpt.results.notebooks import near_misses
+from igpt.results.store import RecordStore
+from igpt.train.recipes import PAPER, TINY, recipe
+
+
+def number(name: str, project: Project) -> Cell:
+    """The cell that a name stands for: ``published ROW``, ``measured ROW TIER`` or ``fact NAME``.
+
+    Raises UsageError for a name that stands for nothing.
+    """
+    kind, *words = name.split()
+    match kind, words:
+        case "published", [row_id]:
+            found = next((row for row in published_rows() if row.row_id == row_id), None)
+            if found is not None:
+                return published_cell(found)
+        case "measured", [row_id, tier]:
+            experiment = next((e for e in experiments() if e.name == row_id), None)
+            if experiment is not None and experiment.run_in(tier):
+                return tier_cell(experiment, tier, RecordStore(project))
+        case "fact", [fact]:
+            facts = _facts()
+            if fact in facts:
+                return Cell(facts[fact])
+            raise UsageError(f"there is no fact {fact!r}{near_misses(fact, list(facts))}")
+    raise UsageError(f"{name!r} names no number: write published ROW, measured ROW TIER, or fact NAME")
+
+
+def _facts() -> dict[str, str]:
+    """Sizes and settings of the code, as text."""
+    parts = ("train", "test", "classes", "height", "validation")
+    facts = {f"{name}.{part}": f"{getattr(card, part):,}" for name, card in DATASETS.items() for part in parts}
+    for model in (*TINY, *PAPER):
+        plan = recipe(model)
+        shape = plan.shape
+        facts |= {
+            f"{model}.blocks": str(shape.n_layer),
+            f"{model}.width": f"{shape.n_embd:,}",
+            f"{model}.heads": str(shape.n_head),
+            f"{model}.positions": f"{shape.n_ctx:,}",
+            f"{model}.parameters": f"{shape.parameters:,}",
+            f"{model}.batch": str(plan.batch),
+            f"{model}.steps": f"{plan.steps:,}",
+            f"{model}.warmup": f"{plan.warmup:,}",
+            f"{model}.rate": f"{plan.learning_rate:g}",
+            f"{model}.colours": str(plan.palette_colours),
+        }
+    return facts | {
+        "digits.images": f"{data_card('digits').train + data_card('digits').test:,}",
+        "seeds": str(len(SEEDS["tiny"])),
+        "level": f"{100 * LEVEL:.0f} %",
+        "margin": f"{100 * ACCURACY_MARGIN:g}",
+    }

@@ -1,0 +1,245 @@
+"""Tables as data: cells of text, each with the receipt that a reader can open. No format is known here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from igpt.claim import Run
+from igpt.errors import UsageError
+from igpt.experiments import TABLES, Experiment, experiments
+from igpt.experiments.costs import run_gpu_hours
+from igpt.experiments.published import Published
+from igpt.measure import LEVEL
+from igpt.project import Project
+from igpt.results.notebooks import near_misses
+from igpt.results.record import Record
+from igpt.results.store import RecordStore
+from igpt.results.verdict import Outcome, Verdict, judge, outcome
+from igpt.stage import needed_datasets
+from igpt.train.cost import CARD
+
+TIER_TITLES = {"tiny": "Tiny tier (digits)", "paper": "Paper's scale"}
+WORDS = {
+    "tiny": {"reproduced": "claim holds", "differs": "claim fails", "undecided": "undecided", "shown": "no claim"},
+    "paper": {"reproduced": "reproduced", "differs": "differs", "undecided": "undecided", "shown": "shown"},
+}
+DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10", "imagenet": "ImageNet", "": "none"}
+EVALUATIONS = {"none": "", "pre-train": "pre-training"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text, and what a reader sees on opening it: (label, text) lines, empty for plain text."""
+
+    text: str
+    receipt: tuple[tuple[str, str], ...] = ()
+    kind: Literal["plain", "published", "measured", "pending"] = "plain"
+    records: tuple[str, ...] = ()  # paths below the records folder
+    word: str = ""  # of the verdict
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table ready to be printed: every row has a cell for every column."""
+
+    name: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def result_table(name: str, project: Project) -> ResultTable:
+    """One of the book's tables. Raises UsageError for an unknown name, naming near misses."""
+    store = RecordStore(project)
+    if name == "scoreboard":
+        return _scoreboard(store)
+    table = next((t for t in TABLES if t.name == name), None)
+    if table is None:
+        raise UsageError(f"there is no table {name!r}{near_misses(name, table_names())}")
+    members = table.experiments()
+    tiers = [tier for tier in TIER_TITLES if any(e.run_in(tier) for e in members)]
+    extra = [column for column in _EXTRA if len({_EXTRA[column](e.published) for e in members}) > 1]
+    columns = ("System", "Data", "Published", *(TIER_TITLES[t] for t in tiers), *extra)
+    rows = []
+    for experiment in members:
+        row = experiment.published
+        cells = [Cell(_system(row)), Cell(_data(row)), published_cell(row)]
+        cells += [tier_cell(experiment, tier, store) for tier in tiers]
+        rows.append((*cells, *(Cell(_EXTRA[column](row)) for column in extra)))
+    return ResultTable(name, table.caption, columns, tuple(rows))
+
+
+def table_names() -> list[str]:
+    """The names `result_table` knows."""
+    return ["scoreboard", *(table.name for table in TABLES)]
+
+
+def published_cell(row: Published) -> Cell:
+    """A published number with its source."""
+    certainty = {"exact": "read in the source", "memory": "from memory, unsure", "digitised": "digitised from a figure"}
+    note = "" if row.certainty == "exact" else f" ({'from memory' if row.certainty == 'memory' else 'digitised'})"
+    receipt = (
+        ("Published", f"{row.value} {row.unit}"),
+        ("Source", f"{row.source}, {row.source_place}"),
+        ("Certainty", certainty[row.certainty]),
+        ("Row", row.row_id),
+    )
+    value = f"{int(row.value):,}" if row.unit == "parameters" else row.value
+    return Cell(value + _unit_mark(row) + note, receipt, "published")
+
+
+def tier_cell(experiment: Experiment, tier: str, store: RecordStore) -> Cell:
+    """What a tier says of a published number: value, interval, seeds and verdict; or pending, with its price."""
+    run = experiment.run_in(tier)
+    if run is None:
+        if tier == "paper" and experiment.published.ours:
+            return Cell("pending", (("Status", "no experiment is declared for it yet"),), "pending", word="pending")
+        return Cell("–")
+    found = outcome(run.quantity, store.read)
+    verdict = judge(run.quantity, run.rule, store.read, published=experiment.published.number)
+    if found is None:
+        return Cell("pending", _price(experiment, run), "pending", word="pending")
+    word = WORDS[tier][verdict.word]
+    text = f"{measured_text(found, experiment.published)}, {word}"
+    paths = tuple(str(store.path(s).relative_to(store.project.records)) for s in run.stages())
+    return Cell(text, _receipt(found, verdict, run), "measured", paths, word)
+
+
+def measured_text(found: Outcome, row: Published) -> str:
+    """Mean, half width of the interval over seeds, and number of seeds, in the published unit and digits."""
+    scale = 100 if row.unit in ("percent", "points") else 1
+    if row.unit == "parameters":
+        return f"{found.mean:,.0f}"
+    digits = _digits(found, row)
+    seeds = f"{len(found.values)} seed{'s' if len(found.values) > 1 else ''}"
+    spread = "" if math.isinf(found.low) else f" ± {scale * (found.high - found.low) / 2:.{digits}f}"
+    return f"{scale * found.mean:.{digits}f}{spread} ({seeds})"
+
+
+def _digits(found: Outcome, row: Published) -> int:
+    """Decimals: as the paper prints them, fewer where the interval is wider than ten of the last one."""
+    printed = len(row.value.partition(".")[2])
+    if row.metric == "loss":
+        printed = 4
+    if math.isinf(found.low) or found.high == found.low:
+        return printed
+    scale = 100 if row.unit in ("percent", "points") else 1
+    supported = -math.floor(math.log10(scale * (found.high - found.low) / 2))
+    return max(0, min(printed, supported + 1))
+
+
+def _scoreboard(store: RecordStore) -> ResultTable:
+    """Every published number of Image GPT, and where each tier stands with it."""
+    columns = ("Number", "Published", *TIER_TITLES.values(), "What", "Experiment")
+    rows = []
+    for experiment in experiments():
+        row = experiment.published
+        if not row.ours or row.metric == "learning rate":
+            continue
+        cells = [Cell(f"{_system(row)}, {_data(row)}"), published_cell(row)]
+        cells += [tier_cell(experiment, tier, store) for tier in TIER_TITLES]
+        rows.append((*cells, Cell(_what(row)), Cell(experiment.name)))
+    return ResultTable("scoreboard", "Every published number of Image GPT, and its status by tier", columns, tuple(rows))
+
+
+def score_counts(project: Project) -> ResultTable:
+    """How many published numbers stand at which verdict, by tier."""
+    board = _scoreboard(RecordStore(project))
+    words = ["reproduced or claim holds", "differs or claim fails", "undecided", "no claim", "pending", "no counterpart"]
+    same = {"claim holds": words[0], "reproduced": words[0], "claim fails": words[1], "differs": words[1], "shown": "no claim"}
+    rows = []
+    for column, (tier, title) in enumerate(TIER_TITLES.items(), start=2):
+        found = [same.get(r[column].word, r[column].word) or "no counterpart" for r in board.rows]
+        rows.append((Cell(title), *(Cell(str(found.count(word))) for word in words)))
+        assert sum(found.count(word) for word in words) == len(board.rows), tier
+    caption = f"Status of the {len(board.rows)} published numbers of Image GPT"
+    return ResultTable("score-counts", caption, ("Tier", *words), tuple(rows))
+
+
+def _receipt(found: Outcome, verdict: Verdict, run: Run) -> tuple[tuple[str, str], ...]:
+    """What is behind a measured cell, line by line."""
+    records = found.records
+    receipts = [record.receipt for record in records]
+    dirty = any(receipt.dirty for receipt in receipts)
+    values = ", ".join(f"{value:.4f}" if abs(value) < 100 else f"{value:,.0f}" for value in found.values)
+    lines = [
+        ("Verdict", f"{WORDS[run.tier][verdict.word]}; {verdict.sentence}"),
+        ("Values", f"{values}; mean with its {LEVEL:.0%} interval over seeds"),
+        ("Commit", _join(r.commit[:12] for r in receipts) + (", with uncommitted changes" if dirty else "")),
+        ("Notebook", _join(r.notebook for r in receipts)),
+        ("Parameters", _parameters(records)),
+        ("Seeds", _join(str(r.parameters["seed"]) for r in records if "seed" in r.parameters) or "none"),
+        ("Hardware", _join(r.hardware for r in receipts)),
+        ("Seconds", f"{sum(r.seconds for r in receipts):.0f} in all"),
+        ("Command", _join(r.command for r in receipts)),
+    ]
+    return tuple(lines)
+
+
+def _price(experiment: Experiment, run: Run) -> tuple[tuple[str, str], ...]:
+    """A pending cell's command and cost."""
+    command = ("Command", f"igpt run {experiment.name} --tier {run.tier}")
+    rule = ("Rule", run.rule.claim)
+    if run.tier == "tiny":
+        return (("Status", "not run yet"), rule, ("Cost", "minutes on two cores, the whole tier together"), command)
+    pretraining, rest = run_gpu_hours(run.stages())
+    cost = f"{CARD}-hours: {_hours(pretraining)} of pre-training, {_hours(rest)} of everything after it"
+    needs = sorted({DATASETS[d] for s in run.stages() for d in needed_datasets(s.notebook, s.parameters)} | {"ImageNet"})
+    status = f"not run: this version reads the digits only, and {' and '.join(needs)} would be needed"
+    return (("Status", status), rule, ("Cost", cost), command)
+
+
+def _hours(hours: float) -> str:
+    """Hours to two significant digits."""
+    if hours < 0.1:
+        return "under 0.1"
+    return f"{float(f'{hours:.2g}'):,.10g}"
+
+
+def _parameters(records: Sequence[Record]) -> str:
+    """The parameters the records share, the seed apart."""
+    shared = {k: v for k, v in records[0].parameters.items() if all(r.parameters.get(k) == v for r in records)}
+    return ", ".join(f"{name} = {value}" for name, value in shared.items() if name != "seed") or "none"
+
+
+def _join(words: object) -> str:
+    """Different words once each, in order."""
+    assert hasattr(words, "__iter__")
+    return ", ".join(dict.fromkeys(words))
+
+
+def _system(row: Published) -> str:
+    """Method, model and resolution, as a reader names them."""
+    name = row.method.replace("iGPT", row.model, 1) if row.model else row.method
+    return f"{name} {row.resolution}" if row.resolution not in ("", "original") else name
+
+
+def _data(row: Published) -> str:
+    """The data set, and the labels where they are few."""
+    return DATASETS.get(row.dataset, row.dataset)
+
+
+def _what(row: Published) -> str:
+    """Evaluation and metric."""
+    evaluation = EVALUATIONS.get(row.evaluation, row.evaluation.replace("-", " "))
+    metric = "" if row.metric == evaluation or row.metric == "accuracy" else row.metric
+    return ", ".join(filter(None, [evaluation, metric]))
+
+
+def _unit_mark(row: Published) -> str:
+    """The unit as cells print it."""
+    marks = {"percent": " %", "points": " points", "parameters": "", "nats per token": " nats", "bits per token": " bits"}
+    return marks.get(row.unit, f" {row.unit}")
+
+
+_EXTRA = {
+    "Evaluation": _what,
+    "Features": lambda row: row.features or "–",
+    "Parameters (M)": lambda row: row.params_m or "–",
+    "Labels in pre-training": lambda row: row.labels_used or "–",
+    "Pre-trained on": lambda row: row.pretrain_data or "–",
+    "Source": lambda row: row.source,
+}

@@ -1,0 +1,151 @@
+"""Signatures: everything a stage's result depends on, as named parts and one digest over them.
+
+Parts are the parameters, the notebook's code, each module of igpt that the notebook reaches, the data's
+digests, the parents' signatures, and the major versions of the libraries that decide numbers. Code counts as
+its syntax tree without docstrings, so a comment or a reformatting changes nothing. Defaults count at their
+values: a changed default is a changed result.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from igpt.data import split_digest
+from igpt.results.notebooks import Notebook, check_stage, read_notebook
+from igpt.stage import Stage, needed_datasets, needed_stages
+
+# Modules that present or carry out decide no result.
+OUTSIDE = ("igpt.cli", "igpt.report", "igpt.run", "igpt.results", "igpt.experiments", "igpt.project", "igpt.stage")
+LIBRARIES = ("torch", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The parts by name, each a short text, and the SHA-256 over their canonical JSON."""
+
+    parts: dict[str, str]
+
+    @cached_property
+    def digest(self) -> str:
+        """The stage's identity."""
+        return hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()
+
+    def difference(self, other: dict[str, str]) -> list[str]:
+        """Names of the parts that differ from ``other``, in order."""
+        return sorted(n for n in self.parts.keys() | other.keys() if self.parts.get(n) != other.get(n))
+
+
+class Signer:
+    """Signs stages; reads each notebook and each module once."""
+
+    def __init__(self, notebooks: Path) -> None:
+        self.folder = notebooks
+        self._notebooks: dict[str, Notebook] = {}
+        self._signatures: dict[Stage, Signature] = {}
+        self._code: dict[str, dict[str, str]] = {}
+
+    def notebook(self, name: str) -> Notebook:
+        """A notebook's defaults and code."""
+        if name not in self._notebooks:
+            self._notebooks[name] = read_notebook(self.folder, name)
+        return self._notebooks[name]
+
+    def canonical(self, stage: Stage) -> Stage:
+        """The stage under its one name. Raises UsageError for what its notebook does not take."""
+        return check_stage(self.notebook(stage.notebook), stage)
+
+    def parameters(self, stage: Stage) -> dict[str, str | int | float | bool]:
+        """All parameters of a stage, its notebook's defaults included."""
+        return {**self.notebook(stage.notebook).defaults, **stage.parameters}
+
+    def parents(self, stage: Stage) -> dict[str, Stage]:
+        """The stages whose outputs this one reads, by notebook."""
+        needed = needed_stages(stage.notebook, self.parameters(stage))
+        return {name: self.canonical(parent) for name, parent in needed.items()}
+
+    def sign(self, stage: Stage) -> Signature:
+        """The signature of a stage as the checkout stands now."""
+        stage = self.canonical(stage)
+        if stage not in self._signatures:
+            parameters = self.parameters(stage)
+            parts = {f"parameter {name}": json.dumps(value) for name, value in parameters.items()}
+            parts |= {f"library {name}": version(name).split(".")[0] for name in LIBRARIES}
+            parts |= {f"data {name}": split_digest(name) for name in needed_datasets(stage.notebook, parameters)}
+            parts |= {f"stage {parent.name}": self.sign(parent).digest for parent in self.parents(stage).values()}
+            self._signatures[stage] = Signature({**parts, **self._reached_code(stage.notebook)})
+        return self._signatures[stage]
+
+    def _reached_code(self, name: str) -> dict[str, str]:
+        """Digests of the notebook's code and of every igpt module it reaches."""
+        if name not in self._code:
+            tree = self.notebook(name).tree
+            code = {"notebook": code_digest(tree)}
+            code |= {f"module {module}": module_digest(module) for module in reached_modules(tree)}
+            self._code[name] = code
+        return self._code[name]
+
+
+def code_digest(tree: ast.Module) -> str:
+    """SHA-256 of a syntax tree without its docstrings."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+                node.body = node.body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def module_digest(module: str) -> str:
+    """SHA-256 of a module's code, found without importing it."""
+    spec = find_spec(module)
+    assert spec is not None and spec.origin is not None
+    return code_digest(ast.parse(Path(spec.origin).read_text()))
+
+
+def reached_modules(tree: ast.Module) -> list[str]:
+    """The igpt modules that code imports, directly or through others, less those that decide no result."""
+    graph = _import_graph()
+    queue = [name for name in _imported(tree, set(graph)) if not name.startswith(OUTSIDE)]
+    reached: set[str] = set()
+    while queue:
+        module = queue.pop()
+        if module not in reached:
+            reached.add(module)
+            queue += [name for name in graph[module] if not name.startswith(OUTSIDE)]
+    return sorted(reached)
+
+
+_GRAPH: dict[str, set[str]] = {}
+
+
+def _import_graph() -> dict[str, set[str]]:
+    """Direct imports between igpt's modules, built once a process."""
+    if not _GRAPH:
+        import grimp
+
+        graph = grimp.build_graph("igpt", cache_dir=None)
+        _GRAPH.update({module: graph.find_modules_directly_imported_by(module) for module in graph.modules})
+    return _GRAPH
+
+
+def _imported(tree: ast.Module, modules: set[str]) -> list[str]:
+    """igpt modules that a syntax tree imports itself, public names of the package resolved to their modules."""
+    from igpt import _PUBLIC
+
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                home = _PUBLIC.get(alias.name, "igpt") if node.module == "igpt" else node.module
+                child = f"{node.module}.{alias.name}"
+                found.add(child if child in modules else home)
+    return sorted(found & modules)

@@ -1,0 +1,124 @@
+"""Carry out a plan on this machine: as many stages at once as there are cores, in the plan's order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from igpt.errors import StageError, UsageError
+from igpt.experiments import declared_stages
+from igpt.project import Project
+from igpt.results.plan import Plan, PlannedStage, make_plan
+from igpt.results.record import Record, write_record
+from igpt.results.signature import Signer
+from igpt.results.store import RecordStore, record_path
+from igpt.run.execute import Kernels, execute
+from igpt.run.folder import finished_record, run_folder
+from igpt.run.progress import Progress
+from igpt.stage import Stage
+
+
+def plan_stages(project: Project, stages: Iterable[Stage]) -> Plan:
+    """The plan of ``stages``, and of what they stand on, against the published records."""
+    store = RecordStore(project)
+    return make_plan(stages, store.signer, store.read)
+
+
+def ensure(project: Project, stages: Iterable[Stage]) -> None:
+    """Have the outputs of ``stages`` at hand, for a notebook that was opened by itself."""
+    plan = plan_stages(project, stages)
+    run_plan(project, plan, wanted=[planned.stage for planned in plan if planned.stage in set(stages)])
+
+
+def run_plan(project: Project, plan: Plan, *, wanted: Iterable[Stage] = ()) -> int:
+    """Run what the plan needs and publish the records of declared stages; how many stages were run.
+
+    ``wanted`` names stages whose outputs must be there although their records are fresh. A stage that
+    fails holds up what stands on it and nothing else. Raises the first UsageError as it came, or one
+    StageError for all failures, once everything else is done; KeyboardInterrupt after killing the kernels.
+    """
+
+    def finished(planned: PlannedStage) -> bool:
+        return finished_record(project, planned.stage, planned.signature) is not None
+
+    todo = plan.to_run(finished, wanted)
+    _check_parameters(project, plan)
+    declared = {planned.stage for planned in plan_stages(project, declared_stages())} if len(plan) else set()
+    for planned in plan:
+        if planned.state != "fresh" and planned.stage in declared and planned not in todo:
+            record = finished_record(project, planned.stage, planned.signature)
+            assert record is not None
+            write_record(record_path(project, planned.stage), record)
+    if not todo:
+        return 0
+    failures = _walk(project, todo, declared)
+    if failures:
+        raise next((f for f in failures if isinstance(f, UsageError)), StageError("; ".join(map(str, failures))))
+    return len(todo)
+
+
+def _walk(project: Project, todo: list[PlannedStage], declared: set[Stage]) -> list[Exception]:
+    """Run stages as their parents end; the failures."""
+    kernels = Kernels()
+    waiting = {planned.stage: planned for planned in todo}
+    running: dict[Future[Record], PlannedStage] = {}
+    failures: list[Exception] = []
+    workers = min(os.cpu_count() or 1, len(todo))
+    progress = Progress(todo, lambda planned: run_folder(project, planned.stage, planned.signature), workers=workers)
+    with progress, ThreadPoolExecutor(workers) as pool:
+        try:
+            while waiting or running:
+                busy = waiting.keys() | {planned.stage for planned in running.values()}
+                ready = [p for p in waiting.values() if not busy & set(p.parents)]
+                for planned in sorted(ready, key=progress.priority, reverse=True)[: workers - len(running)]:
+                    progress.start(waiting.pop(planned.stage))
+                    running[pool.submit(execute, planned, project, kernels)] = planned
+                if not running:
+                    break  # what still waits stands on something that failed
+                done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+                progress.refresh()
+                for future in done:
+                    planned = running.pop(future)
+                    error = future.exception()
+                    if error is None:
+                        if planned.stage in declared:
+                            write_record(record_path(project, planned.stage), future.result())
+                        progress.end(planned, "done")
+                    elif isinstance(error, StageError | UsageError):
+                        failures.append(error)
+                        progress.end(planned, "failed")
+                        for stage in _descendants(planned.stage, waiting):
+                            progress.end(waiting.pop(stage), "not run: it stands on a stage that failed")
+                    else:
+                        kernels.stop()
+                        raise error
+        except KeyboardInterrupt:
+            kernels.stop()
+            raise
+    return failures
+
+
+def _descendants(stage: Stage, waiting: dict[Stage, PlannedStage]) -> list[Stage]:
+    """Waiting stages that stand on ``stage``, directly or through others."""
+    found = {stage}
+    for planned in waiting.values():  # parents come first in a plan
+        if found & set(planned.parents):
+            found.add(planned.stage)
+    return [s for s in waiting if s in found]
+
+
+def _check_parameters(project: Project, plan: Plan) -> None:
+    """Refuse, before anything starts, a stage whose data set cannot be read."""
+    from igpt.data import data_card
+    from igpt.stage import needed_datasets
+
+    signer = Signer(project.notebooks)
+    for planned in plan:
+        if planned.state != "fresh":
+            for name in needed_datasets(planned.stage.notebook, signer.parameters(planned.stage)):
+                if not data_card(name).readable:
+                    raise UsageError(
+                        f"{planned.stage.name} needs {data_card(name).title}, which this version of igpt cannot read"
+                        " yet; the cells of the tiny tier can be run: `igpt run --tier tiny`"
+                    )

@@ -1,0 +1,45 @@
+"""The numbers that decide an Image GPT's shape; apart from the model so that they can be had without torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Objective = Literal["autoregressive", "bert"]
+
+# Section 3.3 and the released flags; the number of heads of XL is unpublished (16 is our choice).
+SIZES: dict[str, tuple[int, int, int]] = {
+    "igpt-s": (24, 512, 8),
+    "igpt-m": (36, 1024, 8),
+    "igpt-l": (48, 1536, 16),
+    "igpt-xl": (60, 3072, 16),
+}
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Everything that decides the weights' shapes: blocks, width, heads, colours, positions, objective."""
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+    n_vocab: int
+    n_ctx: int
+    objective: Objective = "autoregressive"
+
+    def __post_init__(self) -> None:
+        """Refuse a width that the heads do not divide."""
+        if self.n_embd % self.n_head:
+            raise ValueError(f"{self.n_head} heads do not divide a width of {self.n_embd}")
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights: L (12 C^2 + 2 C) + C + 2 V C + T C, and C more for the start vector."""
+        width = self.n_embd
+        blocks = self.n_layer * (12 * width**2 + 2 * width) + width
+        start = width if self.objective == "autoregressive" else 0
+        return blocks + 2 * self.n_vocab * width + self.n_ctx * width + start
+
+    def as_dict(self) -> dict[str, int | str]:
+        """The fields by name, as ``config.json`` keeps them."""
+        return asdict(self)

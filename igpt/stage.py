@@ -1,0 +1,81 @@
+"""A stage: one notebook with one set of parameters; and which stages, data and seeds it stands on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Literal = str | int | float | bool
+
+
+@dataclass(frozen=True, order=True)
+class Stage:
+    """A notebook and the parameters given to it; those left out have the notebook's defaults."""
+
+    notebook: str
+    given: tuple[tuple[str, Literal], ...] = ()
+
+    @classmethod
+    def of(cls, notebook: str, **parameters: Literal) -> Stage:
+        """A stage from keyword arguments."""
+        return cls(notebook, tuple(sorted(parameters.items())))
+
+    @property
+    def parameters(self) -> dict[str, Literal]:
+        """The given parameters by name."""
+        return dict(self.given)
+
+    @property
+    def name(self) -> str:
+        """The stage's name, in files and on the command line: ``linear_probe,model=tiny-l,seed=1``."""
+        return ",".join([self.notebook, *(f"{name}={value}" for name, value in self.given)])
+
+    def canonical(self, defaults: dict[str, Literal]) -> Stage:
+        """The same stage under its one name: model and seed always said, other defaults left out.
+
+        So a parameter that is added later renames nothing.
+        """
+        full = {**{k: v for k, v in defaults.items() if k in ("model", "seed")}, **self.parameters}
+        return Stage.of(
+            self.notebook,
+            **{k: v for k, v in full.items() if k in ("model", "seed") or k not in defaults or v != defaults[k]},
+        )
+
+
+def needed_stages(notebook: str, parameters: dict[str, Literal]) -> dict[str, Stage]:
+    """The stages whose outputs a notebook reads, by notebook, given all of its parameters.
+
+    The one place that says what is built on what; a notebook asks for its parents by these names.
+    """
+    if notebook in ("palette", "parameters"):
+        return {}
+    from igpt.train.recipes import recipe
+
+    model, objective = str(parameters["model"]), str(parameters.get("objective", "autoregressive"))
+    if notebook == "pretrain":
+        plan = recipe(model, objective)  # type: ignore[arg-type]  # refused there when it is no objective
+        return {"palette": Stage.of("palette", dataset=plan.dataset, colours=plan.palette_colours)}
+    trained = {"model": model, "objective": objective, "seed": parameters["seed"]}
+    pretrain = {"pretrain": Stage.of("pretrain", **trained)}
+    if notebook in ("concatenated_features", "low_data"):
+        probe = Stage.of("linear_probe", dataset=parameters["dataset"], **trained)
+        return {**pretrain, "linear_probe": probe}
+    return pretrain
+
+
+def needed_datasets(notebook: str, parameters: dict[str, Literal]) -> list[str]:
+    """The data sets whose content a notebook's result depends on."""
+    if notebook == "parameters":
+        return []
+    if "dataset" in parameters:
+        return [str(parameters["dataset"])]
+    from igpt.train.recipes import recipe
+
+    return [recipe(str(parameters["model"])).dataset]
+
+
+def tier_of(stage: Stage) -> str:
+    """How much of the paper a stage is: by its model's name, or by its data set where it has no model."""
+    given = stage.parameters
+    if str(given.get("model", "")).startswith("tiny") or ("model" not in given and stage.notebook != "parameters"):
+        return "tiny" if given.get("dataset", "digits") == "digits" else "paper"
+    return "paper"

@@ -1,0 +1,67 @@
+"""Weights on disk: a folder of ``model.safetensors``, ``config.json`` and ``palette.npy``; never pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from igpt.errors import UsageError
+from igpt.files import write_atomically, write_text
+from igpt.model import ImageGPT
+from igpt.palette import Palette
+from igpt.shape import ModelShape
+
+
+def save_weights(folder: Path, model: ImageGPT, palette: Palette) -> None:
+    """Write a model and the palette of its tokens into ``folder``; ``config.json`` comes last."""
+    palette.save(folder / "palette.npy")
+    save_tensors(folder / "model.safetensors", model.state_dict())
+    config = {**model.shape.as_dict(), "palette_sha256": palette.digest}
+    write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
+
+
+def load_weights(folder: Path) -> tuple[ImageGPT, Palette]:
+    """The model, in evaluation mode on the CPU, and its palette.
+
+    Raises UsageError when the folder is not one of weights, or its three files do not belong together.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        digest = config.pop("palette_sha256")
+        model = ImageGPT(ModelShape(**config))
+    except FileNotFoundError:
+        raise UsageError(f"{folder} holds no weights: config.json is missing") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"{folder / 'config.json'} does not describe an Image GPT ({error}): copy it again") from None
+    palette = Palette.load(folder / "palette.npy")
+    if palette.digest != digest or len(palette) != model.shape.n_vocab:
+        raise UsageError(f"{folder / 'palette.npy'} is not the palette of these weights: copy both from one place")
+    tensors, _ = load_tensors(folder / "model.safetensors")
+    expected = model.state_dict()
+    if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in expected.items()}:
+        raise UsageError(f"{folder / 'model.safetensors'} holds other tensors than config.json says: copy both again")
+    model.load_state_dict(tensors)
+    return model.eval(), palette
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write named tensors as safetensors, whole or not at all."""
+    content = save({name: t.contiguous() for name, t in tensors.items()}, metadata)
+    with write_atomically(path) as stream:
+        stream.write(content)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Named tensors and the file's metadata. Raises UsageError when the file is missing or damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+        return load_file(path), metadata
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing: make it again") from None
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} is damaged ({error}): make or copy it again") from None
