@@ -81,7 +81,7 @@ class Block(nn.Module):
 
     def mlp(self, x: Tensor) -> Tensor:
         x = self.c_fc(x)  # (B, T, 4C)
-        return self.c_proj(F.silu(1.702 * x) / 1.702)  # type: ignore[no-any-return]
+        return self.c_proj(x * torch.sigmoid(1.702 * x))  # type: ignore[no-any-return]
 
     def after_attention(self, h: Tensor, normed: Tensor, cache: Cache | None = None, block: int = 0) -> Tensor:
         """The block's output, given its input ``h`` and ``normed = ln_1(h)`` (B, T, C)."""
@@ -166,9 +166,7 @@ class ImageGPT(nn.Module):
         """Mean nats per token: over all positions, or per image over the masked ones (BERT)."""
         return generative_loss(self(tokens, masked), tokens, masked)
 
-    def features(
-        self, tokens: Tensor, *, layers: Iterable[int] | None = None, masked: Tensor | None = None
-    ) -> dict[int, Tensor]:
+    def features(self, tokens: Tensor, *, layers: Iterable[int] | None = None, masked: Tensor | None = None) -> dict[int, Tensor]:
         """Features of the given layers (all L + 1 by default), averaged over positions.
 
         tokens : int64 (B, T), palette indices
