@@ -44,7 +44,7 @@ class Kernels:
 
             async def _async_start_kernel(self, **kw: object) -> None:
                 with log.open("wb") as stream:
-                    await super()._async_start_kernel(**{**kw, "stderr": stream})  # type: ignore[arg-type]
+                    await super()._async_start_kernel(**{**kw, "stderr": stream})
                 with kernels._lock:
                     kernels._managers.append(self)
                 if kernels.stopped:

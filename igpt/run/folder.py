@@ -1,8 +1,4 @@
-"""A stage's folder while its notebook runs: its parents' outputs, its progress, its record.
-
-A notebook opened by hand and one run by `igpt run` do the same: they find their folder from what they
-are, so the one continues or replaces what the other did.
-"""
+"""A stage's folder under ``runs/``: where it lies, whether it is finished, how far it is, who holds it."""
 
 from __future__ import annotations
 
@@ -10,21 +6,17 @@ import json
 import os
 import platform
 import shutil
-import subprocess
-import time
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from igpt.errors import UsageError
 from igpt.files import write_text
-from igpt.measure import Measured
 from igpt.project import Project
-from igpt.results.record import SCHEMA, Receipt, Record, Value, read_record, write_record
-from igpt.results.signature import Signature, Signer
-from igpt.stage import Literal, Stage
+from igpt.results.record import Record, read_record
+from igpt.results.signature import Signature
+from igpt.stage import Stage
 
 _HELD: dict[Path, FileLock] = {}  # locks of this process, so that a notebook can be run again in one kernel
 
@@ -40,96 +32,13 @@ def finished_record(project: Project, stage: Stage, signature: Signature) -> Rec
     return record if record is not None and record.signature == signature.digest else None
 
 
-class OpenStage:
-    """One stage at work. Made by `open_stage`."""
-
-    def __init__(self, project: Project, stage: Stage, signer: Signer) -> None:
-        self.project = project
-        self.stage = signer.canonical(stage)
-        self.signature = signer.sign(stage)
-        self.folder = run_folder(project, self.stage, self.signature)
-        self._parameters = signer.parameters(self.stage)
-        self._signer = signer
-        self._parents = signer.parents(self.stage)
-        self._commit, self._dirty = _commit(project.root)
-        _lock(self.folder)
-        if (self.folder / "record.json").exists():
-            _empty(self.folder)  # run again by hand: from the start, as its receipt will say
-        self._before = _read_progress(self.folder).get("seconds", 0.0)
-        self._start = self._reported = time.monotonic()
-
-    def parent(self, notebook: str) -> Path:
-        """The folder of a finished parent; it is run first when it has not been."""
-        from igpt.run.local import ensure
-
-        stage = self._parents[notebook]
-        ensure(self.project, [stage])
-        return run_folder(self.project, stage, self._signer.sign(stage))
-
-    def parent_record(self, notebook: str) -> Record:
-        """The record of a finished parent."""
-        record = read_record(self.parent(notebook) / "record.json")
-        assert record is not None
-        return record
-
-    def report(self, done: int, total: int) -> None:
-        """Say how far the work is, in steps; kept on disk at most twice a second."""
-        now = time.monotonic()
-        if now - self._reported > 0.5 or done == total:
-            self._reported = now
-            write_text(self.folder / "progress.json", json.dumps({"done": done, "total": total, "seconds": self._seconds()}))
-
-    def write_record(
-        self,
-        values: dict[str, Measured],
-        series: dict[str, list[dict[str, float | int | str | bool | list[int]]]] | None = None,
-    ) -> Record:
-        """Write the stage's record: the last thing a notebook does, and what makes it finished."""
-        receipt = Receipt(
-            commit=self._commit,
-            dirty=self._dirty,
-            command=f"igpt run {self.stage.name}",
-            notebook=f"notebooks/{self.stage.notebook}.ipynb",
-            hardware=_hardware(),
-            seconds=round(self._seconds(), 2),
-            finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={name: version(name) for name in ("igpt", "torch", "numpy", "scikit-learn")}
-            | {"python": platform.python_version()},
-        )
-        record = Record(
-            schema_version=SCHEMA,
-            stage=self.stage.name,
-            parameters=self._parameters,
-            signature=self.signature.digest,
-            parts=self.signature.parts,
-            values={name: Value(**found) for name, found in values.items()},
-            series=series or {},
-            receipt=receipt,
-        )
-        write_record(self.folder / "record.json", record)
-        return record
-
-    def _seconds(self) -> float:
-        """Seconds of work, those of interrupted sessions included."""
-        return float(self._before) + time.monotonic() - self._start
-
-
-def open_stage(notebook: str, **parameters: Literal) -> OpenStage:
-    """Open the stage that a notebook with these parameters is; its parents are at hand, its folder is locked.
-
-    Raises UsageError for a parameter the notebook does not declare, or when another process runs the stage.
-    """
-    project = Project.here()
-    return OpenStage(project, Stage.of(notebook, **parameters), Signer(project.notebooks))
-
-
 def read_fraction(folder: Path) -> float | None:
     """How much of a running stage is done, 0 to 1; None before its first report."""
-    progress = _read_progress(folder)
+    progress = read_progress(folder)
     return progress["done"] / max(progress["total"], 1) if progress else None
 
 
-def _read_progress(folder: Path) -> dict[str, float]:
+def read_progress(folder: Path) -> dict[str, float]:
     """The last report, empty when there is none."""
     try:
         found = json.loads((folder / "progress.json").read_text())
@@ -138,7 +47,7 @@ def _read_progress(folder: Path) -> dict[str, float]:
     return found if isinstance(found, dict) else {}
 
 
-def _lock(folder: Path) -> None:
+def hold(folder: Path) -> None:
     """Hold the folder's lock until this process ends."""
     folder.mkdir(parents=True, exist_ok=True)
     if folder in _HELD:
@@ -155,7 +64,7 @@ def _lock(folder: Path) -> None:
     write_text(owner, f"process {os.getpid()} on {platform.node()} since {started}")
 
 
-def _empty(folder: Path) -> None:
+def empty(folder: Path) -> None:
     """Remove a finished run, the record first, so that it never stands without what it speaks of."""
     (folder / "record.json").unlink()
     for path in folder.iterdir():
@@ -163,33 +72,3 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path)
         elif not path.name.startswith("."):
             path.unlink()
-
-
-def _commit(root: Path) -> tuple[str, bool]:
-    """The checkout's commit, and whether anything but records differs from it; unknown outside git."""
-    try:
-        commit = _git(root, "rev-parse", "HEAD")
-        changes = _git(root, "status", "--porcelain", "--", ".", ":!book/records")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown", True
-    return commit, bool(changes)
-
-
-def _git(root: Path, *arguments: str) -> str:
-    """What a git command prints."""
-    return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _hardware() -> str:
-    """The processor by its own name, the threads used, and the GPU if there is one."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    except OSError:
-        pass  # not Linux: the platform's word has to do
-    return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} cores"

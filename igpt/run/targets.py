@@ -43,7 +43,9 @@ def _stages_of(target: str, tier: str | None, project: Project) -> list[Stage]:
     head, *words = target.split(",")
     if head in notebooks:
         return [Stage.of(head, **parameters_of(project, head, words))]
-    raise UsageError(f"there is no experiment, table or notebook {target!r}{near_misses(target, [*tables, *by_name, *notebooks])}")
+    raise UsageError(
+        f"there is no experiment, table or notebook {target!r}{near_misses(target, [*tables, *by_name, *notebooks])}"
+    )
 
 
 def parameters_of(project: Project, notebook: str, words: list[str]) -> dict[str, Literal]:
