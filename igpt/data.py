@@ -171,9 +171,7 @@ def _digits(card: DataCard) -> Split:
     labels = bunch.target.astype(np.int64)
     found = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     if found != card.sha256:
-        raise UsageError(
-            f"the digits of this scikit-learn have SHA-256 {found}, not {card.sha256}: install the pinned version"
-        )
+        raise UsageError(f"the digits of this scikit-learn have SHA-256 {found}, not {card.sha256}: install the pinned version")
     return Split(images, labels)
 
 

@@ -99,7 +99,8 @@ class Palette:
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(self):
             raise UsageError(f"tokens reach from {tokens.min()} to {tokens.max()}; this palette has {len(self)} colours")
         colours = np.rint(127.5 * (self.centres.astype(np.float64) + 1)).clip(0, 255).astype(np.uint8)
-        return colours[tokens]
+        images: NDArray[np.uint8] = colours[tokens]
+        return images
 
     def rms_error(self, images: NDArray[np.uint8]) -> float:
         """Root mean squared difference, in levels of 0 to 255, of uint8 (N, H, W, channels) to their palette colours."""

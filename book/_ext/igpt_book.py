@@ -15,6 +15,7 @@ import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -123,7 +124,7 @@ class FigureDirective(SphinxDirective):
 
     required_arguments = 1
     has_content = True
-    option_spec = {"alt": directives.unchanged_required}
+    option_spec: ClassVar = {"alt": directives.unchanged_required}
 
     def run(self) -> list[nodes.Node]:
         """The figure; a sentence in its place while a record is missing."""
@@ -198,7 +199,9 @@ def mend_page(app: Sphinx, pagename: str, templatename: str, context: dict, doct
     """What theme and extensions leave broken: a script that throws on every page, and roles that axe refuses."""
     if "script_files" in context:
         context["script_files"] = [
-            script for script in context["script_files"] if "thebe" not in f"{getattr(script, 'filename', script)}{getattr(script, 'attributes', '')}"
+            script
+            for script in context["script_files"]
+            if "thebe" not in f"{getattr(script, 'filename', script)}{getattr(script, 'attributes', '')}"
         ]
     if "body" in context:
         body = context["body"].replace('role="doc-biblioentry"', 'role="listitem"').replace('role="doc-backlink"', "")
@@ -228,7 +231,12 @@ def copy_files(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Tell Sphinx."""
-    app.add_node(receipt, html=(visit_receipt, depart_nothing), latex=(depart_nothing, depart_nothing), text=(depart_nothing, depart_nothing))
+    app.add_node(
+        receipt,
+        html=(visit_receipt, depart_nothing),
+        latex=(depart_nothing, depart_nothing),
+        text=(depart_nothing, depart_nothing),
+    )
     app.add_directive("igpt-table", TableDirective)
     app.add_directive("igpt-figure", FigureDirective)
     app.add_directive("igpt-api", ApiDirective)

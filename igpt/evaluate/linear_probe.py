@@ -135,4 +135,5 @@ def vote(predictions: Labels, *, seed: int) -> Labels:
     generator = np.random.default_rng(seed)
     classes = np.unique(predictions)
     counts = np.stack([(predictions == label).sum(0) for label in classes], axis=1)  # (images, classes)
-    return classes[(counts + generator.random(counts.shape)).argmax(1)]
+    winners: Labels = classes[(counts + generator.random(counts.shape)).argmax(1)]
+    return winners

@@ -43,9 +43,7 @@ def draw_values(rows: list[dict[str, float | int | str]]) -> dict[str, Measured]
     values: dict[str, Measured] = {}
     kinds = dict.fromkeys((str(row["input"]), int(row["labels"])) for row in rows)
     for kind, labels in kinds:
-        found = [
-            float(r["accuracy"]) for r in rows if (r["input"], r["labels"], r["strength"]) == (kind, labels, STRENGTH)
-        ]
+        found = [float(r["accuracy"]) for r in rows if (r["input"], r["labels"], r["strength"]) == (kind, labels, STRENGTH)]
         name = "accuracy" if kind == "features" else kind
         values[f"{name}_{labels}"] = number(float(np.mean(found)), "fraction")
         deviation = "deviation" if kind == "features" else f"{kind}_deviation"

@@ -7,6 +7,7 @@ say of every number where it stands; some are from memory, and are printed as su
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -60,22 +61,25 @@ class CurvePoint:
 @cache
 def published_rows() -> tuple[Published, ...]:
     """All published numbers, in the file's order."""
-    with files("igpt.experiments").joinpath("published.csv").open(newline="") as stream:
-        return tuple(Published(**row) for row in csv.DictReader(stream))
+    return tuple(Published(**row) for row in _rows("published.csv"))
 
 
 @cache
 def curve_points() -> tuple[CurvePoint, ...]:
     """The digitised points of figures 2 and 3."""
-    with files("igpt.experiments").joinpath("curves.csv").open(newline="") as stream:
-        return tuple(
-            CurvePoint(
-                row["curve"],
-                row["model"],
-                row["dataset"],
-                float(row["x"]),
-                float(row["y"]) if row["y"] else None,
-                float(row["y_uncertainty"] or 0),
-            )
-            for row in csv.DictReader(stream)
+    return tuple(
+        CurvePoint(
+            row["curve"],
+            row["model"],
+            row["dataset"],
+            float(row["x"]),
+            float(row["y"]) if row["y"] else None,
+            float(row["y_uncertainty"] or 0),
         )
+        for row in _rows("curves.csv")
+    )
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    """The rows of a CSV file beside this module, by column."""
+    return list(csv.DictReader(io.StringIO(files("igpt.experiments").joinpath(name).read_text("utf-8"))))

@@ -38,8 +38,9 @@ TABLES = (
     Table(
         "fine-tunes",
         "Fine-tuning, from the post and the paper's section 4.5",
-        lambda row: row.table in ("fine-tune-paper", "fine-tune-imagenet")
-        or (row.table == "transfer" and row.evaluation == "fine-tune"),
+        lambda row: (
+            row.table in ("fine-tune-paper", "fine-tune-imagenet") or (row.table == "transfer" and row.evaluation == "fine-tune")
+        ),
     ),
     Table("imagenet-probes", "Linear probes on ImageNet, with features and parameters, from the post", _of("imagenet-probe")),
     Table("imagenet-probes-paper", "The same table as the paper prints it", _of("imagenet-probe-paper")),

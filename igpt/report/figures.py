@@ -54,9 +54,7 @@ def losses(records: Sequence[Record]) -> Figure:
     figure = _figure(3.6 * len(objectives) + 0.6, 3.3)
     for axes, objective in zip(_panels(figure, len(objectives)), objectives, strict=True):
         part = data[data["objective"] == objective]
-        sns.lineplot(
-            part, x="step", y="nats", hue="model", style="loss of", palette=MODEL_COLOURS, errorbar=_interval, ax=axes
-        )
+        sns.lineplot(part, x="step", y="nats", hue="model", style="loss of", palette=MODEL_COLOURS, errorbar=_interval, ax=axes)
         axes.set(title=str(objective), xlabel="step", ylabel="loss (nats per token)")
         axes.legend(fontsize=9)
     return figure

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import IO, TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Mode = Literal["light", "dark"]
 
@@ -54,13 +57,10 @@ def theme(mode: Mode = "light") -> Iterator[None]:
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica"],
     }
-    with plt.rc_context(), sns.axes_style("whitegrid"), plt.rc_context(rc):
+    with plt.rc_context(), sns.axes_style("whitegrid"), plt.rc_context(rc):  # type: ignore[arg-type]  # the keys are matplotlib's own
         yield
 
 
-def save_svg(figure: object, path: object) -> None:
+def save_svg(figure: Figure, stream: IO[bytes]) -> None:
     """Write a figure as SVG that is the same bytes at every run."""
-    from matplotlib.figure import Figure
-
-    assert isinstance(figure, Figure)
-    figure.savefig(path, format="svg", metadata={"Date": None}, transparent=True, bbox_inches="tight")
+    figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=True, bbox_inches="tight")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -205,9 +205,8 @@ def _parameters(records: Sequence[Record]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in shared.items() if name != "seed") or "none"
 
 
-def _join(words: object) -> str:
+def _join(words: Iterable[str]) -> str:
     """Different words once each, in order."""
-    assert hasattr(words, "__iter__")
     return ", ".join(dict.fromkeys(words))
 
 
@@ -235,7 +234,7 @@ def _unit_mark(row: Published) -> str:
     return marks.get(row.unit, f" {row.unit}")
 
 
-_EXTRA = {
+_EXTRA: dict[str, Callable[[Published], str]] = {
     "Evaluation": _what,
     "Features": lambda row: row.features or "–",
     "Parameters (M)": lambda row: row.params_m or "–",

@@ -38,9 +38,7 @@ def read_notebook(folder: Path, name: str) -> Notebook:
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not a notebook ({error}): restore it") from None
     if len(tagged) != 1:
-        raise UsageError(
-            f"{path} has {len(tagged)} cells tagged 'parameters' and needs exactly one: tag the cell that sets them"
-        )
+        raise UsageError(f"{path} has {len(tagged)} cells tagged 'parameters' and needs exactly one: tag the cell that sets them")
     try:
         return Notebook(name, _literals(ast.parse(tagged[0])), ast.parse("\n".join(sources)))
     except (SyntaxError, ValueError) as error:
@@ -51,17 +49,13 @@ def check_stage(notebook: Notebook, stage: Stage) -> Stage:
     """The stage under its one name. Raises UsageError for an unknown parameter or another type."""
     for name, value in stage.given:
         if name not in notebook.defaults:
-            raise UsageError(
-                f"notebook {notebook.name} has no parameter {name!r}{near_misses(name, list(notebook.defaults))}"
-            )
+            raise UsageError(f"notebook {notebook.name} has no parameter {name!r}{near_misses(name, list(notebook.defaults))}")
         default = notebook.defaults[name]
         if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
             raise UsageError(
                 f"parameter {name} of notebook {notebook.name} is {_article(default)} such as {default!r}, not {value!r}"
             )
     return stage.canonical(notebook.defaults)
-
-
 
 
 def near_misses(word: str, known: list[str]) -> str:

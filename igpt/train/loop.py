@@ -64,7 +64,7 @@ def pretrain(
             group["lr"] = recipe.learning_rate * schedule(step, steps=recipe.steps, warmup=recipe.warmup)
         optimizer.zero_grad()
         loss = model.loss(*_batch(recipe, tokens, seed=seed, step=step))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         running += loss.item()
         if step + 1 in recipe.milestone_steps:

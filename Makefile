@@ -1,0 +1,56 @@
+# igpt from a bare checkout: `make book` builds the book, `make test` runs the tests. `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+HTML := book/_build/html
+
+.PHONY: help install book test lint serve plan clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 16
+
+install: $(READY)  ## the environment, in .venv, for book and tests
+
+# torch first and by its plain version, so that no step after it chooses another build.
+$(READY): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "igpt needs Python 3.11 or newer, $(PYTHON) is older: run make PYTHON=python3.11" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "$(PYTHON) cannot make environments: install the package python3-venv" >&2; exit 2; }
+	@echo "installing the pinned packages into $(VENV) (about 2 GB, a few minutes)"
+	@$(PIP) install -c constraints.txt torch setuptools
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[all]'
+	@touch $@
+
+book: $(READY)  ## run the tiny tier and build the book
+	@$(BIN)/igpt run --tier tiny
+	@$(BIN)/igpt run parameters
+	@rm -rf book/_build
+	@$(BIN)/jupyter-book build book -W --keep-going --quiet
+	@echo "the book is built: open $(HTML)/index.html, or run make serve"
+
+test: $(READY)  ## run all tests
+	@$(BIN)/python -m pytest tests
+
+lint: $(READY)  ## ruff, mypy, import contracts, spelling, clean notebooks
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/codespell
+	@$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
+
+serve: $(READY)  ## show the built book on localhost, port 8000
+	@test -d $(HTML) || { echo "there is no book yet: run make book" >&2; exit 2; }
+	@echo "the book is at http://127.0.0.1:8000"
+	@$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory $(HTML) 2>/dev/null
+
+plan: $(READY)  ## list every cell: fresh, stale or missing, and why
+	@$(BIN)/igpt plan --why
+
+clean:  ## remove the environment, the runs and the built book; published records stay
+	rm -rf $(VENV) runs book/_build book/figures *.egg-info
