@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -66,13 +68,14 @@ def run(
         typer.Option("-p", metavar="NAME=VALUE", help="Give the stages another parameter; such records stay in runs/."),
     ] = None,
 ) -> None:
-    """Run what is missing or stale of the targets, and what it stands on, on this machine.
+    """Run what is missing or stale, on this machine.
 
-    A second run does nothing; an interrupted one continues. Records go to book/records, artifacts to runs/.
+    With the targets runs what they stand on. A second run does nothing; an interrupted one continues. Records go to book/records, artifacts to runs/.
     """
     from igpt.run.command import run_targets
 
-    typer.echo(run_targets(targets or [], tier, parameters or []))
+    with _stoppable():
+        typer.echo(run_targets(targets or [], tier, parameters or []))
 
 
 @app.command()
@@ -99,7 +102,8 @@ def samples(
     """Draw images from a pre-trained model into one PNG."""
     from igpt.run.command import write_samples
 
-    typer.echo(write_samples(model, n=n, seed=seed, temperature=temperature, out=out))
+    with _stoppable():
+        typer.echo(write_samples(model, n=n, seed=seed, temperature=temperature, out=out))
 
 
 def main() -> None:
@@ -110,12 +114,19 @@ def main() -> None:
         sys.exit(_say(error, 2))
     except StageError as error:
         sys.exit(_say(error, 1))
-    except KeyboardInterrupt:
-        sys.exit(_say("stopped; the same command continues", 130))
     except OSError as error:
         if error.errno is None or error.filename is None:
             raise
         sys.exit(_say(f"{error.filename}: {error.strerror}; earlier results are as they were", 1))
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Answer Ctrl-C in a sentence; Typer would end without one."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(_say("stopped; the same command continues", 130)) from None
 
 
 def _say(message: object, code: int) -> int:

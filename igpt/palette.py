@@ -61,7 +61,9 @@ class Palette:
             return cls(np.load(path, allow_pickle=False))
         except FileNotFoundError:
             raise UsageError(f"there is no palette at {path}") from None
-        except (ValueError, EOFError) as error:
+        except (OSError, UsageError):
+            raise
+        except Exception as error:  # numpy's reader of headers raises whatever Python's parser does
             raise UsageError(f"{path} is not a palette ({error}): fit or fetch it again") from None
 
     def save(self, path: Path) -> None:

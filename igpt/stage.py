@@ -46,7 +46,7 @@ def needed_stages(notebook: str, parameters: dict[str, Literal]) -> dict[str, St
 
     The one place that says what is built on what; a notebook asks for its parents by these names.
     """
-    if notebook in ("palette", "parameters"):
+    if "model" not in parameters:
         return {}
     from igpt.train.recipes import recipe
 
@@ -64,10 +64,10 @@ def needed_stages(notebook: str, parameters: dict[str, Literal]) -> dict[str, St
 
 def needed_datasets(notebook: str, parameters: dict[str, Literal]) -> list[str]:
     """The data sets whose content a notebook's result depends on."""
-    if notebook == "parameters":
-        return []
     if "dataset" in parameters:
         return [str(parameters["dataset"])]
+    if "model" not in parameters:
+        return []
     from igpt.train.recipes import recipe
 
     return [recipe(str(parameters["model"])).dataset]

@@ -28,9 +28,11 @@ from igpt.report.api import public_names
 from igpt.report.bookfigures import FIGURES, draw_figure
 from igpt.report.formats import render
 from igpt.report.numbers import number
+from igpt.report.provenance import provenance_table, record_schema, records_table
 from igpt.report.tables import Cell, ResultTable, result_table, score_counts, table_names
 
 PROJECT = Project.here()
+PLAIN_TABLES = {"score-counts": score_counts, "provenance": provenance_table, "records": records_table}  # of this book alone
 GOOD, BAD = ("claim holds", "reproduced"), ("claim fails", "differs")
 
 
@@ -58,12 +60,14 @@ def visit_receipt(translator, node: receipt) -> None:
         f'<button type="button" class="receipt-button {kind}" popovertarget="{ident}">{label}</button>'
         f'<span popover id="{ident}" class="receipt">'
     )
+    root = "../" * translator.builder.current_docname.count("/")
     for name, text in node["lines"]:
         text = html.escape(text)
         if name in ("Command", "Notebook", "Commit", "Row"):
             text = f"<code>{text}</code>"
+        if name == "Notebook":
+            text = re.sub(r"(notebooks/\w+)\.ipynb", rf'<a href="{root}\1.html">\g<0></a>', text)
         translator.body.append(f"<b>{html.escape(name)}</b> {text}<br>")
-    root = "../" * translator.builder.current_docname.count("/")
     links = [f'<a href="{root}records/{html.escape(path)}">{html.escape(Path(path).stem)}</a>' for path in node["records"]]
     if links:
         translator.body.append(f"<b>Records</b> {', '.join(links)}")
@@ -86,12 +90,12 @@ class TableDirective(SphinxDirective):
         for path in sorted(PROJECT.records.glob("*/*.json")):
             self.env.note_dependency(str(path))
         try:
-            table = score_counts(PROJECT) if name == "score-counts" else result_table(name, PROJECT)
+            table = PLAIN_TABLES[name](PROJECT) if name in PLAIN_TABLES else result_table(name, PROJECT)
         except UsageError as error:
             raise self.error(str(error)) from None
         node = table_node(table)
         self.add_name(node)
-        if name == "score-counts":
+        if name in PLAIN_TABLES:
             return [node]
         root = "../" * self.env.docname.count("/")
         links = f'as <a href="{root}tables/{name}.csv">CSV</a>, <a href="{root}tables/{name}.md">Markdown</a>, '
@@ -227,6 +231,8 @@ def copy_files(app: Sphinx, error: Exception | None) -> None:
             (out / "tables" / f"{name}.{ending}").write_text(render(table, form))
     if PROJECT.records.is_dir():
         shutil.copytree(PROJECT.records, out / "records", dirs_exist_ok=True)
+    (out / "records").mkdir(exist_ok=True)
+    (out / "records" / "schema.json").write_text(record_schema())
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from igpt.data import DATASETS, data_card
 from igpt.errors import UsageError
+from igpt.evaluate.linear_probe import ITERATIONS, STRENGTHS
+from igpt.evaluate.low_data import STRENGTH
 from igpt.experiments import experiments
 from igpt.experiments.cells import ACCURACY_MARGIN, SEEDS
 from igpt.experiments.published import published_rows
@@ -12,6 +14,7 @@ from igpt.project import Project
 from igpt.report.tables import Cell, published_cell, tier_cell
 from igpt.results.notebooks import near_misses
 from igpt.results.store import RecordStore
+from igpt.train.cost import CARD, UTILISATION
 from igpt.train.recipes import PAPER, TINY, recipe
 
 
@@ -61,5 +64,12 @@ def _facts() -> dict[str, str]:
         "digits.images": f"{data_card('digits').train + data_card('digits').test:,}",
         "seeds": str(len(SEEDS["tiny"])),
         "level": f"{100 * LEVEL:.0f} %",
+        "imagenet.held-out": f"{data_card('imagenet').held_out:.0%}",
+        "cifar10.held-out": f"{data_card('cifar10').held_out:.0%}",
+        "probe.strengths": ", ".join(f"{strength:g}" for strength in STRENGTHS),
+        "probe.iterations": f"{ITERATIONS:,}",
+        "low-data.strength": f"{STRENGTH:g}",
+        "cost.card": CARD,
+        "cost.utilisation": f"{UTILISATION:.0%}",
         "margin": f"{100 * ACCURACY_MARGIN:g}",
     }

@@ -59,18 +59,18 @@ class Record(_Strict):
 def read_record(path: Path) -> Record | None:
     """The record in a file, None when there is no file. Raises UsageError for anything else than a record."""
     try:
-        text = path.read_text()
+        content = path.read_bytes()
     except FileNotFoundError:
         return None
     remedy = f"delete it and run `igpt run {path.stem}`"
     try:
-        found = json.loads(text).get("schema_version")
-    except (ValueError, AttributeError) as error:
+        found = json.loads(content).get("schema_version")
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path} is not a record ({error}): {remedy}") from None
     if found != SCHEMA:
         raise UsageError(f"{path} has record schema {found!r}, this version reads {SCHEMA}: {remedy}")
     try:
-        return Record.model_validate_json(text)
+        return Record.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

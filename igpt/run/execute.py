@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -75,6 +76,7 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels) -> Record
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it has to say, the errors below say better
     name = planned.stage.name
     folder = run_folder(project, planned.stage, planned.signature)
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,8 @@ from igpt.train.recipes import Recipe
 
 # What pending cells are priced at: an 80-GiB H100 at 40 % of its 989 dense bfloat16 TFLOP/s (data sheet).
 CARD = "H100"
-CARD_FLOPS = 0.40 * 989e12
+UTILISATION = 0.40
+CARD_FLOPS = UTILISATION * 989e12
 
 
 def forward_flops(shape: ModelShape) -> float:

@@ -1,0 +1,60 @@
+"""Where the book's numbers come from: every published record, and what all of them have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from igpt.project import Project
+from igpt.report.tables import Cell, ResultTable
+from igpt.results.record import Record, read_record
+
+
+def published_records(project: Project) -> dict[str, Record]:
+    """Every record below the records folder, by its path there. Raises UsageError for a file that is none."""
+    paths = sorted(project.records.glob("*/*.json"))
+    found = {str(path.relative_to(project.records)): read_record(path) for path in paths}
+    return {path: record for path, record in found.items() if record is not None}
+
+
+def provenance_table(project: Project) -> ResultTable:
+    """What the records as a whole were made from, by what, in how long."""
+    records = list(published_records(project).values())
+    receipts = [record.receipt for record in records]
+    dirty = sum(receipt.dirty for receipt in receipts)
+    versions = sorted({f"{name} {version}" for r in receipts for name, version in r.versions.items()})
+    rows = {
+        "Records": str(len(records)),
+        "Commits": _joined(receipt.commit for receipt in receipts),
+        "Checkout": f"{dirty} records with uncommitted changes" if dirty else "clean for every record",
+        "Finished": f"{min(r.finished for r in receipts)} to {max(r.finished for r in receipts)}" if receipts else "none",
+        "Seconds of work": f"{sum(receipt.seconds for receipt in receipts):,.0f}, all stages together",
+        "Hardware": _joined(receipt.hardware for receipt in receipts),
+        "Versions": _joined(versions),
+    }
+    cells = tuple((Cell(name), Cell(text)) for name, text in rows.items())
+    return ResultTable("provenance", "What this book was built from", ("What", "Found"), cells)
+
+
+def records_table(project: Project) -> ResultTable:
+    """One row a record: tier, stage, seconds, commit, clean or not."""
+    rows = []
+    for path, record in published_records(project).items():
+        receipt = record.receipt
+        lines = (("Command", receipt.command), ("Notebook", receipt.notebook), ("Finished", receipt.finished))
+        stage = Cell(record.stage, lines, "measured", (path,))
+        clean = "uncommitted changes" if receipt.dirty else "clean"
+        commit, seconds = Cell(receipt.commit[:12]), Cell(f"{receipt.seconds:.0f}")
+        rows.append((stage, Cell(path.partition("/")[0]), seconds, commit, Cell(clean)))
+    columns = ("Record", "Tier", "Seconds", "Commit", "Checkout")
+    return ResultTable("records", "Every record behind this book", columns, tuple(rows))
+
+
+def record_schema() -> str:
+    """The JSON Schema that every record satisfies, as text."""
+    return json.dumps(Record.model_json_schema(), indent=1) + "\n"
+
+
+def _joined(words: Iterable[str]) -> str:
+    """Different words once each, in order."""
+    return ", ".join(dict.fromkeys(words)) or "none"

@@ -1,0 +1,111 @@
+"""What several tests share: small models and tokens, a project folder of their own, the built book."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from igpt.model import ImageGPT
+from igpt.palette import Palette
+from igpt.project import Project
+from igpt.shape import ModelShape
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def model() -> ImageGPT:
+    """A small autoregressive model whose output matrix is not zero, so that logits differ."""
+    return random_model(ModelShape(2, 16, 2, 8, 9))
+
+
+@pytest.fixture
+def bert() -> ImageGPT:
+    """The same with BERT's objective."""
+    return random_model(ModelShape(2, 16, 2, 8, 9, "bert"))
+
+
+def random_model(shape: ModelShape) -> ImageGPT:
+    """A model in evaluation mode with random output."""
+    built = ImageGPT(shape, seed=1).eval()
+    with torch.no_grad():
+        built.wtet.normal_(0, 0.5, generator=torch.Generator().manual_seed(2))
+    return built
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    """Tokens for the small models, int64 (5, 9)."""
+    return torch.randint(8, (5, 9), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def greys() -> Palette:
+    """Eight greys."""
+    return Palette(np.linspace(-1, 1, 8, dtype=np.float32)[:, None])
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """An empty project: the checkout's notebooks, no runs, no records."""
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    (tmp_path / "book" / "records").mkdir(parents=True)
+    monkeypatch.setenv("IGPT_ROOT", str(tmp_path))
+    return Project(tmp_path)
+
+
+WriteNotebook = Callable[..., Path]
+
+
+@pytest.fixture
+def write_notebook(project: Project) -> WriteNotebook:
+    """Write a notebook into the project: a parameters cell, then one code cell for each text."""
+
+    def write(name: str, *cells: str, tag: str = "parameters") -> Path:
+        path = project.notebooks / f"{name}.ipynb"
+        body = [
+            {
+                "cell_type": "code",
+                "id": f"cell-{number}",
+                "metadata": {"tags": [tag]} if number == 0 else {},
+                "source": cell,
+                "outputs": [],
+                "execution_count": None,
+            }
+            for number, cell in enumerate(cells)
+        ]
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        path.write_text(json.dumps({"cells": body, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+        return path
+
+    return write
+
+
+def igpt(*words: str, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command as a user runs it, on the project at ``root``."""
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-m", "igpt", *words],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=root,
+        env={**os.environ, "IGPT_ROOT": str(root), **environment},
+    )
+
+
+@pytest.fixture(scope="session")
+def html() -> Path:
+    """The built book: `make book` in this checkout, so the tiny tier runs when it has not."""
+    done = subprocess.run(["make", "book"], cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return ROOT / "book" / "_build" / "html"

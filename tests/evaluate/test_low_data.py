@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from igpt.data import low_data_subset
+from igpt.evaluate.linear_probe import fit_classifier
+from igpt.evaluate.low_data import DRAWS, STRENGTH, draw_values, probe_few_labels
+
+
+def test_each_draw_is_a_probe_on_its_own_subset() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.arange(120) % 3
+    centres = generator.normal(size=(3, 4))
+    train, test = ((centres[labels] + generator.normal(size=(120, 4))).astype(np.float32) for _ in range(2))
+    found = probe_few_labels(train, labels, test, labels, per_class=4)
+    assert len(found) == DRAWS == 5
+    chosen = low_data_subset(labels, per_class=4, draw=3)
+    expected = fit_classifier(train[chosen], labels[chosen], strength=STRENGTH)[0].predict(test)
+    assert found[3] == (expected == labels).mean()
+    assert len(set(found)) > 1
+
+
+def test_values_are_mean_and_sample_deviation_at_the_declared_strength() -> None:
+    rows = [
+        {"input": kind, "labels": 40, "strength": strength, "draw": draw, "accuracy": base + 0.1 * draw}
+        for kind, base in (("features", 0.5), ("pixels", 0.2))
+        for strength, base in ((STRENGTH, base), (9.0, 0.0))
+        for draw in range(3)
+    ]
+    values = {name: value["value"] for name, value in draw_values(rows).items()}
+    assert values == pytest.approx(
+        {"accuracy_40": 0.6, "deviation_40": 0.1, "pixels_40": 0.3, "pixels_deviation_40": 0.1}
+    )

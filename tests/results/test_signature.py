@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from igpt.project import Project
+from igpt.results.signature import Signature, Signer, code_digest, reached_modules
+from igpt.stage import Stage
+
+PRETRAIN = Stage.of("pretrain", model="tiny-s", seed=0)
+PROBE = Stage.of("linear_probe", model="tiny-s", seed=0)
+PALETTE = Stage.of("palette", dataset="digits", colours=16)
+
+CODE = '''
+"""A module."""
+# a comment
+def f(x, *, y=1):
+    """What it does."""
+    return x + y  # why
+
+class C:
+    """A class."""
+    z = 3
+'''
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.replace("# a comment", "# another, longer comment"),
+        lambda t: t.replace('"""What it does."""', '"""Something else."""'),
+        lambda t: t.replace('    """What it does."""\n', ""),
+        lambda t: t.replace("x + y", "(x\n            + y)"),
+        lambda t: t.replace('"""A class."""', ""),
+        lambda t: t.replace("(x, *, y=1)", "( x , * , y = 1 )"),
+    ],
+)
+def test_comments_docstrings_and_layout_are_no_change(change: object) -> None:
+    assert code_digest(ast.parse(change(CODE))) == code_digest(ast.parse(CODE))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("change", [("x + y", "x - y"), ("y=1", "y=2"), ("def f", "def g"), ("z = 3", "z = 4"), ("return x", "x")])
+def test_every_change_of_code_is_a_change(change: tuple[str, str]) -> None:
+    assert code_digest(ast.parse(CODE.replace(*change))) != code_digest(ast.parse(CODE))
+
+
+def test_a_string_that_is_no_docstring_is_code() -> None:
+    assert code_digest(ast.parse("def f():\n    x = 1\n    'text'")) != code_digest(ast.parse("def f():\n    x = 1\n    'other'"))
+
+
+@given(st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=6), st.randoms())
+def test_the_order_of_parts_is_irrelevant(parts: dict[str, str], random: object) -> None:
+    items = list(parts.items())
+    random.shuffle(items)  # type: ignore[attr-defined]
+    assert Signature(dict(items)).digest == Signature(parts).digest
+
+
+@given(st.dictionaries(st.text(max_size=5), st.text(max_size=5), min_size=1, max_size=6), st.data())
+def test_a_changed_part_changes_the_digest_and_is_named(parts: dict[str, str], data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(parts)))
+    changed = Signature({**parts, name: parts[name] + "x"})
+    assert changed.digest != Signature(parts).digest
+    assert changed.difference(parts) == [name]
+
+
+def test_a_stage_reaches_what_it_imports_and_nothing_that_presents_or_carries_out(project: Project) -> None:
+    signer = Signer(project.notebooks)
+    probe = signer.sign(PROBE).parts
+    reached = {name.removeprefix("module ") for name in probe if name.startswith("module ")}
+    assert {"igpt.evaluate.linear_probe", "igpt.model", "igpt.palette", "igpt.data", "igpt.measure"} <= reached
+    assert not {name for name in reached if name.startswith(("igpt.report", "igpt.run", "igpt.cli", "igpt.results"))}
+    pretraining = {name for name in signer.sign(PRETRAIN).parts if name.startswith("module ")}
+    assert "module igpt.train.loop" in pretraining
+    assert "module igpt.evaluate.linear_probe" not in pretraining
+
+
+def test_public_names_are_followed_to_their_modules() -> None:
+    assert "igpt.model" in reached_modules(ast.parse("from igpt import ImageGPT"))
+    assert "igpt.palette" not in reached_modules(ast.parse("from igpt.shape import SIZES"))
+
+
+def test_a_parent_enters_by_its_signature(project: Project) -> None:
+    before = {stage: Signer(project.notebooks).sign(stage) for stage in (PROBE, PRETRAIN, PALETTE)}
+    path = project.notebooks / "palette.ipynb"
+    path.write_text(path.read_text().replace("seed = 0", "seed = 1"))
+    after = {stage: Signer(project.notebooks).sign(stage) for stage in (PROBE, PRETRAIN, PALETTE)}
+    assert after[PALETTE].difference(before[PALETTE].parts) == ["notebook", "parameter seed"]
+    changed = after[PRETRAIN].difference(before[PRETRAIN].parts)
+    assert [name.partition(",")[0] for name in changed] == ["stage palette", "stage palette"]  # under its new name, and the old
+    assert after[PROBE].difference(before[PROBE].parts) == ["stage pretrain,model=tiny-s,seed=0"]
+
+
+def test_markdown_of_a_notebook_is_no_part_of_it(project: Project) -> None:
+    before = Signer(project.notebooks).sign(PROBE).digest
+    path = project.notebooks / "linear_probe.ipynb"
+    notebook = json.loads(path.read_text())
+    next(cell for cell in notebook["cells"] if cell["cell_type"] == "markdown")["source"] = "other words"
+    path.write_text(json.dumps(notebook))
+    assert Signer(project.notebooks).sign(PROBE).digest == before
+
+
+def test_a_default_said_aloud_is_the_same_stage(project: Project) -> None:
+    signer = Signer(project.notebooks)
+    said = Stage.of("linear_probe", model="tiny-s", seed=0, dataset="digits", objective="autoregressive", views=5)
+    assert signer.canonical(said) == signer.canonical(PROBE)
+    assert signer.canonical(said).name == "linear_probe,model=tiny-s,seed=0"
+    assert signer.sign(said) == signer.sign(PROBE)
+
+
+def signed_in_a_copy(tmp_path: Path, edit: tuple[str, str, str]) -> dict[str, dict[str, str]]:
+    """Parts of some stages in a copy of the package in which ``edit`` (file, old, new) was made."""
+    shutil.copytree(ROOT / "igpt", tmp_path / "igpt", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    name, old, new = edit
+    path = tmp_path / "igpt" / name
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    code = f"""
+        import json
+        from pathlib import Path
+        from igpt.results.signature import Signer
+        from igpt.stage import Stage
+        signer = Signer(Path({str(tmp_path / "notebooks")!r}))
+        stages = {{n: Stage.of(n, model="tiny-s", seed=0) for n in ("pretrain", "linear_probe", "fine_tune", "low_data")}}
+        print(json.dumps({{n: signer.sign(s).parts for n, s in stages.items()}}))
+    """
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    found: dict[str, dict[str, str]] = json.loads(done.stdout)
+    return found
+
+
+def test_a_line_of_the_probe_stales_the_probes_and_not_the_pre_training(project: Project, tmp_path: Path) -> None:
+    edit = ("evaluate/linear_probe.py", "ITERATIONS = 2000", "ITERATIONS = 2001")
+    parts = signed_in_a_copy(tmp_path / "copy", edit)
+    signer = Signer(project.notebooks)
+    differ = {n: signer.sign(Stage.of(n, model="tiny-s", seed=0)).difference(found) for n, found in parts.items()}
+    assert differ["pretrain"] == []
+    assert differ["linear_probe"] == ["module igpt.evaluate.linear_probe"]
+    assert differ["low_data"] == ["module igpt.evaluate.linear_probe", "stage linear_probe,model=tiny-s,seed=0"]
+    assert differ["fine_tune"] == ["module igpt.evaluate.linear_probe"]  # it takes the vote from there
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ("evaluate/linear_probe.py", "# One thread:", "# One single thread:"),
+        ("report/figures.py", "def depth(", "def depth_of("),
+        ("cli.py", "decides nothing", "decides nothing at all"),
+        ("run/local.py", "timeout=0.5", "timeout=0.6"),
+    ],
+)
+def test_a_comment_a_figure_or_the_runner_stale_nothing(project: Project, tmp_path: Path, edit: tuple[str, str, str]) -> None:
+    parts = signed_in_a_copy(tmp_path / "copy", edit)
+    signer = Signer(project.notebooks)
+    for name, found in parts.items():
+        assert signer.sign(Stage.of(name, model="tiny-s", seed=0)).difference(found) == []

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from igpt.claim import Quantity, Rule
+from igpt.measure import mean_interval
+from igpt.results.record import Record
+from igpt.results.verdict import judge, outcome
+from igpt.stage import Stage
+from test_record import record
+
+STAGES = tuple(Stage.of("linear_probe", seed=seed) for seed in range(3))
+VALUE, OTHER = Quantity(STAGES, "value"), Quantity(STAGES, "other")
+
+
+def store(*rows: tuple[float, float]) -> dict[Stage, Record]:
+    return {stage: record(value=value, other=other) for stage, (value, other) in zip(STAGES, rows, strict=False)}
+
+
+def word(rule: Rule, *rows: tuple[float, float], quantity: Quantity = VALUE, published: float = 0.9) -> str:
+    return judge(quantity, rule, store(*rows).get, published=published).word
+
+
+ABOVE, BELOW = Rule("above", "more", OTHER), Rule("below", "less", OTHER)
+CLEAR = ((0.9, 0.5), (0.91, 0.5), (0.92, 0.5))
+MIXED = ((0.9, 0.5), (0.5, 0.6), (0.6, 0.61))
+
+
+@pytest.mark.parametrize(
+    ("rule", "rows", "expected"),
+    [
+        (ABOVE, CLEAR, "reproduced"),
+        (BELOW, CLEAR, "differs"),
+        (ABOVE, MIXED, "undecided"),
+        (BELOW, MIXED, "undecided"),
+        (ABOVE, tuple((b, a) for a, b in CLEAR), "differs"),
+        (BELOW, tuple((b, a) for a, b in CLEAR), "reproduced"),
+        (ABOVE, ((0.5, 0.5),) * 3, "undecided"),
+        (ABOVE, CLEAR[:2], "pending"),
+        (ABOVE, (), "pending"),
+    ],
+)
+def test_a_side_is_decided_by_the_interval_over_seeds(rule: Rule, rows: tuple[tuple[float, float], ...], expected: str) -> None:
+    assert word(rule, *rows) == expected
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=3))
+def test_above_and_below_never_agree(rows: list[tuple[float, float]]) -> None:
+    words = {word(ABOVE, *rows), word(BELOW, *rows)}
+    assert words in ({"undecided"}, {"reproduced", "differs"})
+
+
+def test_a_value_matches_within_its_margin() -> None:
+    rule = Rule("matches", "close", margin=0.005)
+    rows = ((0.890, 0), (0.895, 0), (0.900, 0))
+    assert word(rule, *rows, published=0.8995) == "reproduced"
+    assert word(rule, *rows, published=0.901) == "differs"
+
+
+def test_every_seed_must_lie_inside() -> None:
+    rule = Rule("inside", "inside")
+    assert word(rule, (0.5, 0), (0.1, 0), (0.9, 0)) == "reproduced"
+    assert word(rule, (0.5, 0), (0.0, 0), (0.9, 0)) == "differs"
+    assert word(rule, (0.5, 0), (1.0, 0), (0.9, 0)) == "differs"
+
+
+def test_a_difference_is_taken_seed_by_seed() -> None:
+    difference = Quantity(STAGES, "value", minus=OTHER)
+    found = outcome(difference, store(*CLEAR).get)
+    assert found is not None
+    assert found.values == pytest.approx((0.4, 0.41, 0.42))
+    assert (found.mean, found.low, found.high) == pytest.approx(mean_interval([0.4, 0.41, 0.42]))
+    assert word(Rule("above", "more"), *CLEAR, quantity=difference) == "reproduced"
+
+
+def test_the_sentence_carries_the_difference_and_the_seeds() -> None:
+    verdict = judge(VALUE, ABOVE, store(*CLEAR).get, published=0.9)
+    assert verdict.sentence.startswith("more: difference +41.0 points [+38.5, +43.5]")
+    assert verdict.sentence.endswith("over 3 seeds")

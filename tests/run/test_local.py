@@ -1,0 +1,182 @@
+"""Plans carried out with small notebooks of the tests' own: what goes wrong, and what is left afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import WriteNotebook, igpt
+
+from igpt.errors import StageError, UsageError
+from igpt.project import Project
+from igpt.results.record import read_record
+from igpt.run.folder import finished_record, run_folder
+from igpt.run.local import plan_stages, run_plan
+from igpt.stage import Stage
+
+PARAMETERS = 'dataset = "digits"\nseed = 0'
+WRITE = """
+from igpt.run import open_stage
+stage = open_stage("{name}", dataset=dataset, seed=seed)
+stage.write_record(values={{"answer": {{"value": 42.0 + seed, "unit": "none"}}}})
+"""
+
+
+def run(project: Project, *stages: Stage) -> int:
+    return run_plan(project, plan_stages(project, stages))
+
+
+def folder_of(project: Project, stage: Stage) -> Path:
+    planned = next(p for p in plan_stages(project, [stage]))
+    return run_folder(project, planned.stage, planned.signature)
+
+
+def test_a_stage_leaves_its_record_and_its_executed_notebook(project: Project, write_notebook: WriteNotebook) -> None:
+    write_notebook("good", PARAMETERS, WRITE.format(name="good"), "print(1 + 1)")
+    assert run(project, Stage.of("good", seed=5)) == 1
+    folder = folder_of(project, Stage.of("good", seed=5))
+    record = read_record(folder / "record.json")
+    assert record is not None
+    assert record.values["answer"].value == 47
+    assert record.receipt.command == "igpt run good,seed=5"
+    assert record.receipt.dirty  # outside of git nothing vouches for the code
+    executed = (folder / "notebook.ipynb").read_text()
+    assert '"2\\n"' in executed
+    assert str(project.root) not in executed.replace(str(folder), "")
+    assert not (folder / "failed.ipynb").exists()
+
+
+def test_an_executed_notebook_has_the_same_bytes_at_each_run(project: Project, write_notebook: WriteNotebook) -> None:
+    write_notebook("good", PARAMETERS, WRITE.format(name="good"), "print(seed);")
+    contents = []
+    for _ in range(2):
+        run(project, Stage.of("good"))
+        folder = folder_of(project, Stage.of("good"))
+        text = (folder / "notebook.ipynb").read_text()
+        contents.append([line for line in text.splitlines() if "seconds" not in line and "finished" not in line])
+        (folder / "record.json").unlink()
+    assert contents[0] == contents[1]
+
+
+def test_a_second_run_finds_nothing_to_do(project: Project, write_notebook: WriteNotebook) -> None:
+    write_notebook("good", PARAMETERS, WRITE.format(name="good"))
+    assert [run(project, Stage.of("good")) for _ in range(2)] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("cell", "error", "message"),
+    [
+        ("raise RuntimeError('the reason')", StageError, r"bad,seed=0 failed: RuntimeError: the reason; the notebook so far is .*/failed\.ipynb"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", StageError, "its kernel was killed"),
+        ("pass", StageError, "ended without a record of its signature"),
+        ("from igpt.errors import UsageError\nraise UsageError('do this')", UsageError, "^do this$"),
+        ("raise OSError(28, 'No space left on device')", StageError, "No space left on device"),
+    ],
+)
+def test_a_notebook_that_fails_says_so_and_hurts_no_other(
+    project: Project, write_notebook: WriteNotebook, cell: str, error: type[Exception], message: str
+) -> None:
+    write_notebook("good", PARAMETERS, WRITE.format(name="good"))
+    write_notebook("bad", PARAMETERS, cell)
+    with pytest.raises(error, match=message):
+        run(project, Stage.of("bad"), Stage.of("good"))
+    good = next(p for p in plan_stages(project, [Stage.of("good")]))
+    assert finished_record(project, good.stage, good.signature) is not None
+    assert not (folder_of(project, Stage.of("bad")) / "record.json").exists()
+    assert not (folder_of(project, Stage.of("bad")) / "notebook.ipynb").exists()
+
+
+def test_the_notebook_that_failed_is_kept_where_the_message_says(project: Project, write_notebook: WriteNotebook) -> None:
+    write_notebook("bad", PARAMETERS, "print('so far')", "1 / 0")
+    with pytest.raises(StageError) as caught:
+        run(project, Stage.of("bad"))
+    failed = folder_of(project, Stage.of("bad")) / "failed.ipynb"
+    assert str(failed) in str(caught.value)
+    assert "so far" in failed.read_text()
+
+
+def test_a_stage_that_another_process_runs_is_refused(project: Project, write_notebook: WriteNotebook) -> None:
+    write_notebook("slow", PARAMETERS, WRITE.format(name="slow"))
+    folder = folder_of(project, Stage.of("slow"))
+    folder.mkdir(parents=True)
+    code = f"import sys, time\nfrom pathlib import Path\nfrom igpt.run.folder import hold\nhold(Path({str(folder)!r}))\n"
+    code += "print('held', flush=True)\ntime.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match=rf"is already being run by process {holder.pid} on"):
+            run(project, Stage.of("slow"))
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert run(project, Stage.of("slow")) == 1
+
+
+def test_what_stands_on_a_failed_stage_is_not_run(project: Project) -> None:
+    palette = project.notebooks / "palette.ipynb"
+    palette.write_text(palette.read_text().replace("import numpy as np", "raise RuntimeError('no palette')"))
+    with pytest.raises(StageError, match="no palette"):
+        run(project, Stage.of("pretrain", model="tiny-s"))
+    assert [path.name.partition(",")[0] for path in project.runs.iterdir()] == ["palette"]
+
+
+def test_data_that_cannot_be_read_is_said_before_anything_starts(project: Project) -> None:
+    with pytest.raises(UsageError, match="needs ImageNet, which this version of igpt cannot read"):
+        run(project, Stage.of("pretrain", model="igpt-s"))
+    assert not project.runs.exists()
+
+
+SLOW = """
+import time
+from igpt.run import open_stage
+stage = open_stage("slow", dataset=dataset, seed=seed)
+(stage.folder / "started").write_text(str(__import__("os").getpid()))
+while not (stage.folder / "go").exists():
+    time.sleep(0.05)
+stage.write_record(values={})
+"""
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_can_be_started_again(project: Project, write_notebook: WriteNotebook, kill: signal.Signals) -> None:
+    write_notebook("slow", PARAMETERS, SLOW)
+    folder = folder_of(project, Stage.of("slow"))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "igpt", "run", "slow"], env=dict(os.environ), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (folder / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    kernel = int((folder / "started").read_text())
+    child.send_signal(kill)
+    _, stderr = child.communicate(timeout=30)
+    if kill == signal.SIGINT:
+        assert child.returncode == 130
+        assert stderr.rstrip().endswith("igpt: stopped; the same command continues")
+        assert "Traceback" not in stderr
+    wait_for_end(kernel)
+    assert not (folder / "record.json").exists()
+    (folder / "go").touch()
+    done = igpt("run", "slow", root=project.root)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "record.json").exists()
+
+
+def wait_for_end(process: int) -> None:
+    """A kernel whose parent is gone ends by itself, after a moment."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return
+        if "Z" in Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]:
+            return
+        time.sleep(0.1)
+    pytest.fail("the kernel goes on after its run was killed")

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from igpt.files import write_atomically, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_text_stands_under_its_name_alone(tmp_path: Path) -> None:
+    write_text(tmp_path / "deep" / "name", "grüße")
+    assert (tmp_path / "deep" / "name").read_text() == "grüße"
+    assert names(tmp_path / "deep") == ["name"]
+
+
+def test_a_block_that_raises_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    write_text(tmp_path / "name", "old")
+    with pytest.raises(RuntimeError), write_atomically(tmp_path / "name") as stream:
+        stream.write(b"half")
+        raise RuntimeError
+    assert (tmp_path / "name").read_text() == "old"
+    assert names(tmp_path) == ["name"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failure_at_each_step_leaves_old_or_new_and_never_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    write_text(tmp_path / "name", "old")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*{"fsync": (os, "fsync"), "replace": (Path, "replace")}[call], fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "name", "new")
+    assert (tmp_path / "name").read_text() == "old"
+    assert names(tmp_path) == ["name"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, a disk that is always full")
+def test_a_full_disk_is_an_error_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "name", "old")
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, mode="r": real(Path("/dev/full"), mode))
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "name", "new" * 10_000)
+    monkeypatch.undo()
+    assert (tmp_path / "name").read_text() == "old"

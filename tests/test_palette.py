@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from igpt.errors import UsageError
+from igpt.palette import Palette
+
+channels = st.sampled_from([1, 3])
+
+
+@st.composite
+def palettes_and_images(draw: st.DrawFn) -> tuple[Palette, np.ndarray]:
+    width = draw(channels)
+    k = draw(st.integers(1, 20))
+    centres = draw(arrays(np.float32, (k, width), elements=st.floats(-1, 1, width=32)))
+    n, h, w = draw(array_shapes(min_dims=3, max_dims=3, max_side=4))
+    return Palette(centres), draw(arrays(np.uint8, (n, h, w, width)))
+
+
+@given(palettes_and_images())
+def test_quantize_finds_the_nearest_centre_and_the_lowest_of_equals(case: tuple[Palette, np.ndarray]) -> None:
+    palette, images = case
+    x = images.astype(np.float64) / 127.5 - 1
+    distance = ((x[..., None, :] - palette.centres.astype(np.float64)) ** 2).sum(-1)
+    tokens = palette.quantize(images)
+    assert tokens.dtype == np.uint16
+    np.testing.assert_array_equal(tokens, distance.argmin(-1))  # argmin takes the first of equals
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 255)] * 3), min_size=1, max_size=12, unique=True), st.integers(0, 2**32 - 1))
+def test_a_colour_of_the_palette_survives_the_round_trip(colours: list[tuple[int, int, int]], seed: int) -> None:
+    bytes_ = np.array(colours, np.uint8)
+    palette = Palette((bytes_ / 127.5 - 1).astype(np.float32))
+    images = bytes_[np.random.default_rng(seed).integers(len(colours), size=(2, 3, 3))]
+    np.testing.assert_array_equal(palette.dequantize(palette.quantize(images)), images)
+
+
+def test_dequantize_rounds_as_the_released_code_does() -> None:
+    palette = Palette(np.array([[-1.0], [0.0], [1.0], [0.0039]], np.float32))
+    assert palette.dequantize(np.array([0, 1, 2, 3])).ravel().tolist() == [0, 128, 255, 128]
+
+
+def test_fit_is_the_same_for_the_same_seed_sorted_and_close_to_the_pixels() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
+    first, again = (Palette.fit(images, k=16, seed=4) for _ in range(2))
+    np.testing.assert_array_equal(first.centres, again.centres)
+    assert (np.diff(first.centres[:, 0]) > 0).all()
+    assert first.rms_error(images) < 6  # sixteen even greys over 256 levels err by 16 / sqrt(12)
+
+
+def test_fit_treats_colour_and_grey_alike() -> None:
+    grey = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 1)).astype(np.uint8)
+    colour = np.repeat(grey, 3, axis=-1)
+    in_grey, in_colour = Palette.fit(grey, k=6, seed=0), Palette.fit(colour, k=6, seed=0)
+    np.testing.assert_allclose(in_colour.centres, in_colour.centres[:, :1].repeat(3, axis=1), atol=1e-6)  # greys stay grey
+    assert in_colour.rms_error(colour) == pytest.approx(in_grey.rms_error(grey), rel=0.05)
+
+
+def test_fit_refuses_more_colours_than_there_are() -> None:
+    with pytest.raises(UsageError, match="2 colours, fewer than the 3"):
+        Palette.fit(np.array([0, 255], np.uint8).reshape(1, 1, 2, 1), k=3, seed=0)
+
+
+def test_quantize_refuses_other_channels(greys: Palette) -> None:
+    with pytest.raises(UsageError, match=r"uint8 \(N, H, W, 1\)"):
+        greys.quantize(np.zeros((1, 2, 2, 3), np.uint8))
+
+
+def test_dequantize_refuses_tokens_outside_the_palette(greys: Palette) -> None:
+    with pytest.raises(UsageError, match="this palette has 8 colours"):
+        greys.dequantize(np.array([8]))
+
+
+def test_save_and_load_keep_the_centres(greys: Palette, tmp_path: Path) -> None:
+    greys.save(tmp_path / "palette.npy")
+    assert Palette.load(tmp_path / "palette.npy").digest == greys.digest
+
+
+@given(st.binary(max_size=300))
+def test_load_refuses_whatever_is_no_palette(content: bytes) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "palette.npy"
+        path.write_bytes(content)
+        with pytest.raises(UsageError):
+            Palette.load(path)
+
+
+@given(st.data())
+def test_load_refuses_or_reads_a_damaged_palette(data: st.DataObject) -> None:
+    import tempfile
+
+    stream = io.BytesIO()
+    np.save(stream, np.zeros((4, 1), np.float32))
+    content = bytearray(stream.getvalue())
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] ^= data.draw(st.integers(1, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "palette.npy"
+        path.write_bytes(content)
+        try:
+            assert Palette.load(path).centres.dtype == np.float32
+        except UsageError:
+            pass

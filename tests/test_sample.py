@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import random_model
+from scipy.stats import chisquare
+
+from igpt.errors import UsageError
+from igpt.model import ImageGPT
+from igpt.sample import complete, sample
+from igpt.shape import ModelShape
+
+
+@torch.no_grad()
+def greedy(model: ImageGPT, prefix: torch.Tensor) -> torch.Tensor:
+    """The likeliest continuation by one full forward pass a token, as the released code samples."""
+    tokens = torch.cat([prefix, torch.zeros(len(prefix), model.shape.n_ctx - prefix.shape[1], dtype=torch.int64)], 1)
+    for position in range(prefix.shape[1], model.shape.n_ctx):
+        tokens[:, position] = model(tokens)[:, position].argmax(-1)
+    return tokens
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 9])
+def test_greedy_continuations_equal_repeated_full_forwards(model: ImageGPT, tokens: torch.Tensor, length: int) -> None:
+    prefix = tokens[:, :length]
+    assert torch.equal(complete(model, prefix, n=1, seed=0, temperature=0)[:, 0], greedy(model, prefix))
+
+
+def test_the_prefix_is_kept_and_completions_differ(model: ImageGPT, tokens: torch.Tensor) -> None:
+    found = complete(model, tokens[:, :4], n=6, seed=0)
+    assert found.shape == (5, 6, 9)
+    assert (found[:, :, :4] == tokens[:, None, :4]).all()
+    assert len(found[0].unique(dim=0)) > 1
+
+
+def test_an_image_does_not_depend_on_how_many_are_drawn(model: ImageGPT) -> None:
+    assert torch.equal(sample(model, n=8, seed=5)[:3], sample(model, n=3, seed=5))
+    assert not torch.equal(sample(model, n=3, seed=5), sample(model, n=3, seed=6))
+
+
+def test_samples_have_the_models_frequencies() -> None:
+    model = random_model(ModelShape(1, 8, 2, 5, 1))
+    n = 20_000
+    drawn = torch.bincount(sample(model, n=n, seed=0)[:, 0], minlength=5)
+    with torch.no_grad():
+        expected = model(torch.zeros(1, 1, dtype=torch.int64))[0, 0].double().softmax(-1) * n
+    assert chisquare(drawn.numpy(), expected.numpy()).pvalue > 1e-4
+
+
+def test_a_low_temperature_approaches_the_likeliest_token(model: ImageGPT) -> None:
+    cold = sample(model, n=4, seed=0, temperature=1e-4)
+    assert torch.equal(cold, sample(model, n=4, seed=9, temperature=0))
+
+
+def test_bert_weights_are_refused(bert: ImageGPT) -> None:
+    with pytest.raises(UsageError, match="BERT weights cannot be sampled from"):
+        sample(bert, n=1, seed=0)
+
+
+def test_a_prefix_longer_than_the_model_is_refused(model: ImageGPT) -> None:
+    with pytest.raises(UsageError, match="the prefix has 10 tokens, the model only 9 positions"):
+        complete(model, torch.zeros(1, 10, dtype=torch.int64), n=1, seed=0)

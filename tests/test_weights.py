@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from igpt.errors import UsageError
+from igpt.model import ImageGPT
+from igpt.palette import Palette
+from igpt.shape import ModelShape
+from igpt.weights import load_weights, save_weights
+
+
+@pytest.fixture
+def folder(model: ImageGPT, greys: Palette, tmp_path: Path) -> Path:
+    save_weights(tmp_path / "weights", model, greys)
+    return tmp_path / "weights"
+
+
+def test_saved_weights_give_the_same_logits(folder: Path, model: ImageGPT, greys: Palette, tokens: torch.Tensor) -> None:
+    loaded, palette = load_weights(folder)
+    assert loaded.shape == model.shape
+    assert palette.digest == greys.digest
+    assert torch.equal(loaded(tokens), model(tokens))
+
+
+def test_bert_weights_come_back_as_bert(bert: ImageGPT, greys: Palette, tmp_path: Path) -> None:
+    save_weights(tmp_path, bert, greys)
+    assert load_weights(tmp_path)[0].shape.objective == "bert"
+
+
+@pytest.mark.parametrize("name", ["config.json", "palette.npy", "model.safetensors"])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(UsageError, match=name):
+        load_weights(folder)
+
+
+def test_the_palette_of_other_weights_is_refused(folder: Path) -> None:
+    Palette(Palette.load(folder / "palette.npy").centres[::-1].copy()).save(folder / "palette.npy")
+    with pytest.raises(UsageError, match="is not the palette of these weights"):
+        load_weights(folder)
+
+
+def test_the_tensors_of_another_shape_are_refused(folder: Path, greys: Palette, tmp_path: Path) -> None:
+    save_weights(tmp_path / "other", random_model(ModelShape(1, 16, 2, 8, 9)), greys)
+    (tmp_path / "other" / "model.safetensors").replace(folder / "model.safetensors")
+    with pytest.raises(UsageError, match="holds other tensors than config.json says"):
+        load_weights(folder)
+
+
+@pytest.mark.parametrize("config", ["", "[]", "{}", '{"n_layer": "two"}', "\x00"])
+def test_a_config_of_something_else_is_refused(folder: Path, config: str) -> None:
+    (folder / "config.json").write_text(config)
+    with pytest.raises(UsageError, match="does not describe an Image GPT"):
+        load_weights(folder)
+
+
+def test_a_config_with_an_unknown_field_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dropout": 0.1}))
+    with pytest.raises(UsageError, match="dropout"):
+        load_weights(folder)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_a_damaged_tensor_file_never_crashes(data: st.DataObject) -> None:
+    model, greys = random_model(ModelShape(1, 4, 2, 4, 4)), Palette(torch.linspace(-1, 1, 4)[:, None].numpy())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_weights(folder, model, greys)
+        path = folder / "model.safetensors"
+        content = bytearray(path.read_bytes())
+        if data.draw(st.booleans()):
+            content = content[: data.draw(st.integers(0, len(content) - 1))]
+        else:
+            content[data.draw(st.integers(0, min(len(content) - 1, 1200)))] ^= data.draw(st.integers(1, 255))
+        path.write_bytes(content)
+        try:
+            load_weights(folder)  # a flipped bit of a weight cannot be noticed
+        except UsageError as error:
+            assert str(folder) in str(error)

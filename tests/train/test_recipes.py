@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+
+from igpt.errors import UsageError
+from igpt.experiments.published import published_rows
+from igpt.train.cost import forward_flops, gpu_hours, pretraining_flops
+from igpt.train.recipes import PAPER, TINY, recipe
+
+
+@pytest.mark.parametrize("name", [*TINY, *PAPER])
+def test_a_recipe_knows_itself(name: str) -> None:
+    plan = recipe(name)
+    assert plan.name == name
+    assert plan.milestone_steps[-1] == plan.steps
+    assert plan.warmup < plan.steps
+    assert plan.betas == (0.9, 0.95)
+
+
+def test_the_papers_recipe_sees_128_million_images() -> None:
+    assert {recipe(name).batch * recipe(name).steps for name in PAPER} == {128_000_000}
+
+
+def test_the_rates_are_those_of_the_published_table() -> None:
+    names = {("iGPT-L", "48x48"): "igpt-l-48"}
+    rows = [row for row in published_rows() if row.metric == "learning rate"]
+    assert len(rows) == 8
+    for row in rows:
+        objective = "bert" if "BERT" in row.method else "autoregressive"
+        name = names.get((row.model, row.resolution), row.model.lower())
+        assert recipe(name, objective).learning_rate == float(row.value), row.row_id
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "message"),
+    [
+        ("igpt-xxl", "autoregressive", "no autoregressive model 'igpt-xxl'; choose one of tiny-s"),
+        ("igpt-xl", "bert", "no bert model 'igpt-xl'"),
+        ("tiny-s", "gan", "no objective 'gan'; choose autoregressive or bert"),
+    ],
+)
+def test_what_the_paper_does_not_have_is_refused(model: str, objective: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        recipe(model, objective)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "flops"), [("igpt-s", 7.9e19), ("igpt-m", 4.2e20), ("igpt-l", 1.2e21), ("igpt-xl", 2.6e22)])
+def test_the_cost_is_that_worked_out_by_hand_from_the_paper(name: str, flops: float) -> None:
+    assert pretraining_flops(recipe(name)) == pytest.approx(flops, rel=0.03)  # the reference has two digits
+
+
+def test_a_forward_pass_costs_what_its_products_cost() -> None:
+    shape = recipe("tiny-l").shape
+    t, c = shape.n_ctx, shape.n_embd
+    block = 2 * t * c * 3 * c + 2 * t * c * c + 2 * 2 * t * c * 4 * c + 2 * 2 * t * t * c
+    products = shape.n_layer * block + 2 * t * c * shape.n_vocab
+    assert forward_flops(shape) == pytest.approx(products, rel=0.01)  # norms, embeddings and sums are the rest
+
+
+def test_an_hour_is_an_hour() -> None:
+    assert gpu_hours(0.40 * 989e12 * 3600) == pytest.approx(1)
