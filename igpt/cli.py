@@ -70,7 +70,8 @@ def run(
 ) -> None:
     """Run what is missing or stale, on this machine.
 
-    With the targets runs what they stand on. A second run does nothing; an interrupted one continues. Records go to book/records, artifacts to runs/.
+    What the targets stand on runs first. A second run does nothing; an interrupted one continues.
+    Records go to book/records, artifacts to runs/.
     """
     from igpt.run.command import run_targets
 

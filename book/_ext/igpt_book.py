@@ -55,6 +55,7 @@ def visit_receipt(translator, node: receipt) -> None:
     ident = f"receipt-{node['place']}"
     word = node["word"]
     kind = "verdict-good" if word in GOOD else "verdict-bad" if word in BAD else "pending" if word == "pending" else ""
+    kind += " measured" if node["records"] else ""
     label = html.escape(node.astext())
     translator.body.append(
         f'<button type="button" class="receipt-button {kind}" popovertarget="{ident}">{label}</button>'

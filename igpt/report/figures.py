@@ -79,12 +79,13 @@ def depth(records: Sequence[Record]) -> Figure:
                 errorbar=_interval,
                 err_style="bars",
                 label=network,
+                legend=False,
                 ax=axes,
             )
         pixels = 100 * float(np.mean([record.values["pixels"].value for record in mine]))
         axes.axhline(pixels, color=BASELINE, linestyle=":", label="raw pixels")
         axes.set(title=model, xlabel="layer", ylabel="test accuracy (%)", xticks=sorted(set(data["layer"])))
-        axes.legend(fontsize=9)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 

@@ -23,7 +23,7 @@ def number(name: str, project: Project) -> Cell:
 
     Raises UsageError for a name that stands for nothing.
     """
-    kind, *words = name.split()
+    kind, *words = name.split() or [""]
     match kind, words:
         case "published", [row_id]:
             found = next((row for row in published_rows() if row.row_id == row_id), None)

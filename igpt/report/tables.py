@@ -103,9 +103,10 @@ def tier_cell(experiment: Experiment, tier: str, store: RecordStore) -> Cell:
     if found is None:
         return Cell("pending", _price(experiment, run), "pending", word="pending")
     word = WORDS[tier][verdict.word]
-    text = f"{measured_text(found, experiment.published)}, {word}"
+    stale = sorted({name for stage in run.stages() for name in store.changed(stage)})
+    text = f"{measured_text(found, experiment.published)}, {word}{', stale' if stale else ''}"
     paths = tuple(str(store.path(s).relative_to(store.project.records)) for s in run.stages())
-    return Cell(text, _receipt(found, verdict, run), "measured", paths, word)
+    return Cell(text, _receipt(found, verdict, run, stale), "measured", paths, word)
 
 
 def measured_text(found: Outcome, row: Published) -> str:
@@ -159,13 +160,15 @@ def score_counts(project: Project) -> ResultTable:
     return ResultTable("score-counts", caption, ("Tier", *words), tuple(rows))
 
 
-def _receipt(found: Outcome, verdict: Verdict, run: Run) -> tuple[tuple[str, str], ...]:
+def _receipt(found: Outcome, verdict: Verdict, run: Run, stale: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """What is behind a measured cell, line by line."""
     records = found.records
     receipts = [record.receipt for record in records]
     dirty = any(receipt.dirty for receipt in receipts)
     values = ", ".join(f"{value:.4f}" if abs(value) < 100 else f"{value:,.0f}" for value in found.values)
+    state = f"stale: made before the code or its inputs changed ({', '.join(stale)})" if stale else "as this checkout stands"
     lines = [
+        ("State", state),
         ("Verdict", f"{WORDS[run.tier][verdict.word]}; {verdict.sentence}"),
         ("Values", f"{values}; mean with its {LEVEL:.0%} interval over seeds"),
         ("Commit", _join(r.commit[:12] for r in receipts) + (", with uncommitted changes" if dirty else "")),

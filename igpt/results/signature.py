@@ -12,7 +12,7 @@ import ast
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,6 +102,7 @@ def code_digest(tree: ast.Module) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
+@cache
 def module_digest(module: str) -> str:
     """SHA-256 of a module's code, found without importing it."""
     spec = find_spec(module)

@@ -32,3 +32,10 @@ class RecordStore:
         if stage not in self._read:
             self._read[stage] = read_record(self.path(stage))
         return self._read[stage]
+
+    def changed(self, stage: Stage) -> list[str]:
+        """Names of the inputs that changed since a stage's record was made; none when there is no record."""
+        record, signature = self.read(stage), self.signer.sign(stage)
+        if record is None or record.signature == signature.digest:
+            return []
+        return signature.difference(record.parts) or ["signature"]

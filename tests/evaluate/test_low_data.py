@@ -29,6 +29,4 @@ def test_values_are_mean_and_sample_deviation_at_the_declared_strength() -> None
         for draw in range(3)
     ]
     values = {name: value["value"] for name, value in draw_values(rows).items()}
-    assert values == pytest.approx(
-        {"accuracy_40": 0.6, "deviation_40": 0.1, "pixels_40": 0.3, "pixels_deviation_40": 0.1}
-    )
+    assert values == pytest.approx({"accuracy_40": 0.6, "deviation_40": 0.1, "pixels_40": 0.3, "pixels_deviation_40": 0.1})

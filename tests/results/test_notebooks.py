@@ -37,7 +37,9 @@ def test_a_parameters_cell_that_is_none_is_refused(
 
 def test_two_tagged_cells_are_refused(project: Project, write_notebook: WriteNotebook) -> None:
     path = write_notebook("twice", "a = 1", "b = 2")
-    path.write_text(path.read_text().replace('"metadata": {}, "source": "b', '"metadata": {"tags": ["parameters"]}, "source": "b'))
+    path.write_text(
+        path.read_text().replace('"metadata": {}, "source": "b', '"metadata": {"tags": ["parameters"]}, "source": "b')
+    )
     with pytest.raises(UsageError, match="has 2 cells tagged"):
         read_notebook(project.notebooks, "twice")
 

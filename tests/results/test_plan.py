@@ -3,22 +3,20 @@ from __future__ import annotations
 import random
 
 import pytest
+from test_record import record
 
 from igpt.project import Project
 from igpt.results.plan import make_plan
 from igpt.results.record import Record
 from igpt.results.signature import Signer
 from igpt.stage import Stage
-from test_record import record
 
 PROBES = [Stage.of("linear_probe", model="tiny-s", seed=seed) for seed in (0, 1)]
 
 
 def records_for(stages: list[Stage], signer: Signer) -> dict[Stage, Record]:
     plan = make_plan(stages, signer, lambda stage: None)
-    return {
-        p.stage: record(p.stage.name, p.signature.digest).model_copy(update={"parts": p.signature.parts}) for p in plan
-    }
+    return {p.stage: record(p.stage.name, p.signature.digest).model_copy(update={"parts": p.signature.parts}) for p in plan}
 
 
 @pytest.fixture
@@ -37,7 +35,12 @@ def test_a_plan_holds_the_parents_first(signer: Signer) -> None:
 
 
 def test_any_order_of_declarations_gives_the_same_plan(signer: Signer) -> None:
-    stages = [Stage.of(n, model=m, seed=s) for n in ("linear_probe", "fine_tune", "low_data") for m in ("tiny-s", "tiny-m") for s in (0, 1)]
+    stages = [
+        Stage.of(n, model=m, seed=s)
+        for n in ("linear_probe", "fine_tune", "low_data")
+        for m in ("tiny-s", "tiny-m")
+        for s in (0, 1)
+    ]
     expected = [planned.stage for planned in make_plan(stages, signer, lambda stage: None)]
     for seed in range(10):
         random.Random(seed).shuffle(stages)

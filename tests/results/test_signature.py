@@ -50,7 +50,9 @@ def test_comments_docstrings_and_layout_are_no_change(change: object) -> None:
     assert code_digest(ast.parse(change(CODE))) == code_digest(ast.parse(CODE))  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("change", [("x + y", "x - y"), ("y=1", "y=2"), ("def f", "def g"), ("z = 3", "z = 4"), ("return x", "x")])
+@pytest.mark.parametrize(
+    "change", [("x + y", "x - y"), ("y=1", "y=2"), ("def f", "def g"), ("z = 3", "z = 4"), ("return x", "x")]
+)
 def test_every_change_of_code_is_a_change(change: tuple[str, str]) -> None:
     assert code_digest(ast.parse(CODE.replace(*change))) != code_digest(ast.parse(CODE))
 

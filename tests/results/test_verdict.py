@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_record import record
 
 from igpt.claim import Quantity, Rule
 from igpt.measure import mean_interval
 from igpt.results.record import Record
 from igpt.results.verdict import judge, outcome
 from igpt.stage import Stage
-from test_record import record
 
 STAGES = tuple(Stage.of("linear_probe", seed=seed) for seed in range(3))
 VALUE, OTHER = Quantity(STAGES, "value"), Quantity(STAGES, "other")

@@ -71,7 +71,11 @@ def test_a_second_run_finds_nothing_to_do(project: Project, write_notebook: Writ
 @pytest.mark.parametrize(
     ("cell", "error", "message"),
     [
-        ("raise RuntimeError('the reason')", StageError, r"bad,seed=0 failed: RuntimeError: the reason; the notebook so far is .*/failed\.ipynb"),
+        (
+            "raise RuntimeError('the reason')",
+            StageError,
+            r"bad,seed=0 failed: RuntimeError: the reason; the notebook so far is .*/failed\.ipynb",
+        ),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", StageError, "its kernel was killed"),
         ("pass", StageError, "ended without a record of its signature"),
         ("from igpt.errors import UsageError\nraise UsageError('do this')", UsageError, "^do this$"),

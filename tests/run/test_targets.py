@@ -27,9 +27,7 @@ def test_a_number_brings_what_its_verdict_needs(project: Project) -> None:
 
 
 def test_a_stage_is_named_by_its_parameters(project: Project) -> None:
-    assert find_stages(["linear_probe,model=tiny-m,seed=1"], None, project) == [
-        Stage.of("linear_probe", model="tiny-m", seed=1)
-    ]
+    assert find_stages(["linear_probe,model=tiny-m,seed=1"], None, project) == [Stage.of("linear_probe", model="tiny-m", seed=1)]
 
 
 def test_a_number_with_one_tier_needs_no_tier(project: Project) -> None:

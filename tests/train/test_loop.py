@@ -154,5 +154,3 @@ def test_the_validation_loss_counts_every_image_once() -> None:
         model.wtet.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
     tokens = markov(50)
     assert evaluate_loss(model, tokens, batch=7) == pytest.approx(model.loss(tokens).item(), rel=1e-6)
-
-

@@ -1,0 +1,208 @@
+"""The built book: what `make book` leaves, and how the build takes broken input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, igpt
+
+from igpt.experiments import experiments
+
+pytestmark = pytest.mark.slow
+
+
+def build(root: Path, code: str = "") -> subprocess.CompletedProcess[str]:
+    """Build the book of the project at ``root`` in a process that first runs ``code``."""
+    program = f"{code}\nimport sys\nfrom jupyter_book.cli.main import main\n"
+    program += f"sys.argv = ['jupyter-book', 'build', {str(root / 'book')!r}, '-W', '--keep-going', '--quiet']\nmain()"
+    environment = {**os.environ, "IGPT_ROOT": str(root)}
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A project with the book's sources, the notebooks and no records."""
+    ignore = shutil.ignore_patterns("_build", "figures", "records", ".*")
+    shutil.copytree(ROOT / "book", tmp_path / "book", ignore=ignore, symlinks=True)
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=ignore)
+    (tmp_path / "book" / "records").mkdir()
+    return tmp_path
+
+
+class Text(HTMLParser):
+    """Receipt buttons of a page: their text, and the receipts by id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buttons: list[tuple[str, str]] = []
+        self.receipts: dict[str, str] = {}
+        self._button: str | None = None
+        self._receipt: str | None = None
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        if tag == "button" and given.get("popovertarget"):
+            self._button = given["popovertarget"]
+        if "popover" in given:
+            self._receipt = str(given["id"])
+            self.receipts[self._receipt] = ""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "button":
+            self._button = None
+        if tag == "span":
+            self._receipt = None
+
+    def handle_data(self, data: str) -> None:
+        if self._button:
+            self.buttons.append((self._button, data))
+        if self._receipt:
+            self.receipts[self._receipt] += data
+
+
+def read(path: Path) -> Text:
+    parsed = Text()
+    parsed.feed(path.read_text())
+    return parsed
+
+
+def test_every_number_has_a_receipt_that_names_its_source(html: Path) -> None:
+    measured = 0
+    for page in sorted(html.glob("**/*.html")):
+        parsed = read(page)
+        assert {ident for ident, _ in parsed.buttons} == set(parsed.receipts), page
+        assert len(parsed.receipts) == len(parsed.buttons), f"{page}: an id is there twice"
+        for ident, text in parsed.buttons:
+            receipt = parsed.receipts[ident]
+            if "seeds)" in text:
+                measured += 1
+                for part in (
+                    "Verdict",
+                    "Commit",
+                    "Parameters",
+                    "Seeds",
+                    "Hardware",
+                    "Seconds",
+                    "notebooks/",
+                    "igpt run",
+                    "Records",
+                ):
+                    assert part in receipt, (page, text, part)
+            elif text == "pending":
+                assert "Command" in receipt or "no experiment is declared" in receipt
+    assert measured > 60
+
+
+def test_a_number_can_be_walked_back_to_its_record_and_notebook(html: Path) -> None:
+    """As a reader does by hand: page, receipt, record, notebook."""
+    text = (html / "chapters" / "linear-probes.html").read_text()
+    records = [*re.findall(r'href="(\.\./records/tiny/linear_probe,model=tiny-l,seed=\d\.json)"', text)]
+    assert len(set(records)) == 3
+    values = []
+    for link in sorted(set(records)):
+        record = json.loads((html / "chapters" / link).resolve().read_text())
+        values.append(100 * record["values"]["accuracy"]["value"])
+        assert (ROOT / record["receipt"]["notebook"]).exists()
+        assert record["receipt"]["command"] == f"igpt run {record['stage']}"
+    mean = sum(values) / 3
+    shown = next(t for _, t in read(html / "chapters" / "linear-probes.html").buttons if "3 seeds" in t)
+    assert abs(float(shown.split()[0]) - mean) <= 0.5
+    assert (html / "notebooks" / "linear_probe.html").exists()
+
+
+def test_the_scoreboard_has_every_published_number_of_ours(html: Path) -> None:
+    text = (html / "index.html").read_text()
+    for experiment in experiments():
+        if experiment.published.ours and experiment.published.metric != "learning rate":
+            assert experiment.name in text, experiment.name
+
+
+def test_no_tiny_cell_is_pending_after_make_book(html: Path) -> None:
+    for page in sorted(html.glob("**/*.html")):
+        for ident, receipt in read(page).receipts.items():
+            assert "not run yet" not in receipt, (page, ident)
+            assert "stale: made before" not in receipt, (page, ident)
+
+
+def test_tables_are_there_as_data(html: Path) -> None:
+    for ending in ("csv", "md", "tex"):
+        assert "96.3" in (html / "tables" / f"headline.{ending}").read_text()
+
+
+def test_pages_name_no_other_host(html: Path) -> None:
+    for page in html.glob("**/*.html"):
+        loaded = re.findall(r'<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)="(?:https?:)?//[^"]*"', page.read_text())
+        assert [tag for tag in loaded if 'rel="canonical"' not in tag] == [], page
+
+
+def test_a_second_make_book_finds_nothing_to_run_and_ends_within_20_seconds(html: Path) -> None:
+    begun = time.monotonic()
+    done = subprocess.run(["make", "book"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    seconds = time.monotonic() - begun
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("nothing to run") == 2
+    assert "index.html" in done.stdout
+    assert seconds < 20
+
+
+def test_without_records_and_without_torch_the_book_builds_and_all_is_pending(copy: Path) -> None:
+    done = build(copy, "import sys; sys.modules['torch'] = None")
+    assert done.returncode == 0, done.stderr
+    page = read(copy / "book" / "_build" / "html" / "chapters" / "linear-probes.html")
+    assert sum(text == "pending" for _, text in page.buttons) > 8
+    depth = (copy / "book" / "_build" / "html" / "chapters" / "depth.html").read_text()
+    assert "Pending: its records" in depth
+
+
+def test_a_broken_record_ends_the_build_with_its_name(copy: Path) -> None:
+    path = copy / "book" / "records" / "tiny" / "linear_probe,model=tiny-l,seed=0.json"
+    path.parent.mkdir()
+    path.write_text('{"schema_version": 99}')
+    done = build(copy)
+    assert done.returncode != 0
+    assert f"{path} has record schema 99, this version reads 1" in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("page", "old", "new", "message"),
+    [
+        ("depth", "{igpt-table} depth", "{igpt-table} dept", "there is no table 'dept'"),
+        ("depth", "{igpt-figure} depth\n:alt:", "{igpt-figure} depth\n:alt_:", "alt"),
+        ("low-data", "fact level", "fact lvl", "there is no fact 'lvl'"),
+    ],
+)
+def test_a_mistake_in_a_page_fails_the_build(copy: Path, page: str, old: str, new: str, message: str) -> None:
+    path = copy / "book" / "chapters" / f"{page}.md"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    done = build(copy)
+    assert done.returncode != 0
+    assert message in done.stderr + done.stdout
+
+
+def test_two_fresh_builds_are_the_same_bytes(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    shutil.copytree(copy, other, dirs_exist_ok=True, symlinks=True)
+    trees = []
+    for root in (copy, other):
+        assert build(root).returncode == 0
+        html = root / "book" / "_build" / "html"
+        trees.append(
+            {str(p.relative_to(html)): p.read_bytes() for p in html.glob("**/*") if p.is_file() and p.name != ".buildinfo"}
+        )
+    assert trees[0].keys() == trees[1].keys()
+    assert [name for name in trees[0] if trees[0][name] != trees[1][name]] == []
+
+
+def test_igpt_table_prints_what_the_book_shows(html: Path) -> None:
+    done = igpt("table", "headline", "--format", "csv", root=ROOT)
+    assert done.stdout == (html / "tables" / "headline.csv").read_text()

@@ -1,0 +1,159 @@
+"""Every page of the book in a real Chromium: light, dark and phone; errors, requests, links, width, accessibility."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urldefrag, urljoin
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
+VIEWS = {"light": (1280, 900, "light"), "dark": (1280, 900, "dark"), "phone": (390, 844, "light")}
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail("CI has no Chromium")
+        pytest.skip("no Chromium here (Debian: apt install chromium)")
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=quiet)
+        yield browser
+        browser.close()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(html: Path) -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(html)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+def watched(browser: Browser, address: str, view: str) -> tuple[Page, list[str]]:
+    """A page of a view, and the list in which everything that goes wrong on it is written."""
+    width, height, scheme = VIEWS[view]
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
+    wrong: list[str] = []
+    page.on("console", lambda m: wrong.append(f"console {m.type}: {m.text}") if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+    page.on("requestfailed", lambda request: wrong.append(f"failed: {request.url}"))
+    page.on("response", lambda r: wrong.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
+    page.on("request", lambda r: wrong.append(f"foreign: {r.url}") if not r.url.startswith((address, "data:")) else None)
+    return page, wrong
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_page_is_sound(browser: Browser, address: str, html: Path, view: str) -> None:
+    page, wrong = watched(browser, address, view)
+    names = sorted(str(path.relative_to(html)) for path in html.glob("**/*.html") if "_static" not in path.parts)
+    assert len(names) > 25
+    for name in names:
+        page.goto(address + name, wait_until="networkidle")
+        assert page.title(), name
+        size = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+        assert size[0] <= size[1], f"{name} scrolls sideways: {size}"
+    assert wrong == []
+    page.close()
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_axe_finds_no_serious_violation(browser: Browser, address: str, html: Path, view: str) -> None:
+    page, _ = watched(browser, address, view)
+    found = []
+    for path in [html / "index.html", *sorted((html / "chapters").glob("*.html")), html / "notebooks" / "linear_probe.html"]:
+        name = str(path.relative_to(html))
+        page.goto(address + name, wait_until="networkidle")
+        for violation in Axe().run(page).response["violations"]:
+            if violation["impact"] in ("serious", "critical"):
+                found.append((name, violation["id"], [node["html"][:150] for node in violation["nodes"][:3]]))
+    assert found == []
+    page.close()
+
+
+def test_every_link_within_the_book_leads_somewhere(browser: Browser, address: str, html: Path) -> None:
+    page, _ = watched(browser, address, "light")
+    ids: dict[str, set[str]] = {}
+    links: set[tuple[str, str, str]] = set()
+    for path in html.glob("**/*.html"):
+        if "_static" in path.parts:
+            continue
+        url = address + str(path.relative_to(html))
+        page.goto(url, wait_until="domcontentloaded")
+        ids[url] = set(page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)"))
+        for target in page.evaluate("[...document.querySelectorAll('a[href]')].map(e => e.getAttribute('href'))"):
+            links.add((url, *urldefrag(urljoin(url, target))))
+    for origin, target, fragment in links:
+        if not target.startswith(address):
+            continue
+        file = html / target.removeprefix(address)
+        assert file.is_file() or (file / "index.html").is_file(), (origin, target)
+        if fragment and target in ids:
+            assert fragment in ids[target], (origin, target, fragment)
+    page.close()
+
+
+def test_a_receipt_opens_by_key_and_press_and_closes_by_escape(browser: Browser, address: str) -> None:
+    page, wrong = watched(browser, address, "phone")
+    page.goto(address + "chapters/linear-probes.html", wait_until="networkidle")
+    button = page.locator("button.receipt-button", has_text="3 seeds").first
+    receipt = page.locator(f"#{button.get_attribute('popovertarget')}")
+    assert not receipt.is_visible()
+    button.focus()
+    page.keyboard.press("Enter")
+    assert receipt.is_visible()
+    assert "Commit" in receipt.inner_text()
+    box = receipt.bounding_box()
+    assert box is not None
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 390
+    page.keyboard.press("Escape")
+    assert not receipt.is_visible()
+    button.click()
+    assert receipt.is_visible()
+    assert wrong == []
+    page.close()
+
+
+def test_a_receipt_opens_on_hover(browser: Browser, address: str) -> None:
+    page, _ = watched(browser, address, "light")
+    page.goto(address + "chapters/linear-probes.html", wait_until="networkidle")
+    button = page.locator("button.receipt-button", has_text="3 seeds").first
+    receipt = page.locator(f"#{button.get_attribute('popovertarget')}")
+    button.hover()
+    receipt.wait_for(state="visible", timeout=3000)
+    page.mouse.move(5, 5)
+    receipt.wait_for(state="hidden", timeout=3000)
+    page.close()
+
+
+def test_one_image_of_each_figure_is_shown_by_the_readers_mode(browser: Browser, address: str) -> None:
+    for view, shown in (("light", "in-light"), ("dark", "in-dark")):
+        page, _ = watched(browser, address, view)
+        page.goto(address + "chapters/depth.html", wait_until="networkidle")
+        images = page.locator("figure img")
+        visible = [images.nth(i).get_attribute("class") for i in range(images.count()) if images.nth(i).is_visible()]
+        assert len(visible) == 2
+        assert all(shown in str(classes) for classes in visible)
+        assert all(page.locator("figcaption").nth(i).is_visible() for i in range(2))
+        assert page.evaluate("[...document.images].every(i => i.offsetParent === null || i.naturalWidth > 0)")
+        page.close()

@@ -1,0 +1,91 @@
+"""Every notebook as a user runs it: plain papermill with its defaults, and what a notebook may hold."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, igpt
+
+from igpt.project import Project
+from igpt.results.notebooks import read_notebook
+
+NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """One project for all notebooks, so that they share what they stand on."""
+    import shutil
+
+    root = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    (root / "book" / "records").mkdir(parents=True)
+    return Project(root)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs_by_plain_papermill_with_its_defaults(project: Project, name: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "IGPT_ROOT": str(project.root)}
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", str(project.notebooks / f"{name}.ipynb"), "out.ipynb"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert not [o for o in outputs if o.get("name") == "stderr" and "expected" not in "".join(o["text"])], "a warning is shown"
+    assert time.monotonic() - begun < 180
+    records = [*project.runs.glob(f"{name},*/record.json"), *project.runs.glob(f"{name}-*/record.json")]
+    assert len(records) >= 1
+
+
+@pytest.mark.slow
+def test_papermill_takes_parameters_and_igpt_run_finds_the_same_stage_done(project: Project, tmp_path: Path) -> None:
+    environment = {**os.environ, "IGPT_ROOT": str(project.root)}
+    words = [str(project.notebooks / "palette.ipynb"), "out.ipynb", "-p", "colours", "8", "-p", "seed", "3"]
+    subprocess.run([sys.executable, "-m", "papermill", *words], cwd=tmp_path, env=environment, capture_output=True, check=True)
+    done = igpt("run", "palette", "-p", "colours=8", "-p", "seed=3", root=project.root)
+    assert done.returncode == 0
+    assert "nothing to run" in done.stdout
+    folder = next(project.runs.glob("palette,colours=8,seed=3-*"))
+    assert len(json.loads((folder / "record.json").read_text())["series"]["centres"]) == 8
+
+
+def test_a_parameter_that_papermill_would_only_warn_of_is_refused(project: Project) -> None:
+    done = igpt("run", "palette", "-p", "colors=8", root=project.root)
+    assert done.returncode == 2
+    assert "has no parameter 'colors'; did you mean colours?" in done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_thin(name: str) -> None:
+    notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
+    cells = notebook["cells"]
+    assert cells[0]["cell_type"] == "markdown"
+    assert "".join(cells[0]["source"]).startswith("# ")
+    tree = read_notebook(ROOT / "notebooks", name).tree
+    for node in ast.walk(tree):
+        assert not isinstance(node, ast.ClassDef)
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 10
+    for cell in cells:
+        source = "".join(cell["source"])
+        assert not cell.get("outputs")
+        assert len(source.splitlines()) <= 40
+        if cell["cell_type"] == "code":
+            assert not any(line.startswith(("!", "%")) for line in source.splitlines())
+    tagged = next(cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    assert all("  # " in line for line in "".join(tagged["source"]).splitlines()), "a parameter without its comment"

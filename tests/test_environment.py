@@ -1,0 +1,87 @@
+"""What a checkout says of itself: pins in one place, workflows on the same targets, nothing of one machine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+PINS = {
+    canonicalize_name(name): pin
+    for name, pin in re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+}
+
+
+def requirements() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [r for group in project["optional-dependencies"].values() for r in group if not r.startswith("igpt")]
+    return [Requirement(text) for text in project["dependencies"] + extras]
+
+
+def test_every_line_of_the_constraints_is_an_exact_public_version() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert len(lines) == len(PINS)
+    assert not [line for line in lines if "+" in line]
+
+
+def test_every_requirement_is_pinned_and_its_pin_satisfies_it() -> None:
+    for requirement in requirements():
+        pin = PINS[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(pin), requirement
+
+
+def test_what_is_installed_is_what_is_pinned() -> None:
+    for requirement in requirements():
+        installed = version(requirement.name).partition("+")[0]
+        assert installed == PINS[canonicalize_name(requirement.name)], requirement.name
+
+
+def test_conda_users_get_the_same_versions() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert [name.partition(">")[0] for name in conda] == ["python", "pip"]
+    assert pip["pip"] == ["-c constraints.txt", "torch", "-e .[all]"]  # no version but those of the one file
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert conda[0].removeprefix("python").startswith(requires)
+
+
+def test_the_workflow_builds_tests_and_publishes_with_the_make_targets() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "book.yml").read_text())
+    jobs = workflow["jobs"]
+    runs = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert all(line.startswith("make ") for line in runs)
+    assert {"make test", "make book"} <= set(runs)
+    assert any(step.get("uses", "").startswith("actions/deploy-pages@") for step in jobs["publish"]["steps"])
+    assert set(jobs["publish"]["needs"]) == {"test", "book"}
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / line for line in listed.splitlines() if (ROOT / line).is_file() and not (ROOT / line).is_symlink()]
+
+
+def test_nothing_in_the_repository_speaks_of_one_machine_or_is_large() -> None:
+    for path in tracked():
+        assert path.stat().st_size < 1_000_000, path
+        text = path.read_bytes().decode(errors="replace")
+        if path != Path(__file__):
+            assert not re.search(r"/root/|/home/\w|/work/|pypi\.org|pythonhosted|npmjs", text), path
+
+
+@pytest.mark.parametrize("name", ["README.md", "LICENSE", "Makefile", ".ci/run"])
+def test_what_a_newcomer_looks_for_is_there(name: str) -> None:
+    assert (ROOT / name).stat().st_size > 300
+
+
+def test_make_alone_lists_every_target() -> None:
+    listed = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split():
+        assert f"make {target} " in listed
