@@ -48,7 +48,7 @@ def pretrain(
     Continues from ``folder / checkpoint.safetensors`` when there is one.
     """
     model = ImageGPT(recipe.shape, seed=seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, betas=recipe.betas)
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, fused=True)
     checkpoint = folder / "checkpoint.safetensors"
     losses, running = Losses(), 0.0
     # Where a run starts: 1. from its own checkpoint, 2. from the seed.
