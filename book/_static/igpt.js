@@ -7,7 +7,7 @@ if (matchMedia("(hover: hover)").matches) {
     const later = (act, ms) => { clearTimeout(timer); timer = setTimeout(act, ms); };
     button.addEventListener("click", () => { pinned = true; clearTimeout(timer); });
     receipt.addEventListener("toggle", (event) => { if (event.newState === "closed") pinned = false; });
-    button.addEventListener("mouseenter", () => later(() => { if (!receipt.matches(":popover-open")) receipt.showPopover(); }, 350));
+    button.addEventListener("mouseenter", () => later(() => { if (!receipt.matches(":popover-open")) receipt.showPopover({ source: button }); }, 350));
     receipt.addEventListener("mouseenter", () => clearTimeout(timer));
     for (const element of [button, receipt]) {
       element.addEventListener("mouseleave", () => { if (!pinned) later(() => receipt.matches(":popover-open") && receipt.hidePopover(), 250); });

@@ -15,17 +15,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
 
 from igpt.errors import UsageError
 from igpt.measure import accuracy
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # scikit-learn's C, the inverse of the L2 penalty's weight
 ITERATIONS = 2000
@@ -120,6 +119,12 @@ def fit_classifier(features: Features, labels: Labels, *, strength: float) -> tu
 
     Raises UsageError for features that are not finite.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
+
     if not np.isfinite(features).all():
         raise UsageError("the features hold values that are not finite: the weights have diverged, train them again")
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=ITERATIONS))

@@ -220,14 +220,21 @@ def completions(record: Record) -> Figure:
 def _grid(record: Record, rows: Sequence[Sequence[object]], titles: Sequence[str]) -> Figure:
     """Token images in rows and columns; token -1 is a pixel not given, and left open."""
     colours = np.array([row["centre"] for row in record.series["palette"]], dtype=np.uint8)
-    figure = _figure(0.95 * len(rows[0]), 1.0 * len(rows) + (0.3 if titles else 0))
-    for number, axes in enumerate(figure.subplots(len(rows), len(rows[0]), squeeze=False).flat):
-        tokens = np.array(rows[number // len(rows[0])][number % len(rows[0])])
-        pixels = np.repeat(colours[tokens], 4 - colours.shape[1] if colours.shape[1] == 1 else 1, axis=-1)
-        opaque = np.where(tokens < 0, 0, 255).astype(np.uint8)[:, None]
-        _show(axes, _square(np.concatenate([pixels, opaque], axis=1)))
-        if titles and number < len(rows[0]):
-            axes.set_title(titles[number], fontsize=9)
+    height, width = len(rows), len(rows[0])
+    side = math.isqrt(len(rows[0][0]))  # type: ignore[arg-type]
+    step = side + 1  # a transparent pixel between images
+    sheet = np.zeros((height * step - 1, width * step - 1, 4), dtype=np.uint8)
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            tokens = np.array(image)
+            pixels = np.repeat(colours[tokens], 4 - colours.shape[1] if colours.shape[1] == 1 else 1, axis=-1)
+            opaque = np.where(tokens < 0, 0, 255).astype(np.uint8)[:, None]
+            sheet[y * step : y * step + side, x * step : x * step + side] = _square(np.concatenate([pixels, opaque], axis=1))
+    figure = _figure(0.95 * width, 0.95 * height + (0.3 if titles else 0))
+    axes = figure.subplots()
+    _show(axes, sheet)
+    for x, title in enumerate(titles):
+        axes.text(x * step + (side - 1) / 2, -1, title, ha="center", va="bottom", fontsize=9)
     return figure
 
 
