@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from igpt.model import ImageGPT as ImageGPT
     from igpt.palette import Palette as Palette
+    from igpt.pretrained import ImageGPT as ImageGPT
 
 __version__ = "0.1.0"
 
 # Public names and where they live; importing igpt alone stays light (no torch).
-_PUBLIC = {"ImageGPT": "igpt.model", "Palette": "igpt.palette"}
+_PUBLIC = {"ImageGPT": "igpt.pretrained", "Palette": "igpt.palette"}
 __all__ = ["ImageGPT", "Palette", "__version__"]
 
 

@@ -1,6 +1,13 @@
-"""Samples and completions (the blog's method): one token at a time, temperature 1, from the model's own logits."""
+"""Samples and completions (the blog's method): one token at a time, temperature 1, from the model's own logits.
+
+The released sampler runs a full forward pass for each pixel; here keys and values are kept, and the prefix
+goes through in one pass. Restricting the choice to the likeliest tokens (``top_k``, ``top_p``) is not in the
+paper, and off unless asked for.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -8,39 +15,99 @@ from torch import Tensor
 from igpt.errors import UsageError
 from igpt.model import Cache, ImageGPT
 
+Report = Callable[[int, int], None]  # tokens done, tokens in all
 
-def sample(model: ImageGPT, *, n: int, seed: int, temperature: float = 1.0) -> Tensor:
+
+def sample(
+    model: ImageGPT,
+    *,
+    n: int,
+    seed: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    report: Report = lambda done, total: None,
+) -> Tensor:
     """n images from nothing, tokens int64 (n, positions). Raises UsageError as `complete` does."""
-    return complete(model, torch.empty(1, 0, dtype=torch.int64), n=n, seed=seed, temperature=temperature)[0]
+    nothing = torch.empty(1, 0, dtype=torch.int64, device=model.wte.device)
+    return complete(model, nothing, n=n, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, report=report)[0]
 
 
 @torch.no_grad()
-def complete(model: ImageGPT, prefix: Tensor, *, n: int, seed: int, temperature: float = 1.0) -> Tensor:
+def complete(
+    model: ImageGPT,
+    prefix: Tensor,
+    *,
+    n: int,
+    seed: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    report: Report = lambda done, total: None,
+) -> Tensor:
     """n continuations of each prefix, tokens int64 (B, n, positions), the prefix kept.
 
-    prefix : int64 (B, P), the first P tokens in raster order. ``temperature`` 0 takes the likeliest token.
+    prefix : int64 (B, P), the first P tokens in raster order; -1 stands for a token to be drawn, so that other
+    shapes than a prefix can be kept. The model looks back only: what is kept further on informs no draw before it.
+    temperature : divides the logits; 0 takes the likeliest token
+    top_k, top_p : choose among the k likeliest tokens only, or the fewest whose probabilities reach p
     One uniform number decides one token, drawn image by image: the same seed gives the same image
-    whatever the batch. Raises UsageError for BERT weights, or a prefix longer than the model.
+    whatever the batch. Raises UsageError for BERT weights, a prefix longer than the model, or settings
+    outside their range.
     """
+    shape = model.shape
+    _check(model, prefix, n=n, temperature=temperature, top_k=top_k, top_p=top_p)
+    images = len(prefix) * n
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(images, shape.n_ctx, generator=generator, dtype=torch.float64).to(model.wte.device)
+    given = prefix.repeat_interleave(n, dim=0)
+    drawn_from = (given >= 0).all(0).long().cumprod(0).sum().item()  # the first position that some image lacks
+    tokens = given[:, : int(drawn_from)]
+    cache = Cache(shape, images, like=model.wte)
+    for position in range(tokens.shape[1], shape.n_ctx):
+        logits = model.next_logits(tokens, cache)
+        if temperature == 0:
+            chosen = logits.argmax(-1)
+        else:
+            chosen = _draw(_restrict(logits / temperature, top_k=top_k, top_p=top_p), uniform[:, position])
+        if position < given.shape[1]:
+            chosen = torch.where(given[:, position] >= 0, given[:, position], chosen)
+        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+        report(position + 1, shape.n_ctx)
+    return tokens.view(len(prefix), n, shape.n_ctx)
+
+
+def _check(model: ImageGPT, prefix: Tensor, *, n: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Refuse what cannot be sampled."""
     shape = model.shape
     if shape.objective != "autoregressive":
         raise UsageError("BERT weights cannot be sampled from: use autoregressive ones")
     if prefix.shape[1] > shape.n_ctx:
         raise UsageError(f"the prefix has {prefix.shape[1]} tokens, the model only {shape.n_ctx} positions")
-    images = len(prefix) * n
-    generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(images, shape.n_ctx, generator=generator, dtype=torch.float64)
-    tokens = prefix.repeat_interleave(n, dim=0)
-    cache = Cache(shape, images, like=model.wte)
-    for position in range(prefix.shape[1], shape.n_ctx):
-        logits = model.next_logits(tokens, cache)
-        chosen = logits.argmax(-1) if temperature == 0 else _draw(logits / temperature, uniform[:, position])
-        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
-    return tokens.view(len(prefix), n, shape.n_ctx)
+    if prefix.numel() and not -1 <= int(prefix.min()) <= int(prefix.max()) < shape.n_vocab:
+        raise UsageError(f"the prefix has tokens outside 0 .. {shape.n_vocab - 1}: quantise it with the model's palette")
+    if n < 1 or temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+        raise UsageError(
+            f"n and top_k are at least 1, temperature at least 0, top_p in (0, 1]: not {n}, {top_k}, {temperature}, {top_p}"
+        )
+
+
+def _restrict(logits: Tensor, *, top_k: int | None, top_p: float | None) -> Tensor:
+    """Logits (B, V) with those of unlikely tokens at minus infinity; the likeliest always stays."""
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p is not None and top_p < 1:
+        ordered, place = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.double().softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities  # of all likelier tokens
+        logits = logits.masked_fill((before >= top_p).gather(-1, place.argsort(-1)), -torch.inf)
+    return logits
 
 
 def _draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """Tokens (B,) by the inverse of the cumulative distribution: logits (B, V), uniform (B,) in [0, 1)."""
     cumulative = logits.double().softmax(-1).cumsum(-1)
     drawn = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).squeeze(1)
-    return drawn.clamp(max=logits.shape[-1] - 1)  # the product may round up to the total
+    last = (logits > -torch.inf).cumsum(-1).argmax(-1)  # the product may round up to the total
+    return torch.minimum(drawn, last)

@@ -60,3 +60,43 @@ def test_bert_weights_are_refused(bert: ImageGPT) -> None:
 def test_a_prefix_longer_than_the_model_is_refused(model: ImageGPT) -> None:
     with pytest.raises(UsageError, match="the prefix has 10 tokens, the model only 9 positions"):
         complete(model, torch.zeros(1, 10, dtype=torch.int64), n=1, seed=0)
+
+
+def test_top_k_leaves_the_k_likeliest_with_their_relative_frequencies() -> None:
+    model = random_model(ModelShape(1, 8, 2, 5, 1))
+    n = 20_000
+    drawn = torch.bincount(sample(model, n=n, seed=0, top_k=3)[:, 0], minlength=5)
+    with torch.no_grad():
+        probabilities = model(torch.zeros(1, 1, dtype=torch.int64))[0, 0].double().softmax(-1)
+    kept = probabilities.topk(3).indices
+    assert drawn.sum() == drawn[kept].sum()
+    expected = probabilities[kept] / probabilities[kept].sum() * n
+    assert chisquare(drawn[kept].numpy(), expected.numpy()).pvalue > 1e-4
+
+
+def test_top_p_leaves_the_fewest_tokens_that_reach_p() -> None:
+    model = random_model(ModelShape(1, 8, 2, 5, 1))
+    with torch.no_grad():
+        probabilities = model(torch.zeros(1, 1, dtype=torch.int64))[0, 0].double().softmax(-1)
+    ordered, place = probabilities.sort(descending=True)
+    for count in range(1, 6):
+        p = float(ordered[:count].sum()) - 1e-6
+        drawn = sample(model, n=4000, seed=0, top_p=p)[:, 0].unique()
+        assert set(drawn.tolist()) == set(place[:count].tolist())
+
+
+def test_the_likeliest_token_alone_is_the_greedy_one(model: ImageGPT) -> None:
+    greedy_ = sample(model, n=2, seed=0, temperature=0)
+    assert torch.equal(sample(model, n=2, seed=3, top_k=1), greedy_)
+    assert torch.equal(sample(model, n=2, seed=3, top_p=1e-9), greedy_)
+
+
+@pytest.mark.parametrize("settings", [{"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"temperature": -1.0}, {"n": 0}])
+def test_settings_outside_their_range_are_refused(model: ImageGPT, settings: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="at least 1, temperature at least 0"):
+        sample(model, **{"n": 1, "seed": 0, **settings})  # type: ignore[arg-type]
+
+
+def test_tokens_of_another_palette_are_refused(model: ImageGPT) -> None:
+    with pytest.raises(UsageError, match=r"tokens outside 0 \.\. 7"):
+        complete(model, torch.tensor([[8]]), n=1, seed=0)

@@ -18,7 +18,7 @@ from torch import Tensor
 from igpt.model import ImageGPT, draw_mask
 from igpt.palette import Palette
 from igpt.train.recipes import Recipe
-from igpt.weights import load_tensors, save_tensors, save_weights
+from igpt.weights.own import load_tensors, save_tensors, save_weights
 
 Report = Callable[[int, int], None]  # steps done, steps in all
 

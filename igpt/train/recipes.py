@@ -39,9 +39,10 @@ class Recipe:
 
 # Blocks, width, heads, and the learning rates (autoregressive, BERT). The rates were searched as in
 # appendix A, from large to small until the validation loss after 2,000 steps rises, with seed 100, which
-# no record uses; the runs themselves are shorter, to fit the tier into minutes. In nats, tiny-s: 1.471 at 0.04, 1.435 at 0.02, 1.469 at 0.01; tiny-m: 1.419 at 0.02,
-# 1.396 at 0.01; tiny-l: 1.351 at 0.01, 1.330 at 0.006, 1.340 at 0.003; its BERT: 1.489 at 0.006, 1.397 at
-# 0.003, 1.405 at 0.0015. The other two BERT models, which no experiment uses, take the autoregressive rate.
+# no record uses; the runs themselves are shorter, to fit the tier into minutes. In nats, tiny-s: 1.471 at
+# 0.04, 1.435 at 0.02, 1.469 at 0.01; tiny-m: 1.419 at 0.02, 1.396 at 0.01; tiny-l: 1.351 at 0.01, 1.330 at
+# 0.006, 1.340 at 0.003; its BERT: 1.489 at 0.006, 1.397 at 0.003, 1.405 at 0.0015. The other two BERT models,
+# which no experiment uses, take the autoregressive rate.
 TINY: dict[str, tuple[int, int, int, float, float]] = {
     "tiny-s": (2, 16, 1, 0.02, 0.02),
     "tiny-m": (3, 24, 2, 0.01, 0.01),

@@ -17,7 +17,7 @@ from igpt.palette import Palette
 from igpt.shape import ModelShape
 from igpt.train.loop import evaluate_loss, pretrain, schedule, weights_name
 from igpt.train.recipes import Recipe
-from igpt.weights import load_weights
+from igpt.weights.own import load_weights
 
 RECIPE = Recipe(
     name="test",

@@ -14,7 +14,7 @@ from igpt.errors import UsageError
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
-from igpt.weights import load_weights, save_weights
+from igpt.weights.own import load_weights, save_weights
 
 
 @pytest.fixture

@@ -1,0 +1,56 @@
+"""Image GPT as most will use it: the model of `igpt.model`, with weights found by name and sampling at hand.
+
+from igpt import ImageGPT
+model = ImageGPT.from_pretrained("igpt-s")
+tokens = model.sample(n=8, seed=0)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from igpt import sample as sampling
+from igpt.model import ImageGPT as Model
+from igpt.weights.read import read_weights
+
+
+class ImageGPT(Model):
+    """The transformer, its weights and its samples. Everything else is inherited from `igpt.model.ImageGPT`."""
+
+    @classmethod
+    def from_pretrained(cls, where: str | Path) -> Self:
+        """The model that ``where`` names, as `igpt.weights.read.read_weights` finds it."""
+        found = read_weights(where)
+        with torch.device("meta"):
+            model = cls(found.shape)
+        model.load_state_dict(found.state_dict(), assign=True)
+        return model.eval()
+
+    def sample(
+        self,
+        n: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """Images from nothing, tokens int64 (n, T); see `igpt.sample.sample`."""
+        return sampling.sample(self, n=n, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
+
+    def complete(
+        self,
+        prefix: Tensor,
+        *,
+        n: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """Continuations of int64 (B, P), tokens int64 (B, n, T); see `igpt.sample.complete`."""
+        return sampling.complete(self, prefix, n=n, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)

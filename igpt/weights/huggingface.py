@@ -1,0 +1,144 @@
+"""Hugging Face's folders (transformers' ``ImageGPTForCausalImageModeling``), read and written without transformers.
+
+Theirs differ from ours in four ways: the start vector is row 512 of the token embedding; the matrices of
+attention and MLP lie (in, out); there are biases, which are zero in every conversion of the released weights;
+and nothing shifts the input, so a caller puts token 512 in front. They have no BERT objective.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from igpt.errors import UsageError
+from igpt.files import write_text
+from igpt.model import ImageGPT
+from igpt.shape import ModelShape
+from igpt.weights.own import load_tensors, save_tensors
+
+_BLOCK = {  # ours to theirs, and whether the matrix lies the other way round
+    "ln_1.g": ("ln_1.weight", False),
+    "attn.qkv.weight": ("attn.c_attn.weight", True),
+    "attn.c_proj.weight": ("attn.c_proj.weight", True),
+    "ln_2.g": ("ln_2.weight", False),
+    "c_fc.weight": ("mlp.c_fc.weight", True),
+    "c_proj.weight": ("mlp.c_proj.weight", True),
+}
+
+
+def is_huggingface(folder: Path) -> bool:
+    """Whether a folder's ``config.json`` is one of transformers' Image GPT."""
+    try:
+        return bool(json.loads((folder / "config.json").read_bytes()).get("model_type") == "imagegpt")
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def read_huggingface(folder: Path) -> ImageGPT:
+    """The model of a folder, in evaluation mode on the CPU.
+
+    Reads ``model.safetensors``, or ``pytorch_model.bin`` by PyTorch's restricted unpickler. Raises UsageError
+    for a missing or damaged file, other tensors than the configuration says, or biases that are not zero.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        shape = ModelShape(config["n_layer"], config["n_embd"], config["n_head"], config["vocab_size"] - 1, config["n_positions"])
+        with torch.device("meta"):
+            model = ImageGPT(shape)
+    except FileNotFoundError:
+        raise UsageError(f"{folder} holds no weights: config.json is missing") from None
+    except (ValueError, TypeError, KeyError, ZeroDivisionError, RuntimeError) as error:
+        raise UsageError(f"{folder / 'config.json'} does not describe an Image GPT ({error}): copy it again") from None
+    if config.get("activation_function", "quick_gelu") != "quick_gelu" or config.get("tie_word_embeddings"):
+        raise UsageError(f"{folder} is another model than the released one: its activation or its output matrix differ")
+    tensors = {name.removeprefix("transformer."): t for name, t in _read_tensors(folder).items()}
+    state = {}
+    for name, expected in model.state_dict().items():
+        tensor = _theirs(tensors, name, folder)
+        if tensor.shape != expected.shape:
+            raise UsageError(f"{folder} holds other tensors than its config.json says ({name}): copy both again")
+        state[name] = tensor.to(torch.float32).contiguous()
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def write_huggingface(folder: Path, model: ImageGPT) -> None:
+    """Write a model as a folder that ``from_pretrained`` of transformers opens; ``config.json`` comes last.
+
+    Raises UsageError for a BERT model, which transformers has no class for.
+    """
+    shape = model.shape
+    if shape.objective != "autoregressive":
+        raise UsageError("transformers has no Image GPT with BERT's objective: export autoregressive weights")
+    ours = model.state_dict()
+    theirs = {
+        "transformer.wte.weight": torch.cat([ours["wte"], ours["sos"][None]]),
+        "transformer.wpe.weight": ours["wpe"],
+        "transformer.ln_f.weight": ours["ln_f.g"],
+        "lm_head.weight": ours["wtet"],
+    }
+    for layer in range(shape.n_layer):
+        for name, (their_name, turned) in _BLOCK.items():
+            tensor = ours[f"blocks.{layer}.{name}"]
+            theirs[f"transformer.h.{layer}.{their_name}"] = tensor.T if turned else tensor
+            if turned:
+                bias = f"transformer.h.{layer}.{their_name.removesuffix('weight')}bias"
+                theirs[bias] = tensor.new_zeros(len(tensor))
+    save_tensors(folder / "model.safetensors", theirs, {"format": "pt"})
+    config = {
+        "architectures": ["ImageGPTForCausalImageModeling"],
+        "model_type": "imagegpt",
+        "vocab_size": shape.n_vocab + 1,
+        "n_positions": shape.n_ctx,
+        "n_embd": shape.n_embd,
+        "n_layer": shape.n_layer,
+        "n_head": shape.n_head,
+        "activation_function": "quick_gelu",
+        "layer_norm_epsilon": 1e-5,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+    }
+    write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
+
+
+def _theirs(tensors: dict[str, Tensor], name: str, folder: Path) -> Tensor:
+    """Our parameter out of their tensors."""
+    try:
+        match = re.fullmatch(r"blocks\.(\d+)\.(.*)", name)
+        if match is None:
+            whole = {"wpe": "wpe.weight", "ln_f.g": "ln_f.weight", "wtet": "lm_head.weight"}
+            if name in ("wte", "sos"):
+                embedding = tensors["wte.weight"]
+                return embedding[:-1] if name == "wte" else embedding[-1]
+            return tensors[whole[name]]
+        their_name, turned = _BLOCK[match[2]]
+        tensor = tensors[f"h.{match[1]}.{their_name}"]
+        bias = tensors.get(f"h.{match[1]}.{their_name.removesuffix('weight')}bias")
+    except KeyError as error:
+        raise UsageError(f"{folder} lacks the tensor {error}: copy it again") from None
+    if turned and bias is not None and bias.any():
+        raise UsageError(f"{folder} has biases that are not zero (layer {match[1]}): Image GPT as released has none")
+    return tensor.T if turned else tensor
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors by their names."""
+    pickled = folder / "pytorch_model.bin"
+    if (folder / "model.safetensors").exists() or not pickled.exists():
+        return load_tensors(folder / "model.safetensors")[0]
+    try:
+        found = torch.load(pickled, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, ValueError, EOFError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{pickled} is damaged ({reason}): copy it again") from None
+    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
+        raise UsageError(f"{pickled} does not hold tensors by name: copy it again")
+    return found
