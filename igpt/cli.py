@@ -39,10 +39,26 @@ class Format(StrEnum):
     latex = "latex"
 
 
+class Make(StrEnum):
+    """Whose format weights are written in."""
+
+    ours = "ours"
+    huggingface = "huggingface"
+
+
 Targets = Annotated[
     list[str] | None,
     typer.Argument(help="Experiments (headline-001), tables (linear-probes) or stages; everything if left out."),
 ]
+ModelOption = Annotated[
+    str,
+    typer.Option(help="tiny-s, tiny-m or tiny-l; a released model (igpt-s); a folder of weights; a TensorFlow prefix."),
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of the sampler; the same seed, the same images.")]
+TemperatureOption = Annotated[float, typer.Option(min=0, help="1 as published; 0 takes the likeliest token.")]
+TopKOption = Annotated[int | None, typer.Option(min=1, help="Draw from the k likeliest tokens only.")]
+TopPOption = Annotated[float | None, typer.Option(help="Draw from the fewest tokens that reach this probability.")]
+OutOption = Annotated[Path, typer.Option(help="The PNG to write.")]
 TierOption = Annotated[Tier | None, typer.Option(help="tiny: digits, minutes. paper: as published, on a cluster.")]
 
 
@@ -94,17 +110,59 @@ def table(
 
 @app.command()
 def samples(
-    model: Annotated[str, typer.Option(help="An autoregressive model of the tiny tier.")] = "tiny-l",
+    model: ModelOption = "tiny-l",
     n: Annotated[int, typer.Option(min=1, max=256, help="How many images.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampler; the same seed, the same images.")] = 0,
-    temperature: Annotated[float, typer.Option(min=0, help="1 as published; 0 takes the likeliest token.")] = 1.0,
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
+    seed: SeedOption = 0,
+    temperature: TemperatureOption = 1.0,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    out: OutOption = Path("samples.png"),
 ) -> None:
-    """Draw images from a pre-trained model into one PNG."""
-    from igpt.run.command import write_samples
+    """Draw images from a model, into one PNG."""
+    from igpt.run.samples import Draw, write_samples
+
+    draw = Draw(n=n, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
+    with _stoppable():
+        typer.echo(write_samples(model, draw, out=out))
+
+
+@app.command()
+def complete(
+    images: Annotated[list[Path], typer.Argument(help="Image files of any kind; their central squares are taken.")],
+    model: ModelOption = "tiny-l",
+    keep: Annotated[
+        str, typer.Option(metavar="top|left|FRACTION", help="What is given: a half, or a part from the top.")
+    ] = "top",
+    n: Annotated[int, typer.Option(min=1, max=64, help="How many completions of each.")] = 4,
+    seed: SeedOption = 0,
+    temperature: TemperatureOption = 1.0,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    out: OutOption = Path("completions.png"),
+) -> None:
+    """Complete pictures from a part of them.
+
+    Writes a row for each: what is given, its completions, the original. The model reads from the top left,
+    row by row; with "left", each row's left half is given as it is reached.
+    """
+    from igpt.run.samples import Draw, write_completions
+
+    draw = Draw(n=n, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
+    with _stoppable():
+        typer.echo(write_completions(model, images, draw, keep=keep, out=out))
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
+    to: Annotated[Make, typer.Option(help="Ours (safetensors and palette), or transformers'.")] = Make.huggingface,
+    model: ModelOption = "tiny-l",
+) -> None:
+    """Write weights as a folder that other programs open."""
+    from igpt.run.samples import export_weights
 
     with _stoppable():
-        typer.echo(write_samples(model, n=n, seed=seed, temperature=temperature, out=out))
+        typer.echo(export_weights(model, folder, to=to.value))
 
 
 def main() -> None:

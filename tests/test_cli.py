@@ -10,13 +10,15 @@ from conftest import igpt
 from igpt.project import Project
 
 
-@pytest.mark.parametrize("command", ["", "plan", "run", "table", "samples"])
+@pytest.mark.parametrize("command", ["", "plan", "run", "table", "samples", "complete", "export"])
 def test_help_reads_well(project: Project, command: str) -> None:
     done = igpt(*filter(None, [command, "--help"]), root=project.root)
     assert done.returncode == 0
     assert "Usage:" in done.stdout
     assert done.stderr == ""
-    assert "..." not in done.stdout.replace("]...", "]").replace("targets...", ""), "a line of help was cut"
+    assert "..." not in done.stdout.replace("]...", "]").replace("targets...", "").replace("images...", "").replace(
+        "{images}...", ""
+    ), "a line of help was cut"
 
 
 def test_help_and_plan_import_no_torch(project: Project) -> None:
@@ -49,9 +51,9 @@ def test_plan_lists_every_cell_and_runs_nothing(project: Project) -> None:
         (["run", "linear_probe", "-p", "dataset=cifar10"], "igpt: linear_probe,dataset=cifar10,model=tiny-s,seed=0 needs CIFAR-10"),
         (["run", "headline-007", "--tier", "paper"], "igpt: "),
         (["table", "headlin"], "igpt: there is no table 'headlin'; did you mean headline?"),
-        (["samples", "--out", "a.jpg"], "igpt: samples are written as PNG, not as a.jpg"),
-        (["samples", "--model", "igpt-s"], "igpt: igpt-s is not trained here: choose tiny-s, tiny-m or tiny-l"),
-        (["samples", "--model", "tiny"], "igpt: there is no autoregressive model 'tiny'"),
+        (["samples", "--out", "a.jpg"], "igpt: images are written as PNG, not as a.jpg"),
+        (["samples", "--model", "igpt-s"], "igpt: the weights of igpt-s are not here: put model.ckpt-1000000.index"),
+        (["samples", "--model", "tiny"], "igpt: there are no weights at tiny: give a folder"),
     ],
 )  # fmt: skip
 def test_a_users_mistake_is_one_sentence_and_exit_2(project: Project, words: list[str], message: str) -> None:
@@ -102,6 +104,101 @@ def test_samples_are_drawn_from_a_model_that_is_trained_first(project: Project, 
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"5 samples of tiny-s, seed 1: {out}\n"
     with Image.open(out) as picture:
-        assert picture.size == (8 * 28, 8 * 19)  # three columns, two rows of eight pixels and a line between
+        assert picture.size == (12 * 28, 12 * 19)  # three columns, two rows of eight pixels and a line between
         assert picture.mode == "L"
         assert len(picture.getcolors() or []) > 4
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A small colour model of ours with its palette, untrained but for its output."""
+    import numpy as np
+    from conftest import random_model
+
+    from igpt.palette import Palette
+    from igpt.shape import ModelShape
+    from igpt.weights.own import save_weights
+
+    centres = np.random.default_rng(0).uniform(-1, 1, (12, 3)).astype(np.float32)
+    save_weights(tmp_path / "weights", random_model(ModelShape(2, 16, 2, 12, 64)), Palette(centres))
+    return tmp_path / "weights"
+
+
+def photo(path: Path) -> Path:
+    import numpy as np
+    from PIL import Image
+
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 60, 3)).astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(("keep", "rows", "columns"), [("top", 4, 8), ("left", 8, 4), ("0.25", 2, 8)])
+def test_completions_keep_what_was_given(
+    project: Project, weights: Path, tmp_path: Path, keep: str, rows: int, columns: int
+) -> None:
+    import numpy as np
+    from PIL import Image
+
+    paths = [str(photo(tmp_path / name)) for name in ("a.png", "b.jpg")]
+    out = tmp_path / "done.png"
+    words = ["complete", *paths, "--model", str(weights), "--keep", keep, "--n", "3", "--seed", "2", "--out", str(out)]
+    done = igpt(*words, root=project.root)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"3 completions each of 2 by {weights}, seed 2: {out}\n"
+    sheet = np.asarray(Image.open(out))[6::12, 6::12]
+    assert sheet.shape == (2 * 9 + 1, 5 * 9 + 1, 3)
+    cells = [[sheet[1 + 9 * y : 9 + 9 * y, 1 + 9 * x : 9 + 9 * x] for x in range(5)] for y in range(2)]
+    for given, *completed, original in cells:
+        for image in (given, *completed):
+            assert (image[:rows, :columns] == original[:rows, :columns]).all()
+        hidden = np.ones((8, 8), bool)
+        hidden[:rows, :columns] = False
+        assert (given[hidden] == 128).all()
+        assert len({image.tobytes() for image in completed}) == 3
+
+
+def test_samples_come_from_any_folder_of_weights(project: Project, weights: Path, tmp_path: Path) -> None:
+    sheets = []
+    for name in ("one.png", "two.png"):
+        words = ["--model", str(weights), "--n", "4", "--top-k", "5", "--out", str(tmp_path / name)]
+        done = igpt("samples", *words, root=project.root)
+        assert done.returncode == 0, done.stderr
+        sheets.append((tmp_path / name).read_bytes())
+    assert sheets[0] == sheets[1]
+
+
+def test_exported_weights_open_again_and_give_the_same_images(project: Project, weights: Path, tmp_path: Path) -> None:
+    sheets = []
+    for to in ("ours", "huggingface"):
+        done = igpt("export", str(tmp_path / to), "--to", to, "--model", str(weights), root=project.root)
+        assert done.returncode == 0, done.stderr
+        if to == "huggingface":
+            assert (tmp_path / to / "palette.npy").exists()
+            continue
+        igpt("samples", "--model", str(tmp_path / to), "--n", "2", "--out", str(tmp_path / "a.png"), root=project.root)
+        igpt("samples", "--model", str(weights), "--n", "2", "--out", str(tmp_path / "b.png"), root=project.root)
+        sheets = [(tmp_path / name).read_bytes() for name in ("a.png", "b.png")]
+    assert sheets[0] == sheets[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["complete", "none.png"], "there is no file none.png"),
+        (
+            ["complete", "none.png", "--keep", "right"],
+            "--keep takes top, left, or a fraction from 0 up to but not 1, not 'right'",
+        ),
+        (["complete", "none.png", "--keep", "1"], "--keep takes top, left"),
+        (["complete", "none.png", "--out", "a.gif"], "images are written as PNG, not as a.gif"),
+        (["samples", "--top-p", "2"], "n and top_k are at least 1"),
+        (["export", "."], ". is there already: name a folder that is not"),
+    ],
+)
+def test_mistakes_with_weights_and_images_are_one_sentence(
+    project: Project, weights: Path, words: list[str], message: str
+) -> None:
+    done = igpt(*words, "--model", str(weights), root=project.root)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"igpt: {message}"), done.stderr
+    assert done.stderr.count("\n") == 1

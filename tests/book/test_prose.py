@@ -63,7 +63,7 @@ def commands() -> list[tuple[str, str]]:
         text = page.read_text()
         lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
         for line in lines + re.findall(r"`([^`\n]+)`", text):
-            if re.match(r"igpt (plan|run|table|samples)\b", line):
+            if re.match(r"igpt (plan|run|table|samples|complete|export)\b", line):
                 found.append((page.stem, line.partition("#")[0].strip()))
     return found
 
@@ -74,7 +74,8 @@ def test_every_printed_command_is_one(page: str, command: str, monkeypatch: pyte
 
     # `run` and `samples` would work for minutes: plan what they would run instead of running it.
     monkeypatch.setattr("igpt.run.command.run_plan", lambda project, plan: 0)
-    monkeypatch.setattr("igpt.run.command.write_samples", lambda *a, **k: "")
+    for name in ("write_samples", "write_completions", "export_weights"):
+        monkeypatch.setattr(f"igpt.run.samples.{name}", lambda *a, **k: "")
     if "RECORD" in command or command.endswith("EXPERIMENT"):
         return
     done = CliRunner().invoke(cli.app, command.split()[1:])

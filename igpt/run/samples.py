@@ -1,0 +1,178 @@
+"""What ``igpt samples``, ``igpt complete`` and ``igpt export`` do: weights by name, images out, weights out."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from igpt.errors import UsageError
+from igpt.project import Project
+from igpt.results.signature import Signer
+from igpt.run.folder import run_folder
+from igpt.run.local import ensure
+from igpt.stage import Stage
+from igpt.train.recipes import TINY, recipe
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from igpt.model import ImageGPT
+    from igpt.palette import Palette
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How tokens are drawn; see `igpt.sample.complete`."""
+
+    n: int
+    seed: int
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+
+def find_weights(model: str) -> tuple[ImageGPT, Palette]:
+    """A model by its name or place, and the palette of its tokens; one of the tiny tier is trained when it has not been.
+
+    Raises UsageError as `igpt.weights.read.read_weights` does, and for weights whose palette is not known.
+    """
+    if model in TINY:
+        return _tiny(model)
+    from igpt.palette import Palette
+    from igpt.weights.own import load_weights
+    from igpt.weights.read import read_weights
+
+    if (Path(model) / "palette.npy").exists():
+        return load_weights(Path(model))
+    found = read_weights(model)
+    with as_file(files("igpt.weights") / "released_palette.npy") as path:
+        released = Palette.load(path)
+    if found.shape.n_vocab != len(released):
+        raise UsageError(
+            f"{model} has {found.shape.n_vocab} colours and no palette.npy beside it; only the {len(released)} released"
+            " ones are known: put its palette there"
+        )
+    return found, released
+
+
+def write_samples(model: str, draw: Draw, *, out: Path) -> str:
+    """Images from nothing, as a grid in the order drawn; what to say of it."""
+    from igpt.pictures import check_png, write_grid
+    from igpt.sample import sample
+
+    check_png(out)
+    weights, palette = find_weights(model)
+    with _Bar(model) as report:
+        tokens = sample(weights, **vars(draw), report=report).numpy()
+    columns = math.ceil(math.sqrt(draw.n))
+    images = [_image(palette, row) for row in tokens]
+    write_grid(out, [images[start : start + columns] for start in range(0, draw.n, columns)], scale=_scale(weights))
+    return f"{draw.n} samples of {model}, seed {draw.seed}: {out}"
+
+
+def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: str, out: Path) -> str:
+    """A row an image: what was given, its completions, and the original in palette colours; what to say of it."""
+    import numpy as np
+    import torch
+
+    from igpt.data import tokenize
+    from igpt.pictures import LINE, check_png, read_picture, write_grid
+    from igpt.sample import complete
+
+    check_png(out)
+    _kept(keep, side=2)  # a wrong word is said before anything is trained
+    weights, palette = find_weights(model)
+    side, channels = math.isqrt(weights.shape.n_ctx), palette.centres.shape[1]
+    pictures = np.stack([read_picture(path, side=side, channels=channels) for path in paths])
+    tokens = tokenize(pictures, palette)
+    kept = _kept(keep, side=side)
+    given = torch.where(torch.from_numpy(kept), tokens, -1)
+    with _Bar(model) as report:
+        completed = complete(weights, given, **vars(draw), report=report).numpy()
+    rows = []
+    for original, images in zip(tokens.numpy(), completed, strict=True):
+        seen = np.where(kept.reshape(side, side, 1), _image(palette, original), np.uint8(LINE))
+        rows.append([seen, *(_image(palette, image) for image in images), _image(palette, original)])
+    write_grid(out, rows, scale=_scale(weights))
+    return f"{draw.n} completions each of {len(rows)} by {model}, seed {draw.seed}: {out}"
+
+
+def export_weights(model: str, folder: Path, *, to: str) -> str:
+    """Write weights in another make; what to say of it. Raises UsageError when the folder is there already."""
+    from igpt.weights.huggingface import write_huggingface
+    from igpt.weights.own import save_weights
+
+    if folder.exists():
+        raise UsageError(f"{folder} is there already: name a folder that is not")
+    weights, palette = find_weights(model)
+    if to == "ours":
+        save_weights(folder, weights, palette)
+    else:
+        write_huggingface(folder, weights)
+        palette.save(folder / "palette.npy")
+    return f"{model} as {to}: {folder}"
+
+
+def _tiny(model: str) -> tuple[ImageGPT, Palette]:
+    """A model of the tiny tier, first seed, out of its run folder."""
+    from igpt.train.loop import weights_name
+    from igpt.weights.own import load_weights
+
+    project = Project.here()
+    signer = Signer(project.notebooks)
+    stage = signer.canonical(Stage.of("pretrain", model=model, objective="autoregressive", seed=0))
+    ensure(project, [stage])
+    return load_weights(run_folder(project, stage, signer.sign(stage)) / weights_name(recipe(model).steps))
+
+
+def _kept(keep: str, *, side: int) -> NDArray[np.bool_]:
+    """Which tokens are given, bool (side * side,), for ``top``, ``left`` or a fraction from the top."""
+    import numpy as np
+
+    place = np.arange(side * side)
+    if keep == "left":
+        kept: NDArray[np.bool_] = place % side < side // 2
+        return kept
+    try:
+        fraction = 0.5 if keep == "top" else float(keep)
+    except ValueError:
+        fraction = -1.0
+    if not 0 <= fraction < 1:
+        raise UsageError(f"--keep takes top, left, or a fraction from 0 up to but not 1, not {keep!r}")
+    return place < round(fraction * side * side)
+
+
+def _image(palette: Palette, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Tokens (side * side,) as an image (side, side, channels)."""
+    side = math.isqrt(len(tokens))
+    return palette.dequantize(tokens).reshape(side, side, -1)
+
+
+def _scale(weights: ImageGPT) -> int:
+    """Screen pixels a side of a pixel, so that an image is some hundred wide at every resolution."""
+    return max(1, 96 // math.isqrt(weights.shape.n_ctx))
+
+
+class _Bar:
+    """A bar on stderr with the time left, in a terminal only."""
+
+    def __init__(self, name: str) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(desc=name, unit=" tokens", file=sys.stderr, disable=None, leave=False)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
