@@ -15,15 +15,18 @@ help:  ## list the targets
 
 install: $(READY)  ## the environment, in .venv, for book and tests
 
-# torch first and by its plain version, so that no step after it chooses another build.
+# torch first, with what its build for this machine needs; then every other pin as it stands. Nothing is left to a
+# resolver (an old pip's went on for minutes), and `pip check` says whether the pins belong together.
 $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "igpt needs Python 3.11 or newer, $(PYTHON) is older: run make PYTHON=python3.11" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "$(PYTHON) cannot make environments: install the package python3-venv" >&2; exit 2; }
 	@echo "installing the pinned packages into $(VENV) (about 2 GB, a few minutes)"
-	@$(PIP) install -c constraints.txt torch setuptools
-	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[all]'
+	@$(PIP) install -c constraints.txt torch
+	@$(PIP) install --no-deps -r constraints.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip check
 	@touch $@
 
 book: $(READY)  ## run the tiny tier and build the book

@@ -141,7 +141,7 @@ def low_data_subset(labels: NDArray[np.int64], *, per_class: int, draw: int) -> 
 def shifted(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The nine shifts of every image by at most one pixel, uint8 (9 N, H, W, channels), edges filled with 0.
 
-    The tiny tier's way to more unlabelled images for pre-training; the paper does nothing of the kind.
+    The tiny tier's way to more unlabelled images, in place of the paper's random resizes and crops.
     """
     height, width = images.shape[1:3]
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import metadata, version
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 PINS = {
@@ -38,6 +39,13 @@ def test_every_requirement_is_pinned_and_its_pin_satisfies_it() -> None:
         assert requirement.specifier.contains(pin), requirement
 
 
+def test_every_pin_takes_the_oldest_python_we_promise() -> None:
+    oldest = "3.11.2"  # Debian 12's; a pin that wants 3.11.5 sent its resolver round in circles
+    for name in PINS:
+        wants = metadata(name).get("Requires-Python")
+        assert not wants or SpecifierSet(wants).contains(oldest), (name, wants)
+
+
 def test_what_is_installed_is_what_is_pinned() -> None:
     for requirement in requirements():
         installed = version(requirement.name).partition("+")[0]
@@ -48,7 +56,7 @@ def test_conda_users_get_the_same_versions() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     *conda, pip = environment["dependencies"]
     assert [name.partition(">")[0] for name in conda] == ["python", "pip"]
-    assert pip["pip"] == ["-c constraints.txt", "torch", "-e .[all]"]  # no version but those of the one file
+    assert pip["pip"] == ["-r constraints.txt", "-e .[all]"]  # no version but those of the one file
     requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     assert conda[0].removeprefix("python").startswith(requires)
 

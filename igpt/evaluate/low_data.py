@@ -1,7 +1,9 @@
-"""Low data (section 4.7): a linear probe on few labels, no augmentation, nothing semi-supervised.
+"""Low data (section 4.7): a linear probe on few labels, no augmentation, nothing semi-supervised after pre-training.
+
+In the tiny tier pre-training itself has seen the training images, without labels; the paper's has not.
 
 Trained: logistic regression on the frozen features of one layer, from `per_class` labels a class.
-Chosen: nothing here; the layer is the linear probe's, the strength is fixed in advance at `STRENGTH`
+Chosen: nothing here; the layer is the linear probe's, chosen with all labels, the strength is fixed in advance at `STRENGTH`
 (the paper names neither; every strength of the probe's grid is recorded beside it).
 Reported: the test accuracy of each of `DRAWS` random subsets; tables show mean and sample deviation.
 """
@@ -15,8 +17,13 @@ from igpt.evaluate.linear_probe import Features, Labels, fit_classifier
 from igpt.measure import Measured, number, sample_deviation
 
 DRAWS = 5
-PER_CLASS = (4, 25)  # 40 and 250 labels of ten classes; the paper also has 400, more than the digits hold
+PER_CLASS = (4, 25, 400)  # 40, 250 and 4,000 labels of ten classes
 STRENGTH = 1.0
+
+
+def label_counts(labels: Labels) -> list[int]:
+    """Those of `PER_CLASS` that every class of int64 (images,) labels can fill; the digits cannot fill the last."""
+    return [count for count in PER_CLASS if count <= np.unique(labels, return_counts=True)[1].min()]
 
 
 def probe_few_labels(

@@ -116,7 +116,7 @@ def _measure(row: Published, names: _Names) -> tuple[Quantity, Rule] | None:
             claim = "trained features beat the same network's before training"
             return names.of("linear_probe", "accuracy", objective=bert), Rule("above", claim, untrained)
         case "linear-probe", "best layer":
-            claim = "the best layer is neither the first nor the last"
+            claim = "the curve's maximum is neither the first nor the last layer"
             return names.of("linear_probe", "best_depth"), Rule("inside", claim)
         case "linear-probe", "accuracy difference" if row.table == "probe-paper":
             best = names.of("linear_probe", "accuracy")

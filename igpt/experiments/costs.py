@@ -9,7 +9,7 @@ from igpt.stage import Stage, needed_stages
 from igpt.train.cost import forward_flops, gpu_hours, pretraining_flops, training_flops
 from igpt.train.recipes import recipe
 
-FINE_TUNE_EPOCHS = 50  # two rates and three refits of ten epochs; the paper names none
+FINE_TUNE_EPOCHS = 20  # two rates and three refits of four epochs, the notebook's default; the paper names none
 
 
 def stage_gpu_hours(stage: Stage) -> float:
@@ -23,7 +23,8 @@ def stage_gpu_hours(stage: Stage) -> float:
     card = data_card(str(given.get("dataset", plan.dataset)))
     if stage.notebook == "fine_tune":
         return gpu_hours(training_flops(plan.shape, FINE_TUNE_EPOCHS * card.train))
-    passes = len(plan.milestones) if stage.notebook == "loss_against_probe" else 1
+    # The trained and the untrained network, or the weights of each milestone.
+    passes = {"loss_against_probe": len(plan.milestones), "linear_probe": 2, "low_data": 2}.get(stage.notebook, 1)
     return gpu_hours(passes * forward_flops(plan.shape) * (card.train + card.test))
 
 

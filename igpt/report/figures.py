@@ -137,8 +137,10 @@ def loss_against_probe(records: Sequence[Record]) -> Figure:
 
 
 def low_data(records: Sequence[Record]) -> Figure:
-    """Accuracy over the number of labels, for features and both baselines; bars over seeds and draws."""
+    """Accuracy over the number of labels, for features and both baselines; bars over draws."""
     data = pd.DataFrame([row for record in records for row in record.series["draws"] if row["strength"] == 1.0])
+    # The draws are the same for every seed: one value a draw, its mean over seeds.
+    data = data.groupby(["input", "labels", "draw"])["accuracy"].mean().reset_index()
     data["percent"] = 100 * data["accuracy"].astype(float)
     names = {"features": "pre-trained features", "pixels": "raw pixels", "untrained": "untrained network"}
     figure = _figure(5.5, 3.4)

@@ -27,6 +27,7 @@ WORDS = {
     "paper": {"reproduced": "reproduced", "differs": "differs", "undecided": "undecided", "shown": "shown"},
 }
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10", "imagenet": "ImageNet", "": "none"}
+NOT_MEASURED = ("learning rate", "compute")  # a rate is chosen, a cost is spent
 EVALUATIONS = {"none": "", "pre-train": "pre-training"}
 
 
@@ -60,7 +61,8 @@ def result_table(name: str, project: Project) -> ResultTable:
     if table is None:
         raise UsageError(f"there is no table {name!r}{near_misses(name, table_names())}")
     members = table.experiments()
-    tiers = [tier for tier in TIER_TITLES if any(e.run_in(tier) for e in members)]
+    measurable = any(e.published.ours and e.published.metric not in NOT_MEASURED for e in members)
+    tiers = [t for t in TIER_TITLES if any(e.run_in(t) for e in members) or (t == "paper" and measurable)]
     extra = [column for column in _EXTRA if len({_EXTRA[column](e.published) for e in members}) > 1]
     columns = ("System", "Data", "Published", *(TIER_TITLES[t] for t in tiers), *extra)
     rows = []
@@ -95,12 +97,12 @@ def tier_cell(experiment: Experiment, tier: str, store: RecordStore) -> Cell:
     """What a tier says of a published number: value, interval, seeds and verdict; or pending, with its price."""
     run = experiment.run_in(tier)
     if run is None:
-        if tier == "paper" and experiment.published.ours:
+        if tier == "paper" and experiment.published.ours and experiment.published.metric not in NOT_MEASURED:
             return Cell("pending", (("Status", "no experiment is declared for it yet"),), "pending", word="pending")
         return Cell("–")
     found = outcome(run.quantity, store.read)
     verdict = judge(run.quantity, run.rule, store.read, published=experiment.published.number)
-    if found is None:
+    if found is None or verdict.word == "pending":
         return Cell("pending", _price(experiment, run), "pending", word="pending")
     word = WORDS[tier][verdict.word]
     stale = sorted({name for stage in run.stages() for name in store.changed(stage)})
@@ -138,7 +140,7 @@ def _scoreboard(store: RecordStore) -> ResultTable:
     rows = []
     for experiment in experiments():
         row = experiment.published
-        if not row.ours or row.metric == "learning rate":
+        if not row.ours:
             continue
         cells = [Cell(f"{_system(row)}, {_data(row)}"), published_cell(row)]
         cells += [tier_cell(experiment, tier, store) for tier in TIER_TITLES]

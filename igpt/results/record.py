@@ -62,7 +62,8 @@ def read_record(path: Path) -> Record | None:
         content = path.read_bytes()
     except FileNotFoundError:
         return None
-    remedy = f"delete it and run `igpt run {path.stem}`"
+    stage = path.parent.name.rpartition("-")[0] if path.name == "record.json" else path.stem  # in runs/, or published
+    remedy = f"delete it and run `igpt run {stage}`"
     try:
         found = json.loads(content).get("schema_version")
     except (ValueError, AttributeError, RecursionError) as error:

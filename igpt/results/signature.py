@@ -23,7 +23,7 @@ from igpt.stage import Stage, needed_datasets, needed_stages
 
 # Modules that present or carry out decide no result.
 OUTSIDE = ("igpt.cli", "igpt.report", "igpt.run", "igpt.results", "igpt.experiments", "igpt.project", "igpt.stage")
-LIBRARIES = ("torch", "numpy", "scikit-learn")
+LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def code_digest(tree: ast.Module) -> str:
             first = node.body[0] if node.body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
                 node.body = node.body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()  # ast.dump differs between versions of Python
 
 
 @cache

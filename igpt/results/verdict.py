@@ -72,11 +72,11 @@ def judge(quantity: Quantity, rule: Rule, record_of: RecordOf, *, published: flo
 
 
 def _values(quantity: Quantity, record_of: RecordOf) -> list[float] | None:
-    """One value a seed, None when a record is missing."""
-    records = [record_of(stage) for stage in quantity.stages]
-    if any(record is None for record in records):
+    """One value a seed, None when a record is missing or was made before the value was measured."""
+    found = [record.values.get(quantity.key) for stage in quantity.stages if (record := record_of(stage)) is not None]
+    values = [value.value for value in found if value is not None]
+    if len(values) < len(quantity.stages):
         return None
-    values = [record.values[quantity.key].value for record in records if record is not None]
     if quantity.minus is None:
         return values
     others = _values(quantity.minus, record_of)

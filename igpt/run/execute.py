@@ -14,7 +14,7 @@ from igpt.errors import StageError, UsageError
 from igpt.project import Project
 from igpt.results.plan import PlannedStage
 from igpt.results.record import Record
-from igpt.run.folder import finished_record, run_folder
+from igpt.run.folder import PLANNED, finished_record, run_folder
 
 # What kernels inherit. Two stages on two cores are faster with one thread each, and glibc told to keep its
 # memory saves a fifth of a training step at the tiny sizes (measured on two cores).
@@ -44,8 +44,9 @@ class Kernels:
             """As the base class, and known to `Kernels`."""
 
             async def _async_start_kernel(self, **kw: object) -> None:
+                environment = {**os.environ, PLANNED: "1"}
                 with log.open("wb") as stream:
-                    await super()._async_start_kernel(**{**kw, "stderr": stream})
+                    await super()._async_start_kernel(**{**kw, "stderr": stream, "env": environment})
                 with kernels._lock:
                     kernels._managers.append(self)
                 if kernels.stopped:
@@ -79,8 +80,11 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels) -> Record
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it has to say, the errors below say better
     name = planned.stage.name
     folder = run_folder(project, planned.stage, planned.signature)
+    earlier = finished_record(project, planned.stage, planned.signature)
+    if earlier is not None:
+        return earlier  # another run has carried it out since the plan was made
     folder.mkdir(parents=True, exist_ok=True)
-    part, failed = folder / ".notebook.part.ipynb", folder / "failed.ipynb"
+    part, failed = folder / f".notebook.{os.getpid()}.part.ipynb", folder / "failed.ipynb"
     os.environ.update({"IGPT_ROOT": str(project.root), **{k: os.environ.get(k, v) for k, v in ENVIRONMENT.items()}})
     # Sockets in a folder of their own, with a short path: a shared one mixes up kernels that start together.
     with tempfile.TemporaryDirectory(prefix="igpt") as sockets:
@@ -90,7 +94,7 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels) -> Record
                 part,
                 parameters=planned.stage.parameters,
                 kernel_name="python3",
-                kernel_manager_class=kernels.manager_class(folder / ".kernel.log"),
+                kernel_manager_class=kernels.manager_class(folder / f".kernel.{os.getpid()}.log"),
                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}}),
                 cwd=str(folder),
                 progress_bar=False,
@@ -106,6 +110,8 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels) -> Record
                 f"{name} failed: its kernel was killed (out of memory, perhaps){_keep(part, failed)};"
                 " run the same command again to continue it"
             ) from None
+        except RuntimeError as error:  # how jupyter_client says that a kernel did not come up
+            raise StageError(f"{name} failed: its kernel did not start ({error}); run the same command again") from None
         except OSError as error:
             raise StageError(f"{name} failed: {error.strerror or error}; earlier results are as they were") from None
     record = finished_record(project, planned.stage, planned.signature)
@@ -114,9 +120,12 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels) -> Record
             f"{name} ended without a record of its signature: the code changed while it ran, or its notebook"
             f" writes none{_keep(part, failed)}"
         )
-    failed.unlink(missing_ok=True)
-    _clean(part)
-    part.replace(folder / "notebook.ipynb")
+    try:
+        _clean(part)
+        part.replace(folder / "notebook.ipynb")
+        failed.unlink(missing_ok=True)
+    except OSError as error:
+        raise StageError(f"{name} is done, but its notebook could not be kept: {error.strerror or error}") from None
     return record
 
 

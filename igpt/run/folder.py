@@ -18,6 +18,9 @@ from igpt.results.record import Record, read_record
 from igpt.results.signature import Signature
 from igpt.stage import Stage
 
+# Set for the kernels that carry out a plan: their notebook never empties a finished folder, which others may be reading.
+PLANNED = "IGPT_PLANNED"
+
 _HELD: dict[Path, FileLock] = {}  # locks of this process, so that a notebook can be run again in one kernel
 
 
@@ -65,8 +68,13 @@ def hold(folder: Path) -> None:
 
 
 def empty(folder: Path) -> None:
-    """Remove a finished run, the record first, so that it never stands without what it speaks of."""
+    """Remove a finished run.
+
+    The record goes first, so that it never stands without what it speaks of, then the checkpoint, so that no
+    later run takes the rest for its own beginning.
+    """
     (folder / "record.json").unlink()
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

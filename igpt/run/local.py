@@ -64,7 +64,7 @@ def _walk(project: Project, todo: list[PlannedStage], declared: set[Stage]) -> l
     waiting = {planned.stage: planned for planned in todo}
     running: dict[Future[Record], PlannedStage] = {}
     failures: list[Exception] = []
-    workers = min(os.cpu_count() or 1, len(todo))
+    workers = min(_cores(), len(todo))
     progress = Progress(todo, lambda planned: run_folder(project, planned.stage, planned.signature), workers=workers)
     with progress, ThreadPoolExecutor(workers) as pool:
         try:
@@ -93,10 +93,15 @@ def _walk(project: Project, todo: list[PlannedStage], declared: set[Stage]) -> l
                     else:
                         kernels.stop()
                         raise error
-        except KeyboardInterrupt:
+        except BaseException:
             kernels.stop()
             raise
     return failures
+
+
+def _cores() -> int:
+    """Processor cores that this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _descendants(stage: Stage, waiting: dict[Stage, PlannedStage]) -> list[Stage]:

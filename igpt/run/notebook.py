@@ -20,7 +20,7 @@ from igpt.measure import Measured
 from igpt.project import Project
 from igpt.results.record import SCHEMA, Receipt, Record, Value, read_record, write_record
 from igpt.results.signature import Signer
-from igpt.run.folder import empty, hold, read_progress, run_folder
+from igpt.run.folder import PLANNED, empty, hold, read_progress, run_folder
 from igpt.run.local import ensure
 from igpt.stage import Literal, Stage
 
@@ -38,7 +38,7 @@ class OpenStage:
         self._parents = signer.parents(self.stage)
         self._commit, self._dirty = _commit(project.root)
         hold(self.folder)
-        if (self.folder / "record.json").exists():
+        if (self.folder / "record.json").exists() and PLANNED not in os.environ:
             empty(self.folder)  # run again by hand: from the start, as its receipt will say
         self._before = read_progress(self.folder).get("seconds", 0.0)
         self._start = self._reported = time.monotonic()

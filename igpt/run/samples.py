@@ -45,11 +45,15 @@ def find_weights(model: str) -> tuple[ImageGPT, Palette]:
     if model in TINY:
         return _tiny(model)
     from igpt.palette import Palette
+    from igpt.weights.huggingface import is_huggingface
     from igpt.weights.own import load_weights
     from igpt.weights.read import read_weights
 
-    if (Path(model) / "palette.npy").exists():
-        return load_weights(Path(model))
+    folder = Path(model)
+    if (folder / "palette.npy").exists():
+        if not is_huggingface(folder):
+            return load_weights(folder)
+        return read_weights(model), Palette.load(folder / "palette.npy")
     found = read_weights(model)
     with as_file(files("igpt.weights") / "released_palette.npy") as path:
         released = Palette.load(path)

@@ -5,7 +5,7 @@ import pytest
 
 from igpt.data import low_data_subset
 from igpt.evaluate.linear_probe import fit_classifier
-from igpt.evaluate.low_data import DRAWS, STRENGTH, draw_values, probe_few_labels
+from igpt.evaluate.low_data import DRAWS, STRENGTH, draw_values, label_counts, probe_few_labels
 
 
 def test_each_draw_is_a_probe_on_its_own_subset() -> None:
@@ -30,3 +30,8 @@ def test_values_are_mean_and_sample_deviation_at_the_declared_strength() -> None
     ]
     values = {name: value["value"] for name, value in draw_values(rows).items()}
     assert values == pytest.approx({"accuracy_40": 0.6, "deviation_40": 0.1, "pixels_40": 0.3, "pixels_deviation_40": 0.1})
+
+
+def test_only_label_counts_that_every_class_can_fill_are_probed() -> None:
+    assert label_counts(np.repeat(np.arange(10), 129)) == [4, 25]
+    assert label_counts(np.repeat(np.arange(10), 5000)) == [4, 25, 400]

@@ -79,3 +79,8 @@ def test_the_sentence_carries_the_difference_and_the_seeds() -> None:
     verdict = judge(VALUE, ABOVE, store(*CLEAR).get, published=0.9)
     assert verdict.sentence.startswith("more: difference +41.0 points [+38.5, +43.5]")
     assert verdict.sentence.endswith("over 3 seeds")
+
+
+def test_a_record_from_before_a_value_was_measured_leaves_it_pending() -> None:
+    assert word(Rule("shown", "shown"), *CLEAR, quantity=Quantity(STAGES, "newer")) == "pending"
+    assert word(Rule("above", "more", Quantity(STAGES, "newer")), *CLEAR) == "pending"

@@ -184,3 +184,25 @@ def wait_for_end(process: int) -> None:
             return
         time.sleep(0.1)
     pytest.fail("the kernel goes on after its run was killed")
+
+
+def test_a_stage_that_another_run_finished_meanwhile_is_taken_as_it_is(project: Project, write_notebook: WriteNotebook) -> None:
+    write_notebook("good", PARAMETERS, WRITE.format(name="good"))
+    plan = plan_stages(project, [Stage.of("good")])
+    assert run_plan(project, plan) == 1
+    record = folder_of(project, Stage.of("good")) / "record.json"
+    before = record.stat().st_mtime_ns
+    run_plan(project, plan)  # a plan from before: it still counts the stage as missing
+    assert record.stat().st_mtime_ns == before
+
+
+def test_a_notebook_run_again_by_hand_starts_from_the_beginning(project: Project, write_notebook: WriteNotebook) -> None:
+    path = write_notebook("good", PARAMETERS, WRITE.format(name="good"))
+    run(project, Stage.of("good"))
+    folder = folder_of(project, Stage.of("good"))
+    (folder / "checkpoint.safetensors").touch()
+    subprocess.run(
+        [sys.executable, "-m", "papermill", str(path), str(project.root / "out.ipynb")], check=True, capture_output=True
+    )
+    assert not (folder / "checkpoint.safetensors").exists()
+    assert (folder / "record.json").exists()
