@@ -94,6 +94,22 @@ def test_a_bug_keeps_its_traceback(project: Project, monkeypatch: pytest.MonkeyP
         cli.main()
 
 
+def test_a_full_disk_is_one_sentence_and_exit_1(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from igpt import cli
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "some/record.json")
+
+    monkeypatch.setattr("igpt.run.command.run_targets", full)
+    monkeypatch.setattr(sys, "argv", ["igpt", "run"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "igpt: some/record.json: No space left on device; earlier results are as they were\n"
+
+
 @pytest.mark.slow
 def test_samples_are_drawn_from_a_model_that_is_trained_first(project: Project, tmp_path: Path) -> None:
     from PIL import Image

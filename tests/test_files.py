@@ -48,7 +48,8 @@ def test_a_full_disk_is_an_error_and_leaves_the_old_file(tmp_path: Path, monkeyp
     write_text(tmp_path / "name", "old")
     real = Path.open
     monkeypatch.setattr(Path, "open", lambda self, mode="r": real(Path("/dev/full"), mode))
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         write_text(tmp_path / "name", "new" * 10_000)
     monkeypatch.undo()
+    assert caught.value.filename == str(tmp_path / "name")  # the system does not say which file did not fit
     assert (tmp_path / "name").read_text() == "old"
