@@ -132,7 +132,7 @@ def loss_against_probe(records: Sequence[Record]) -> Figure:
         panels[1].set(title="the paper's Figure 3, digitised", ylabel="", xlabel="validation loss (nats per token)")
     for axes in panels:
         axes.invert_xaxis()
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=9, loc="lower right")
     return figure
 
 

@@ -157,3 +157,15 @@ def test_one_image_of_each_figure_is_shown_by_the_readers_mode(browser: Browser,
         assert all(page.locator("figcaption").nth(i).is_visible() for i in range(2))
         assert page.evaluate("[...document.images].every(i => i.offsetParent === null || i.naturalWidth > 0)")
         page.close()
+
+
+@pytest.mark.parametrize("view", ["light", "dark"])
+def test_a_verdict_is_told_by_colour_as_well_as_in_words(browser: Browser, address: str, view: str) -> None:
+    page, _ = watched(browser, address, view)
+    page.goto(address + "index.html", wait_until="networkidle")
+    colours = {
+        word: page.locator("button.receipt-button", has_text=word).first.evaluate("e => getComputedStyle(e).color")
+        for word in ("claim holds", "claim fails", "no claim")
+    }
+    assert len(set(colours.values())) == 3, colours
+    page.close()
