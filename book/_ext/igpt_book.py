@@ -25,7 +25,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 from igpt.errors import UsageError
 from igpt.project import Project
 from igpt.report.api import public_names
-from igpt.report.bookfigures import FIGURES, draw_figure
+from igpt.report.bookfigures import FIGURES, draw_figure, figure_note
 from igpt.report.formats import render
 from igpt.report.numbers import number
 from igpt.report.provenance import provenance_table, record_schema, records_table
@@ -151,6 +151,8 @@ class FigureDirective(SphinxDirective):
         caption = nodes.caption()
         inline, _ = self.state.inline_text(" ".join(self.content), self.lineno)
         caption.extend(inline)
+        if note := figure_note(name, PROJECT):
+            caption += nodes.strong("", f" {note}")
         figure += caption
         self.add_name(figure)
         return [figure]

@@ -73,6 +73,18 @@ def figure_records(name: str, store: RecordStore) -> list[Record] | None:
     return None if any(record is None for record in found) else [record for record in found if record is not None]
 
 
+def figure_note(name: str, project: Project) -> str:
+    """What a caption must add about a figure's records; nothing when they are as the checkout stands, and clean."""
+    store = RecordStore(project)
+    records = figure_records(name, store) or []
+    notes = []
+    if any(store.changed(stage) for stage in FIGURES[name].stages):
+        notes.append("Stale: its records were made before the code or its inputs changed.")
+    if any(record.receipt.dirty for record in records):
+        notes.append("Its records come from a checkout with uncommitted changes.")
+    return " ".join(notes)
+
+
 def draw_figure(name: str, project: Project, folder: Path) -> dict[Mode, Path] | None:
     """Draw a figure in light and in dark under ``folder``; None, and nothing drawn, when a record is missing."""
     records = figure_records(name, RecordStore(project))

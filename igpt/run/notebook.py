@@ -68,11 +68,13 @@ class OpenStage:
         series: dict[str, list[dict[str, float | int | str | bool | list[int]]]] | None = None,
     ) -> Record:
         """Write the stage's record: the last thing a notebook does, and what makes it finished."""
+        # A notebook that is open in an editor may differ from the file that the signature was taken of.
+        by_hand = "" if PLANNED in os.environ else ", run by hand"
         receipt = Receipt(
             commit=self._commit,
             dirty=self._dirty,
             command=f"igpt run {self.stage.name}",
-            notebook=f"notebooks/{self.stage.notebook}.ipynb",
+            notebook=f"notebooks/{self.stage.notebook}.ipynb{by_hand}",
             hardware=_hardware(),
             seconds=round(self._seconds(), 2),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),

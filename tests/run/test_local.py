@@ -44,6 +44,7 @@ def test_a_stage_leaves_its_record_and_its_executed_notebook(project: Project, w
     assert record is not None
     assert record.values["answer"].value == 47
     assert record.receipt.command == "igpt run good,seed=5"
+    assert record.receipt.notebook == "notebooks/good.ipynb"
     assert record.receipt.dirty  # outside of git nothing vouches for the code
     executed = (folder / "notebook.ipynb").read_text()
     assert '"2\\n"' in executed
@@ -205,4 +206,6 @@ def test_a_notebook_run_again_by_hand_starts_from_the_beginning(project: Project
         [sys.executable, "-m", "papermill", str(path), str(project.root / "out.ipynb")], check=True, capture_output=True
     )
     assert not (folder / "checkpoint.safetensors").exists()
-    assert (folder / "record.json").exists()
+    record = read_record(folder / "record.json")
+    assert record is not None
+    assert record.receipt.notebook == "notebooks/good.ipynb, run by hand"
