@@ -216,3 +216,9 @@ def test_two_fresh_builds_are_the_same_bytes(copy: Path, tmp_path_factory: pytes
 def test_igpt_table_prints_what_the_book_shows(html: Path) -> None:
     done = igpt("table", "headline", "--format", "csv", root=ROOT)
     assert done.stdout == (html / "tables" / "headline.csv").read_text()
+
+
+def test_definition_lists_are_lists(html: Path) -> None:
+    text = (html / "index.html").read_text()
+    assert re.search(r"<dt>\s*Tiny tier", text)
+    assert "Tiny tier :" not in text
