@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 
 from igpt.project import Project
-from igpt.report.tables import Cell, ResultTable
+from igpt.report.tables import Cell, ResultTable, joined
 from igpt.results.record import Record, read_record
 
 
@@ -25,12 +24,12 @@ def provenance_table(project: Project) -> ResultTable:
     versions = sorted({f"{name} {version}" for r in receipts for name, version in r.versions.items()})
     rows = {
         "Records": str(len(records)),
-        "Commits": _joined(receipt.commit for receipt in receipts),
+        "Commits": joined(receipt.commit for receipt in receipts),
         "Checkout": f"{dirty} records with uncommitted changes" if dirty else "clean for every record",
         "Finished": f"{min(r.finished for r in receipts)} to {max(r.finished for r in receipts)}" if receipts else "none",
         "Seconds of work": f"{sum(receipt.seconds for receipt in receipts):,.0f}, all stages together",
-        "Hardware": _joined(receipt.hardware for receipt in receipts),
-        "Versions": _joined(versions),
+        "Hardware": joined(receipt.hardware for receipt in receipts),
+        "Versions": joined(versions),
     }
     cells = tuple((Cell(name), Cell(text)) for name, text in rows.items())
     return ResultTable("provenance", "What this book was built from", ("What", "Found"), cells)
@@ -53,8 +52,3 @@ def records_table(project: Project) -> ResultTable:
 def record_schema() -> str:
     """The JSON Schema that every record satisfies, as text."""
     return json.dumps(Record.model_json_schema(), indent=1) + "\n"
-
-
-def _joined(words: Iterable[str]) -> str:
-    """Different words once each, in order."""
-    return ", ".join(dict.fromkeys(words)) or "none"

@@ -173,13 +173,13 @@ def _receipt(found: Outcome, verdict: Verdict, run: Run, stale: Sequence[str]) -
         ("State", state),
         ("Verdict", f"{WORDS[run.tier][verdict.word]}; {verdict.sentence}"),
         ("Values", f"{values}; mean with its {LEVEL:.0%} interval over seeds"),
-        ("Commit", _join(r.commit[:12] for r in receipts) + (", with uncommitted changes" if dirty else "")),
-        ("Notebook", _join(r.notebook for r in receipts)),
+        ("Commit", joined(r.commit[:12] for r in receipts) + (", with uncommitted changes" if dirty else "")),
+        ("Notebook", joined(r.notebook for r in receipts)),
         ("Parameters", _parameters(records)),
-        ("Seeds", _join(str(r.parameters["seed"]) for r in records if "seed" in r.parameters) or "none"),
-        ("Hardware", _join(r.hardware for r in receipts)),
+        ("Seeds", joined(str(r.parameters["seed"]) for r in records if "seed" in r.parameters)),
+        ("Hardware", joined(r.hardware for r in receipts)),
         ("Seconds", f"{sum(r.seconds for r in receipts):.0f} in all"),
-        ("Command", _join(r.command for r in receipts)),
+        ("Command", joined(r.command for r in receipts)),
     ]
     return tuple(lines)
 
@@ -210,9 +210,9 @@ def _parameters(records: Sequence[Record]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in shared.items() if name != "seed") or "none"
 
 
-def _join(words: Iterable[str]) -> str:
-    """Different words once each, in order."""
-    return ", ".join(dict.fromkeys(words))
+def joined(words: Iterable[str]) -> str:
+    """Different words once each, in order; "none" where there are none."""
+    return ", ".join(dict.fromkeys(words)) or "none"
 
 
 def _system(row: Published) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from crc32c import crc32c
 from numpy.typing import NDArray
+from torch import Tensor
 
 from igpt.errors import UsageError
 from igpt.model import ImageGPT
@@ -66,10 +67,10 @@ def read_tensorflow(prefix: Path) -> ImageGPT:
     index = read_index(prefix)
     shape = _shape(index)
     places = _places(shape)
-    _check_names(index, places)
-    _check_shards(index, {index.variables[name].shard for name in places})
     with torch.device("meta"):
         model = ImageGPT(shape)
+    _check_names(index, places, model.state_dict())
+    _check_shards(index, {index.variables[name].shard for name in places})
     model.to_empty(device="cpu")
     state = model.state_dict()
     with torch.no_grad():
@@ -141,10 +142,8 @@ def _places(shape: ModelShape) -> dict[str, _Place]:
     return places
 
 
-def _check_names(index: Index, places: dict[str, _Place]) -> None:
+def _check_names(index: Index, places: dict[str, _Place], state: dict[str, Tensor]) -> None:
     """Refuse a checkpoint that lacks a variable, has one too many, or one of another shape or type."""
-    with torch.device("meta"):
-        state = ImageGPT(_shape(index)).state_dict()
     found = index.variables
     trained = re.compile(r"model/(?!clf/).*(?<!/Adam)(?<!/Adam_1)")
     wrong = [f"{name} is missing" for name in places if name not in found]
