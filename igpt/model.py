@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from igpt.fast import Linear
 from igpt.shape import ModelShape
 
 
@@ -51,10 +52,11 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head = shape.n_head
         self.causal = shape.objective == "autoregressive"
-        self.qkv = nn.Linear(shape.n_embd, 3 * shape.n_embd, bias=False)
-        self.c_proj = nn.Linear(shape.n_embd, shape.n_embd, bias=False)
+        self.qkv = Linear(shape.n_embd, 3 * shape.n_embd)
+        self.c_proj = Linear(shape.n_embd, shape.n_embd)
 
-    def forward(self, x: Tensor, cache: Cache | None = None, block: int = 0) -> Tensor:
+    def forward(self, h: Tensor, x: Tensor, cache: Cache | None = None, block: int = 0) -> Tensor:
+        """``h + attn(x)``, all (B, S, C)."""
         B, S, C = x.shape
         q, k, v = self.qkv(x).view(B, S, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, S, D)
         causal = self.causal
@@ -65,7 +67,7 @@ class Attention(nn.Module):
             k, v = cache.keys[block, :, :, :end], cache.values[block, :, :, :end]
             causal = cache.length == 0  # a prefix attends causally; a single later position sees all before it
         a = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # (B, H, S, D), scaled by D^-1/2
-        return self.c_proj(a.transpose(1, 2).reshape(B, S, C))  # type: ignore[no-any-return]
+        return self.c_proj(a.transpose(1, 2).reshape(B, S, C), add=h)  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -76,17 +78,13 @@ class Block(nn.Module):
         self.ln_1 = Norm(shape.n_embd)
         self.attn = Attention(shape)
         self.ln_2 = Norm(shape.n_embd)
-        self.c_fc = nn.Linear(shape.n_embd, 4 * shape.n_embd, bias=False)
-        self.c_proj = nn.Linear(4 * shape.n_embd, shape.n_embd, bias=False)
-
-    def mlp(self, x: Tensor) -> Tensor:
-        x = self.c_fc(x)  # (B, T, 4C)
-        return self.c_proj(x * torch.sigmoid(1.702 * x))  # type: ignore[no-any-return]
+        self.c_fc = Linear(shape.n_embd, 4 * shape.n_embd, gelu=True)
+        self.c_proj = Linear(4 * shape.n_embd, shape.n_embd)
 
     def after_attention(self, h: Tensor, normed: Tensor, cache: Cache | None = None, block: int = 0) -> Tensor:
         """The block's output, given its input ``h`` and ``normed = ln_1(h)`` (B, T, C)."""
-        h = h + self.attn(normed, cache, block)
-        return h + self.mlp(self.ln_2(h))
+        h = self.attn(h, normed, cache, block)
+        return self.c_proj(self.c_fc(self.ln_2(h)), add=h)  # type: ignore[no-any-return]
 
 
 class ImageGPT(nn.Module):
@@ -155,11 +153,12 @@ class ImageGPT(nn.Module):
         return self.ln_f(h)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of the final norm's output (..., C)."""
-        return hidden @ self.wtet.T
+        """Logits, float32 (..., V), of the final norm's output (..., C)."""
+        logits = hidden @ self.wtet.T
+        return logits if logits.dtype == torch.float64 else logits.float()
 
     def forward(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
-        """Logits, float (B, T, V); position i predicts token i."""
+        """Logits, float32 (B, T, V); position i predicts token i."""
         return self.logits(self.hidden(tokens, masked))
 
     def loss(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
@@ -170,7 +169,7 @@ class ImageGPT(nn.Module):
         """Features of the given layers (all L + 1 by default), averaged over positions.
 
         tokens : int64 (B, T), palette indices
-        Returns ``{layer: float (B, C)}``. Raises ValueError for a layer outside 0 .. L.
+        Returns ``{layer: float32 (B, C)}``. Raises ValueError for a layer outside 0 .. L.
         Source: section 2.4, "Linear Probing"; the released code has no counterpart.
         """
         last = self.shape.n_layer
@@ -184,10 +183,10 @@ class ImageGPT(nn.Module):
                 return found
             normed = block.ln_1(h)
             if layer in wanted:
-                found[layer] = normed.mean(dim=1)
+                found[layer] = normed.mean(dim=1, dtype=torch.float32)
             h = block.after_attention(h, normed)
         if last in wanted:
-            found[last] = self.ln_f(h).mean(dim=1)
+            found[last] = self.ln_f(h).mean(dim=1, dtype=torch.float32)
         return found
 
     def next_logits(self, tokens: Tensor, cache: Cache) -> Tensor:

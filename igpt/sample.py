@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from igpt.errors import UsageError
+from igpt.fast import packed
 from igpt.model import Cache, ImageGPT
 
 Report = Callable[[int, int], None]  # tokens done, tokens in all
@@ -33,7 +34,6 @@ def sample(
     return complete(model, nothing, n=n, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, report=report)[0]
 
 
-@torch.no_grad()
 def complete(
     model: ImageGPT,
     prefix: Tensor,
@@ -64,16 +64,17 @@ def complete(
     drawn_from = (given >= 0).all(0).long().cumprod(0).sum().item()  # the first position that some image lacks
     tokens = given[:, : int(drawn_from)]
     cache = Cache(shape, images, like=model.wte)
-    for position in range(tokens.shape[1], shape.n_ctx):
-        logits = model.next_logits(tokens, cache)
-        if temperature == 0:
-            chosen = logits.argmax(-1)
-        else:
-            chosen = _draw(_restrict(logits / temperature, top_k=top_k, top_p=top_p), uniform[:, position])
-        if position < given.shape[1]:
-            chosen = torch.where(given[:, position] >= 0, given[:, position], chosen)
-        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
-        report(position + 1, shape.n_ctx)
+    with packed(model):
+        for position in range(tokens.shape[1], shape.n_ctx):
+            logits = model.next_logits(tokens, cache)
+            if temperature == 0:
+                chosen = logits.argmax(-1)
+            else:
+                chosen = _draw(_restrict(logits / temperature, top_k=top_k, top_p=top_p), uniform[:, position])
+            if position < given.shape[1]:
+                chosen = torch.where(given[:, position] >= 0, given[:, position], chosen)
+            tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+            report(position + 1, shape.n_ctx)
     return tokens.view(len(prefix), n, shape.n_ctx)
 
 

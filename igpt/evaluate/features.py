@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from igpt.fast import packed
 from igpt.model import ImageGPT, draw_mask
 
 
-@torch.no_grad()
 def extract_features(
     model: ImageGPT, tokens: Tensor, *, mask_rate: float = 0.15, mask_seed: int = 0, batch: int = 256
 ) -> NDArray[np.float32]:
@@ -20,12 +20,13 @@ def extract_features(
     """
     generator = torch.Generator().manual_seed(mask_seed)
     parts = []
-    for part in tokens.split(batch):
-        masked = None
-        if model.shape.objective == "bert":
-            masked = draw_mask(part, rate=mask_rate, generator=generator)
-        found = model.features(part, masked=masked)
-        parts.append(torch.stack([found[layer] for layer in sorted(found)]))
+    with packed(model):
+        for part in tokens.split(batch):
+            masked = None
+            if model.shape.objective == "bert":
+                masked = draw_mask(part, rate=mask_rate, generator=generator)
+            found = model.features(part, masked=masked)
+            parts.append(torch.stack([found[layer] for layer in sorted(found)]))
     return torch.cat(parts, dim=1).numpy()
 
 
