@@ -165,6 +165,30 @@ def export(
         typer.echo(export_weights(model, folder, to=to.value))
 
 
+@app.command()
+def bench(
+    tasks: Annotated[list[str] | None, typer.Argument(help="sampling, features, quantise; all if left out.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each contestant does the work.")] = 5,
+    toy: Annotated[bool, typer.Option("--toy", help="Tiny sizes, to see that it works; such records stay in runs/.")] = False,
+) -> None:
+    """Measure this machine's speed against the peers, in turns.
+
+    Takes from a minute (quantise) to an hour (sampling). Leave the machine alone meanwhile.
+    """
+    from igpt.project import Project
+    from igpt.report.formats import render
+    from igpt.report.speed import seconds_table, speed_table
+    from igpt.run.command import run_speed
+
+    with _stoppable():
+        ran = run_speed(tasks or [], rounds=rounds, toy=toy)
+    if toy:
+        typer.echo(f"{', '.join(ran)} ran at toy size: nothing is to be read from its times")
+        return
+    for table in (speed_table(Project.here(), ran), seconds_table(Project.here(), ran)):
+        typer.echo(render(table, "md"))
+
+
 def main() -> None:
     """Entry point: a user's mistake is one sentence and exit 2, failed work one sentence and exit 1."""
     try:

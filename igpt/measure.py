@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -58,3 +59,12 @@ def sample_deviation(values: Sequence[float]) -> float:
     """Standard deviation with n - 1 in the denominator."""
     mean = math.fsum(values) / len(values)
     return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+Seconds = dict[str, list[float]]  # of a speed comparison: by contestant, one a round
+
+
+def ratios(seconds: Seconds, slower: str, faster: str) -> tuple[float, float, float]:
+    """How many times as long ``slower`` takes as ``faster`` in the same round: the median, the least, the greatest."""
+    found = [a / b for a, b in zip(seconds[slower], seconds[faster], strict=True)]
+    return statistics.median(found), min(found), max(found)

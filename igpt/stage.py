@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 Literal = str | int | float | bool
+ALWAYS_SAID = ("model", "seed", "task")  # in a stage's name
 
 
 @dataclass(frozen=True, order=True)
@@ -30,14 +31,14 @@ class Stage:
         return ",".join([self.notebook, *(f"{name}={value}" for name, value in self.given)])
 
     def canonical(self, defaults: dict[str, Literal]) -> Stage:
-        """The same stage under its one name: model and seed always said, other defaults left out.
+        """The same stage under its one name: model, seed and task always said, other defaults left out.
 
         So a parameter that is added later renames nothing.
         """
-        full = {**{k: v for k, v in defaults.items() if k in ("model", "seed")}, **self.parameters}
+        full = {**{k: v for k, v in defaults.items() if k in ALWAYS_SAID}, **self.parameters}
         return Stage.of(
             self.notebook,
-            **{k: v for k, v in full.items() if k in ("model", "seed") or k not in defaults or v != defaults[k]},
+            **{k: v for k, v in full.items() if k in ALWAYS_SAID or k not in defaults or v != defaults[k]},
         )
 
 
@@ -74,8 +75,10 @@ def needed_datasets(notebook: str, parameters: dict[str, Literal]) -> list[str]:
 
 
 def tier_of(stage: Stage) -> str:
-    """How much of the paper a stage is: by its model's name, or by its data set where it has no model."""
+    """How much of the paper a stage is: by its model's name, or by its data set; speed comparisons are apart."""
     given = stage.parameters
+    if stage.notebook == "speed":
+        return "speed"
     if str(given.get("model", "")).startswith("tiny") or ("model" not in given and stage.notebook != "parameters"):
         return "tiny" if given.get("dataset", "digits") == "digits" else "paper"
     return "paper"

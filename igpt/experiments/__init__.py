@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from igpt.experiments.cells import Experiment, experiments
+from igpt.experiments.speed import SPEED_STAGES
 from igpt.experiments.tables import TABLES, Table
 from igpt.stage import Stage
 
 __all__ = ["TABLES", "Experiment", "Table", "declared_stages", "experiments"]
 
-# Stages that fill figures and no cell of a table.
-FIGURE_STAGES = {"tiny": (Stage.of("samples", model="tiny-l"),)}
+# Stages that fill figures or the tables of speed, and no cell of a published table.
+FIGURE_STAGES = {"tiny": (Stage.of("samples", model="tiny-l"),), "speed": SPEED_STAGES}
 
 
 def declared_stages(tier: str | None = None) -> list[Stage]:

@@ -21,7 +21,9 @@ class _Strict(BaseModel):
 
 
 class Value(_Strict):
-    """One number; accuracies are fractions. ``low`` and ``high`` bound it at 95 % over the test images."""
+    """One number; accuracies are fractions. ``low`` and ``high`` bound it at 95 % over the test images; those of a
+    time are the least and the greatest of its rounds.
+    """
 
     value: float
     unit: str

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from igpt.errors import UsageError
 from igpt.experiments import declared_stages
 from igpt.project import Project
 from igpt.results.plan import Plan
 from igpt.results.signature import Signer
-from igpt.run.folder import run_folder
+from igpt.run.folder import empty, hold, run_folder
 from igpt.run.local import plan_stages, run_plan
 from igpt.run.targets import find_stages, parameters_of
 from igpt.stage import Stage
@@ -17,6 +18,27 @@ def plan_targets(targets: list[str], tier: str | None) -> tuple[Plan, Signer]:
     project = Project.here()
     stages = find_stages(targets, tier, project) if targets or tier else declared_stages()
     return plan_stages(project, stages), Signer(project.notebooks)
+
+
+def run_speed(tasks: list[str], *, rounds: int, toy: bool) -> list[str]:
+    """Run comparisons of speed again, one after the other and each alone; the names of those that ran.
+
+    Raises UsageError for an unknown task, before anything starts.
+    """
+    from igpt.experiments.speed import SPEED_STAGES
+
+    project, signer = Project.here(), Signer(Project.here().notebooks)
+    known = [str(stage.parameters["task"]) for stage in SPEED_STAGES]
+    if unknown := [task for task in tasks if task not in known]:
+        raise UsageError(f"there is no comparison {unknown[0]!r}; choose from {', '.join(known)}")
+    for task in tasks or known:
+        stage = signer.canonical(Stage.of("speed", task=task, rounds=rounds, toy=toy))
+        folder = run_folder(project, stage, signer.sign(stage))
+        if folder.exists():
+            hold(folder)
+            empty(folder)
+        run_plan(project, plan_stages(project, [stage]), wanted=[stage])
+    return tasks or known
 
 
 def run_targets(targets: list[str], tier: str | None, overrides: list[str]) -> str:

@@ -66,8 +66,13 @@ class OpenStage:
         self,
         values: dict[str, Measured],
         series: dict[str, list[dict[str, float | int | str | bool | list[int]]]] | None = None,
+        *,
+        peers: tuple[str, ...] = (),
     ) -> Record:
-        """Write the stage's record: the last thing a notebook does, and what makes it finished."""
+        """Write the stage's record: the last thing a notebook does, and what makes it finished.
+
+        peers : further packages whose versions belong into the receipt
+        """
         # A notebook that is open in an editor may differ from the file that the signature was taken of.
         by_hand = "" if PLANNED in os.environ else ", run by hand"
         receipt = Receipt(
@@ -78,7 +83,7 @@ class OpenStage:
             hardware=_hardware(),
             seconds=round(self._seconds(), 2),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={name: version(name) for name in ("igpt", "torch", "numpy", "scikit-learn")}
+            versions={name: version(name) for name in ("igpt", "torch", "numpy", "scikit-learn", *peers)}
             | {"python": platform.python_version()},
         )
         record = Record(

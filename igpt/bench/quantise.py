@@ -1,0 +1,73 @@
+"""Quantising colour images with the released palette: ours, and the image processor of transformers."""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igpt.bench.work import Contestant, Task, Work, both
+from igpt.errors import UsageError
+from igpt.palette import Palette, nearest_centres
+
+
+def _palette() -> Palette:
+    with as_file(files("igpt.weights") / "released_palette.npy") as path:
+        return Palette.load(path)
+
+
+def _images(toy: bool) -> NDArray[np.uint8]:
+    """Random colours: the worst case of every method, since no two neighbours are alike."""
+    return np.random.default_rng(0).integers(0, 256, (100 if toy else 1000, 32, 32, 3), dtype=np.uint8)
+
+
+def _ours(toy: bool) -> Work:
+    """The table is built before the first round; `_with_table` counts it."""
+    palette, images = _palette(), _images(toy)
+    return Work(lambda: palette.quantize(images), _few(palette.quantize(images)))
+
+
+def _with_table(toy: bool) -> Work:
+    images = _images(toy)
+    return Work(lambda: _palette().quantize(images), _few(_palette().quantize(images)))
+
+
+def _theirs(toy: bool) -> Work:
+    try:
+        from transformers import ImageGPTImageProcessorPil
+    except ImportError:
+        raise UsageError("the comparison is with transformers, which is not installed: pip install transformers") from None
+    processor, images = ImageGPTImageProcessorPil(clusters=_palette().centres.tolist()), list(_images(toy))
+
+    def run() -> NDArray[np.int64]:
+        tokens: NDArray[np.int64] = processor(images, do_resize=False, return_tensors="np")["input_ids"]
+        return tokens
+
+    return Work(run, _few(run()))
+
+
+def _brute(toy: bool) -> Work:
+    """Every squared distance of a tenth of the pixels in float64: what all others must agree with."""
+    palette, images = _palette(), _images(toy)
+    tenth = images[: len(images) // 10].reshape(-1, 3)
+    nearest = nearest_centres(tenth[:1024], palette.centres)
+    return Work(lambda: nearest_centres(tenth, palette.centres), _few(nearest), times=10)
+
+
+def _few(tokens: NDArray[np.integer]) -> list[float]:
+    """The first image's first tokens."""
+    some: list[float] = tokens.reshape(-1)[:16].astype(float).tolist()
+    return some
+
+
+QUANTISE = Task(
+    "quantise",
+    "Quantising 1,000 images of 32 x 32 random colours with the released palette",
+    (
+        *both("igpt", _ours),
+        Contestant("igpt, table built anew", _with_table),
+        *both("transformers", _theirs),
+        Contestant("every distance in float64", _brute),
+    ),
+)

@@ -1,0 +1,95 @@
+"""Contestants in turns: each in a process of its own, one round after the other, so that a disturbance meets all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from igpt.bench import worker
+from igpt.bench.tasks import TASKS
+from igpt.bench.work import TUNED, Contestant, Task
+from igpt.errors import UsageError
+from igpt.measure import Seconds
+
+
+def race(name: str, *, rounds: int, toy: bool = False, report: Callable[[int, int], None] = lambda done, total: None) -> Seconds:
+    """Seconds of every contestant of a task in every round.
+
+    Raises UsageError for an unknown task, fewer than one round, or a peer that is not installed; RuntimeError when a
+    contestant's answer is not the first one's, or its process ends.
+    """
+    if name not in TASKS:
+        raise UsageError(f"there is no comparison {name!r}; choose one of {', '.join(TASKS)}")
+    if rounds < 1:
+        raise UsageError(f"a comparison takes at least one round, not {rounds}")
+    task = TASKS[name]
+    seconds: Seconds = {contestant.name: [] for contestant in task.contestants}
+    with ExitStack() as stack:
+        workers = {c.name: stack.enter_context(_worker(task, c, toy=toy)) for c in task.contestants}
+        _same_answers(task, {who: found.answer for who, found in workers.items()})
+        total = rounds * len(workers)
+        for done in range(total):
+            who = task.contestants[done % len(workers)].name
+            seconds[who].append(workers[who].once())
+            report(done + 1, total)
+    return seconds
+
+
+class _Worker:
+    """A contestant's process, ready to work."""
+
+    def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
+        self.name, self._process = name, process
+        first = self._read()
+        if "refused" in first:
+            raise UsageError(str(first["refused"]))
+        self.answer: list[float] = first["answer"]  # type: ignore[assignment]
+
+    def once(self) -> float:
+        """Do the work once; the seconds it took."""
+        assert self._process.stdin is not None
+        print(file=self._process.stdin, flush=True)
+        return float(self._read()["seconds"])  # type: ignore[arg-type]
+
+    def _read(self) -> dict[str, object]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process of {self.name} ended with code {self._process.wait()}")
+        found: dict[str, object] = json.loads(line)
+        return found
+
+
+@contextmanager
+def _worker(task: Task, contestant: Contestant, *, toy: bool) -> Iterator[_Worker]:
+    """The process of a contestant; it ends with the block. What it says on stderr is shown when it fails."""
+    environment = {k: v for k, v in os.environ.items() if k not in TUNED and k != "OMP_NUM_THREADS"}
+    if contestant.tuned:
+        environment |= TUNED
+    command = [sys.executable, "-m", worker.__name__, task.name, contestant.name, *(["toy"] if toy else [])]
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=environment
+        )
+        try:
+            yield _Worker(contestant.name, process)
+        except RuntimeError as error:
+            said.seek(0)
+            raise RuntimeError(f"{error}\n{said.read()[-2000:]}") from None
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def _same_answers(task: Task, answers: dict[str, list[float]]) -> None:
+    """Refuse to compare those that do not do the same."""
+    first = answers[task.contestants[0].name]
+    for contestant in task.contestants:
+        found = answers[contestant.name]
+        if found and max(abs(a - b) for a, b in zip(found, first, strict=True)) > contestant.tolerance * max(map(abs, first)):
+            raise RuntimeError(f"{contestant.name} finds {found}, {task.contestants[0].name} {first}: they do not do the same")

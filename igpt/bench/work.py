@@ -1,0 +1,59 @@
+"""What a speed comparison is made of: contestants that do the same work on the same weights, and the machine's limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# glibc told to keep its memory, which alone makes some programs twice as fast.
+TUNED = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work that is ready to be timed.
+
+    run : does it once
+    answer : numbers that every contestant must have found, so that all do the same; empty for a limit
+    times : how many of ``run`` make the whole work, where doing all of it would take hours or is not possible
+    """
+
+    run: Callable[[], object]
+    answer: list[float]
+    times: float = 1.0
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One side of a comparison. ``prepare`` gets ``toy`` and is called in a process of its own.
+
+    tuned : glibc's allocator tuned, or as installed
+    tolerance : by how much, relative to the largest, its answer may differ from the first contestant's
+    """
+
+    name: str
+    prepare: Callable[[bool], Work]
+    tuned: bool = False
+    tolerance: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Task:
+    """Contestants that take turns; the first one's answer is the one the others are held to."""
+
+    name: str
+    title: str  # what is done, as a table's caption says it
+    contestants: tuple[Contestant, ...]
+
+    def contestant(self, name: str) -> Contestant:
+        """The contestant of a name."""
+        return next(c for c in self.contestants if c.name == name)
+
+
+def both(name: str, prepare: Callable[[bool], Work], *, tolerance: float = 1e-3) -> tuple[Contestant, Contestant]:
+    """One contestant with the allocator as installed, and the same with it tuned."""
+    return Contestant(name, prepare, False, tolerance), Contestant(f"{name}, tuned", prepare, True, tolerance)

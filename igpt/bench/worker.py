@@ -1,0 +1,40 @@
+"""One contestant in a process of its own: says that it is ready, then does its work once for every line it reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+import torch
+
+from igpt.bench.tasks import TASKS
+from igpt.errors import UsageError
+
+
+def main() -> None:
+    """``python -m igpt.bench.worker TASK CONTESTANT [toy]``; one JSON object a line on stdout."""
+    task, name, *toy = sys.argv[1:]
+    stdout, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    torch.set_num_threads(cores())
+    try:
+        work = TASKS[task].contestant(name).prepare(bool(toy))
+    except UsageError as error:
+        print(json.dumps({"refused": str(error)}), file=stdout, flush=True)
+        return
+    print(json.dumps({"answer": work.answer}), file=stdout, flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        work.run()
+        seconds = work.times * (time.perf_counter() - start)
+        print(json.dumps({"seconds": seconds}), file=stdout, flush=True)
+
+
+def cores() -> int:
+    """Processor cores that this process may use; every contestant uses them all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""What this code is to be faster than, and by how much: written before it was measured.
+
+Factors are those of two cores without a GPU; peers as they are installed, and with glibc's allocator tuned, which
+helps them more than us. Where the aim is a fraction of the machine's limit, the limit is measured in the same run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from igpt.stage import Stage
+
+
+@dataclass(frozen=True)
+class Aim:
+    """``peer`` is to take at least ``factor`` times as long as ``ours``, both named as in `igpt.bench`."""
+
+    task: str
+    ours: str
+    peer: str
+    factor: float
+
+    @property
+    def stage(self) -> Stage:
+        """The stage whose record decides it."""
+        return Stage.of("speed", task=self.task)
+
+
+AIMS = (
+    Aim("sampling", "igpt", "transformers", 3.5),
+    Aim("sampling", "igpt, tuned", "transformers, tuned", 1.7),
+    Aim("sampling", "igpt", "a full forward pass a pixel", 150),
+    Aim("features", "igpt", "transformers", 1.7),
+    Aim("features", "igpt, tuned", "transformers, tuned", 1.25),
+    Aim("features", "igpt, tuned", "limit: matrix products", 0.8),
+    Aim("features", "igpt in bfloat16, tuned", "transformers, tuned", 2.8),
+    Aim("quantise", "igpt", "transformers", 100),
+)
+SPEED_STAGES = tuple(dict.fromkeys(aim.stage for aim in AIMS))
