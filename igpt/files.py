@@ -29,7 +29,7 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk does not say where
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -38,7 +38,7 @@ def write_text(path: Path, text: str) -> None:
         stream.write(text.encode())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself durable, where folders can be opened (not on Windows)."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
