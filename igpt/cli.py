@@ -23,6 +23,10 @@ app = typer.Typer(
 )
 
 
+data = typer.Typer(help="The data sets: list, fetch, check and tokenize them.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data, name="data")
+
+
 class Tier(StrEnum):
     """How much of the paper a run is."""
 
@@ -187,6 +191,63 @@ def bench(
         return
     for table in (speed_table(Project.here(), ran), seconds_table(Project.here(), ran)):
         typer.echo(render(table, "md"))
+
+
+DatasetArgument = Annotated[str, typer.Argument(help="A data set's name; `igpt data list` shows them.")]
+
+
+@data.command("list")
+def list_() -> None:
+    """Show each data set: images, size of its download, whether it is here, where it goes, its terms."""
+    from igpt.run.datasets import list_datasets
+
+    typer.echo(list_datasets())
+
+
+@data.command()
+def fetch(name: DatasetArgument) -> None:
+    """Bring a data set from its official address, verify and unpack it.
+
+    Stopped or cut off, the same command continues. ImageNet can only be had from its owner: the message says what
+    to put where.
+    """
+    from igpt.run.datasets import fetch
+
+    with _stoppable():
+        typer.echo(fetch(name))
+
+
+@data.command()
+def check(name: DatasetArgument) -> None:
+    """Look at a whole data set: sums, counts, the held-out part, a decoded image."""
+    from igpt.run.datasets import check
+
+    with _stoppable():
+        typer.echo(check(name))
+
+
+@data.command()
+def tokenize(
+    name: DatasetArgument,
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="Pixels a side; 32, or the images' own where that is less.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = 1,
+    crops: Annotated[
+        int, typer.Option(min=0, help="Random crops of each training image, for pre-training; 0 takes the central crop.")
+    ] = 0,
+    filter: Annotated[str, typer.Option(help="bicubic, box, bilinear or lanczos.")] = "bicubic",
+    seed: Annotated[int, typer.Option(min=0, help="Of the random crops.")] = 0,
+    palette: Annotated[Path | None, typer.Option(help="A palette.npy; the released 512 colours if left out.")] = None,
+) -> None:
+    """Write a data set as tokens, once, for training and features to read.
+
+    Stopped or killed, the same command continues.
+    """
+    from igpt.run.datasets import tokenize
+
+    with _stoppable():
+        typer.echo(tokenize(name, resolution=resolution, workers=workers, crops=crops, filter=filter, seed=seed, palette=palette))
 
 
 def main() -> None:

@@ -193,7 +193,7 @@ def _price(experiment: Experiment, run: Run) -> tuple[tuple[str, str], ...]:
     pretraining, rest = run_gpu_hours(run.stages())
     cost = f"{CARD}-hours: {_hours(pretraining)} of pre-training, {_hours(rest)} of everything after it"
     needs = sorted({DATASETS[d] for s in run.stages() for d in needed_datasets(s.notebook, s.parameters)} | {"ImageNet"})
-    status = f"not run: this version reads the digits only, and {' and '.join(needs)} would be needed"
+    status = f"not run: it needs {' and '.join(needs)}, and the hours below"
     return (("Status", status), rule, ("Cost", cost), command)
 
 

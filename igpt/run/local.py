@@ -114,16 +114,12 @@ def _descendants(stage: Stage, waiting: dict[Stage, PlannedStage]) -> list[Stage
 
 
 def _check_parameters(project: Project, plan: Plan) -> None:
-    """Refuse, before anything starts, a stage whose data set cannot be read."""
-    from igpt.data import data_card
+    """Refuse, before anything starts, a stage whose data set is not at hand."""
+    from igpt.data.cards import check_present
     from igpt.stage import needed_datasets
 
     signer = Signer(project.notebooks)
     for planned in plan:
         if planned.state != "fresh":
             for name in needed_datasets(planned.stage.notebook, signer.parameters(planned.stage)):
-                if not data_card(name).readable:
-                    raise UsageError(
-                        f"{planned.stage.name} needs {data_card(name).title}, which this version of igpt cannot read"
-                        " yet; the cells of the tiny tier can be run: `igpt run --tier tiny`"
-                    )
+                check_present(name)

@@ -6,7 +6,6 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +46,7 @@ def find_weights(model: str) -> tuple[ImageGPT, Palette]:
     from igpt.palette import Palette
     from igpt.weights.huggingface import is_huggingface
     from igpt.weights.own import load_weights
-    from igpt.weights.read import read_weights
+    from igpt.weights.read import read_weights, released_palette
 
     folder = Path(model)
     if (folder / "palette.npy").exists():
@@ -55,8 +54,7 @@ def find_weights(model: str) -> tuple[ImageGPT, Palette]:
             return load_weights(folder)
         return read_weights(model), Palette.load(folder / "palette.npy")
     found = read_weights(model)
-    with as_file(files("igpt.weights") / "released_palette.npy") as path:
-        released = Palette.load(path)
+    released = released_palette()
     if found.shape.n_vocab != len(released):
         raise UsageError(
             f"{model} has {found.shape.n_vocab} colours and no palette.npy beside it; only the {len(released)} released"

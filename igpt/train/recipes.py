@@ -6,6 +6,7 @@ the others are from memory and marked so in ``experiments/published.csv``. The t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from igpt.data import data_card
@@ -30,6 +31,11 @@ class Recipe:
     shifts: bool = False  # pre-train on the nine one-pixel shifts of the training images
     # Where weights are kept, as fractions of the steps; the paper's 65k .. 1000k of figure 3.
     milestones: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of the images."""
+        return math.isqrt(self.shape.n_ctx)
 
     @property
     def milestone_steps(self) -> list[int]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from importlib.resources import as_file, files
 from pathlib import Path
 
 from igpt.errors import UsageError
 from igpt.model import ImageGPT
+from igpt.palette import Palette
 from igpt.weights.huggingface import is_huggingface, read_huggingface
 from igpt.weights.own import load_weights
 from igpt.weights.tensorflow import read_tensorflow
@@ -30,6 +32,12 @@ RELEASED = {
     for size, shards in (("igpt-s", 32), ("igpt-m", 32), ("igpt-l", 64))
     for objective in ("", "-bert")
 }
+
+
+def released_palette() -> Palette:
+    """The 512 colours of the released weights, which this package carries."""
+    with as_file(files("igpt.weights") / "released_palette.npy") as path:
+        return Palette.load(path)
 
 
 def weights_home() -> Path:

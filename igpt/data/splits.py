@@ -1,19 +1,17 @@
-"""Data sets by name: images, labels and the fixed splits of section 3.1 of the paper.
-
-Only scikit-learn's handwritten digits can be read so far; the sets of the paper's scale are declared
-with their splits, so that plans and pending cells can name them.
-"""
+"""Images and labels of a data set's splits, in memory; and the fixed rules that split them (section 3.1)."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from igpt.data.cards import DataCard, check_present, data_card
+from igpt.data.resize import reduced
 from igpt.errors import UsageError
 from igpt.palette import Palette
 
@@ -21,52 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SplitName = Literal["train", "validation", "test"]
-
-
-@dataclass(frozen=True)
-class DataCard:
-    """What is known of a data set without opening it; counts are images."""
-
-    name: str
-    title: str
-    train: int  # with the held-out part
-    test: int
-    classes: int
-    height: int  # pixels, before any reduction
-    channels: int
-    held_out: float  # fraction of train kept for choosing (paper, section 3.1)
-    terms: str
-    sha256: str = ""  # of the content, where this package can read it
-
-    @property
-    def readable(self) -> bool:
-        """Whether this package can open it."""
-        return bool(self.sha256)
-
-    @property
-    def validation(self) -> int:
-        """Images of train held out for choosing."""
-        return round(self.train * self.held_out)
-
-
-# Sizes: section 3.1 of the paper and the data sets' own descriptions. Digits: see `_digits`.
-DATASETS = {
-    card.name: card
-    for card in (
-        DataCard(
-            "digits",
-            "scikit-learn's handwritten digits",
-            *(1437, 360, 10, 8, 1, 0.1),
-            "public, shipped inside scikit-learn (UCI optical recognition of handwritten digits)",
-            "0b7e9c3202d7bcd255d6a19a238d3743bf5e320ba74812a6679958a017c55382",
-        ),
-        DataCard("cifar10", "CIFAR-10", 50_000, 10_000, 10, 32, 3, 0.1, "no explicit licence; cite Krizhevsky 2009"),
-        DataCard("cifar100", "CIFAR-100", 50_000, 10_000, 100, 32, 3, 0.1, "no explicit licence; cite Krizhevsky 2009"),
-        DataCard("stl10", "STL-10", 5_000, 8_000, 10, 96, 3, 0.1, "images from ImageNet; cite Coates 2011"),
-        DataCard("tiny-imagenet", "Tiny ImageNet", 100_000, 10_000, 200, 64, 3, 0.1, "ImageNet terms"),
-        DataCard("imagenet", "ImageNet", 1_281_167, 50_000, 1000, 224, 3, 0.04, "ImageNet terms: non-commercial"),
-    )
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,23 +41,53 @@ class Split:
         return Split(self.images[index], self.labels[index])
 
 
-def data_card(name: str) -> DataCard:
-    """The card of a data set. Raises UsageError for an unknown name."""
-    if name not in DATASETS:
-        raise UsageError(f"there is no data set {name!r}; choose one of {', '.join(DATASETS)}")
-    return DATASETS[name]
-
-
-def load_split(name: str, split: SplitName) -> Split:
+def load_split(name: str, split: SplitName, *, side: int | None = None) -> Split:
     """One split of a data set; train is without the held-out validation images.
 
-    Raises UsageError for an unknown data set, or one that this version cannot read.
+    side : pixels to reduce the images to; as they are when left out
+    Raises UsageError for an unknown data set, one that is not at hand or damaged, one too large for memory, or a
+    side larger than the images.
     """
     card = data_card(name)
-    if not card.readable:
-        raise UsageError(f"this version of igpt cannot read {card.title} yet; the tiny tier's data set is digits")
-    whole = _digits(card)
-    return whole[split_indices(name, whole.labels)[split]]
+    if name == "digits":
+        whole = _digits(card)
+        found = whole[split_indices(name, whole.labels)[split]]
+    else:
+        official = load_official(name, "test" if split == "test" else "train")
+        found = official if split == "test" else official[_index(name)[split]]
+    return found if side in (None, card.height) else Split(reduced(found.images, side=side or card.height), found.labels)
+
+
+def load_official(name: str, split: Literal["train", "test"]) -> Split:
+    """A data set's own train or test split, whole, in the order of its files. Raises UsageError as `load_split` does."""
+    from igpt.data.cifar import read_cifar
+    from igpt.data.jpegs import open_jpegs
+    from igpt.data.stl import read_stl
+
+    check_present(name)
+    card = data_card(name)
+    if name == "imagenet":
+        raise UsageError(f"{card.title} is larger than memory: `igpt data tokenize imagenet` makes tokens of it, on disk")
+    if name == "tiny-imagenet":
+        jpegs = open_jpegs(name, split)
+        return Split(jpegs.images(), jpegs.labels)
+    return Split(*(read_stl if name == "stl10" else read_cifar)(name, split))
+
+
+@cache
+def held_out(name: str) -> NDArray[np.int64]:
+    """Indices of the validation images in a data set's official train split, in order (section 3.1).
+
+    The first of them all in an order given by SHA-256 of name and index, so that they are the same under every version
+    of every library, whatever the labels. The card holds their digest, which enters signatures.
+    """
+    card = data_card(name)
+    return np.sort(_stable_order(f"igpt split {name}", np.arange(card.train))[: card.validation])
+
+
+def index_digest(indices: NDArray[np.int64]) -> str:
+    """SHA-256 of indices, as little-endian int64."""
+    return hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
 
 
 def split_indices(name: str, labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
@@ -138,16 +120,6 @@ def low_data_subset(labels: NDArray[np.int64], *, per_class: int, draw: int) -> 
     return np.sort(np.concatenate(chosen))
 
 
-def shifted(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The nine shifts of every image by at most one pixel, uint8 (9 N, H, W, channels), edges filled with 0.
-
-    The tiny tier's way to more unlabelled images, in place of the paper's random resizes and crops.
-    """
-    height, width = images.shape[1:3]
-    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return np.concatenate([padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)])
-
-
 def tokenize(images: NDArray[np.uint8], palette: Palette) -> Tensor:
     """Tokens int64 (N, H * W) in raster order, of images uint8 (N, H, W, channels)."""
     import torch
@@ -155,11 +127,10 @@ def tokenize(images: NDArray[np.uint8], palette: Palette) -> Tensor:
     return torch.from_numpy(palette.quantize(images).reshape(len(images), -1).astype(np.int64))
 
 
-def split_digest(name: str) -> str:
-    """SHA-256 over what decides a data set's splits: content, sizes and rule. Nothing is opened."""
-    card = data_card(name)
-    decides = [card.name, card.sha256, card.train, card.test, str(card.held_out)]
-    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+def _index(name: str) -> dict[str, NDArray[np.int64]]:
+    """The two parts of an official train split."""
+    validation = held_out(name)
+    return {"train": np.setdiff1d(np.arange(data_card(name).train), validation), "validation": validation}
 
 
 def _digits(card: DataCard) -> Split:
@@ -170,14 +141,14 @@ def _digits(card: DataCard) -> Split:
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int64)
     found = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-    if found != card.sha256:
-        raise UsageError(f"the digits of this scikit-learn have SHA-256 {found}, not {card.sha256}: install the pinned version")
+    if found != card.content:
+        raise UsageError(f"the digits of this scikit-learn have SHA-256 {found}, not {card.content}: install the pinned version")
     return Split(images, labels)
 
 
 def _stable_order(salt: str, indices: NDArray[np.int64]) -> NDArray[np.int64]:
     """``indices`` in an order that depends on them and ``salt`` alone."""
-    keys = [hashlib.sha256(f"{salt} {index}".encode()).digest() for index in indices]
+    keys = [hashlib.sha256(f"{salt} {index}".encode()).digest() for index in indices.tolist()]
     return indices[sorted(range(len(indices)), key=keys.__getitem__)]
 
 

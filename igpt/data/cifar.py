@@ -1,0 +1,125 @@
+"""CIFAR-10 and CIFAR-100 out of the official Python batches, which are pickles, without trusting them.
+
+Their sums are checked first. Then only numpy arrays of bytes can come out: the few names such a file needs are
+replaced by our own, and every other one is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igpt.data.cards import data_card, data_files, data_folder
+from igpt.errors import UsageError
+
+PARTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "cifar10": {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
+    "cifar100": {"train": ("train",), "test": ("test",)},
+}
+LABELS = {"cifar10": b"labels", "cifar100": b"fine_labels"}
+NAMES = {"cifar10": ("batches.meta", b"label_names"), "cifar100": ("meta", b"fine_label_names")}
+SIDE = 32
+
+
+def read_cifar(name: str, split: Literal["train", "test"]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images uint8 (N, 32, 32, 3) and labels int64 (N,), in the files' order.
+
+    Raises UsageError for a batch that is missing, has another sum than published, or is not a batch.
+    """
+    images, labels = [], []
+    for part in PARTS[name][split]:
+        path = data_folder(name) / part
+        batch = read_batch(path, checked_bytes(path, data_files(name).files[part]))
+        try:
+            data, found = batch[b"data"], np.asarray(batch[LABELS[name]], dtype=np.int64)
+            images.append(np.asarray(data, dtype=np.uint8).reshape(len(found), 3, SIDE, SIDE).transpose(0, 2, 3, 1))
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
+            raise UsageError(f"{path} is not a batch of {data_card(name).title} ({error}): fetch it again") from None
+        labels.append(found)
+    return np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels)
+
+
+def read_names(name: str) -> list[str]:
+    """The classes' names, by label."""
+    part, key = NAMES[name]
+    path = data_folder(name) / part
+    found = read_batch(path, checked_bytes(path, data_files(name).files[part])).get(key)
+    if not isinstance(found, list) or not all(isinstance(word, bytes) for word in found):
+        raise UsageError(f"{path} does not name the classes of {data_card(name).title}: fetch it again")
+    return [word.decode() for word in found]
+
+
+def checked_bytes(path: Path, md5: str) -> bytes:
+    """A file's content. Raises UsageError when it is missing or its MD5 sum is another."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing: fetch the data set again") from None
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise UsageError(f"{path} is damaged or another file (MD5 {found}, published is {md5}): remove it and fetch it again")
+    return content
+
+
+def read_batch(path: Path, content: bytes) -> dict[object, object]:
+    """The dictionary in a batch's pickle. Raises UsageError for anything but what a batch needs."""
+    try:
+        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    except UsageError:
+        raise
+    except Exception as error:  # whatever bytes make the unpickler raise
+        raise UsageError(f"{path} is not a batch of CIFAR ({type(error).__name__}): fetch it again") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is not a batch of CIFAR (it holds a {type(found).__name__}): fetch it again")
+    return found
+
+
+class _Bytes:
+    """Stands in for numpy's array while a pickle is read: takes bytes with a shape, and nothing else."""
+
+    def __init__(self, *_: object) -> None:
+        self.array: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def __setstate__(self, state: tuple[object, ...]) -> None:
+        _, shape, dtype, fortran, content = state
+        if not (isinstance(dtype, _Type) and dtype.word in (b"u1", "u1", b"|u1", "|u1") and isinstance(content, bytes)):
+            raise ValueError("an array of other than bytes")
+        if not (isinstance(shape, tuple) and all(isinstance(size, int) and size >= 0 for size in shape)) or fortran:
+            raise ValueError("an array of another layout")
+        self.array = np.frombuffer(content, np.uint8).reshape(shape)
+
+    def __array__(self, dtype: np.dtype[np.uint8] | None = None, copy: bool | None = None) -> NDArray[np.uint8]:
+        """What came out."""
+        return self.array
+
+
+class _Type:
+    """Stands in for numpy's dtype."""
+
+    def __init__(self, word: object = None, *_: object) -> None:
+        self.word = word
+
+    def __setstate__(self, state: object) -> None:
+        """The byte order and the like, which bytes do not have."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Constructs arrays of bytes only."""
+
+    def find_class(self, module: str, name: str) -> object:
+        """Our stand-ins for the three names of a numpy array in a pickle."""
+        known = {
+            ("numpy.core.multiarray", "_reconstruct"): _Bytes,
+            ("numpy._core.multiarray", "_reconstruct"): _Bytes,
+            ("numpy", "ndarray"): _Bytes,
+            ("numpy", "dtype"): _Type,
+        }
+        if (module, name) not in known:
+            raise UsageError(f"a batch of CIFAR asks for {module}.{name}, which none does: it is not the official file")
+        return known[module, name]

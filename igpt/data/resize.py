@@ -1,0 +1,59 @@
+"""From a picture to the few pixels that are modelled: the paper's crops, then the reduction (section 3.1).
+
+The paper crops to 224 x 224 first and then reduces; the filter of either step is not published. Ours is bicubic with
+the support that reduction needs, unless another is asked for; a token store says which in its header.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from igpt.errors import UsageError
+
+FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+CROP = 224  # pixels a side
+SHORT = (256, 384)  # bounds of the short side of a training crop
+
+
+def centre_crop(picture: Image.Image, *, side: int, filter: str = "bicubic") -> NDArray[np.uint8]:
+    """The evaluation crop, uint8 (side, side, 3): short side to 224, its central 224 x 224, reduced."""
+    width, height = picture.size
+    short = min(width, height)
+    left, top = (width - short) / 2, (height - short) / 2
+    return _crop(picture, (left, top, left + short, top + short), side, filter)
+
+
+def random_crop(picture: Image.Image, *, side: int, filter: str = "bicubic", generator: np.random.Generator) -> NDArray[np.uint8]:
+    """A training crop, uint8 (side, side, 3): short side uniform in 256 .. 384, any 224 x 224 of it, reduced."""
+    width, height = picture.size
+    extent = min(width, height) * CROP / generator.integers(SHORT[0], SHORT[1] + 1)
+    left, top = generator.uniform(0, width - extent), generator.uniform(0, height - extent)
+    return _crop(picture, (left, top, left + extent, top + extent), side, filter)
+
+
+def reduced(images: NDArray[np.uint8], *, side: int, filter: str = "bicubic") -> NDArray[np.uint8]:
+    """Square images uint8 (N, H, H, channels) reduced to uint8 (N, side, side, channels).
+
+    Raises UsageError for a side larger than theirs: nothing is gained by enlarging.
+    """
+    height, channels = images.shape[1], images.shape[3]
+    if not 1 <= side <= height:
+        raise UsageError(f"images of {height} x {height} cannot be reduced to {side} x {side}: choose at most {height}")
+    found = np.empty((len(images), side, side, channels), np.uint8)
+    for place, image in enumerate(images):
+        picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+        found[place] = np.asarray(picture.resize((side, side), FILTERS[filter])).reshape(side, side, channels)
+    return found
+
+
+def _crop(picture: Image.Image, box: tuple[float, float, float, float], side: int, filter: str) -> NDArray[np.uint8]:
+    """A square of the picture at 224 x 224, then at side x side; only what the square covers is computed."""
+    at_crop = picture.resize((CROP, CROP), FILTERS[filter], box=box)
+    return np.asarray(at_crop.resize((side, side), FILTERS[filter]), dtype=np.uint8)

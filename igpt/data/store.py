@@ -1,0 +1,151 @@
+"""Tokens on disk: a folder of memory-mapped shards and a small header, opened without reading them."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from igpt.errors import UsageError
+from igpt.files import write_atomically, write_text
+from igpt.palette import Palette
+
+VERSION = 1
+SHARD = 4096  # images; at 64 x 64 pixels 32 MiB
+HEADER = "header.json"  # written last: a folder without it is not a store
+
+
+class Header(BaseModel):
+    """What a store's tokens are. ``crops`` random crops an image, or 0 for the central one (or the whole image)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    version: int
+    dataset: str
+    split: Literal["train", "test"]  # the official ones; validation is a part of train
+    resolution: int  # pixels a side
+    filter: str
+    crops: int
+    seed: int
+    palette_sha256: str
+    images: int  # stored ones: each of the split's, times the crops
+    held_out_sha256: str  # of the validation indices into train
+    shards: list[str] = []  # SHA-256 of each shard's tokens
+
+
+class TokenStore:
+    """A finished store. Opening costs a header and a memory map for each shard that is used."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises UsageError for a folder that is no store, or one that was not finished or lacks a shard."""
+        self.folder = folder
+        self.header = read_header(folder)
+        self._maps: dict[int, NDArray[np.uint16]] = {}
+        for place in range(shard_count(self.header.images)):
+            if not shard_path(folder, place).is_file():
+                raise UsageError(f"{shard_path(folder, place)} is missing: remove {folder} and tokenise again")
+
+    def __len__(self) -> int:
+        """Number of stored images."""
+        return self.header.images
+
+    @property
+    def positions(self) -> int:
+        """Tokens an image."""
+        return self.header.resolution**2
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels int64 (N,)."""
+        labels: NDArray[np.int64] = np.load(self.folder / "labels.npy", allow_pickle=False)
+        return labels
+
+    def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.uint16]:
+        """Tokens uint16 (B, positions) of the images at ``indices``, int64 (B,). Raises IndexError outside the store."""
+        indices = np.asarray(indices)
+        if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"images {indices.min()} to {indices.max()} are not all in a store of {len(self)}")
+        found = np.empty((len(indices), self.positions), np.uint16)
+        shards = indices // SHARD
+        for shard in np.unique(shards):
+            here = shards == shard
+            found[here] = self._shard(int(shard))[indices[here] % SHARD]
+        return found
+
+    def check_for(self, palette: Palette, *, positions: int) -> None:
+        """Raise UsageError unless a model with this palette and number of positions can read these tokens."""
+        if palette.digest != self.header.palette_sha256:
+            raise UsageError(f"{self.folder} was tokenised with another palette than the model's: tokenise again with that one")
+        if positions != self.positions:
+            side, wanted = self.header.resolution, round(positions**0.5)
+            raise UsageError(
+                f"{self.folder} holds images of {side} x {side}, the model takes {wanted} x {wanted}: tokenise again"
+            )
+
+    def _shard(self, place: int) -> NDArray[np.uint16]:
+        """A memory map of one shard, made when it is first asked for."""
+        if place not in self._maps:
+            path = shard_path(self.folder, place)
+            try:
+                tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise UsageError(f"{path} is damaged ({error}): remove {self.folder} and tokenise again") from None
+            expected = (shard_images(len(self), place), self.positions)
+            if tokens.shape != expected or tokens.dtype != np.uint16:
+                raise UsageError(f"{path} holds {tokens.dtype} {tokens.shape}, not uint16 {expected}: tokenise again")
+            self._maps[place] = tokens
+        return self._maps[place]
+
+
+def read_header(folder: Path) -> Header:
+    """The header of a finished store. Raises UsageError when there is none, or it is of another version."""
+    try:
+        found = json.loads((folder / HEADER).read_bytes())
+        if found.get("version") != VERSION:
+            raise UsageError(
+                f"{folder} is a token store of version {found.get('version')!r}, this one reads {VERSION}: tokenise again"
+            )
+        return Header.model_validate(found)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{folder} is not a finished token store: `igpt data tokenize` makes and continues one") from None
+    except (ValueError, AttributeError, ValidationError) as error:
+        raise UsageError(
+            f"{folder / HEADER} is damaged ({str(error).splitlines()[0]}): remove the folder and tokenise again"
+        ) from None
+
+
+def write_shard(folder: Path, place: int, tokens: NDArray[np.uint16]) -> None:
+    """Write one shard, uint16 (images, positions), whole or not at all."""
+    with write_atomically(shard_path(folder, place)) as stream:
+        np.save(stream, tokens)
+
+
+def write_labels(folder: Path, labels: NDArray[np.int64]) -> None:
+    """Write the labels, int64 (N,), whole or not at all."""
+    with write_atomically(folder / "labels.npy") as stream:
+        np.save(stream, labels)
+
+
+def write_header(path: Path, header: Header) -> None:
+    """Write a header, whole or not at all."""
+    write_text(path, json.dumps(header.model_dump(), indent=1) + "\n")
+
+
+def shard_path(folder: Path, place: int) -> Path:
+    """Where a shard lies."""
+    return folder / f"tokens-{place:05d}.npy"
+
+
+def shard_count(images: int) -> int:
+    """How many shards hold ``images`` images."""
+    return -(-images // SHARD)
+
+
+def shard_images(images: int, place: int) -> int:
+    """How many of ``images`` images lie in one shard."""
+    return min(SHARD, images - place * SHARD)

@@ -1,0 +1,230 @@
+"""From a data set to token stores: read, crop, reduce, quantise; in shards, by several processes, to be continued."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from igpt.data.cards import check_present, data_card, data_home
+from igpt.data.jpegs import Jpegs, open_jpegs
+from igpt.data.resize import FILTERS, centre_crop, random_crop, reduced
+from igpt.data.splits import held_out, index_digest, load_official, load_split
+from igpt.data.store import (
+    HEADER,
+    SHARD,
+    VERSION,
+    Header,
+    TokenStore,
+    shard_count,
+    shard_images,
+    shard_path,
+    write_header,
+    write_labels,
+    write_shard,
+)
+from igpt.errors import UsageError
+from igpt.palette import Palette
+
+PLAN = "plan.json"  # the header without its shards, while a store is being made
+CROPPED = ("imagenet",)  # sets whose pictures have sizes of their own; the others are squares and are reduced whole
+Report = Callable[[int, int], None]  # images done, images in all
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be tokenised, and how."""
+
+    dataset: str
+    split: Literal["train", "test"]
+    resolution: int
+    crops: int = 0  # random crops of each training image; 0: the central crop, as probes take it
+    filter: str = "bicubic"
+    seed: int = 0  # of the random crops
+
+
+def store_folder(wanted: Wanted, palette: Palette) -> Path:
+    """Where a store lies: below the data home, under a name that says what it is."""
+    crops = f"-{wanted.crops}-crops-seed-{wanted.seed}" if wanted.crops else ""
+    words = f"{wanted.dataset}-{wanted.split}-{wanted.resolution}-{wanted.filter}{crops}-{palette.digest[:8]}"
+    return data_home() / "tokens" / words
+
+
+def make_store(
+    wanted: Wanted, palette: Palette, *, workers: int = 1, report: Report = lambda done, total: None
+) -> tuple[TokenStore, float]:
+    """The store of what is wanted, made or continued; and how many images a second this call tokenised (0 if none).
+
+    Raises UsageError for a data set that is not at hand or damaged, a resolution, filter or number of crops that it
+    does not have, or a store that another process is making.
+    """
+    _check(wanted, palette, workers)
+    folder = store_folder(wanted, palette)
+    if (folder / HEADER).exists():
+        return TokenStore(folder), 0.0
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return _make(wanted, palette, folder, workers=workers, report=report)
+    except Timeout:
+        raise UsageError(f"{folder} is being made by another process: wait for it, or stop it first") from None
+
+
+def _make(wanted: Wanted, palette: Palette, folder: Path, *, workers: int, report: Report) -> tuple[TokenStore, float]:
+    """Make the missing shards, then the header."""
+    source, labels = _open(wanted)
+    images = len(labels) * max(wanted.crops, 1)
+    card = data_card(wanted.dataset)
+    header = Header(
+        version=VERSION,
+        dataset=wanted.dataset,
+        split=wanted.split,
+        resolution=wanted.resolution,
+        filter=wanted.filter,
+        crops=wanted.crops,
+        seed=wanted.seed,
+        palette_sha256=palette.digest,
+        images=images,
+        held_out_sha256=index_digest(held_out(wanted.dataset)) if card.split else "",
+    )
+    _continue(folder, header)
+    todo = [place for place in range(shard_count(images)) if not shard_path(folder, place).exists()]
+    before = images - sum(shard_images(images, place) for place in todo)
+    done, start = before, time.perf_counter()
+    report(done, images)
+    for place in _each_shard(todo, (source, wanted, palette, folder, images), workers):
+        done += shard_images(images, place)
+        report(done, images)
+    rate = (done - before) / (time.perf_counter() - start) if todo else 0.0
+    write_labels(folder, np.tile(labels, max(wanted.crops, 1)))
+    sums = [_digest(shard_path(folder, place)) for place in range(shard_count(images))]
+    write_header(folder / HEADER, header.model_copy(update={"shards": sums}))
+    (folder / PLAN).unlink()
+    return TokenStore(folder), rate
+
+
+def _continue(folder: Path, header: Header) -> None:
+    """Say in the folder what is being made there. Raises UsageError when that is something else already."""
+    plan = folder / PLAN
+    if plan.exists():
+        try:
+            begun = Header.model_validate_json(plan.read_bytes())
+        except ValidationError:
+            begun = None
+        if begun != header:
+            raise UsageError(f"{folder} was begun by another version or from other data: remove it, then tokenise again")
+    elif any(folder.glob("tokens-*.npy")):
+        raise UsageError(f"{folder} has shards and nothing says of what: remove it, then tokenise again")
+    else:
+        write_header(plan, header)
+
+
+Job = tuple["Source", Wanted, Palette, Path, int]
+Source = Jpegs | NDArray[np.uint8]
+
+
+def _each_shard(todo: list[int], job: Job, workers: int) -> Iterator[int]:
+    """Make shards, here or in ``workers`` processes; each one's place as it is done."""
+    if workers == 1 or len(todo) < 2:
+        for place in todo:
+            make_shard(place, job)
+            yield place
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would share what torch's threads hold
+    with ProcessPoolExecutor(min(workers, len(todo)), context, _keep_job, (job,)) as pool:
+        running: set[Future[int]] = {pool.submit(_make_kept, place) for place in todo}
+        try:
+            while running:
+                ended, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    yield future.result()
+        except BrokenProcessPool:
+            raise UsageError(
+                "a worker was killed, for memory perhaps: run the same command again, with fewer --workers"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_KEPT: list[Job] = []  # in a worker: what it makes shards of, sent once
+
+
+def _keep_job(job: Job) -> None:
+    """Set a worker up."""
+    _KEPT[:] = [job]
+
+
+def _make_kept(place: int) -> int:
+    """Make one shard in a worker."""
+    make_shard(place, _KEPT[0])
+    return place
+
+
+def make_shard(place: int, job: Job) -> None:
+    """Tokenise and write one shard; in memory at a time are its images, no more."""
+    source, wanted, palette, folder, images = job
+    first = place * SHARD
+    indices = range(first, first + shard_images(images, place))
+    if isinstance(source, Jpegs):
+        pixels = np.stack([_cropped(source, wanted, index) for index in indices])
+    else:
+        pixels = source[first : indices.stop]
+        if pixels.shape[1] != wanted.resolution:
+            pixels = reduced(pixels, side=wanted.resolution, filter=wanted.filter)
+    write_shard(folder, place, palette.quantize(pixels).reshape(len(pixels), -1))
+
+
+def _cropped(jpegs: Jpegs, wanted: Wanted, index: int) -> NDArray[np.uint8]:
+    """One stored image: the ``index``-th is of picture ``index mod N``. Random crops depend on seed and index alone."""
+    picture = jpegs.picture(index % len(jpegs))
+    if not wanted.crops:
+        return centre_crop(picture, side=wanted.resolution, filter=wanted.filter)
+    generator = np.random.default_rng([wanted.seed, index])
+    return random_crop(picture, side=wanted.resolution, filter=wanted.filter, generator=generator)
+
+
+def _open(wanted: Wanted) -> tuple[Source, NDArray[np.int64]]:
+    """The pictures of an official split, and their labels."""
+    if wanted.dataset in CROPPED:
+        jpegs = open_jpegs(wanted.dataset, wanted.split)
+        return jpegs, jpegs.labels
+    if wanted.dataset == "digits":
+        parts = [load_split("digits", name) for name in ("train", "validation")]
+        digits = parts[0] + parts[1] if wanted.split == "train" else load_split("digits", "test")
+        return digits.images, digits.labels
+    official = load_official(wanted.dataset, wanted.split)
+    return official.images, official.labels
+
+
+def _check(wanted: Wanted, palette: Palette, workers: int) -> None:
+    """Refuse what cannot be made, before anything is opened."""
+    card = data_card(wanted.dataset)
+    check_present(wanted.dataset)
+    if not 1 <= wanted.resolution <= card.height:
+        raise UsageError(f"{card.title} has {card.height} pixels a side: choose a resolution from 1 to {card.height}")
+    if wanted.filter not in FILTERS:
+        raise UsageError(f"there is no filter {wanted.filter!r}; choose one of {', '.join(FILTERS)}")
+    if wanted.crops and (wanted.dataset not in CROPPED or wanted.split != "train"):
+        raise UsageError(f"random crops are taken of ImageNet's training images, not of {card.title}'s {wanted.split} images")
+    if wanted.crops < 0 or workers < 1:
+        raise UsageError(f"crops are at least 0 and workers at least 1, not {wanted.crops} and {workers}")
+    if palette.centres.shape[1] != card.channels:
+        raise UsageError(f"the palette has {palette.centres.shape[1]} channels, {card.title} has {card.channels}: give another")
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
