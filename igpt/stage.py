@@ -47,7 +47,7 @@ def needed_stages(notebook: str, parameters: dict[str, Literal]) -> dict[str, St
 
     The one place that says what is built on what; a notebook asks for its parents by these names.
     """
-    if "model" not in parameters:
+    if "model" not in parameters or notebook == "released_loss":  # which reads the released weights
         return {}
     from igpt.train.recipes import recipe
 
@@ -67,7 +67,7 @@ def needed_datasets(notebook: str, parameters: dict[str, Literal]) -> list[str]:
     """The data sets whose content a notebook's result depends on."""
     if "dataset" in parameters:
         return [str(parameters["dataset"])]
-    if "model" not in parameters:
+    if "model" not in parameters or notebook == "released_loss":  # and the released tokens
         return []
     from igpt.train.recipes import recipe
 

@@ -22,6 +22,7 @@ STEPS = ("65k", "131k", "262k", "524k", "1000k")  # figure 3's checkpoints, our 
 # Half a point is our margin at the paper's scale: single runs were published, without intervals.
 ACCURACY_MARGIN = 0.005
 LOSS_MARGIN = 0.002  # nats per token
+RELEASED_MARGIN = 0.0001  # nats or bits per token: the same weights on the same tokens, printed to four decimals
 DEPTH_MARGIN = 0.05  # of the depth: the maximum of figure 2 is flat over seven layers of 48
 
 
@@ -106,6 +107,10 @@ def _measure(row: Published, names: _Names) -> tuple[Quantity, Rule] | None:
                 claim = "features after the last step beat those after the first sixteenth of the steps"
                 return names.of("loss_against_probe", f"accuracy_{milestone}"), Rule("above", claim, first)
             return names.of("loss_against_probe", f"accuracy_{milestone}"), _SHOWN
+        case "test-loss", "loss":
+            key = row.unit.partition(" ")[0]  # nats or bits
+            quantity = Quantity((Stage.of("released_loss", model=row.model.lower()),), key)
+            return quantity, Rule("matches", "the released weights have the loss published with them", margin=RELEASED_MARGIN)
         case "validation-loss", "loss":
             return names.of("loss_against_probe", f"loss_{_milestone(row)}"), _SHOWN
         case "linear-probe", "accuracy" if row.features == "15360":

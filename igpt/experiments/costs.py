@@ -21,6 +21,8 @@ def stage_gpu_hours(stage: Stage) -> float:
     if stage.notebook == "pretrain":
         return gpu_hours(pretraining_flops(plan))
     card = data_card(str(given.get("dataset", plan.dataset)))
+    if stage.notebook == "released_loss":
+        return gpu_hours(forward_flops(plan.shape) * card.test)
     if stage.notebook == "fine_tune":
         return gpu_hours(training_flops(plan.shape, FINE_TUNE_EPOCHS * card.train))
     # The trained and the untrained network, or the weights of each milestone.

@@ -9,7 +9,7 @@ from igpt import ImageGPT, Palette
 from igpt.errors import UsageError
 from igpt.model import ImageGPT as Model
 from igpt.weights.own import save_weights
-from igpt.weights.read import RELEASED, read_weights
+from igpt.weights.read import read_weights
 
 
 def test_a_folder_of_ours_gives_the_same_logits(model: Model, greys: Palette, tokens: torch.Tensor, tmp_path: Path) -> None:
@@ -18,19 +18,6 @@ def test_a_folder_of_ours_gives_the_same_logits(model: Model, greys: Palette, to
     assert torch.equal(loaded(tokens), model(tokens))
     assert not loaded.training
     assert torch.equal(loaded.complete(tokens[:, :4], n=2, seed=1), loaded.complete(tokens[:, :4], n=2, seed=1))
-
-
-@pytest.mark.parametrize("name", RELEASED)
-def test_a_released_name_without_files_says_which_to_put_where(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("IGPT_WEIGHTS", str(tmp_path))
-    with pytest.raises(UsageError) as caught:
-        read_weights(name)
-    message = str(caught.value)
-    assert f"the weights of {name} are not here: put model.ckpt-1000000.index and its" in message
-    assert f"{'64' if name.startswith('igpt-l') else '32'} files" in message
-    assert message.endswith(f"into {tmp_path / name}")
 
 
 def test_a_released_name_with_files_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

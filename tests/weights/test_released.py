@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from igpt.errors import UsageError
+from igpt.weights import released
+from igpt.weights.read import read_weights
+from igpt.weights.released import RELEASED, Released, read_tokens, released_tokens
+from igpt.weights.tensorflow import read_tensorflow
+
+FIXTURE = Path(__file__).parent / "released_format" / "autoregressive"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files and counts them."""
+
+    served: list[str]
+
+    def do_GET(self) -> None:
+        self.served.append(Path(self.path).name)
+        super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A server that stands in for OpenAI's; the folder it shows. Weights are looked for beside it."""
+    (tmp_path / "site").mkdir()
+    Quiet.served = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "site")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(released, "ADDRESS", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("IGPT_WEIGHTS", str(tmp_path / "weights"))
+    yield tmp_path / "site"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def checkpoint(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint of the released format on the site, under the name igpt-s; its folder there."""
+    folder = site / "checkpoints" / "igpt-s" / str(released.LAST_STEP)
+    shutil.copytree(FIXTURE, folder)
+    shards = len(list(folder.glob("*.data-*")))
+    monkeypatch.setitem(RELEASED, "igpt-s", Released("igpt-s", shards))
+    return folder
+
+
+def test_a_released_model_is_downloaded_once_and_read(checkpoint: Path) -> None:
+    model = read_weights("igpt-s")
+    original = read_tensorflow(checkpoint / f"model.ckpt-{released.LAST_STEP}")
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    files = len(Quiet.served)
+    assert files == RELEASED["igpt-s"].shards + 1
+    read_weights("igpt-s")
+    assert len(Quiet.served) == files
+
+
+def test_a_download_that_stopped_between_files_continues_there(checkpoint: Path) -> None:
+    last = sorted(checkpoint.glob("*.data-*"))[-1]
+    kept = last.read_bytes()
+    last.unlink()
+    with pytest.raises(UsageError, match="HTTP 404"):
+        read_weights("igpt-s")
+    before = len(Quiet.served)
+    last.write_bytes(kept)
+    read_weights("igpt-s")
+    assert Quiet.served[before:] == [last.name, f"model.ckpt-{released.LAST_STEP}.index"]
+
+
+def test_bytes_that_came_damaged_are_not_taken_for_weights(checkpoint: Path) -> None:
+    shard = max(checkpoint.glob("*.data-*"), key=lambda path: path.stat().st_size)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UsageError, match="damaged"):
+        read_weights("igpt-s")
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_without_a_network_it_is_said_which_files_to_put_where(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(file: object, folder: Path, **_: object) -> Path:
+        raise UsageError("there is no network")
+
+    monkeypatch.setattr(released, "fetch", no_network)
+    monkeypatch.setenv("IGPT_WEIGHTS", str(tmp_path))
+    with pytest.raises(UsageError) as caught:
+        read_weights(name)
+    message, last = str(caught.value), 63 if name.startswith("igpt-l") else 31
+    assert message.startswith(f"the weights of {name} cannot be had: there is no network; or put model.ckpt-1000000.index and ")
+    assert f"to model.ckpt-1000000.data-{last:05d}-of-{last + 1:05d} from" in message
+    assert message.endswith(f"/checkpoints/{name}/1000000/ into {tmp_path / name}")
+
+
+def test_released_tokens_are_downloaded_once(site: Path) -> None:
+    tokens = np.arange(12).reshape(3, 4)
+    (site / "datasets").mkdir()
+    np.save(site / "datasets" / released.TOKENS, tokens)
+    for _ in range(2):
+        assert np.array_equal(released_tokens()[1], tokens)
+    assert Quiet.served == [released.TOKENS]
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [(np.zeros((2, 2)), "float64"), (np.zeros(3, np.int64), "(3,)"), (np.array([["a"]]), "<U1")],
+)
+def test_what_is_not_tokens_is_refused(array: np.ndarray, message: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "tokens.npy", array)
+    with pytest.raises(UsageError, match="tokens are integers") as caught:
+        read_tokens(tmp_path / "tokens.npy")
+    assert message in str(caught.value)
+
+
+def test_damaged_and_missing_token_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there are no tokens"):
+        read_tokens(tmp_path / "none.npy")
+    np.save(tmp_path / "tokens.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(UsageError, match="not an array of tokens"):
+        read_tokens(tmp_path / "tokens.npy")
+    (tmp_path / "tokens.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(UsageError, match="not an array of tokens"):
+        read_tokens(tmp_path / "tokens.npy")
