@@ -54,10 +54,9 @@ Targets = Annotated[
     list[str] | None,
     typer.Argument(help="Experiments (headline-001), tables (linear-probes) or stages; everything if left out."),
 ]
-ModelOption = Annotated[
-    str,
-    typer.Option(help="tiny-s, tiny-m or tiny-l; a released model (igpt-s); a folder of weights; a TensorFlow prefix."),
-]
+MODELS = "tiny-s, tiny-m or tiny-l; a released model (igpt-s); a folder of weights; a TensorFlow prefix."
+ModelOption = Annotated[str, typer.Option(help=MODELS)]
+ModelArgument = Annotated[str, typer.Argument(help=MODELS)]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of the sampler; the same seed, the same images.")]
 TemperatureOption = Annotated[float, typer.Option(min=0, help="1 as published; 0 takes the likeliest token.")]
 TopKOption = Annotated[int | None, typer.Option(min=1, help="Draw from the k likeliest tokens only.")]
@@ -112,8 +111,9 @@ def table(
     typer.echo(render(result_table(name, Project.here()), format.value), nl=False)
 
 
+@app.command("samples", hidden=True)  # as it was called first
 @app.command()
-def samples(
+def sample(
     model: ModelOption = "tiny-l",
     n: Annotated[int, typer.Option(min=1, max=256, help="How many images.")] = 16,
     seed: SeedOption = 0,
@@ -154,6 +154,25 @@ def complete(
     draw = Draw(n=n, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
     with _stoppable():
         typer.echo(write_completions(model, images, draw, keep=keep, out=out))
+
+
+@app.command("evaluate-loss")
+def evaluate_loss(
+    model: ModelArgument,
+    tokens: Annotated[
+        Path | None, typer.Option(help="A token store or .npy file; ImageNet's test tokens as released if left out.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="The first so many only.")] = None,
+) -> None:
+    """Measure a model's loss on tokens.
+
+    `igpt evaluate-loss igpt-s` repeats a loss that was published with the weights, downloading both; without a GPU
+    that takes hours.
+    """
+    from igpt.run.loss import loss_line
+
+    with _stoppable():
+        typer.echo(loss_line(model, tokens, images))
 
 
 @app.command()

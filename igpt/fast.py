@@ -18,6 +18,7 @@ from torch import Tensor, nn
 GELU = 1.702  # x * sigmoid(1.702 x), the released code's gelu2
 # Below this, a product is over before oneDNN has begun (measured on two cores; the tiny tier lies below).
 LEAST_INPUTS = 256
+OPERATORS = ("_reorder_linear_weight", "_linear_pointwise")  # torch's own, which a later version may take away
 
 
 class Linear(nn.Linear):
@@ -68,6 +69,5 @@ def _gains(weight: Tensor) -> bool:
         and weight.dtype in (torch.float32, torch.bfloat16)
         and weight.shape[1] >= LEAST_INPUTS
         and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and all(hasattr(torch.ops.mkldnn, name) for name in OPERATORS)
     )

@@ -21,6 +21,13 @@ from igpt.shape import ModelShape
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(autouse=True)
+def no_data_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data sets and weights on the machine that runs the tests are not theirs to find, nor to add to."""
+    monkeypatch.setenv("IGPT_DATA", str(tmp_path / "no-data"))
+    monkeypatch.setenv("IGPT_WEIGHTS", str(tmp_path / "no-weights"))
+
+
 @pytest.fixture
 def model() -> ImageGPT:
     """A small autoregressive model whose output matrix is not zero, so that logits differ."""

@@ -4,21 +4,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import igpt
 
+from igpt.model import ImageGPT
+from igpt.palette import Palette
 from igpt.project import Project
+from igpt.shape import ModelShape
+from igpt.weights.own import save_weights
 
 
-@pytest.mark.parametrize("command", ["", "plan", "run", "table", "samples", "complete", "export"])
+@pytest.mark.parametrize(
+    "command", ["", "plan", "run", "table", "sample", "samples", "complete", "export", "evaluate-loss", "bench"]
+)
 def test_help_reads_well(project: Project, command: str) -> None:
     done = igpt(*filter(None, [command, "--help"]), root=project.root)
     assert done.returncode == 0
     assert "Usage:" in done.stdout
     assert done.stderr == ""
     assert "..." not in done.stdout.replace("]...", "]").replace("targets...", "").replace("images...", "").replace(
-        "{images}...", ""
-    ), "a line of help was cut"
+        "tasks...", ""
+    ).replace("{images}...", ""), "a line of help was cut"
 
 
 def test_help_and_plan_import_no_torch(project: Project) -> None:
@@ -48,12 +55,13 @@ def test_plan_lists_every_cell_and_runs_nothing(project: Project) -> None:
         (["run", "linear_probe", "-p", "seed=one"], "igpt: parameter seed of notebook linear_probe is a whole number such as 0, not 'one'"),
         (["run", "linear_probe", "-p", "seed"], "igpt: parameters are given as NAME=VALUE, not as 'seed'"),
         (["run", "linear_probe", "-p", "model=tiny-xl"], "igpt: there is no autoregressive model 'tiny-xl'"),
-        (["run", "linear_probe", "-p", "dataset=cifar10"], "igpt: linear_probe,dataset=cifar10,model=tiny-s,seed=0 needs CIFAR-10"),
+        (["run", "linear_probe", "-p", "dataset=cifar10"], "igpt: CIFAR-10 is not here: `igpt data fetch cifar10` brings it into"),
         (["run", "headline-007", "--tier", "paper"], "igpt: "),
         (["table", "headlin"], "igpt: there is no table 'headlin'; did you mean headline?"),
-        (["samples", "--out", "a.jpg"], "igpt: images are written as PNG, not as a.jpg"),
-        (["samples", "--model", "igpt-s"], "igpt: the weights of igpt-s are not here: put model.ckpt-1000000.index"),
-        (["samples", "--model", "tiny"], "igpt: there are no weights at tiny: give a folder"),
+        (["sample", "--out", "a.jpg"], "igpt: images are written as PNG, not as a.jpg"),
+        (["sample", "--model", "tiny"], "igpt: there are no weights at tiny: give a folder"),
+        (["bench", "quantize"], "igpt: there is no comparison 'quantize'; choose from sampling, features, quantise"),
+        (["evaluate-loss", "tiny"], "igpt: there are no weights at tiny: give a folder"),
     ],
 )  # fmt: skip
 def test_a_users_mistake_is_one_sentence_and_exit_2(project: Project, words: list[str], message: str) -> None:
@@ -65,7 +73,7 @@ def test_a_users_mistake_is_one_sentence_and_exit_2(project: Project, words: lis
     assert not project.runs.exists()
 
 
-@pytest.mark.parametrize("words", [["plan", "--tier", "huge"], ["table", "headline", "--format", "xml"], ["samples", "--n", "0"]])
+@pytest.mark.parametrize("words", [["plan", "--tier", "huge"], ["table", "headline", "--format", "xml"], ["sample", "--n", "0"]])
 def test_an_option_outside_its_choices_is_refused(project: Project, words: list[str]) -> None:
     done = igpt(*words, root=project.root)
     assert done.returncode == 2
@@ -116,7 +124,7 @@ def test_samples_are_drawn_from_a_model_that_is_trained_first(project: Project, 
 
     out = tmp_path / "sheet.png"
     for _ in range(2):
-        done = igpt("samples", "--model", "tiny-s", "--n", "5", "--seed", "1", "--out", str(out), root=project.root)
+        done = igpt("sample", "--model", "tiny-s", "--n", "5", "--seed", "1", "--out", str(out), root=project.root)
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"5 samples of tiny-s, seed 1: {out}\n"
     with Image.open(out) as picture:
@@ -177,7 +185,7 @@ def test_samples_come_from_any_folder_of_weights(project: Project, weights: Path
     sheets = []
     for name in ("one.png", "two.png"):
         words = ["--model", str(weights), "--n", "4", "--top-k", "5", "--out", str(tmp_path / name)]
-        done = igpt("samples", *words, root=project.root)
+        done = igpt("sample", *words, root=project.root)
         assert done.returncode == 0, done.stderr
         sheets.append((tmp_path / name).read_bytes())
     assert sheets[0] == sheets[1]
@@ -189,8 +197,8 @@ def test_exported_weights_open_again_and_give_the_same_images(project: Project, 
         assert done.returncode == 0, done.stderr
         if to == "huggingface":
             assert (tmp_path / to / "palette.npy").exists()
-        igpt("samples", "--model", str(tmp_path / to), "--n", "2", "--out", str(tmp_path / "a.png"), root=project.root)
-        igpt("samples", "--model", str(weights), "--n", "2", "--out", str(tmp_path / "b.png"), root=project.root)
+        igpt("sample", "--model", str(tmp_path / to), "--n", "2", "--out", str(tmp_path / "a.png"), root=project.root)
+        igpt("sample", "--model", str(weights), "--n", "2", "--out", str(tmp_path / "b.png"), root=project.root)
         assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
@@ -204,7 +212,7 @@ def test_exported_weights_open_again_and_give_the_same_images(project: Project, 
         ),
         (["complete", "none.png", "--keep", "1"], "--keep takes top, left"),
         (["complete", "none.png", "--out", "a.gif"], "images are written as PNG, not as a.gif"),
-        (["samples", "--top-p", "2"], "n and top_k are at least 1"),
+        (["sample", "--top-p", "2"], "n and top_k are at least 1"),
         (["export", "."], ". is there already: name a folder that is not"),
     ],
 )
@@ -215,3 +223,20 @@ def test_mistakes_with_weights_and_images_are_one_sentence(
     assert done.returncode == 2
     assert done.stderr.startswith(f"igpt: {message}"), done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_loss_of_an_untrained_model_is_that_of_chance(project: Project, tmp_path: Path) -> None:
+    palette = Palette(np.linspace(-1, 1, 8, dtype=np.float32)[:, None])
+    save_weights(tmp_path / "weights", ImageGPT(ModelShape(1, 8, 2, 8, 4)), palette)
+    np.save(tmp_path / "tokens.npy", np.arange(400).reshape(100, 4) % 8)
+    words = ("evaluate-loss", str(tmp_path / "weights"), "--tokens", str(tmp_path / "tokens.npy"))
+    done = igpt(*words, root=project.root)
+    assert done.returncode == 0, done.stderr
+    assert ": 2.0794 nats per token, 3.0000 bits, over 64 images of" in done.stdout  # ln 8, and only whole steps of 64
+    assert "over 100 images" in igpt(*words, "--images", "100", root=project.root).stdout
+    np.save(tmp_path / "tokens.npy", np.full((2, 4), 8))
+    refused = igpt(*words, root=project.root)
+    assert refused.returncode == 2
+    assert "has tokens from 8 to 8, the model 8 colours: give others" in refused.stderr
+    np.save(tmp_path / "tokens.npy", np.zeros((2, 5), np.int64))
+    assert "has 5 tokens an image, the model 4" in igpt(*words, root=project.root).stderr

@@ -26,13 +26,22 @@ from igpt.errors import UsageError
 from igpt.project import Project
 from igpt.report.api import public_names
 from igpt.report.bookfigures import FIGURES, draw_figure, figure_note
+from igpt.report.datasets import datasets_table
 from igpt.report.formats import render
 from igpt.report.numbers import number
 from igpt.report.provenance import provenance_table, record_schema, records_table
+from igpt.report.speed import seconds_table, speed_table
 from igpt.report.tables import Cell, ResultTable, result_table, score_counts, table_names
 
 PROJECT = Project.here()
-PLAIN_TABLES = {"score-counts": score_counts, "provenance": provenance_table, "records": records_table}  # of this book alone
+PLAIN_TABLES = {  # of this book alone
+    "score-counts": score_counts,
+    "provenance": provenance_table,
+    "records": records_table,
+    "speed": speed_table,
+    "speed-seconds": seconds_table,
+    "data-sets": datasets_table,
+}
 GOOD, BAD = ("claim holds", "reproduced"), ("claim fails", "differs")
 
 

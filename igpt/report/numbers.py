@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from igpt.data import DATASETS, data_card
+from igpt.data.resize import CROP, SHORT
 from igpt.errors import UsageError
 from igpt.evaluate.linear_probe import ITERATIONS, STRENGTHS
 from igpt.evaluate.low_data import STRENGTH
@@ -62,6 +63,8 @@ def _facts() -> dict[str, str]:
         }
     return facts | {
         "digits.images": f"{data_card('digits').train + data_card('digits').test:,}",
+        "crop.side": str(CROP),
+        "crop.short": f"{SHORT[0]} to {SHORT[1]}",
         "seeds": str(len(SEEDS["tiny"])),
         "level": f"{100 * LEVEL:.0f} %",
         "imagenet.held-out": f"{data_card('imagenet').held_out:.0%}",

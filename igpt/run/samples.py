@@ -1,4 +1,4 @@
-"""What ``igpt samples``, ``igpt complete`` and ``igpt export`` do: weights by name, images out, weights out."""
+"""What ``igpt sample``, ``igpt complete`` and ``igpt export`` do: weights by name, images out, weights out."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ NOT_A_NUMBER = [
     r"\b\d+-bit\b",
     r"bfloat16|float32|float64",
     r"\bCPC v2\b",
+    r"\bSHA-256\b",
 ]
 
 

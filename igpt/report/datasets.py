@@ -1,0 +1,18 @@
+"""The data sets as a table: sizes, splits and terms. Whether they are here is the reader's machine's business."""
+
+from __future__ import annotations
+
+from igpt.data.cards import DATASETS
+from igpt.project import Project
+from igpt.report.tables import Cell, ResultTable
+
+
+def datasets_table(_: Project) -> ResultTable:
+    """One row a data set."""
+    columns = ("Data set", "Name", "Train", "of it held out", "Test", "Classes", "Pixels a side", "Held-out indices", "Terms")
+    rows = []
+    for name, card in DATASETS.items():
+        counts = (card.train, card.validation, card.test, card.classes, card.height)
+        digest = card.split[:12] or "by class"
+        rows.append((Cell(card.title), Cell(name), *(Cell(f"{n:,}") for n in counts), Cell(digest), Cell(card.terms)))
+    return ResultTable("data-sets", "The data sets and their splits", columns, tuple(rows))
