@@ -63,6 +63,11 @@ def needed_stages(notebook: str, parameters: dict[str, Literal]) -> dict[str, St
     return pretrain
 
 
+def chosen_modules(notebook: str, parameters: dict[str, Literal]) -> list[str]:
+    """The modules that a notebook picks by a parameter; those that it imports itself need not be named."""
+    return [f"igpt.bench.{parameters['task']}"] if notebook == "speed" else []
+
+
 def needed_datasets(notebook: str, parameters: dict[str, Literal]) -> list[str]:
     """The data sets whose content a notebook's result depends on."""
     if "dataset" in parameters:

@@ -69,8 +69,7 @@ def _few(features: Tensor) -> list[float]:
     return some
 
 
-FEATURES = Task(
-    "features",
+TASK = Task(
     "Features of all layers of 8 images of 1,024 tokens, iGPT-S's shape",
     (
         *both("igpt", _ours),

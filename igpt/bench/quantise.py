@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.resources import as_file, files
-
 import numpy as np
 from numpy.typing import NDArray
 
 from igpt.bench.work import Contestant, Task, Work, both
 from igpt.errors import UsageError
-from igpt.palette import Palette, nearest_centres
-
-
-def _palette() -> Palette:
-    with as_file(files("igpt.weights") / "released_palette.npy") as path:
-        return Palette.load(path)
+from igpt.palette import nearest_centres
+from igpt.weights.read import released_palette
 
 
 def _images(toy: bool) -> NDArray[np.uint8]:
@@ -24,13 +18,13 @@ def _images(toy: bool) -> NDArray[np.uint8]:
 
 def _ours(toy: bool) -> Work:
     """The table is built before the first round; `_with_table` counts it."""
-    palette, images = _palette(), _images(toy)
+    palette, images = released_palette(), _images(toy)
     return Work(lambda: palette.quantize(images), _few(palette.quantize(images)))
 
 
 def _with_table(toy: bool) -> Work:
     images = _images(toy)
-    return Work(lambda: _palette().quantize(images), _few(_palette().quantize(images)))
+    return Work(lambda: released_palette().quantize(images), _few(released_palette().quantize(images)))
 
 
 def _theirs(toy: bool) -> Work:
@@ -38,7 +32,7 @@ def _theirs(toy: bool) -> Work:
         from transformers import ImageGPTImageProcessorPil
     except ImportError:
         raise UsageError("the comparison is with transformers, which is not installed: pip install transformers") from None
-    processor, images = ImageGPTImageProcessorPil(clusters=_palette().centres.tolist()), list(_images(toy))
+    processor, images = ImageGPTImageProcessorPil(clusters=released_palette().centres.tolist()), list(_images(toy))
 
     def run() -> NDArray[np.int64]:
         tokens: NDArray[np.int64] = processor(images, do_resize=False, return_tensors="np")["input_ids"]
@@ -49,7 +43,7 @@ def _theirs(toy: bool) -> Work:
 
 def _brute(toy: bool) -> Work:
     """Every squared distance of a tenth of the pixels in float64: what all others must agree with."""
-    palette, images = _palette(), _images(toy)
+    palette, images = released_palette(), _images(toy)
     tenth = images[: len(images) // 10].reshape(-1, 3)
     nearest = nearest_centres(tenth[:1024], palette.centres)
     return Work(lambda: nearest_centres(tenth, palette.centres), _few(nearest), times=10)
@@ -61,8 +55,7 @@ def _few(tokens: NDArray[np.integer]) -> list[float]:
     return some
 
 
-QUANTISE = Task(
-    "quantise",
+TASK = Task(
     "Quantising 1,000 images of 32 x 32 random colours with the released palette",
     (
         *both("igpt", _ours),

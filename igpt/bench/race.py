@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from igpt.bench import worker
-from igpt.bench.tasks import TASKS
-from igpt.bench.work import TUNED, Contestant, Task
+from igpt.bench.work import TUNED, Contestant, Task, load_task
 from igpt.errors import UsageError
 from igpt.measure import Seconds
 
@@ -23,14 +22,12 @@ def race(name: str, *, rounds: int, toy: bool = False, report: Callable[[int, in
     Raises UsageError for an unknown task, fewer than one round, or a peer that is not installed; RuntimeError when a
     contestant's answer is not the first one's, or its process ends.
     """
-    if name not in TASKS:
-        raise UsageError(f"there is no comparison {name!r}; choose one of {', '.join(TASKS)}")
     if rounds < 1:
         raise UsageError(f"a comparison takes at least one round, not {rounds}")
-    task = TASKS[name]
+    task = load_task(name)
     seconds: Seconds = {contestant.name: [] for contestant in task.contestants}
     with ExitStack() as stack:
-        workers = {c.name: stack.enter_context(_worker(task, c, toy=toy)) for c in task.contestants}
+        workers = {c.name: stack.enter_context(_worker(name, c, toy=toy)) for c in task.contestants}
         _same_answers(task, {who: found.answer for who, found in workers.items()})
         total = rounds * len(workers)
         for done in range(total):
@@ -66,12 +63,12 @@ class _Worker:
 
 
 @contextmanager
-def _worker(task: Task, contestant: Contestant, *, toy: bool) -> Iterator[_Worker]:
+def _worker(task: str, contestant: Contestant, *, toy: bool) -> Iterator[_Worker]:
     """The process of a contestant; it ends with the block. What it says on stderr is shown when it fails."""
     environment = {k: v for k, v in os.environ.items() if k not in TUNED and k != "OMP_NUM_THREADS"}
     if contestant.tuned:
         environment |= TUNED
-    command = [sys.executable, "-m", worker.__name__, task.name, contestant.name, *(["toy"] if toy else [])]
+    command = [sys.executable, "-m", worker.__name__, task, contestant.name, *(["toy"] if toy else [])]
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=environment
@@ -82,8 +79,16 @@ def _worker(task: Task, contestant: Contestant, *, toy: bool) -> Iterator[_Worke
             said.seek(0)
             raise RuntimeError(f"{error}\n{said.read()[-2000:]}") from None
         finally:
-            process.kill()
-            process.communicate()
+            _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Let a contestant end by itself, so that it removes what it wrote, and make it where it does not."""
+    try:
+        process.communicate(timeout=10)  # no further line: it leaves its loop
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
 
 
 def _same_answers(task: Task, answers: dict[str, list[float]]) -> None:

@@ -68,8 +68,7 @@ def _few(logits: Tensor) -> list[float]:
     return some
 
 
-SAMPLING = Task(
-    "sampling",
+TASK = Task(
     "Sampling 8 images of 1,024 tokens, float32, iGPT-S's shape",
     (
         *both("igpt", _ours),

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+
+from igpt.errors import UsageError
+
+TASKS = ("sampling", "features", "quantise", "tokenise")  # each a module of this package
 
 # glibc told to keep its memory, which alone makes some programs twice as fast.
 TUNED = {
@@ -45,13 +50,23 @@ class Contestant:
 class Task:
     """Contestants that take turns; the first one's answer is the one the others are held to."""
 
-    name: str
     title: str  # what is done, as a table's caption says it
     contestants: tuple[Contestant, ...]
 
     def contestant(self, name: str) -> Contestant:
         """The contestant of a name."""
         return next(c for c in self.contestants if c.name == name)
+
+
+def load_task(name: str) -> Task:
+    """The comparison of a name. Its module is imported by name, so that its times go stale with what it uses alone.
+
+    Raises UsageError for an unknown name.
+    """
+    if name not in TASKS:
+        raise UsageError(f"there is no comparison {name!r}; choose from {', '.join(TASKS)}")
+    task: Task = import_module(f"igpt.bench.{name}").TASK
+    return task
 
 
 def both(name: str, prepare: Callable[[bool], Work], *, tolerance: float = 1e-3) -> tuple[Contestant, Contestant]:

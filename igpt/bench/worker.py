@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from igpt.bench.tasks import TASKS
+from igpt.bench.work import load_task
 from igpt.errors import UsageError
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     stdout, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
     torch.set_num_threads(cores())
     try:
-        work = TASKS[task].contestant(name).prepare(bool(toy))
+        work = load_task(task).contestant(name).prepare(bool(toy))
     except UsageError as error:
         print(json.dumps({"refused": str(error)}), file=stdout, flush=True)
         return

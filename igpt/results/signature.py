@@ -18,8 +18,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from igpt.data import split_digest
+from igpt.errors import UsageError
 from igpt.results.notebooks import Notebook, check_stage, read_notebook
-from igpt.stage import Stage, needed_datasets, needed_stages
+from igpt.stage import Stage, chosen_modules, needed_datasets, needed_stages
 
 # Modules that present or carry out decide no result.
 OUTSIDE = ("igpt.cli", "igpt.report", "igpt.run", "igpt.results", "igpt.experiments", "igpt.project", "igpt.stage")
@@ -49,7 +50,7 @@ class Signer:
         self.folder = notebooks
         self._notebooks: dict[str, Notebook] = {}
         self._signatures: dict[Stage, Signature] = {}
-        self._code: dict[str, dict[str, str]] = {}
+        self._code: dict[tuple[str, ...], dict[str, str]] = {}
 
     def notebook(self, name: str) -> Notebook:
         """A notebook's defaults and code."""
@@ -79,17 +80,20 @@ class Signer:
             parts |= {f"library {name}": version(name).split(".")[0] for name in LIBRARIES}
             parts |= {f"data {name}": split_digest(name) for name in needed_datasets(stage.notebook, parameters)}
             parts |= {f"stage {parent.name}": self.sign(parent).digest for parent in self.parents(stage).values()}
-            self._signatures[stage] = Signature({**parts, **self._reached_code(stage.notebook)})
+            self._signatures[stage] = Signature(
+                {**parts, **self._reached_code(stage.notebook, *chosen_modules(stage.notebook, parameters))}
+            )
         return self._signatures[stage]
 
-    def _reached_code(self, name: str) -> dict[str, str]:
-        """Digests of the notebook's code and of every igpt module it reaches."""
-        if name not in self._code:
+    def _reached_code(self, name: str, *chosen: str) -> dict[str, str]:
+        """Digests of the notebook's code and of every igpt module it reaches, by import or by choice."""
+        key = (name, *chosen)
+        if key not in self._code:
             tree = self.notebook(name).tree
             code = {"notebook": code_digest(tree)}
-            code |= {f"module {module}": module_digest(module) for module in reached_modules(tree)}
-            self._code[name] = code
-        return self._code[name]
+            code |= {f"module {module}": module_digest(module) for module in reached_modules(tree, *chosen)}
+            self._code[key] = code
+        return self._code[key]
 
 
 def code_digest(tree: ast.Module) -> str:
@@ -110,10 +114,12 @@ def module_digest(module: str) -> str:
     return code_digest(ast.parse(Path(spec.origin).read_text()))
 
 
-def reached_modules(tree: ast.Module) -> list[str]:
-    """The igpt modules that code imports, directly or through others, less those that decide no result."""
+def reached_modules(tree: ast.Module, *chosen: str) -> list[str]:
+    """The igpt modules that code imports or has chosen, directly or through others, less those that decide no result."""
     graph = _import_graph()
-    queue = [name for name in _imported(tree, set(graph)) if not name.startswith(OUTSIDE)]
+    if unknown := [name for name in chosen if name not in graph]:
+        raise UsageError(f"there is no module {unknown[0]}: give a parameter that names one")
+    queue = [name for name in (*_imported(tree, set(graph)), *chosen) if not name.startswith(OUTSIDE)]
     reached: set[str] = set()
     while queue:
         module = queue.pop()

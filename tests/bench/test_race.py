@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from igpt.bench.race import _same_answers, race
-from igpt.bench.tasks import TASKS
-from igpt.bench.work import Contestant, Task, Work
+from igpt.bench.work import TASKS, Contestant, Task, Work, load_task
 from igpt.errors import UsageError
 from igpt.experiments.speed import AIMS
 from igpt.measure import ratios
@@ -17,19 +16,19 @@ from igpt.measure import ratios
 def test_every_comparison_works_at_toy_size(name: str) -> None:
     said: list[tuple[int, int]] = []
     seconds = race(name, rounds=2, toy=True, report=lambda done, total: said.append((done, total)))
-    assert list(seconds) == [contestant.name for contestant in TASKS[name].contestants]
+    assert list(seconds) == [contestant.name for contestant in load_task(name).contestants]
     assert all(len(found) == 2 and min(found) > 0 for found in seconds.values())
     assert said[-1] == (2 * len(seconds), 2 * len(seconds))
 
 
 def test_every_aim_names_contestants_that_there_are() -> None:
     for aim in AIMS:
-        names = {contestant.name for contestant in TASKS[aim.task].contestants}
+        names = {contestant.name for contestant in load_task(aim.task).contestants}
         assert {aim.ours, aim.peer} <= names
 
 
 def test_those_who_find_something_else_are_not_compared() -> None:
-    task = Task("t", "T", (Contestant("a", lambda toy: Work(int, [])), Contestant("b", lambda toy: Work(int, []), tolerance=0.1)))
+    task = Task("T", (Contestant("a", lambda toy: Work(int, [])), Contestant("b", lambda toy: Work(int, []), tolerance=0.1)))
     _same_answers(task, {"a": [1.0, 10.0], "b": [1.9, 10.0]})
     _same_answers(task, {"a": [1.0, 10.0], "b": []})  # a limit answers nothing
     with pytest.raises(RuntimeError, match="they do not do the same"):
@@ -37,7 +36,7 @@ def test_those_who_find_something_else_are_not_compared() -> None:
 
 
 def test_a_missing_peer_and_unknown_words_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="there is no comparison 'sampeling'; choose one of sampling"):
+    with pytest.raises(UsageError, match="there is no comparison 'sampeling'; choose from sampling"):
         race("sampeling", rounds=1)
     with pytest.raises(UsageError, match="at least one round, not 0"):
         race("sampling", rounds=0)
