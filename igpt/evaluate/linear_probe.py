@@ -1,4 +1,4 @@
-"""Linear probe (sections 2.4 and 4.1): logistic regression on frozen features, scikit-learn's L-BFGS.
+"""Linear probe (sections 2.4 and 4.1): logistic regression on frozen features by L-BFGS (`igpt.evaluate.logistic`).
 
 Trained: one multinomial logistic regression a layer, on standardised features of the training split.
 Chosen on validation: for each layer the strength C from `STRENGTHS`, then the layer.
@@ -12,25 +12,15 @@ chosen on are unpublished and listed under deviations.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from igpt.errors import UsageError
+from igpt.evaluate.logistic import Classifier, Features, Labels, fit_path
 from igpt.measure import accuracy
 
-if TYPE_CHECKING:
-    from sklearn.pipeline import Pipeline
-
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # scikit-learn's C, the inverse of the L2 penalty's weight
-ITERATIONS = 2000
-
-Features = NDArray[np.float32]
-Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -72,11 +62,12 @@ def probe_layers(
     train, validation, views = features
     layers = []
     for layer in range(len(train)):
-        strength, accuracy = choose_strength((train[layer], validation[layer]), labels, strengths=strengths)
+        path = fit_path(train[layer], labels[0], strengths=strengths)
+        strength, accuracy = choose(path, validation[layer], labels[1])
         both = np.concatenate([train[layer], validation[layer]])
-        classifier, converged = fit_classifier(both, np.concatenate(labels), strength=strength)
-        predictions = np.stack([classifier.predict(view[layer]) for view in views])
-        layers.append(LayerProbe(layer, strength, accuracy, predictions, converged))
+        [refitted] = fit_path(both, np.concatenate(labels), strengths=[strength])
+        predictions = np.stack([refitted.predict(view[layer]) for view in views])
+        layers.append(LayerProbe(layer, strength, accuracy, predictions, refitted.converged))
     # The first of equals: the shallower layer.
     chosen = max(range(len(layers)), key=lambda layer: layers[layer].validation)
     return ProbeResult(layers, chosen)
@@ -102,37 +93,11 @@ def depth_series(result: ProbeResult, test_labels: Labels) -> list[dict[str, flo
     return rows
 
 
-def choose_strength(
-    features: tuple[Features, Features], labels: tuple[Labels, Labels], *, strengths: Sequence[float] = STRENGTHS
-) -> tuple[float, float]:
+def choose(path: Sequence[Classifier], features: Features, labels: Labels) -> tuple[float, float]:
     """The strength with the best validation accuracy, the smaller of equals, and that accuracy."""
-    accuracies = []
-    for strength in sorted(strengths):
-        classifier, _ = fit_classifier(features[0], labels[0], strength=strength)
-        accuracies.append((float((classifier.predict(features[1]) == labels[1]).mean()), -strength))
+    accuracies = [(float((c.predict(features) == labels).mean()), -c.strength) for c in path]
     accuracy, negative = max(accuracies)
     return -negative, accuracy
-
-
-def fit_classifier(features: Features, labels: Labels, *, strength: float) -> tuple[Pipeline, bool]:
-    """Standardisation and logistic regression fitted to float32 (images, width); whether L-BFGS converged.
-
-    Raises UsageError for features that are not finite.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits
-
-    if not np.isfinite(features).all():
-        raise UsageError("the features hold values that are not finite: the weights have diverged, train them again")
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=ITERATIONS))
-    # One thread: at these sizes two threads of BLAS were five times slower (1,293 x 64, two cores).
-    with threadpool_limits(1), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)
-        classifier.fit(features.astype(np.float64), labels)
-    return classifier, not any(issubclass(w.category, ConvergenceWarning) for w in caught)
 
 
 def vote(predictions: Labels, *, seed: int) -> Labels:

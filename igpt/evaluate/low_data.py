@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from igpt.data import low_data_subset
-from igpt.evaluate.linear_probe import Features, Labels, fit_classifier
+from igpt.evaluate.logistic import Features, Labels, fit_path
 from igpt.measure import Measured, number, sample_deviation
 
 DRAWS = 5
@@ -36,7 +36,7 @@ def probe_few_labels(
     accuracies = []
     for draw in range(DRAWS):
         chosen = low_data_subset(labels, per_class=per_class, draw=draw)
-        classifier, _ = fit_classifier(train[chosen], labels[chosen], strength=strength)
+        [classifier] = fit_path(train[chosen], labels[chosen], strengths=[strength])
         accuracies.append(float(np.mean(classifier.predict(test) == test_labels)))
     return accuracies
 

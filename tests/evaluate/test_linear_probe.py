@@ -1,12 +1,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
-from scipy.optimize import minimize
-from scipy.special import logsumexp
 
-from igpt.errors import UsageError
-from igpt.evaluate.linear_probe import choose_strength, depth_series, fit_classifier, probe_layers, vote
+from igpt.evaluate.linear_probe import choose, depth_series, probe_layers, vote
+from igpt.evaluate.logistic import fit_path
 
 
 def blobs(images: int, *, seed: int, spread: float = 1.0, classes: int = 3, width: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -17,34 +14,11 @@ def blobs(images: int, *, seed: int, spread: float = 1.0, classes: int = 3, widt
     return (centres[labels] + spread * generator.normal(size=(images, width))).astype(np.float32), labels
 
 
-def test_the_classifier_minimises_the_stated_objective() -> None:
-    x, y = blobs(60, seed=0, spread=2)
-    strength = 0.5
-    classifier, converged = fit_classifier(x, y, strength=strength)
-    assert converged
-    z = (x.astype(np.float64) - x.mean(0, dtype=np.float64)) / x.std(0, dtype=np.float64)
-
-    def objective(flat: np.ndarray) -> float:
-        w, b = flat[:12].reshape(3, 4), flat[12:]
-        logits = z @ w.T + b
-        return float(strength * (logsumexp(logits, 1) - logits[np.arange(60), y]).sum() + 0.5 * (w**2).sum())
-
-    best = minimize(objective, np.zeros(15), method="BFGS").fun
-    found = classifier[-1]
-    assert objective(np.concatenate([found.coef_.ravel(), found.intercept_])) == pytest.approx(best, rel=1e-4)
-
-
-def test_scaling_a_feature_changes_nothing() -> None:
-    x, y = blobs(60, seed=0, spread=2)
-    scaled = x * np.array([1000, 1, 0.001, 1], np.float32) + 5
-    predictions = [fit_classifier(f, y, strength=1.0)[0].predict(f) for f in (x, scaled)]
-    np.testing.assert_array_equal(*predictions)
-
-
 def test_the_strength_is_the_best_on_validation_and_the_smaller_of_equals() -> None:
     train, validation = blobs(60, seed=0), blobs(60, seed=1)
-    strength, accuracy = choose_strength((train[0], validation[0]), (train[1], validation[1]), strengths=(10.0, 0.1, 1.0))
-    scores = {s: (fit_classifier(*train, strength=s)[0].predict(validation[0]) == validation[1]).mean() for s in (0.1, 1.0, 10.0)}
+    path = fit_path(*train, strengths=(10.0, 0.1, 1.0))
+    strength, accuracy = choose(path, *validation)
+    scores = {c.strength: (c.predict(validation[0]) == validation[1]).mean() for c in path}
     assert accuracy == max(scores.values())
     assert strength == min(s for s, score in scores.items() if score == accuracy)
 
@@ -72,9 +46,9 @@ def test_the_classifier_is_refitted_on_train_and_validation() -> None:
     train, validation, test = (blobs(n, seed=s, spread=2) for s, n in ((0, 30), (1, 300), (2, 300)))
     result = probe_layers((train[0][None], validation[0][None], [test[0][None]]), (train[1], validation[1]), strengths=(1.0,))
     both = np.concatenate([train[0], validation[0]]), np.concatenate([train[1], validation[1]])
-    expected = fit_classifier(*both, strength=1.0)[0].predict(test[0])
+    expected = fit_path(*both, strengths=[1.0])[0].predict(test[0])
     np.testing.assert_array_equal(result.best.predictions[0], expected)
-    assert (expected != fit_classifier(*train, strength=1.0)[0].predict(test[0])).any()
+    assert (expected != fit_path(*train, strengths=[1.0])[0].predict(test[0])).any()
 
 
 def test_predictions_of_test_decide_nothing() -> None:
@@ -85,18 +59,6 @@ def test_predictions_of_test_decide_nothing() -> None:
     assert (first.chosen, first.best.strength) == (second.chosen, second.best.strength)
 
 
-def test_features_that_are_not_finite_are_refused() -> None:
-    x, y = blobs(30, seed=0)
-    x[3, 1] = np.nan
-    with pytest.raises(UsageError, match="not finite"):
-        fit_classifier(x, y, strength=1.0)
-
-
-def test_a_probe_that_did_not_converge_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("igpt.evaluate.linear_probe.ITERATIONS", 1)
-    assert not fit_classifier(*blobs(60, seed=0, spread=2), strength=10.0)[1]
-
-
 def test_the_majority_wins_a_vote_and_ties_fall_both_ways() -> None:
     clear = np.array([[1, 2], [1, 2], [0, 2]])
     assert vote(clear, seed=0).tolist() == [1, 2]
@@ -105,10 +67,3 @@ def test_the_majority_wins_a_vote_and_ties_fall_both_ways() -> None:
     assert set(winners.tolist()) == {0, 7}
     assert 140 < (winners == 7).sum() < 260  # 200 expected, six sigma
     np.testing.assert_array_equal(winners, vote(tied, seed=0))
-
-
-def test_the_order_of_images_is_irrelevant() -> None:
-    x, y = blobs(60, seed=0, spread=2)
-    order = np.random.default_rng(0).permutation(60)
-    one, other = fit_classifier(x, y, strength=1.0)[0], fit_classifier(x[order], y[order], strength=1.0)[0]
-    np.testing.assert_allclose(one[-1].coef_, other[-1].coef_, atol=1e-3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from igpt.data import low_data_subset
-from igpt.evaluate.linear_probe import fit_classifier
+from igpt.evaluate.logistic import fit_path
 from igpt.evaluate.low_data import DRAWS, STRENGTH, draw_values, label_counts, probe_few_labels
 
 
@@ -16,7 +16,7 @@ def test_each_draw_is_a_probe_on_its_own_subset() -> None:
     found = probe_few_labels(train, labels, test, labels, per_class=4)
     assert len(found) == DRAWS == 5
     chosen = low_data_subset(labels, per_class=4, draw=3)
-    expected = fit_classifier(train[chosen], labels[chosen], strength=STRENGTH)[0].predict(test)
+    expected = fit_path(train[chosen], labels[chosen], strengths=[STRENGTH])[0].predict(test)
     assert found[3] == (expected == labels).mean()
     assert len(set(found)) > 1
 

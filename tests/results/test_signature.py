@@ -146,7 +146,7 @@ def signed_in_a_copy(tmp_path: Path, edit: tuple[str, str, str]) -> dict[str, di
 
 
 def test_a_line_of_the_probe_stales_the_probes_and_not_the_pre_training(project: Project, tmp_path: Path) -> None:
-    edit = ("evaluate/linear_probe.py", "ITERATIONS = 2000", "ITERATIONS = 2001")
+    edit = ("evaluate/linear_probe.py", "(0.01, 0.1", "(0.02, 0.1")
     parts = signed_in_a_copy(tmp_path / "copy", edit)
     signer = Signer(project.notebooks)
     differ = {n: signer.sign(Stage.of(n, model="tiny-s", seed=0)).difference(found) for n, found in parts.items()}
@@ -159,7 +159,7 @@ def test_a_line_of_the_probe_stales_the_probes_and_not_the_pre_training(project:
 @pytest.mark.parametrize(
     "edit",
     [
-        ("evaluate/linear_probe.py", "# One thread:", "# One single thread:"),
+        ("evaluate/linear_probe.py", "# The first of equals:", "# The very first of equals:"),
         ("report/figures.py", "def depth(", "def depth_of("),
         ("cli.py", "decides nothing", "decides nothing at all"),
         ("run/local.py", "timeout=0.5", "timeout=0.6"),
