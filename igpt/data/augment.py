@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
+
+Token = TypeVar("Token", bound=np.integer)
 
 PAD = 4  # pixels on each side, as the Wide-ResNet recipe that section 3.4 follows
 
 
-def augmented(
-    tokens: NDArray[np.uint16], indices: NDArray[np.int64], *, images: int, epoch: int, seed: int
-) -> NDArray[np.uint16]:
-    """Each image padded by reflection, cropped at random and flipped every other time, uint16 (B, H, W).
+def augmented(tokens: NDArray[Token], indices: NDArray[np.int64], *, images: int, epoch: int, seed: int) -> NDArray[Token]:
+    """Each image padded by reflection, cropped at random and flipped every other time, integers (B, H, W).
 
-    tokens : uint16 (B, H, W), the images at ``indices``, int64 (B,), of a set of ``images``
+    tokens : integers (B, H, W), the images at ``indices``, int64 (B,), of a set of ``images``
     What is drawn for an image depends on seed, epoch and its index alone, so that the batches, the workers and a
     resumed run do not change it. Augmenting tokens or pixels is the same, as neither step mixes colours.
     Source: section 3.4, which pads by 4 and takes a random crop of the image or of its mirror image.

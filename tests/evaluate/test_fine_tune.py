@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from igpt.evaluate.fine_tune import RATES, Classifier, FineTuneSettings, fine_tune, rate_grid, search
+from igpt.evaluate.fine_tune import DIGITS_RATES, RATES, Classifier, FineTuneSettings, fine_tune, search, settings_grid
 from igpt.model import ImageGPT, generative_loss
+from igpt.shape import ModelShape
 
 SETTINGS = FineTuneSettings(learning_rate=0.01, epochs=6, batch=16)
 
@@ -67,7 +68,26 @@ def test_the_search_takes_the_best_epoch_and_the_first_of_equals(model: ImageGPT
 
 
 def test_the_grid_is_parts_of_pre_trainings_rate() -> None:
-    assert [s.learning_rate for s in rate_grid(0.01, epochs=3)] == pytest.approx([0.01 * part for part in RATES])
+    for dataset, rates in (("digits", DIGITS_RATES), ("cifar10", RATES)):
+        grid = settings_grid(dataset, 0.01, epochs=3)
+        assert [s.learning_rate for s in grid] == pytest.approx([0.01 * part for part in rates])
+        assert {s.epochs for s in grid} == {3}
+    assert {s.batch for s in settings_grid("imagenet", 0.01, epochs=3)} == {128}
+    augment = {name: settings_grid(name, 0.01, epochs=1)[0].augment for name in ("digits", "cifar10", "cifar100", "imagenet")}
+    assert augment == {"digits": False, "cifar10": True, "cifar100": True, "imagenet": False}
+
+
+def test_augmentation_changes_the_run_and_is_repeatable() -> None:
+    model = ImageGPT(ModelShape(1, 8, 2, 6, 64))
+    tokens = torch.randint(6, (20, 64), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(20) % 2
+    plain, first, again = (
+        fine_tune(model, (tokens, labels), settings=FineTuneSettings(0.01, 2, batch=5, augment=augment), seed=0)
+        for augment in (False, True, True)
+    )
+    weights = [torch.cat([p.flatten() for p in run.parameters()]) for run in (plain, first, again)]
+    assert torch.equal(weights[1], weights[2])
+    assert not torch.allclose(weights[0], weights[1], atol=1e-4)
 
 
 def test_the_seed_decides_the_order_of_images(model: ImageGPT) -> None:
