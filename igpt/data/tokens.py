@@ -81,6 +81,12 @@ def make_store(
         raise UsageError(f"{folder} is being made by another process: wait for it, or stop it first") from None
 
 
+def validation_places(name: str) -> NDArray[np.int64]:
+    """Which images of a train store are held out for choosing, int64, ascending."""
+    card = data_card(name)
+    return held_out(name) if card.split else np.arange(card.train - card.validation, card.train)
+
+
 def _make(wanted: Wanted, palette: Palette, folder: Path, *, workers: int, report: Report) -> tuple[TokenStore, float]:
     """Make the missing shards, then the header."""
     source, labels = _open(wanted)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,12 +24,24 @@ def extract_features(
     parts = []
     with packed(model):
         for part in tokens.split(batch):
-            masked = None
-            if model.shape.objective == "bert":
-                masked = draw_mask(part, rate=mask_rate, generator=generator)
-            found = model.features(part, masked=masked)
-            parts.append(torch.stack([found[layer] for layer in sorted(found)]))
+            found = masked_features(model, part.to(model.wte.device), generator=generator, mask_rate=mask_rate)
+            parts.append(torch.stack([found[layer] for layer in sorted(found)]).cpu())
     return torch.cat(parts, dim=1).numpy()
+
+
+def masked_features(
+    model: ImageGPT,
+    tokens: Tensor,
+    *,
+    generator: torch.Generator,
+    layers: Iterable[int] | None = None,
+    mask_rate: float = 0.15,
+) -> dict[int, Tensor]:
+    """Features of a batch by layer, float32 (B, width); BERT's inputs masked by what the generator draws."""
+    masked = None
+    if model.shape.objective == "bert":
+        masked = draw_mask(tokens, rate=mask_rate, generator=generator).to(tokens.device)
+    return model.features(tokens, layers=layers, masked=masked)
 
 
 def concatenated_layers(best: int, *, last: int, count: int = 5) -> list[int]:

@@ -17,6 +17,7 @@ SEEDS = {"tiny": (0, 1, 2), "paper": (0,)}
 TINY_MODEL = {"iGPT-S": "tiny-s", "iGPT-M": "tiny-m", "iGPT-L": "tiny-l", "iGPT-XL": "tiny-l"}
 TINY_DATASET = {"cifar10": "digits", "imagenet": "digits"}  # digits stand in once for small, once for large data
 LOW_DATA_TINY = ("40", "250")  # the digits hold too few images for 4,000 labels
+BY_SGD: dict[str, dict[str, Literal]] = {"linear_probe": {}, "concatenated_features": {"count": 5}}
 STEPS = ("65k", "131k", "262k", "524k", "1000k")  # figure 3's checkpoints, our milestones 0 to 4
 
 # Half a point is our margin at the paper's scale: single runs were published, without intervals.
@@ -91,6 +92,9 @@ class _Names:
     def of(self, notebook: str, key: str, *, objective: str = "autoregressive", minus: Quantity | None = None) -> Quantity:
         """The quantity ``key`` of a notebook's records, one a seed."""
         given: dict[str, Literal] = {"model": self.model, "dataset": self.dataset}
+        if self.dataset == "imagenet" and notebook in BY_SGD:  # too large for L-BFGS, section 3.4
+            given |= {"iterations": 1_000_000, **BY_SGD[notebook]}
+            notebook = "sgd_probe"
         if notebook != "loss_against_probe":
             given["objective"] = objective
         return Quantity(tuple(Stage.of(notebook, **given, seed=seed) for seed in self.seeds), key, minus)

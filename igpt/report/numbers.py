@@ -5,8 +5,11 @@ from __future__ import annotations
 from igpt.data import DATASETS, data_card
 from igpt.data.resize import CROP, SHORT
 from igpt.errors import UsageError
-from igpt.evaluate.linear_probe import ITERATIONS, STRENGTHS
+from igpt.evaluate.linear_probe import STRENGTHS
+from igpt.evaluate.logistic import ITERATIONS
 from igpt.evaluate.low_data import STRENGTH
+from igpt.evaluate.sgd_probe import BATCH, MOMENTUM, RATES
+from igpt.evaluate.sgd_probe import ITERATIONS as SGD_ITERATIONS
 from igpt.experiments import experiments
 from igpt.experiments.cells import ACCURACY_MARGIN, SEEDS
 from igpt.experiments.published import published_rows
@@ -63,6 +66,10 @@ def _facts() -> dict[str, str]:
         }
     return facts | {
         "digits.images": f"{data_card('digits').train + data_card('digits').test:,}",
+        "sgd.rates": ", ".join(f"{rate:g}" for rate in RATES),
+        "sgd.batch": str(BATCH),
+        "sgd.momentum": f"{MOMENTUM:g}",
+        "sgd.iterations": f"{SGD_ITERATIONS:,}",
         "crop.side": str(CROP),
         "crop.short": f"{SHORT[0]} to {SHORT[1]}",
         "seeds": str(len(SEEDS["tiny"])),

@@ -35,7 +35,7 @@ class OpenStage:
         self.folder = run_folder(project, self.stage, self.signature)
         self._parameters = signer.parameters(self.stage)
         self._signer = signer
-        self._parents = signer.parents(self.stage)
+        self.parents = signer.parents(self.stage)
         self._commit, self._dirty = _commit(project.root)
         hold(self.folder)
         if (self.folder / "record.json").exists() and PLANNED not in os.environ:
@@ -45,7 +45,7 @@ class OpenStage:
 
     def parent(self, notebook: str) -> Path:
         """The folder of a finished parent; it is run first when it has not been."""
-        stage = self._parents[notebook]
+        stage = self.parents[notebook]
         ensure(self.project, [stage])
         return run_folder(self.project, stage, self._signer.sign(stage))
 

@@ -1,0 +1,136 @@
+"""Features on disk: computed in one pass over the tokens, in bounded memory, to be continued; read back memory-mapped.
+
+For sets whose features do not fit into memory (ImageNet's, five layers of iGPT-XL, are 39 GB in half precision). Rows
+lie in a random order, so that reading them one after the other is what stochastic gradients need.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from igpt.errors import UsageError
+from igpt.evaluate.features import masked_features
+from igpt.fast import packed
+from igpt.files import write_atomically, write_text
+from igpt.model import ImageGPT
+
+HEADER, PROGRESS = "header.json", "progress.json"
+FLUSH = 32  # batches between two notes of how far the work is
+Report = Callable[[int, int], None]  # images done, images in all
+
+
+class Tokens(Protocol):
+    """What features are computed of: a token store, or an array (images, positions)."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, indices: NDArray[np.int64], /) -> NDArray[np.integer]: ...
+
+
+class FeatureStore:
+    """A finished store. ``order`` int64 (N,) says which image each row is of."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises UsageError for a folder that is no finished store."""
+        try:
+            header = json.loads((folder / HEADER).read_bytes())
+            self.layers: list[int] = header["layers"]
+            self.key: dict[str, str] = header["key"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UsageError(f"{folder} is not a finished store of features ({error}): compute them again") from None
+        self.folder = folder
+        self.order: NDArray[np.int64] = np.load(folder / "order.npy", allow_pickle=False)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.order)
+
+    def layer(self, layer: int) -> NDArray[np.floating]:
+        """Features (N, width) of one layer in the store's order, memory-mapped. Raises UsageError for a missing one."""
+        if layer not in self.layers:
+            raise UsageError(f"{self.folder} has layers {self.layers}, not {layer}: compute it too")
+        found: NDArray[np.floating] = np.load(self.folder / f"layer-{layer:03d}.npy", mmap_mode="r", allow_pickle=False)
+        return found
+
+    def check_for(self, key: dict[str, str]) -> None:
+        """Raise UsageError unless the features are of these weights and tokens, in this precision."""
+        if differ := sorted(name for name in key.keys() | self.key.keys() if key.get(name) != self.key.get(name)):
+            raise UsageError(f"{self.folder} holds features of another {' and '.join(differ)}: compute them again")
+
+
+def store_features(
+    folder: Path,
+    model: ImageGPT,
+    tokens: Tokens,
+    *,
+    layers: Sequence[int],
+    key: dict[str, str],
+    dtype: str = "float16",
+    seed: int = 0,
+    batch: int = 128,
+    report: Report = lambda done, total: None,
+) -> FeatureStore:
+    """The features of some layers of all tokens, computed or continued, in a random order decided by ``seed``.
+
+    key : what decides them, such as the digests of weights and tokens; another one in the folder is refused
+    dtype : of the numbers on disk; they are computed in the model's precision and averaged in float32
+    Raises UsageError for a folder of other features, or one that another process is filling.
+    """
+    key = {**key, "dtype": dtype, "order": str(seed)}
+    if (folder / HEADER).exists():
+        found = FeatureStore(folder)
+        found.check_for(key)
+        return found
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            order = np.random.default_rng(seed).permutation(len(tokens))
+            done = _begun(folder, key, list(layers))
+            size = (len(tokens), model.shape.n_embd)
+            mode = "r+" if done else "w+"
+            maps = {n: np.lib.format.open_memmap(folder / f"layer-{n:03d}.npy", mode, dtype, size) for n in layers}
+            with packed(model):
+                for place, start in enumerate(range(done, len(order), batch), start=1):
+                    rows = order[start : start + batch]
+                    part = torch.from_numpy(tokens[rows].astype(np.int64)).to(model.wte.device)
+                    # A mask of BERT's depends on where the batch begins, which a continued run keeps.
+                    generator = torch.Generator().manual_seed(start)
+                    for layer, averages in masked_features(model, part, layers=layers, generator=generator).items():
+                        maps[layer][start : start + len(rows)] = averages.cpu().numpy()
+                    if place % FLUSH == 0:
+                        _note(folder, key, list(layers), start + len(rows), maps)
+                    report(start + len(rows), len(order))
+            for mapped in maps.values():
+                mapped.flush()
+            with write_atomically(folder / "order.npy") as stream:
+                np.save(stream, order)
+            write_text(folder / HEADER, json.dumps({"layers": list(layers), "key": key}, indent=1) + "\n")
+            (folder / PROGRESS).unlink(missing_ok=True)
+    except Timeout:
+        raise UsageError(f"{folder} is being filled by another process: wait for it, or stop it first") from None
+    return FeatureStore(folder)
+
+
+def _begun(folder: Path, key: dict[str, str], layers: list[int]) -> int:
+    """How many images of these features are there already. Raises UsageError when others are."""
+    try:
+        note = json.loads((folder / PROGRESS).read_bytes())
+    except FileNotFoundError:
+        return 0
+    if (note["key"], note["layers"]) != (key, layers):
+        raise UsageError(f"{folder} was begun with other weights, tokens or layers: remove it, then compute again")
+    return int(note["done"])
+
+
+def _note(folder: Path, key: dict[str, str], layers: list[int], done: int, maps: dict[int, np.memmap]) -> None:
+    """Say how far the work is, once that far is on disk."""
+    for mapped in maps.values():
+        mapped.flush()
+    write_text(folder / PROGRESS, json.dumps({"key": key, "layers": layers, "done": done}))

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_model
+
+from igpt.errors import UsageError
+from igpt.evaluate import feature_store
+from igpt.evaluate.feature_store import FeatureStore, store_features
+from igpt.evaluate.features import extract_features
+from igpt.model import ImageGPT
+from igpt.shape import ModelShape
+
+KEY = {"weights": "a", "tokens": "b"}
+
+
+@pytest.fixture
+def many() -> np.ndarray:
+    """Tokens for the small models, uint16 (50, 9)."""
+    return np.random.default_rng(0).integers(0, 8, (50, 9)).astype(np.uint16)
+
+
+def test_the_store_holds_what_the_model_gives(model: ImageGPT, many: np.ndarray, tmp_path: Path) -> None:
+    store = store_features(tmp_path / "f", model, many, layers=[0, 2], key=KEY, dtype="float32", batch=8)
+    expected = extract_features(model, torch.from_numpy(many.astype(np.int64)))
+    assert len(store) == 50
+    assert sorted(store.order.tolist()) == list(range(50))
+    assert store.order.tolist() != list(range(50))
+    for layer in (0, 2):
+        np.testing.assert_allclose(store.layer(layer), expected[layer][store.order], rtol=1e-5, atol=1e-6)
+    with pytest.raises(UsageError, match=r"has layers \[0, 2\], not 1"):
+        store.layer(1)
+
+
+def test_a_run_that_was_stopped_continues_and_ends_the_same(
+    many: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(ModelShape(2, 16, 2, 8, 9, "bert"))
+    monkeypatch.setattr(feature_store, "FLUSH", 2)
+    whole = store_features(tmp_path / "whole", model, many, layers=[1], key=KEY, batch=8)
+
+    class Stopped(Exception):
+        pass
+
+    calls: list[int] = []
+
+    def stop(done: int, total: int) -> None:
+        calls.append(done)
+        if len(calls) == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        store_features(tmp_path / "cut", model, many, layers=[1], key=KEY, batch=8, report=stop)
+    with pytest.raises(UsageError, match="not a finished store"):
+        FeatureStore(tmp_path / "cut")
+    done: list[int] = []
+    cut = store_features(tmp_path / "cut", model, many, layers=[1], key=KEY, batch=8, report=lambda d, t: done.append(d))
+    assert done[0] == 24  # two batches were noted, the third is computed again
+    np.testing.assert_array_equal(cut.layer(1), whole.layer(1))
+    np.testing.assert_array_equal(cut.order, whole.order)
+
+
+def test_a_finished_store_is_not_computed_again(model: ImageGPT, many: np.ndarray, tmp_path: Path) -> None:
+    store_features(tmp_path / "f", model, many, layers=[0], key=KEY)
+    said: list[int] = []
+    store_features(tmp_path / "f", model, many, layers=[0], key=KEY, report=lambda d, t: said.append(d))
+    assert said == []
+
+
+def test_features_of_other_weights_or_precision_are_refused(model: ImageGPT, many: np.ndarray, tmp_path: Path) -> None:
+    store_features(tmp_path / "f", model, many, layers=[0], key=KEY)
+    with pytest.raises(UsageError, match="features of another weights: compute them again"):
+        store_features(tmp_path / "f", model, many, layers=[0], key={**KEY, "weights": "c"})
+    with pytest.raises(UsageError, match="features of another dtype"):
+        store_features(tmp_path / "f", model, many, layers=[0], key=KEY, dtype="float32")
+
+
+def test_a_store_that_another_process_fills_is_left_alone(model: ImageGPT, many: np.ndarray, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    (tmp_path / "f").mkdir()
+    with FileLock(tmp_path / "f" / ".lock"), pytest.raises(UsageError, match="being filled by another process"):
+        store_features(tmp_path / "f", model, many, layers=[0], key=KEY)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from igpt.errors import UsageError
+from igpt.evaluate.sgd_probe import BATCH, BLOCK, Rows, choose_rate, fit_sgd
+
+
+def blobs(images: int, *, seed: int, spread: float = 1.0, width: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Features around one of four centres each, of very different scales; the centres are the same for every seed."""
+    centres = np.random.default_rng(99).normal(size=(4, width)) * 2
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 4, images)
+    x = centres[labels] + spread * generator.normal(size=(images, width))
+    return (x * np.logspace(-1, 1, width) + 3).astype(np.float16), labels
+
+
+def rows(images: int, *, seed: int, spread: float = 1.0) -> Rows:
+    x, labels = blobs(images, seed=seed, spread=spread)
+    return Rows([x[:, :2], x[:, 2:]], np.arange(images), labels)
+
+
+def test_a_probe_by_sgd_separates_what_can_be_separated() -> None:
+    train, test = rows(2000, seed=0, spread=0.3), rows(500, seed=1, spread=0.3)
+    [found] = fit_sgd(train, classes=4, rates=[1.0], iterations=300)
+    assert (found.predict(test) == test.labels).mean() == 1
+
+
+def test_every_rate_is_trained_as_if_it_were_alone() -> None:
+    train = rows(1500, seed=0)
+    together = fit_sgd(train, classes=4, rates=(3.0, 0.1), iterations=50)
+    for found in together:
+        [alone] = fit_sgd(train, classes=4, rates=[found.rate], iterations=50)
+        torch.testing.assert_close(found.weights, alone.weights, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.intercept, alone.intercept, rtol=1e-4, atol=1e-5)
+
+
+def test_the_steps_are_those_of_torchs_sgd() -> None:
+    train, iterations = rows(BATCH, seed=0), 5  # one batch, so that the order is none
+    [found] = fit_sgd(train, classes=4, rates=[0.5], iterations=iterations)
+    x, labels = next(train.blocks())
+    z = (torch.from_numpy(x) - found.mean) / found.scale
+    layer = torch.nn.Linear(6, 4)
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+    for _ in range(iterations):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(layer(z), torch.from_numpy(labels)).backward()
+        optimizer.step()
+        cosine.step()
+    torch.testing.assert_close(found.weights, layer.weight.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.intercept, layer.bias.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_features_are_standardised_over_all_blocks() -> None:
+    train = rows(BLOCK + 300, seed=2)
+    [found] = fit_sgd(train, classes=4, rates=[1.0], iterations=1)
+    x = np.concatenate([block for block, _ in train.blocks()])
+    np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(found.scale, x.std(0), rtol=1e-3)
+
+
+def test_only_the_rows_that_are_named_count() -> None:
+    x, labels = blobs(600, seed=3)
+    places = np.flatnonzero(np.arange(600) % 3 != 0)
+    chosen = Rows([x], places, labels[places])
+    poisoned = x.copy()
+    poisoned[np.arange(600) % 3 == 0] = np.nan
+    one, other = (fit_sgd(Rows([f], places, labels[places]), classes=4, rates=[1.0], iterations=20)[0] for f in (x, poisoned))
+    assert torch.equal(one.weights, other.weights)
+    assert len(chosen) == 400
+
+
+def test_the_rate_is_chosen_on_validation_and_the_smaller_of_equals() -> None:
+    train, validation = rows(1000, seed=0, spread=0.2), rows(400, seed=1, spread=0.2)
+    found = fit_sgd(train, classes=4, rates=(1.0, 0.3), iterations=200)
+    best, accuracy = choose_rate(found, validation)
+    assert (best.rate, accuracy) == (0.3, 1.0)
+
+
+def test_the_same_seed_gives_the_same_probe_and_another_seed_another() -> None:
+    train = rows(3000, seed=0)
+    first, again, other = (fit_sgd(train, classes=4, rates=[1.0], iterations=30, seed=seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(first.weights, again.weights)
+    assert not torch.equal(first.weights, other.weights)
+
+
+def test_what_cannot_be_trained_on_is_refused() -> None:
+    x, labels = blobs(200, seed=0)
+    with pytest.raises(UsageError, match="labels from 0 to 2, not 200 with labels from 0 to 3"):
+        fit_sgd(Rows([x], np.arange(200), labels), classes=3, iterations=1)
+    with pytest.raises(UsageError, match=f"at least {BATCH} images"):
+        fit_sgd(Rows([x], np.arange(9), labels[:9]), classes=4, iterations=1)
+    with pytest.raises(UsageError, match="9 rows of features need as many labels, not 8"):
+        Rows([x], np.arange(9), labels[:8])
+    x[7, 1] = np.inf
+    with pytest.raises(UsageError, match="not finite"):
+        fit_sgd(Rows([x], np.arange(200), labels), classes=4, iterations=1)
