@@ -156,6 +156,28 @@ def complete(
         typer.echo(write_completions(model, images, draw, keep=keep, out=out))
 
 
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name: igpt-s, igpt-m, igpt-l, igpt-l-48, igpt-xl, or a tiny one.")],
+    store: Annotated[Path, typer.Option("--data", help="A train store of `igpt data tokenize`.")],
+    out: Annotated[Path, typer.Option(help="The run's folder: checkpoints, weights, metrics.")],
+    objective: Annotated[str, typer.Option(help="autoregressive or bert.")] = "autoregressive",
+    steps: Annotated[int | None, typer.Option(min=1, help="A shorter run, its schedule with it.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first weights and of the batches.")] = 0,
+    palette: Annotated[Path | None, typer.Option(help="The tokens' palette.npy; the released colours if left out.")] = None,
+    micro_batch: Annotated[int | None, typer.Option(min=1, help="Images at once, to save memory; all if left out.")] = None,
+) -> None:
+    """Pre-train a model on tokens, on the GPU if there is one.
+
+    The same command again continues. Ctrl-C, SIGTERM and SIGUSR1 write a checkpoint first; the exit code is then 75.
+    """
+    from igpt.run.training import train
+
+    said, code = train(recipe, objective, data=store, out=out, steps=steps, seed=seed, palette=palette, micro_batch=micro_batch)
+    typer.echo(said, err=bool(code))
+    raise typer.Exit(code)
+
+
 @app.command("evaluate-loss")
 def evaluate_loss(
     model: ModelArgument,

@@ -102,6 +102,21 @@ class TokenStore:
         return self._maps[place]
 
 
+class StorePart:
+    """Some images of a store, as if they were all."""
+
+    def __init__(self, store: TokenStore, places: NDArray[np.int64]) -> None:
+        self.store, self.places = store, places
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.places)
+
+    def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.uint16]:
+        """Tokens uint16 (B, positions) of some of them."""
+        return self.store[self.places[indices]]
+
+
 def read_header(folder: Path) -> Header:
     """The header of a finished store. Raises UsageError when there is none, or it is of another version."""
     try:

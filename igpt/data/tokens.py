@@ -26,6 +26,7 @@ from igpt.data.store import (
     SHARD,
     VERSION,
     Header,
+    StorePart,
     TokenStore,
     shard_count,
     shard_images,
@@ -82,9 +83,22 @@ def make_store(
 
 
 def validation_places(name: str) -> NDArray[np.int64]:
-    """Which images of a train store are held out for choosing, int64, ascending."""
+    """Which images of an official train split are held out for choosing, int64, ascending."""
     card = data_card(name)
     return held_out(name) if card.split else np.arange(card.train - card.validation, card.train)
+
+
+def train_parts(store: TokenStore) -> tuple[StorePart, StorePart]:
+    """A train store without the held-out images, and these; of an image with several crops all go to one side.
+
+    Raises UsageError for a store of test images.
+    """
+    header = store.header
+    if header.split != "train":
+        raise UsageError(f"{store.folder} holds the test images of {header.dataset}: training and choosing want the train store")
+    pictures = np.arange(len(store)) % (len(store) // max(header.crops, 1))
+    validation = np.isin(pictures, validation_places(header.dataset))
+    return StorePart(store, np.flatnonzero(~validation)), StorePart(store, np.flatnonzero(validation))
 
 
 def _make(wanted: Wanted, palette: Palette, folder: Path, *, workers: int, report: Report) -> tuple[TokenStore, float]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from igpt.data.store import TokenStore
 from igpt.errors import UsageError
 from igpt.evaluate.features import masked_features
 from igpt.fast import packed
@@ -25,13 +25,6 @@ from igpt.model import ImageGPT
 HEADER, PROGRESS = "header.json", "progress.json"
 FLUSH = 32  # batches between two notes of how far the work is
 Report = Callable[[int, int], None]  # images done, images in all
-
-
-class Tokens(Protocol):
-    """What features are computed of: a token store, or an array (images, positions)."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, indices: NDArray[np.int64], /) -> NDArray[np.integer]: ...
 
 
 class FeatureStore:
@@ -68,7 +61,7 @@ class FeatureStore:
 def store_features(
     folder: Path,
     model: ImageGPT,
-    tokens: Tokens,
+    tokens: TokenStore | NDArray[np.integer],
     *,
     layers: Sequence[int],
     key: dict[str, str],

@@ -68,13 +68,14 @@ def hold(folder: Path) -> None:
 
 
 def empty(folder: Path) -> None:
-    """Remove a finished run.
+    """Remove a run.
 
-    The record goes first, so that it never stands without what it speaks of, then the checkpoint, so that no
+    The record goes first, so that it never stands without what it speaks of, then the checkpoints, so that no
     later run takes the rest for its own beginning.
     """
-    (folder / "record.json").unlink()
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    (folder / "record.json").unlink(missing_ok=True)
+    for path in folder.glob("checkpoint-*"):
+        path.unlink()
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

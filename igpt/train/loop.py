@@ -1,81 +1,223 @@
 """The pre-training loop (section 3.4): Adam on random batches, weights kept along the way, exact to resume.
 
-The batch of step t depends on the seed and t alone, and the checkpoint holds the weights, Adam's moments
-and the losses so far, so a run that was killed and started again gives the same numbers as one that was not.
+The batch of step t depends on the seed and t alone, and a checkpoint holds the weights, Adam's moments and the losses
+so far, so a run that was killed and started again gives the same numbers as one that was not.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
+import numpy as np
 import torch
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 from torch import Tensor
 
+from igpt.data.store import StorePart, TokenStore
+from igpt.errors import StageError, UsageError
 from igpt.model import ImageGPT, draw_mask
 from igpt.palette import Palette
+from igpt.train.checkpoint import Losses, checkpoints, load_checkpoint, save_checkpoint
 from igpt.train.recipes import Recipe
-from igpt.weights.own import load_tensors, save_tensors, save_weights
+from igpt.weights.own import save_weights
 
 Report = Callable[[int, int], None]  # steps done, steps in all
 
+WINDOW = 50  # steps whose mean loss is one line of the metrics
+RISE = 1.0  # nats by which the mean loss of a window may stand above the lowest one before it
 
-@dataclass
-class Losses:
-    """Losses along a run, nats per token: one (step, train, validation) a milestone, step 0 included."""
 
-    steps: list[int] = field(default_factory=list)
-    train: list[float] = field(default_factory=list)  # mean over the steps since the last milestone
-    validation: list[float] = field(default_factory=list)
+Tokens: TypeAlias = "Tensor | NDArray[np.integer] | TokenStore | StorePart"  # (images, positions)
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has: its checkpoint stands, and the same call continues it."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How a run uses the machine that it is on; none of it is part of what is computed, but for rounding.
+
+    bfloat16 : products in half precision, on float32 weights and moments
+    micro_batch : images that go through the model at once, to save memory; all of the batch when None
+    minutes : between two checkpoints
+    """
+
+    device: str = "cpu"
+    bfloat16: bool = False
+    micro_batch: int | None = None
+    minutes: float = 5.0
+    stop: Callable[[], bool] = field(default=lambda: False)  # asked after every step
+
+    @classmethod
+    def here(cls) -> Machine:
+        """The GPU in half precision where there is one, else the processor in full."""
+        gpu = torch.cuda.is_available()
+        return cls(device="cuda" if gpu else "cpu", bfloat16=gpu)
 
 
 def pretrain(
     recipe: Recipe,
-    tokens: Tensor,
-    validation: Tensor,
+    tokens: Tokens,
+    validation: Tokens,
     *,
     palette: Palette,
     seed: int,
     folder: Path,
+    machine: Machine | None = None,
     report: Report = lambda done, total: None,
 ) -> Losses:
     """Train from ``recipe`` and keep the weights of each milestone under ``folder / weights_name(step)``.
 
-    tokens, validation : int64 (images, positions)
-    Continues from ``folder / checkpoint.safetensors`` when there is one.
+    tokens, validation : integers (images, positions)
+    Continues from the newest good checkpoint in ``folder`` when there is one, and writes ``metrics.jsonl`` there.
+    Raises Stopped when it was asked to, UsageError for tokens that are not the recipe's, a folder of another run, or
+    one that another process trains in, and StageError when the loss is no number or has risen for good.
     """
-    model = ImageGPT(recipe.shape, seed=seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, fused=True)
-    checkpoint = folder / "checkpoint.safetensors"
-    losses, running = Losses(), 0.0
-    # Where a run starts: 1. from its own checkpoint, 2. from the seed.
-    if checkpoint.exists():
-        losses = _resume(checkpoint, model, optimizer)
-    else:
-        losses.steps.append(0)
-        losses.train.append(math.log(recipe.shape.n_vocab))  # the output matrix starts at zero
-        losses.validation.append(evaluate_loss(model, validation, mask_rate=recipe.mask_rate))
-    since = losses.steps[-1]
-    for step in range(since, recipe.steps):
-        for group in optimizer.param_groups:
+    machine = machine or Machine()
+    _check(recipe, tokens, machine)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".training.lock", timeout=0):
+            return _Run(recipe, tokens, validation, palette, seed, folder, machine, report).finish()
+    except Timeout:
+        raise UsageError(f"another process trains in {folder}: wait for it, or give another folder") from None
+
+
+class _Run:
+    """One run at work."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        tokens: Tokens,
+        validation: Tokens,
+        palette: Palette,
+        seed: int,
+        folder: Path,
+        machine: Machine,
+        report: Report,
+    ) -> None:
+        self.recipe, self.tokens, self.validation, self.palette = recipe, tokens, validation, palette
+        self.seed, self.folder, self.machine, self.report = seed, folder, machine, report
+        self.name = f"{json.dumps(asdict(recipe), sort_keys=True)} {palette.digest} seed {seed}"
+        self.model = ImageGPT(recipe.shape, seed=seed).to(machine.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+        # Where a run starts: 1. from its own newest checkpoint, 2. from the seed.
+        self.progress = load_checkpoint(folder, self.name, self.model, self.optimizer)
+        self.metrics = Metrics(folder / "metrics.jsonl", after=self.progress.step)
+
+    def finish(self) -> Losses:
+        """Take the steps that are missing."""
+        recipe, progress = self.recipe, self.progress
+        losses = progress.losses
+        if not losses.steps:
+            losses.steps.append(0)
+            losses.train.append(math.log(recipe.shape.n_vocab))  # the output matrix starts at zero
+            losses.validation.append(self._validate())
+        saved = time.monotonic()
+        while progress.step < recipe.steps:
+            loss = self._step(progress.step)
+            progress.step += 1
+            progress.running += loss
+            progress.window.append(loss)
+            if progress.step % WINDOW == 0 or not math.isfinite(loss):
+                self._look()
+            milestone = progress.step in recipe.milestone_steps
+            if milestone:
+                losses.train.append(progress.running / (progress.step - losses.steps[-1]))
+                losses.steps.append(progress.step)
+                losses.validation.append(self._validate())
+                progress.running = 0.0
+                save_weights(self.folder / weights_name(progress.step), self.model, self.palette)
+            stopping = progress.step < recipe.steps and self.machine.stop()
+            if milestone or stopping or time.monotonic() - saved > 60 * self.machine.minutes:
+                save_checkpoint(self.folder, self.name, self.model, self.optimizer, progress)
+                saved = time.monotonic()
+            self.report(progress.step, recipe.steps)
+            if stopping:
+                raise Stopped(f"stopped after {progress.step:,} of {recipe.steps:,} steps; the same command continues")
+        return losses
+
+    def _step(self, step: int) -> float:
+        """One step of Adam; the batch's mean loss before it."""
+        recipe, machine = self.recipe, self.machine
+        for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * schedule(step, steps=recipe.steps, warmup=recipe.warmup)
-        optimizer.zero_grad()
-        loss = model.loss(*_batch(recipe, tokens, seed=seed, step=step))
-        loss.backward()
-        optimizer.step()
-        running += loss.item()
-        if step + 1 in recipe.milestone_steps:
-            losses.steps.append(step + 1)
-            losses.train.append(running / (step + 1 - since))
-            losses.validation.append(evaluate_loss(model, validation, mask_rate=recipe.mask_rate))
-            running, since = 0.0, step + 1
-            save_weights(folder / weights_name(step + 1), model, palette)
-            _save(checkpoint, model, optimizer, losses)
-        report(step + 1, recipe.steps)
-    return losses
+        self.optimizer.zero_grad()
+        tokens, masked = draw_batch(recipe, self.tokens, seed=self.seed, step=step)
+        size = machine.micro_batch or recipe.batch
+        total = 0.0
+        for start in range(0, recipe.batch, size):
+            part = tokens[start : start + size].to(machine.device)
+            hidden = None if masked is None else masked[start : start + size].to(machine.device)
+            with torch.autocast(machine.device, torch.bfloat16, enabled=machine.bfloat16):
+                loss = self.model.loss(part, hidden) * (len(part) / recipe.batch)
+            loss.backward()
+            total += loss.item()
+        self.optimizer.step()
+        return total
+
+    def _look(self) -> None:
+        """Note a window's mean loss. Raises StageError when it is no number, or far above the lowest before it."""
+        progress = self.progress
+        mean = math.fsum(progress.window) / len(progress.window)
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.metrics.add(progress.step, mean, rate, len(progress.window) * self.recipe.batch * self.recipe.shape.n_ctx)
+        progress.window = []
+        lowest = min(progress.recent, default=math.inf)
+        if not math.isfinite(mean) or mean > lowest + RISE:
+            good = checkpoints(self.folder)
+            where = f"the last good checkpoint is {good[-1]}" if good else "it came before the first checkpoint"
+            fault = "no number" if not math.isfinite(mean) else f"{mean:.3f} nats, after {lowest:.3f}"
+            raise StageError(f"the loss is {fault}, at step {progress.step:,}: {where}; a smaller learning rate may hold")
+        progress.recent.append(mean)
+
+    def _validate(self) -> float:
+        """The held-out loss."""
+        return evaluate_loss(self.model, self.validation, mask_rate=self.recipe.mask_rate)
+
+
+class Metrics:
+    """The lines of ``metrics.jsonl``: step, mean loss since the last line, learning rate, tokens a second."""
+
+    def __init__(self, path: Path, *, after: int) -> None:
+        """Lines of steps beyond ``after``, which a run that was killed had not kept, are dropped."""
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= after]
+        path.write_text("".join(f"{line}\n" for line in kept))
+        self._last = time.monotonic()
+
+    def add(self, step: int, loss: float, rate: float, tokens: int) -> None:
+        """One line more."""
+        now = time.monotonic()
+        seconds = now - self._last
+        self._last = now
+        line = {
+            "step": step,
+            "loss": loss,
+            "rate": rate,
+            "tokens_per_second": round(tokens / seconds),
+            "seconds": round(seconds, 3),
+        }
+        with self._path.open("a") as stream:
+            print(json.dumps(line), file=stream)
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; beyond all others for one that was cut off."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 def weights_name(step: int) -> str:
@@ -94,46 +236,44 @@ def schedule(step: int, *, steps: int, warmup: int) -> float:
 
 
 @torch.no_grad()
-def evaluate_loss(model: ImageGPT, tokens: Tensor, *, mask_rate: float = 0.15, batch: int = 256) -> float:
-    """Mean nats per token over int64 (images, positions), every image counted once.
+def evaluate_loss(model: ImageGPT, tokens: Tokens, *, mask_rate: float = 0.15, batch: int = 256) -> float:
+    """Mean nats per token over integers (images, positions), every image counted once.
 
     BERT's masks are drawn anew for each image, as in the released code, but from a fixed seed.
     """
     generator = torch.Generator().manual_seed(0)
     total = 0.0
-    for part in tokens.split(batch):
+    for start in range(0, len(tokens), batch):
+        part = _take(tokens, np.arange(start, min(start + batch, len(tokens))))
         masked = None
         if model.shape.objective == "bert":
-            masked = draw_mask(part, rate=mask_rate, generator=generator)
-        total += model.loss(part, masked).item() * len(part)
+            masked = draw_mask(part, rate=mask_rate, generator=generator).to(model.wte.device)
+        total += model.loss(part.to(model.wte.device), masked).item() * len(part)
     return total / len(tokens)
 
 
-def _batch(recipe: Recipe, tokens: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor | None]:
-    """Random images and, for BERT, their mask, decided by ``seed`` and ``step`` alone."""
+def draw_batch(recipe: Recipe, tokens: Tokens, *, seed: int, step: int) -> tuple[Tensor, Tensor | None]:
+    """Random images, int64 (batch, positions), and for BERT their mask, decided by ``seed`` and ``step`` alone."""
     generator = torch.Generator().manual_seed(seed * 1_000_000_007 + step)
-    batch = tokens[torch.randint(len(tokens), (recipe.batch,), generator=generator)]
+    batch = _take(tokens, torch.randint(len(tokens), (recipe.batch,), generator=generator).numpy())
     if recipe.shape.objective == "autoregressive":
         return batch, None
     return batch, draw_mask(batch, rate=recipe.mask_rate, generator=generator)
 
 
-def _save(path: Path, model: ImageGPT, optimizer: torch.optim.Adam, losses: Losses) -> None:
-    """Everything a continued run needs, in one file."""
-    tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{number}.{key}": t for key, t in state.items()}
-    save_tensors(path, tensors, {"losses": json.dumps(vars(losses))})
+def _take(tokens: Tokens, indices: NDArray[np.int64]) -> Tensor:
+    """Some images' tokens, int64 (B, positions)."""
+    if isinstance(tokens, Tensor):
+        return tokens[torch.from_numpy(indices)]
+    return torch.from_numpy(tokens[indices].astype(np.int64))
 
 
-def _resume(path: Path, model: ImageGPT, optimizer: torch.optim.Adam) -> Losses:
-    """Put a checkpoint back; returns the losses up to it, whose last step is where to go on."""
-    tensors, metadata = load_tensors(path)
-    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("adam."):
-            _, number, key = name.split(".")
-            state.setdefault(int(number), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return Losses(**json.loads(metadata["losses"]))
+def _check(recipe: Recipe, tokens: Tokens, machine: Machine) -> None:
+    """Refuse tokens of another size, and a micro-batch that does not divide the batch."""
+    positions = len(tokens[np.arange(1)][0])
+    if positions != recipe.shape.n_ctx:
+        raise UsageError(
+            f"the tokens have {positions} positions, {recipe.name} {recipe.shape.n_ctx}: tokenise at another resolution"
+        )
+    if machine.micro_batch is not None and (machine.micro_batch < 1 or recipe.batch % machine.micro_batch):
+        raise UsageError(f"a batch of {recipe.batch} images does not divide into pieces of {machine.micro_batch}")

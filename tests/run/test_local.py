@@ -201,11 +201,11 @@ def test_a_notebook_run_again_by_hand_starts_from_the_beginning(project: Project
     path = write_notebook("good", PARAMETERS, WRITE.format(name="good"))
     run(project, Stage.of("good"))
     folder = folder_of(project, Stage.of("good"))
-    (folder / "checkpoint.safetensors").touch()
+    (folder / "checkpoint-0000001.safetensors").touch()
     subprocess.run(
         [sys.executable, "-m", "papermill", str(path), str(project.root / "out.ipynb")], check=True, capture_output=True
     )
-    assert not (folder / "checkpoint.safetensors").exists()
+    assert not list(folder.glob("checkpoint-*"))
     record = read_record(folder / "record.json")
     assert record is not None
     assert record.receipt.notebook == "notebooks/good.ipynb, run by hand"

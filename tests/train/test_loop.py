@@ -1,21 +1,29 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import math
+import random
 import signal
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
-from igpt.errors import UsageError
+from igpt.errors import StageError, UsageError
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
-from igpt.train.loop import evaluate_loss, pretrain, schedule, weights_name
+from igpt.train import loop
+from igpt.train.checkpoint import checkpoints
+from igpt.train.loop import Machine, Stopped, evaluate_loss, pretrain, schedule, weights_name
 from igpt.train.recipes import Recipe
 from igpt.weights.own import load_weights
 
@@ -132,12 +140,122 @@ def test_a_run_killed_outright_continues_to_the_same_losses_to_the_bit(tmp_path:
         torch.set_num_threads(threads)
 
 
-def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, greys: Palette) -> None:
+def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, greys: Palette) -> None:
+    whole = run(tmp_path / "whole", greys)
+    cut = tmp_path / "cut"
+    run(cut, greys)
+    newest, before = checkpoints(cut)[-1], checkpoints(cut)[-2]
+    assert before.name < newest.name
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match=r"checkpoint-0000048\.safetensors is damaged .* going on from the checkpoint before"):
+        assert run(cut, greys) == whole
+    for path in checkpoints(cut):
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning), pytest.raises(UsageError, match="every checkpoint in .* is damaged"):
+        run(cut, greys)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_checkpoint_with_a_byte_of_its_header_changed_never_crashes(tmp_path: Path, greys: Palette, seed: int) -> None:
     run(tmp_path, greys)
-    path = tmp_path / "checkpoint.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UsageError, match=r"checkpoint\.safetensors is damaged"):
+    path = checkpoints(tmp_path)[-1]
+    content = bytearray(path.read_bytes())
+    content[random.Random(seed).randrange(200)] ^= 255
+    path.write_bytes(content)
+    with warnings.catch_warnings(), contextlib.suppress(UsageError):
+        warnings.simplefilter("ignore")
         run(tmp_path, greys)
+
+
+def test_a_checkpoint_of_another_recipe_or_seed_is_refused(tmp_path: Path, greys: Palette) -> None:
+    run(tmp_path, greys)
+    with pytest.raises(UsageError, match="is of another recipe or seed: give another folder"):
+        run(tmp_path, greys, replace(RECIPE, learning_rate=0.02))
+    with pytest.raises(UsageError, match="is of another recipe or seed"):
+        pretrain(RECIPE, markov(256), markov(64), palette=greys, seed=4, folder=tmp_path)
+
+
+def test_two_runs_never_write_into_one_folder(tmp_path: Path, greys: Palette) -> None:
+    with FileLock(tmp_path / ".training.lock"), pytest.raises(UsageError, match="another process trains in"):
+        run(tmp_path, greys)
+
+
+def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint_and_continues_to_the_same_losses(tmp_path: Path, greys: Palette) -> None:
+    asked = iter([False] * 19 + [True])
+    with pytest.raises(Stopped, match="stopped after 20 of 48 steps; the same command continues"):
+        run(tmp_path / "stopped", greys, machine=Machine(stop=lambda: next(asked)))
+    assert [path.name for path in checkpoints(tmp_path / "stopped")][-1] == "checkpoint-0000020.safetensors"
+    assert run(tmp_path / "stopped", greys) == run(tmp_path / "whole", greys)
+
+
+def test_checkpoints_are_written_by_the_clock_and_two_are_kept(tmp_path: Path, greys: Palette) -> None:
+    run(tmp_path, greys, machine=Machine(minutes=0))
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-0000047.safetensors", "checkpoint-0000048.safetensors"]
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path, greys: Palette) -> None:
+    for objective in ("autoregressive", "bert"):
+        recipe = replace(RECIPE, shape=replace(RECIPE.shape, objective=objective), steps=20)
+        whole = run(tmp_path / f"{objective}-8", greys, recipe)
+        for size in (1, 2, 4):
+            found = run(tmp_path / f"{objective}-{size}", greys, recipe, machine=Machine(micro_batch=size))
+            assert found == pytest.approx(whole, rel=1e-4)
+    with pytest.raises(UsageError, match="a batch of 8 images does not divide into pieces of 3"):
+        run(tmp_path / "3", greys, machine=Machine(micro_batch=3))
+
+
+def test_half_precision_learns_the_same_source(tmp_path: Path, greys: Palette) -> None:
+    recipe = replace(RECIPE, steps=200)
+    full, half = (run(tmp_path / str(b), greys, recipe, machine=Machine(bfloat16=b)) for b in (False, True))
+    assert half[-1] == pytest.approx(full[-1], abs=0.02)
+    weights = load_weights(tmp_path / "True" / weights_name(200))[0]
+    assert {p.dtype for p in weights.parameters()} == {torch.float32}
+
+
+def test_the_metrics_are_one_line_a_window_and_survive_a_stop(tmp_path: Path, greys: Palette) -> None:
+    recipe = replace(RECIPE, steps=160)
+    asked = iter([False] * 119 + [True])
+    with pytest.raises(Stopped):
+        run(tmp_path / "stopped", greys, recipe, machine=Machine(stop=lambda: next(asked)))
+    with (tmp_path / "stopped" / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 150, "loss": 9}\n{"step": 15')  # of steps that a kill took back
+    run(tmp_path / "stopped", greys, recipe)
+    run(tmp_path / "whole", greys, recipe)
+    stopped, whole = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("stopped", "whole")
+    )
+    assert [line["step"] for line in stopped] == [50, 100, 150]
+    assert [(line["loss"], line["rate"]) for line in stopped] == [(line["loss"], line["rate"]) for line in whole]
+
+
+def test_a_loss_that_is_no_number_or_has_risen_stops_the_run_and_names_the_last_good_checkpoint(
+    tmp_path: Path, greys: Palette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, steps=400, milestones=(0.2, 1))
+    true_step = loop._Run._step
+    for name, fault, message in (("nan", math.nan, "the loss is no number, at step 91"), ("rise", 9.0, "after")):
+
+        def step(self: loop._Run, number: int, fault: float = fault) -> float:
+            loss = true_step(self, number)
+            return fault if number >= 90 else loss
+
+        monkeypatch.setattr(loop._Run, "_step", step)
+        with pytest.raises(StageError, match=message) as caught:
+            run(tmp_path / name, greys, recipe)
+        assert "the last good checkpoint is" in str(caught.value)
+        assert "checkpoint-0000080.safetensors" in str(caught.value)
+
+
+def test_tokens_of_another_size_are_refused(tmp_path: Path, greys: Palette) -> None:
+    with pytest.raises(UsageError, match="the tokens have 4 positions, test 9: tokenise at another resolution"):
+        pretrain(RECIPE, markov(16, 4), markov(4, 4), palette=greys, seed=0, folder=tmp_path)
+
+
+def test_arrays_and_tensors_train_alike(tmp_path: Path, greys: Palette) -> None:
+    train, validation = markov(256).numpy().astype(np.uint16), markov(64, seed=1).numpy()
+    arrays = pretrain(RECIPE, train, validation, palette=greys, seed=3, folder=tmp_path / "a")
+    assert [*arrays.train, *arrays.validation] == run(tmp_path / "b", greys)
 
 
 def test_the_seed_decides_the_batches(tmp_path: Path, greys: Palette) -> None:

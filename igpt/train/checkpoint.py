@@ -1,0 +1,95 @@
+"""Checkpoints: everything that a continued run needs, in one file; the newest good one is where it goes on."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from igpt.errors import UsageError
+from igpt.model import ImageGPT
+from igpt.weights.own import load_tensors, save_tensors
+
+KEPT = 2  # the newest, and the one before in case it is damaged
+
+
+@dataclass
+class Losses:
+    """Losses along a run, nats per token: one (step, train, validation) a milestone, step 0 included."""
+
+    steps: list[int] = field(default_factory=list)
+    train: list[float] = field(default_factory=list)  # mean over the steps since the last milestone
+    validation: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Progress:
+    """How far a run is: steps done, the losses kept, and the sum of the losses since the last of these.
+
+    window : losses of the steps since the last line of the metrics; recent : the mean losses of the lines so far
+    """
+
+    step: int = 0
+    losses: Losses = field(default_factory=Losses)
+    running: float = 0.0
+    window: list[float] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
+
+
+def save_checkpoint(folder: Path, recipe: str, model: ImageGPT, optimizer: torch.optim.Adam, progress: Progress) -> Path:
+    """Write the state after ``progress.step`` steps, then remove all but the `KEPT` newest; where it is.
+
+    recipe : what the run is of; another one's checkpoint is refused by `load_checkpoint`
+    """
+    tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"adam.{number}.{key}": t for key, t in state.items()}
+    path = folder / f"checkpoint-{progress.step:07d}.safetensors"
+    progress_text = json.dumps({**vars(progress), "losses": vars(progress.losses)})
+    save_tensors(path, tensors, {"recipe": recipe, "progress": progress_text})
+    for old in checkpoints(folder)[:-KEPT]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(folder: Path, recipe: str, model: ImageGPT, optimizer: torch.optim.Adam) -> Progress:
+    """Put the newest good checkpoint back; how far it is, or a run that has not begun where there is none.
+
+    A damaged one is passed over for the one before, with a warning. Raises UsageError when all are damaged, and for
+    one of another recipe.
+    """
+    found = checkpoints(folder)
+    for path in reversed(found):
+        try:
+            tensors, metadata = load_tensors(path)
+        except UsageError as error:
+            warnings.warn(f"{error}; going on from the checkpoint before it", stacklevel=2)
+            continue
+        if metadata.get("recipe") != recipe:
+            raise UsageError(f"{path} is of another recipe or seed: give another folder, or remove that run")
+        _restore(tensors, model, optimizer)
+        kept = json.loads(metadata["progress"])
+        return Progress(**{**kept, "losses": Losses(**kept["losses"])})
+    if found:
+        raise UsageError(f"every checkpoint in {folder} is damaged: remove them to train from the start")
+    return Progress()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("checkpoint-*.safetensors"))
+
+
+def _restore(tensors: dict[str, Tensor], model: ImageGPT, optimizer: torch.optim.Adam) -> None:
+    """Put weights and Adam's moments back."""
+    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("adam."):
+            _, number, key = name.split(".")
+            state.setdefault(int(number), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
