@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import igpt
+
+from igpt.data.store import HEADER, Header, write_header, write_labels, write_shard
+from igpt.palette import Palette
+from igpt.project import Project
+from igpt.weights.own import load_weights
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> tuple[Path, Path]:
+    """A train store of random tokens as of the digits, for tiny-s; and its palette."""
+    palette = Palette(np.linspace(-1, 1, 16, dtype=np.float32)[:, None])
+    palette.save(tmp_path / "palette.npy")
+    folder = tmp_path / "store"
+    tokens = np.random.default_rng(0).integers(0, 16, (1437, 64)).astype(np.uint16)
+    write_shard(folder, 0, tokens)
+    write_labels(folder, np.arange(1437) % 10)
+    header = Header(
+        version=1,
+        dataset="digits",
+        split="train",
+        resolution=8,
+        filter="bicubic",
+        crops=0,
+        seed=0,
+        palette_sha256=palette.digest,
+        images=1437,
+        held_out_sha256="",
+    )
+    write_header(folder / HEADER, header)
+    return folder, tmp_path / "palette.npy"
+
+
+def words(store: tuple[Path, Path], out: Path, *more: str) -> list[str]:
+    return ["train", "tiny-s", "--data", str(store[0]), "--out", str(out), "--palette", str(store[1]), *more]
+
+
+def test_a_recipe_trains_on_a_store_and_again_finds_it_done(project: Project, store: tuple[Path, Path], tmp_path: Path) -> None:
+    done = igpt(*words(store, tmp_path / "out", "--steps", "60"), root=project.root)
+    assert done.returncode == 0, done.stderr
+    assert "nats per token held out; weights in" in done.stdout
+    assert "step 50 of 60: loss" in done.stderr
+    model, palette = load_weights(tmp_path / "out" / "weights-0000060")
+    assert (model.shape.n_ctx, len(palette)) == (64, 16)
+    again = igpt(*words(store, tmp_path / "out", "--steps", "60"), root=project.root)
+    assert again.stdout == done.stdout
+    assert "step 50" not in again.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_writes_a_checkpoint_says_so_by_its_code_and_the_same_command_continues(
+    project: Project, store: tuple[Path, Path], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "igpt", *words(store, tmp_path / "cut", "--steps", "400")]
+    environment = {**os.environ, "IGPT_ROOT": str(project.root), "OMP_NUM_THREADS": "1"}
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        assert child.stderr is not None
+        said = ""
+        for line in child.stderr:
+            said += line
+            if line.startswith("step"):
+                child.send_signal(number)
+                break
+        said += child.stderr.read()
+        assert child.wait(timeout=60) == 75
+        assert "of 400 steps; the same command continues" in said
+        assert list((tmp_path / "cut").glob("checkpoint-*"))
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    whole = [sys.executable, "-m", "igpt", *words(store, tmp_path / "whole", "--steps", "400")]
+    subprocess.run(whole, env=environment, check=True, capture_output=True)
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("cut", "whole")
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 8
+
+
+def test_mistakes_are_one_sentence(project: Project, store: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    cases = [
+        (["train", "igpt-q", *words(store, out)[2:]], "there is no autoregressive model 'igpt-q'"),
+        (["train", "igpt-s", *words(store, out)[2:]], "the model takes 32 x 32: tokenise again"),
+        (["train", "tiny-s", "--data", str(tmp_path), "--out", str(out)], "is not a finished token store"),
+        (["train", "tiny-s", "--data", str(store[0]), "--out", str(out)], "tokenised with another palette than the model's"),
+        (words(store, out, "--micro-batch", "5"), "a batch of 16 images does not divide into pieces of 5"),
+    ]
+    for command, message in cases:
+        done = igpt(*command, root=project.root)
+        assert done.returncode == 2, done.stderr
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert not out.exists()
