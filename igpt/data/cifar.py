@@ -37,12 +37,19 @@ def read_cifar(name: str, split: Literal["train", "test"]) -> tuple[NDArray[np.u
         path = data_folder(name) / part
         batch = read_batch(path, checked_bytes(path, data_files(name).files[part]))
         try:
-            data, found = batch[b"data"], np.asarray(batch[LABELS[name]], dtype=np.int64)
+            data, found = batch[b"data"], _labels(batch[LABELS[name]], data_card(name).classes)
             images.append(np.asarray(data, dtype=np.uint8).reshape(len(found), 3, SIDE, SIDE).transpose(0, 2, 3, 1))
         except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise UsageError(f"{path} is not a batch of {data_card(name).title} ({error}): fetch it again") from None
         labels.append(found)
     return np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels)
+
+
+def _labels(found: object, classes: int) -> NDArray[np.int64]:
+    """Labels int64 (N,). Raises ValueError for anything but a list of the classes' numbers."""
+    if not isinstance(found, list) or not all(type(label) is int and 0 <= label < classes for label in found):
+        raise ValueError("its labels are not numbers of classes")
+    return np.array(found, dtype=np.int64)
 
 
 def read_names(name: str) -> list[str]:
