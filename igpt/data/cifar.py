@@ -57,7 +57,9 @@ def read_names(name: str) -> list[str]:
     part, key = NAMES[name]
     path = data_folder(name) / part
     found = read_batch(path, checked_bytes(path, data_files(name).files[part])).get(key)
-    if not isinstance(found, list) or not all(isinstance(word, bytes) for word in found):
+    if not isinstance(found, list) or not all(isinstance(word, bytes) and word.isascii() for word in found):
+        found = []
+    if len(found) != data_card(name).classes:
         raise UsageError(f"{path} does not name the classes of {data_card(name).title}: fetch it again")
     return [word.decode() for word in found]
 

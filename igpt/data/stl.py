@@ -33,6 +33,11 @@ def read_names(name: str) -> list[str]:
     """The classes' names, by label."""
     path = data_folder(name) / "class_names.txt"
     try:
-        return path.read_text().split()
+        found = path.read_text("ascii").split()
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: fetch the data set again") from None
+    except UnicodeDecodeError:
+        found = []
+    if len(found) != data_card(name).classes:  # no sum of this file is published
+        raise UsageError(f"{path} does not name the classes of {data_card(name).title}: fetch the data set again")
+    return found
