@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -292,14 +294,18 @@ def _devkit_file(folder: Path, name: str) -> bytes:
     """One small file of the development kit."""
     path = folder / DEVKIT
     try:
-        with tarfile.open(path) as tar:
+        with gzip.open(path) as stream:  # to its end, where gzip's own sum is: a flipped bit would be a wrong label
+            content = stream.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise UsageError(f"{path} unpacks to more than {LARGEST:,} bytes: it is not the official file")
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
             for member in tar:
-                if Path(member.name).name == name and member.isreg() and member.size <= LARGEST:
-                    stream = tar.extractfile(member)
-                    assert stream is not None
-                    return stream.read()
+                if Path(member.name).name == name and member.isreg():
+                    found = tar.extractfile(member)
+                    assert found is not None
+                    return found.read()
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: the classes of the validation images are in it") from None
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, MemoryError) as error:
         raise UsageError(f"{path} is damaged ({error}): get it again") from None
     raise UsageError(f"{path} has no {name}: it is not the official file")
