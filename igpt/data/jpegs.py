@@ -234,7 +234,7 @@ def _members(path: Path, stream: IO[bytes] | _Part, base: int, pattern: str) -> 
                 if place + member.size > end or (member.size > LARGEST and not member.name.endswith(".tar")):
                     raise UsageError(f"{path} is cut short or damaged at {member.name}: get it again")
                 yield member.name, place, member.size
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError) as error:
         raise UsageError(f"{path} is cut short or damaged ({error}): get it again") from None
 
 
