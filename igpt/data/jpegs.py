@@ -134,8 +134,7 @@ def _folders(folder: Path, part: str) -> Jpegs:
     if part == "val" and not (folder / part / known[0]).is_dir():
         truth = _ground_truth(folder)
         names = _listing(folder / part)
-        if len(names) != len(truth):
-            raise UsageError(f"{folder / part} has {len(names):,} images, the development kit labels {len(truth):,} of them")
+        _check_labelled(folder / part, len(names), len(truth))
         rows = [(f"{part}/{name}", known.index(truth[place])) for place, name in enumerate(names)]
     else:
         for label, wnid in enumerate(known):
@@ -201,7 +200,8 @@ def _tar(folder: Path, split: str) -> Jpegs:
             else:
                 truth = _ground_truth(folder)
                 found = sorted(_members(path, stream, 0, r"ILSVRC2012_val_\d{8}\.JPEG"))
-                rows = [(*member, wnid) for member, wnid in zip(found, truth, strict=False)]
+                _check_labelled(path, len(found), len(truth))
+                rows = [(*member, wnid) for member, wnid in zip(found, truth, strict=True)]
                 known = sorted(_devkit_classes(folder).values())
     except FileNotFoundError:
         raise UsageError(
@@ -275,6 +275,12 @@ def _ground_truth(folder: Path) -> list[str]:
         return [ids[int(line)] for line in _devkit_file(folder, GROUND_TRUTH).decode().split()]
     except (ValueError, KeyError) as error:
         raise UsageError(f"{folder / DEVKIT} does not label the validation images ({error}): get it again") from None
+
+
+def _check_labelled(place: Path, images: int, labels: int) -> None:
+    """Raise UsageError when there are more or fewer validation images than labels, which then belong to others."""
+    if images != labels:
+        raise UsageError(f"{place} has {images:,} images and the development kit {labels:,} labels: restore the official files")
 
 
 def _devkit_classes(folder: Path) -> dict[int, str]:
