@@ -135,6 +135,8 @@ def _folders(folder: Path, part: str) -> Jpegs:
         truth = _ground_truth(folder)
         names = _listing(folder / part)
         _check_labelled(folder / part, len(names), len(truth))
+        if strange := sorted(set(truth) - set(known)):
+            raise UsageError(f"{folder / 'train'} has no folder {strange[0]}, a class of the validation images: restore it")
         rows = [(f"{part}/{name}", known.index(truth[place])) for place, name in enumerate(names)]
     else:
         for label, wnid in enumerate(known):
@@ -163,7 +165,8 @@ def _tiny(folder: Path, split: str) -> Jpegs:
 
 def _classes(folder: Path) -> list[str]:
     """The classes' folders, sorted. Raises UsageError when there is none."""
-    found = sorted(path.name for path in folder.iterdir() if path.is_dir() and re.fullmatch(r"n\d{8}", path.name))
+    paths = folder.iterdir() if folder.is_dir() else ()
+    found = sorted(path.name for path in paths if path.is_dir() and re.fullmatch(r"n\d{8}", path.name))
     if not found:
         raise UsageError(f"{folder} has no folder of a class, such as n01440764: put the data set's own folders there")
     return found
