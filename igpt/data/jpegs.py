@@ -105,8 +105,10 @@ def open_jpegs(name: str, split: Literal["train", "test"]) -> Jpegs:
     """
     card, folder = data_card(name), data_folder(name)
     part = "train" if split == "train" else "val"
-    if (folder / part).is_dir():
-        found = _tiny(folder, split) if name == "tiny-imagenet" else _folders(folder, part)
+    if name == "tiny-imagenet":
+        found = _tiny(folder, split)
+    elif (folder / part).is_dir():
+        found = _folders(folder, part)
     else:
         found = _tar(folder, split)
     expected = card.train if split == "train" else card.test
