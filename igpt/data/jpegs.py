@@ -21,6 +21,7 @@ from igpt.data.cards import data_card, data_folder
 from igpt.errors import UsageError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
+FORMATS = ("JPEG", "PNG")  # one file of ImageNet is a PNG under a JPEG's name; Pillow's others include PostScript, which is run
 TRAIN_TAR, VAL_TAR, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 LARGEST = 64 << 20  # bytes of one image or list; ImageNet's largest file has some 15 MB
@@ -84,12 +85,12 @@ def decode(content: bytes) -> Image.Image:
     EXIF's orientation is not followed: the data set's usual readers do not, and its labels do not need it.
     """
     try:
-        with Image.open(io.BytesIO(content)) as file:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as file:
             return file.convert("RGB")
     except OSError:
         if not content.startswith(b"\xff\xd8"):
             raise
-    with Image.open(io.BytesIO(content)) as file:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as file:
         strict, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
         try:
             return file.convert("RGB")
