@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import shutil
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -21,6 +24,10 @@ from igpt.fetch import RemoteFile, fetch
 from igpt.files import sync_folder
 
 Report = Callable[[int, int | None], None]
+DAMAGE = (  # what reading an archive raises when it is not whole, or its members lie in each other's place
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError),
+    *(ValueError, OverflowError, MemoryError, struct.error, FileExistsError, NotADirectoryError, IsADirectoryError),
+)
 
 
 def fetch_dataset(name: str, *, report: Report = lambda done, total: None) -> Path:
@@ -66,7 +73,7 @@ def unpack(path: Path, folder: Path, *, limit: int) -> None:
                 place.is_absolute()
                 or ".." in place.parts
                 or "\\" in member
-                or place.parts[0] != folder.name
+                or place.parts[:1] != (folder.name,)
                 or len(place.parts) < 2
             ):
                 raise UsageError(f"{path} has a member {member!r}, which the published one has not: get it again")
@@ -78,10 +85,11 @@ def unpack(path: Path, folder: Path, *, limit: int) -> None:
                 raise UsageError(f"{path} is cut short at {member}: get it again")
         part.replace(folder)
         sync_folder(folder.parent)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, FileExistsError, NotImplementedError, RuntimeError) as error:
-        raise UsageError(f"{path} is damaged ({error}): get it again") from None
+    except DAMAGE as error:
+        says = str(error).partition("\n")[0].rstrip(":") or type(error).__name__  # tarfile lists all that it tried
+        raise UsageError(f"{path} is damaged ({says}): get it again") from None
     except OSError as error:
-        if error.errno is None:  # how gzip and zlib say it
+        if error.errno is None:  # how gzip says it
             raise UsageError(f"{path} is damaged ({error}): get it again") from None
         raise
     finally:
