@@ -117,6 +117,20 @@ def _members(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
             content = tar.extractfile(member)
             assert content is not None
             yield member.name, member.size, content
+        _check_end(tar)
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raise ReadError unless the tar was read to its end mark; tarfile takes a damaged or missing header for it.
+
+    What follows the mark is read as well, for gzip's own sum stands behind it.
+    """
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("it has no end")
+    while tar.fileobj.read(1 << 20):
+        pass
 
 
 def check_dataset(name: str) -> list[str]:
