@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -79,7 +80,7 @@ def unpack(path: Path, folder: Path, *, limit: int) -> None:
                 raise UsageError(f"{path} has a member {member!r}, which the published one has not: get it again")
             target = part.joinpath(*place.parts[1:])
             target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("xb") as out:
+            with _named(target), target.open("xb") as out:
                 shutil.copyfileobj(stream, out, 1 << 20)
             if target.stat().st_size != size:
                 raise UsageError(f"{path} is cut short at {member}: get it again")
@@ -94,6 +95,17 @@ def unpack(path: Path, folder: Path, *, limit: int) -> None:
         raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Let a full disk say where it is full; by itself it does not, and would look like a bug of ours."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(target)
+        raise
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
