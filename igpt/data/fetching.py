@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from igpt.data import cifar, stl
 from igpt.data.cards import DATASETS, Archive, by_hand, check_present, data_card, data_files, data_folder, data_home, is_present
@@ -46,10 +47,16 @@ def fetch_dataset(name: str, *, report: Report = lambda done, total: None) -> Pa
         raise UsageError(f"{folder} is there and is not {card.title} as published: remove it, and the same command fetches it")
     if not all(archive.addresses for archive in files.archives):
         raise UsageError(f"{card.title} may be had from its owner only, under {card.terms}: {by_hand(name)}")
-    for archive in files.archives:
-        path = fetch(RemoteFile(archive.name, archive.addresses, archive.bytes, archive.checksum), data_home(), report=report)
-        unpack(path, folder, limit=files.unpacked_bytes)
-        path.unlink()
+    data_home().mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
+            for archive in files.archives if not is_present(name) else ():  # another process may have ended just now
+                remote = RemoteFile(archive.name, archive.addresses, archive.bytes, archive.checksum)
+                path = fetch(remote, data_home(), report=report)
+                unpack(path, folder, limit=files.unpacked_bytes)
+                path.unlink()
+    except Timeout:
+        raise UsageError(f"{card.title} is being fetched by another process into {folder}: wait for it, or stop it") from None
     return folder
 
 
