@@ -91,6 +91,8 @@ def unpack(path: Path, folder: Path, *, limit: int) -> None:
                 shutil.copyfileobj(stream, out, 1 << 20)
             if target.stat().st_size != size:
                 raise UsageError(f"{path} is cut short at {member}: get it again")
+        if not any(part.iterdir()):
+            raise UsageError(f"{path} is an archive of nothing: get it again")
         part.replace(folder)
         sync_folder(folder.parent)
     except DAMAGE as error:
