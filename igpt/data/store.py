@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from igpt.palette import Palette
 
 VERSION = 1
 SHARD = 4096  # images; at 64 x 64 pixels 32 MiB
+Number = TypeVar("Number", np.uint16, np.int64)
 HEADER = "header.json"  # written last: a folder without it is not a store
 
 
@@ -61,9 +62,8 @@ class TokenStore:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """Labels int64 (N,)."""
-        labels: NDArray[np.int64] = np.load(self.folder / "labels.npy", allow_pickle=False)
-        return labels
+        """Labels int64 (N,). Raises UsageError when they are missing or damaged."""
+        return np.array(_mapped(self.folder / "labels.npy", (len(self),), np.int64))
 
     def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.uint16]:
         """Tokens uint16 (B, positions) of the images at ``indices``, int64 (B,). Raises IndexError outside the store."""
@@ -90,15 +90,8 @@ class TokenStore:
     def _shard(self, place: int) -> NDArray[np.uint16]:
         """A memory map of one shard, made when it is first asked for."""
         if place not in self._maps:
-            path = shard_path(self.folder, place)
-            try:
-                tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise UsageError(f"{path} is damaged ({error}): remove {self.folder} and tokenise again") from None
             expected = (shard_images(len(self), place), self.positions)
-            if tokens.shape != expected or tokens.dtype != np.uint16:
-                raise UsageError(f"{path} holds {tokens.dtype} {tokens.shape}, not uint16 {expected}: tokenise again")
-            self._maps[place] = tokens
+            self._maps[place] = _mapped(shard_path(self.folder, place), expected, np.uint16)
         return self._maps[place]
 
 
@@ -115,6 +108,20 @@ class StorePart:
     def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.uint16]:
         """Tokens uint16 (B, positions) of some of them."""
         return self.store[self.places[indices]]
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: type[Number]) -> NDArray[Number]:
+    """A memory map of a .npy file. Raises UsageError for one that is damaged or holds something else."""
+    try:
+        found: NDArray[Number] = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # numpy's reader of headers raises whatever Python's parser does
+        says = str(error).partition("\n")[0].partition(". ")[0]
+        raise UsageError(f"{path} is damaged ({says}): remove {path.parent} and tokenise again") from None
+    if found.shape != shape or found.dtype != dtype:
+        raise UsageError(
+            f"{path} holds {found.dtype} {found.shape}, not {dtype.__name__} {shape}: remove {path.parent} and tokenise again"
+        )
+    return found
 
 
 def read_header(folder: Path) -> Header:
