@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from igpt.errors import UsageError
 from igpt.files import write_atomically, write_text
@@ -29,12 +29,12 @@ class Header(BaseModel):
     version: int
     dataset: str
     split: Literal["train", "test"]  # the official ones; validation is a part of train
-    resolution: int  # pixels a side
+    resolution: int = Field(gt=0)  # pixels a side
     filter: str
     crops: int
     seed: int
     palette_sha256: str
-    images: int  # stored ones: each of the split's, times the crops
+    images: int = Field(gt=0)  # stored ones: each of the split's, times the crops
     held_out_sha256: str  # of the validation indices into train
     shards: list[str] = []  # SHA-256 of each shard's tokens
 
@@ -135,7 +135,7 @@ def read_header(folder: Path) -> Header:
         return Header.model_validate(found)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{folder} is not a finished token store: `igpt data tokenize` makes and continues one") from None
-    except (ValueError, AttributeError, ValidationError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:  # pydantic's error is a ValueError
         raise UsageError(
             f"{folder / HEADER} is damaged ({str(error).splitlines()[0]}): remove the folder and tokenise again"
         ) from None
