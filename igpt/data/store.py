@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from functools import cached_property
 from pathlib import Path
@@ -143,14 +144,20 @@ def read_header(folder: Path) -> Header:
 
 def write_shard(folder: Path, place: int, tokens: NDArray[np.uint16]) -> None:
     """Write one shard, uint16 (images, positions), whole or not at all."""
-    with write_atomically(shard_path(folder, place)) as stream:
-        np.save(stream, tokens)
+    _write_array(shard_path(folder, place), tokens)
 
 
 def write_labels(folder: Path, labels: NDArray[np.int64]) -> None:
     """Write the labels, int64 (N,), whole or not at all."""
-    with write_atomically(folder / "labels.npy") as stream:
-        np.save(stream, labels)
+    _write_array(folder / "labels.npy", labels)
+
+
+def _write_array(path: Path, array: NDArray[Number]) -> None:
+    """Write a .npy file, whole or not at all."""
+    content = io.BytesIO()  # into a file itself, numpy writes by C and a full disk has no errno
+    np.save(content, array)
+    with write_atomically(path) as stream:
+        stream.write(content.getbuffer())
 
 
 def write_header(path: Path, header: Header) -> None:
