@@ -77,6 +77,8 @@ def make_store(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
+            if (folder / HEADER).exists():  # another process may have ended between the look and the lock
+                return TokenStore(folder), 0.0
             return _make(wanted, palette, folder, workers=workers, report=report)
     except Timeout:
         raise UsageError(f"{folder} is being made by another process: wait for it, or stop it first") from None
