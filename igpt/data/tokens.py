@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -185,7 +187,16 @@ _KEPT: list[Job] = []  # in a worker: what it makes shards of, sent once
 
 def _keep_job(job: Job) -> None:
     """Set a worker up."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _KEPT[:] = [job]
+
+
+def _end_with_parent() -> None:
+    """End a worker whose process was killed; it would wait for the next shard for ever, with its share of memory."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _make_kept(place: int) -> int:
