@@ -239,7 +239,7 @@ DatasetArgument = Annotated[str, typer.Argument(help="A data set's name; `igpt d
 
 @data.command("list")
 def list_() -> None:
-    """Show each data set: images, size of its download, whether it is here, where it goes, its terms."""
+    """Show each data set: size, download, whether it is here, terms."""
     from igpt.run.datasets import list_datasets
 
     typer.echo(list_datasets())
@@ -247,10 +247,10 @@ def list_() -> None:
 
 @data.command()
 def fetch(name: DatasetArgument) -> None:
-    """Bring a data set from its official address, verify and unpack it.
+    """Download a data set, verify and unpack it.
 
-    Stopped or cut off, the same command continues. ImageNet can only be had from its owner: the message says what
-    to put where.
+    It comes from its official address. Stopped or cut off, the same command continues. ImageNet can only be had
+    from its owner: the message says what to put where.
     """
     from igpt.run.datasets import fetch
 
@@ -260,7 +260,7 @@ def fetch(name: DatasetArgument) -> None:
 
 @data.command()
 def check(name: DatasetArgument) -> None:
-    """Look at a whole data set: sums, counts, the held-out part, a decoded image."""
+    """Look at a whole data set: sums, counts, splits, an image."""
     from igpt.run.datasets import check
 
     with _stoppable():
@@ -281,9 +281,9 @@ def tokenize(
     seed: Annotated[int, typer.Option(min=0, help="Of the random crops.")] = 0,
     palette: Annotated[Path | None, typer.Option(help="A palette.npy; the released 512 colours if left out.")] = None,
 ) -> None:
-    """Write a data set as tokens, once, for training and features to read.
+    """Write a data set as tokens, once and for all readers.
 
-    Stopped or killed, the same command continues.
+    Training and features read them. Stopped or killed, the same command continues.
     """
     from igpt.run.datasets import tokenize
 
