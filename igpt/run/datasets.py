@@ -13,7 +13,6 @@ from igpt.data import DATASETS, data_card
 from igpt.data.fetching import check_dataset, dataset_lines, fetch_dataset
 from igpt.data.tokens import Wanted, make_store
 from igpt.palette import Palette
-from igpt.weights.read import released_palette
 
 
 def list_datasets() -> str:
@@ -39,6 +38,8 @@ def check(name: str) -> str:
 
 def tokenize(name: str, *, resolution: int | None, workers: int, crops: int, filter: str, seed: int, palette: Path | None) -> str:
     """Make the token stores of a data set's two official splits; where they are."""
+    from igpt.weights.read import released_palette  # brings torch, which the other commands can do without
+
     card = data_card(name)
     colours = Palette.load(palette) if palette else released_palette()
     side = resolution or min(card.height, 32)
