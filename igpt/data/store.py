@@ -114,10 +114,12 @@ class StorePart:
 def _mapped(path: Path, shape: tuple[int, ...], dtype: type[Number]) -> NDArray[Number]:
     """A memory map of a .npy file. Raises UsageError for one that is damaged or holds something else."""
     try:
-        found: NDArray[Number] = np.lib.format.open_memmap(path, mode="r")
+        found = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # numpy's reader of headers raises whatever Python's parser does
         says = str(error).partition("\n")[0].partition(". ")[0]
         raise UsageError(f"{path} is damaged ({says}): remove {path.parent} and tokenise again") from None
+    if found.offset + found.nbytes != path.stat().st_size:  # a shorter head would shift every token
+        raise UsageError(f"{path} is damaged (it is longer than it says): remove {path.parent} and tokenise again")
     if found.shape != shape or found.dtype != dtype:
         raise UsageError(
             f"{path} holds {found.dtype} {found.shape}, not {dtype.__name__} {shape}: remove {path.parent} and tokenise again"
