@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +67,24 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     (tmp_path / "book" / "records").mkdir(parents=True)
     monkeypatch.setenv("IGPT_ROOT", str(tmp_path))
     return Project(tmp_path)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty data home."""
+    monkeypatch.setenv("IGPT_DATA", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Give a data set other sizes and sums, for the length of a test in tests/data."""
+    from official import forget, publisher
+
+    yield publisher(tmp_path / "published", monkeypatch)
+    monkeypatch.undo()
+    forget()
 
 
 WriteNotebook = Callable[..., Path]

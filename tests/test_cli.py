@@ -65,7 +65,7 @@ def test_plan_lists_every_cell_and_runs_nothing(project: Project) -> None:
     ],
 )  # fmt: skip
 def test_a_users_mistake_is_one_sentence_and_exit_2(project: Project, words: list[str], message: str) -> None:
-    done = igpt(*words, root=project.root)
+    done = igpt(*words, root=project.root, IGPT_DATA=str(project.root / "data"))
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith(message), done.stderr

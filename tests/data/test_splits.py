@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,8 +96,8 @@ def test_an_unknown_data_set_is_refused_with_the_known_ones() -> None:
         data.load_split("mnist", "train")
 
 
-def test_a_data_set_that_cannot_be_read_says_so() -> None:
-    with pytest.raises(UsageError, match="cannot read CIFAR-10 yet"):
+def test_a_data_set_that_is_not_here_is_said_with_what_brings_it(home: Path) -> None:
+    with pytest.raises(UsageError, match=f"CIFAR-10 is not here: `igpt data fetch cifar10` brings it into {home}"):
         data.load_split("cifar10", "train")
 
 

@@ -131,8 +131,8 @@ def test_what_stands_on_a_failed_stage_is_not_run(project: Project) -> None:
     assert [path.name.partition(",")[0] for path in project.runs.iterdir()] == ["palette"]
 
 
-def test_data_that_cannot_be_read_is_said_before_anything_starts(project: Project) -> None:
-    with pytest.raises(UsageError, match="needs ImageNet, which this version of igpt cannot read"):
+def test_data_that_are_not_here_are_said_before_anything_starts(project: Project, home: Path) -> None:
+    with pytest.raises(UsageError, match=r"ImageNet \(ILSVRC 2012\) is not here: get ILSVRC2012_img_train.tar"):
         run(project, Stage.of("pretrain", model="igpt-s"))
     assert not project.runs.exists()
 

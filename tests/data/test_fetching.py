@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+import gzip
+import io
+import stat
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from official import Publish, cifar10_files, imagenet_folders, md5, pictures, refusal, tar_of, tiny_imagenet, tree, write
+
+from igpt.data import load_split
+from igpt.data.fetching import dataset_lines, fetch_dataset, unpack
+from igpt.errors import UsageError
+
+FILES = cifar10_files(pictures(20), pictures(10, seed=1))
+ROOT = "cifar-10-batches-py"
+ARCHIVE = tar_of([(f"{ROOT}/{name}", content) for name, content in FILES.items()], "gz")
+NAME = "cifar-10-python.tar.gz"
+
+
+@dataclass
+class Site:
+    """A web server on this machine; ``cut`` ends its next answer after so many bytes."""
+
+    content: bytes = ARCHIVE
+    cut: int | None = None
+    asked: list[str | None] = field(default_factory=list)
+    address: str = ""
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    site = Site()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            asked = self.headers.get("Range")
+            site.asked.append(asked)
+            first = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+            self.send_response(206 if asked else 200)
+            self.send_header("ETag", '"one"')
+            self.send_header("Content-Length", str(len(site.content) - first))
+            if asked:
+                self.send_header("Content-Range", f"bytes {first}-{len(site.content) - 1}/{len(site.content)}")
+            self.end_headers()
+            end, site.cut = site.cut, None
+            with suppress(ConnectionError):  # who asked may have been interrupted
+                self.wfile.write(site.content[first:end])
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        site.address = f"http://127.0.0.1:{server.server_port}/{NAME}"
+        yield site
+        server.shutdown()
+
+
+def publish_at(publish: Publish, site: Site, archive: bytes = ARCHIVE) -> None:
+    publish("cifar10", files=FILES, archive=archive, address=site.address, train=20, test=10)
+
+
+def test_a_data_set_is_fetched_verified_unpacked_and_its_archive_removed(home: Path, publish: Publish, site: Site) -> None:
+    publish_at(publish, site)
+    told: list[int] = []
+    assert fetch_dataset("cifar10", report=lambda done, total: told.append(done)) == home / ROOT
+    assert tree(home) == {f"{ROOT}/{name}": content for name, content in FILES.items()}
+    assert told[-1] == len(ARCHIVE)
+    assert len(load_split("cifar10", "train")) == 18
+    fetch_dataset("cifar10")
+    assert site.asked == [None]  # what is here is not asked for
+
+
+def test_an_interrupted_fetch_continues(home: Path, publish: Publish, site: Site) -> None:
+    publish_at(publish, site)
+    site.cut = 70_000
+
+    def stop(done: int, total: int | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch_dataset("cifar10", report=stop)
+    assert not (home / ROOT).exists() and not (home / NAME).exists()
+    size = (home / f".{NAME}.part").stat().st_size
+    assert fetch_dataset("cifar10") == home / ROOT
+    assert 0 < size < len(ARCHIVE) and site.asked == [None, f"bytes={size}-"]
+    assert len(tree(home)) == len(FILES)
+
+
+def test_a_connection_that_breaks_off_is_continued(home: Path, publish: Publish, site: Site) -> None:
+    publish_at(publish, site)
+    site.cut = 20_000
+    fetch_dataset("cifar10")
+    assert site.asked == [None, "bytes=20000-"] and len(tree(home)) == len(FILES)
+
+
+def test_an_archive_that_stands_there_already_is_unpacked_only(home: Path, publish: Publish, site: Site) -> None:
+    publish_at(publish, site)
+    write(home, {NAME: ARCHIVE, f".{ROOT}.part/data_batch_1": b"of a killed one"})
+    fetch_dataset("cifar10")
+    assert not site.asked and tree(home) == {f"{ROOT}/{name}": content for name, content in FILES.items()}
+
+
+def test_a_download_with_another_sum_is_set_aside(home: Path, publish: Publish, site: Site) -> None:
+    publish_at(publish, site)
+    damaged = bytearray(ARCHIVE)
+    damaged[5000] ^= 1
+    site.content = bytes(damaged)
+    assert f"instead of md5:{md5(ARCHIVE)}" in refusal(fetch_dataset, "cifar10")
+    assert not (home / ROOT).exists()
+    site.content = ARCHIVE
+    fetch_dataset("cifar10")
+    assert (home / ROOT / "data_batch_1").read_bytes() == FILES["data_batch_1"]
+
+
+def test_tiny_imagenet_comes_as_a_zip(home: Path, publish: Publish, site: Site) -> None:
+    files = tiny_imagenet()
+    site.content = zip_of([(f"tiny-imagenet-200/{name}", content) for name, content in files.items()])
+    publish("tiny-imagenet", archive=site.content, address=site.address, train=9, test=6, classes=3)
+    assert tree(fetch_dataset("tiny-imagenet")) == files
+    assert len(load_split("tiny-imagenet", "test")) == 6
+
+
+def test_imagenet_is_refused_with_what_to_put_where(home: Path) -> None:
+    text = refusal(fetch_dataset, "imagenet")
+    for words in ("ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar", "image-net.org", "train/ and val/", str(home / "imagenet")):
+        assert words in text
+    write(home / "imagenet", imagenet_folders())
+    assert fetch_dataset("imagenet") == home / "imagenet"
+    assert "nothing to fetch" in refusal(fetch_dataset, "digits")
+    assert "no data set 'mnist'" in refusal(fetch_dataset, "mnist")
+
+
+def test_a_folder_that_is_something_else_is_left_alone(home: Path, publish: Publish, site: Site) -> None:
+    publish_at(publish, site)
+    write(home / ROOT, {"thesis.txt": b"years of work"})
+    assert "remove it, and the same command fetches it" in refusal(fetch_dataset, "cifar10")
+    assert tree(home) == {f"{ROOT}/thesis.txt": b"years of work"} and not site.asked
+
+
+def test_a_second_process_is_told_and_does_not_disturb_the_first(home: Path, publish: Publish, site: Site) -> None:
+    publish_at(publish, site)
+    write(home, {f".{ROOT}.part/data_batch_1": b"theirs", NAME: ARCHIVE})
+    with FileLock(home / f".{ROOT}.lock"):
+        assert "by another process" in refusal(fetch_dataset, "cifar10")
+        assert tree(home) == {f".{ROOT}.part/data_batch_1": b"theirs", NAME: ARCHIVE}
+    fetch_dataset("cifar10")
+    assert len(tree(home)) == len(FILES)
+
+
+def test_the_list_says_what_is_here(home: Path, publish: Publish, site: Site) -> None:
+    publish_at(publish, site)
+    assert [row[0] for row in dataset_lines()] == ["digits", "cifar10", "cifar100", "stl10", "tiny-imagenet", "imagenet"]
+    assert [row[3] for row in dataset_lines()] == ["here", *["not here"] * 5]
+    write(home / ROOT, FILES)
+    assert dataset_lines()[1][3] == "here" and dataset_lines()[5][2] == "155 GB, by hand"
+
+
+# Unpacking, without a sum before it
+
+
+def zip_of(members: list[tuple[str | zipfile.ZipInfo, bytes]]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+def entry(name: str, kind: bytes, target: str = "", size: int = 0) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, target, size
+    return info
+
+
+def unpack_bytes(folder: Path, content: bytes, *, limit: int = 1 << 20) -> None:
+    """Unpack an archive as ``folder / "set"``."""
+    (folder / "archive").write_bytes(content)
+    unpack(folder / "archive", folder / "set", limit=limit)
+
+
+def refused_without_a_trace(folder: Path, content: bytes, *, limit: int = 1 << 20) -> str:
+    text = refusal(unpack_bytes, folder, content, limit=limit)
+    assert tree(folder) == {"archive": content} and [path.name for path in folder.iterdir() if path.is_dir()] == []
+    assert text.startswith(str(folder / "archive"))
+    return text
+
+
+GOOD = [("set/a", b"a" * 700), ("set/b/c", b"c" * 1500), ("set/d", b"")]
+BAD_NAMES = [
+    *("../x", "set/../../x", "set/b/../../../x", "set/..", "/tmp/igpt-x", "/set/x", "x", "other/x", "set", "."),
+    *("set\\x", "C:\\x", "set/a", "set/b", "set/a/x", "set/a/x/y", "set/\0x"),
+]
+
+
+def tar_with(name: str) -> bytes:
+    """A tar whose last member has a name as one likes it; a pax header keeps what tarfile would tidy."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for member, data in [*GOOD, ("last", b"x")]:
+            info = tarfile.TarInfo(str(member))
+            info.size, info.pax_headers = len(data), {"path": name} if member == "last" else {}
+            tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_member_outside_the_folder_or_in_anothers_place_is_refused(tmp_path: Path, name: str) -> None:
+    for content in (tar_of([*GOOD, (name, b"x")]), tar_with(name)):
+        refused_without_a_trace(tmp_path, content)
+    assert not Path("/tmp/igpt-x").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("name", [name for name in BAD_NAMES if "\0" not in name])
+def test_the_same_of_a_zip(tmp_path: Path, name: str) -> None:
+    refused_without_a_trace(tmp_path, zip_of([*GOOD, (name, b"x")]))
+    assert not Path("/tmp/igpt-x").exists()
+
+
+LINKS = [
+    entry("set/link", tarfile.SYMTYPE, "/etc/passwd"),
+    entry("set/link", tarfile.SYMTYPE, "a"),
+    entry("set/b", tarfile.SYMTYPE, ".."),
+    entry("set/link", tarfile.LNKTYPE, "set/a"),
+    entry("set/link", tarfile.LNKTYPE, "/etc/passwd"),
+    entry("set/pipe", tarfile.FIFOTYPE),
+    entry("set/null", tarfile.CHRTYPE),
+    entry("set/disk", tarfile.BLKTYPE),
+    entry("set/holes", tarfile.GNUTYPE_SPARSE),
+]
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize("info", LINKS, ids=lambda info: f"{info.type!r} {info.linkname}")
+def test_a_tar_with_links_devices_or_holes_is_refused(tmp_path: Path, info: tarfile.TarInfo, place: int) -> None:
+    refused_without_a_trace(tmp_path, tar_of([*GOOD[:place], (info, b""), *GOOD[place:]]))
+
+
+def test_a_sparse_member_of_a_pax_tar_is_refused(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("set/holes")
+    info.pax_headers = {"GNU.sparse.size": str(1 << 40), "GNU.sparse.map": "0,0", "GNU.sparse.name": "set/holes"}
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info)
+    refused_without_a_trace(tmp_path, out.getvalue())
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
+def test_a_zip_with_a_link_or_device_is_refused(tmp_path: Path, kind: int) -> None:
+    info = zipfile.ZipInfo("set/link")
+    info.external_attr = (kind | 0o777) << 16
+    assert "has a link" in refused_without_a_trace(tmp_path, zip_of([("set/a", b"a"), (info, b"/etc/passwd")]))
+
+
+@pytest.mark.parametrize("form", ["tar", "gz", "zip"])
+def test_more_than_the_limit_is_refused_before_it_is_written(tmp_path: Path, form: str) -> None:
+    members = [("set/a", b"a"), ("set/bomb", bytes(3 << 20))]
+    content = zip_of(members) if form == "zip" else tar_of(members, "gz" if form == "gz" else "")
+    assert "unpacks to more than 1,048,576 bytes" in refused_without_a_trace(tmp_path, content)
+    unpack_bytes(tmp_path, content, limit=4 << 20)
+
+
+def test_a_size_that_lies_is_refused(tmp_path: Path) -> None:
+    tar = bytearray(tar_of([("set/a", b"a" * 100)]))
+    lie = tarfile.TarInfo("set/a")
+    lie.size = 1 << 40
+    tar[:512] = lie.tobuf(tarfile.GNU_FORMAT)
+    for content in (bytes(tar), gzip.compress(bytes(tar))):
+        refused_without_a_trace(tmp_path, content)
+        refused_without_a_trace(tmp_path, content, limit=1 << 50)
+    content = zip_of([("set/bomb", bytes(3 << 20))])
+    refused_without_a_trace(tmp_path, content.replace((3 << 20).to_bytes(4, "little"), (1000).to_bytes(4, "little")))
+
+
+def test_a_bomb_in_a_header_is_refused(tmp_path: Path) -> None:
+    bomb = entry("pax", tarfile.XHDTYPE, size=1 << 60)
+    refused_without_a_trace(tmp_path, bomb.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
+    refused_without_a_trace(tmp_path, tar_of(GOOD)[:1536] + bomb.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
+
+
+TAR = tar_of(GOOD)
+FORMS = {"tar": TAR, "gz": gzip.compress(TAR, mtime=0), "zip": zip_of(GOOD)}
+ENDS = {"tar": 512 * 9, "gz": len(FORMS["gz"]), "zip": len(FORMS["zip"])}  # bytes that are needed
+
+
+@pytest.mark.parametrize("fraction", [0, 0.01, 0.1, 0.23, 0.34, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("form", FORMS)
+def test_an_archive_cut_short_anywhere_is_refused(tmp_path: Path, form: str, fraction: float) -> None:
+    refused_without_a_trace(tmp_path, FORMS[form][: int(fraction * ENDS[form])])
+
+
+@pytest.mark.parametrize("blocks", range(9))
+def test_a_tar_cut_between_its_blocks_is_refused(tmp_path: Path, blocks: int) -> None:
+    refused_without_a_trace(tmp_path, TAR[: 512 * blocks])
+
+
+def test_a_damaged_second_header_is_not_an_end(tmp_path: Path) -> None:
+    damaged = bytearray(TAR)
+    damaged[512 * 3] ^= 1
+    refused_without_a_trace(tmp_path, bytes(damaged))
+
+
+@settings(deadline=None, max_examples=300)
+@given(form=st.sampled_from(sorted(FORMS)), data=st.data())
+def test_a_damaged_archive_is_unpacked_or_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, form: str, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("damaged")
+    content = bytearray(FORMS[form])
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, ENDS[form] - 1))] = data.draw(st.integers(0, 255))
+    try:
+        unpack_bytes(folder, bytes(content))
+        assert (folder / "set").is_dir()
+    except UsageError as error:
+        assert "\n" not in str(error)
+        assert [path.name for path in folder.iterdir()] == ["archive"]
+    assert sorted(path.name for path in folder.iterdir() if path.suffix != ".lock") in (["archive"], ["archive", "set"])
+
+
+@pytest.mark.parametrize("content", [b"", b"words", b"\x1f\x8b", b"PK\x05\x06", bytes(2048), b"<!DOCTYPE html>" * 100])
+def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+    refused_without_a_trace(tmp_path, content)
+
+
+def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full, a disk that is always full")
+    real = Path.open
+
+    def full(self: Path, mode: str = "r", *arguments: object, **options: object) -> object:
+        return real(
+            Path("/dev/full") if mode == "xb" and self.name == "c" else self, mode.replace("x", "w"), *arguments, **options
+        )
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        unpack_bytes(tmp_path, TAR)
+    assert str(caught.value.filename).endswith("b/c")
+    assert [path.name for path in tmp_path.iterdir()] == ["archive"]
+
+
+def test_what_an_earlier_unpacking_left_is_not_mixed_in(tmp_path: Path) -> None:
+    write(tmp_path / ".set.part", {"stray": b"of an earlier one"})
+    unpack_bytes(tmp_path, TAR)
+    assert tree(tmp_path / "set") == {"a": b"a" * 700, "b/c": b"c" * 1500, "d": b""}
+    assert not (tmp_path / ".set.part").exists()

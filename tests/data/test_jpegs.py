@@ -1,0 +1,384 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from official import (
+    PARENT,
+    VAL_TRUTH,
+    WNIDS,
+    Publish,
+    devkit,
+    imagenet_folders,
+    imagenet_tars,
+    jpeg,
+    publish_imagenet,
+    refusal,
+    tar_of,
+    tiny_imagenet,
+    train_jpegs,
+    val_jpegs,
+    write,
+)
+from PIL import Image
+
+from igpt.data import load_split
+from igpt.data.fetching import check_dataset
+from igpt.data.jpegs import Jpegs, class_ids, decode, open_jpegs
+from igpt.errors import UsageError
+
+SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample"
+TRAIN_TAR, VAL_TAR, DEVKIT = imagenet_tars().keys()
+LAYOUTS: dict[str, Callable[[], dict[str, bytes]]] = {
+    "tars": imagenet_tars,
+    "folders": imagenet_folders,
+    "flat val": lambda: imagenet_folders(flat=True),
+    "folder train, tar val": lambda: {
+        **{path: content for path, content in imagenet_folders().items() if path.startswith("train")},
+        **{name: content for name, content in imagenet_tars().items() if name != TRAIN_TAR},
+    },
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_of_imagenet_gives_the_same_images_and_labels(home: Path, publish: Publish, layout: str) -> None:
+    publish_imagenet(publish, home, LAYOUTS[layout]())
+    train, test = open_jpegs("imagenet", "train"), open_jpegs("imagenet", "test")
+    found = [train.read(index) for index in range(len(train))]
+    assert found == [content for wnid in WNIDS for _, content in sorted(train_jpegs()[wnid])]
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and train.labels.dtype == np.int64
+    pairs = sorted(zip([test.read(index) for index in range(len(test))], test.labels.tolist(), strict=True))
+    assert pairs == sorted(zip([content for _, content in val_jpegs()], VAL_TRUTH, strict=True))
+    assert class_ids("imagenet") == WNIDS
+
+
+def test_the_train_images_are_sorted_by_class_whatever_the_order_of_the_tars(home: Path, publish: Publish) -> None:
+    inner = [(f"{wnid}.tar", tar_of(reversed(files))) for wnid, files in reversed(train_jpegs().items())]
+    publish_imagenet(publish, home, imagenet_tars() | {TRAIN_TAR: tar_of(inner)})
+    jpegs = open_jpegs("imagenet", "train")
+    assert [jpegs.read(index) for index in range(9)] == [c for wnid in WNIDS for _, c in sorted(train_jpegs()[wnid])]
+
+
+def test_validation_labels_follow_the_names_in_the_tar(home: Path, publish: Publish) -> None:
+    publish_imagenet(publish, home, imagenet_tars() | {VAL_TAR: tar_of(reversed(val_jpegs()))})
+    jpegs = open_jpegs("imagenet", "test")
+    assert jpegs.labels.tolist() == VAL_TRUTH
+    assert [jpegs.read(index) for index in range(6)] == [content for _, content in val_jpegs()]
+
+
+def test_imagenet_is_never_loaded_whole_and_is_checked(home: Path, publish: Publish) -> None:
+    publish_imagenet(publish, home, imagenet_folders())
+    assert "`igpt data tokenize imagenet`" in refusal(load_split, "imagenet", "train")
+    lines = check_dataset("imagenet")
+    assert lines[0].startswith(f"train: 9 images of 3 classes, 3 to 3 a class; the first is 12 x 16, of class 0 ({WNIDS[0]})")
+
+
+def altered(index: int, info: tarfile.TarInfo | str, content: bytes = b"", *, of: str = VAL_TAR) -> dict[str, bytes]:
+    """The three tars with one member of the validation or of an inner training tar replaced."""
+    members: list[tuple[str | tarfile.TarInfo, bytes]] = list(val_jpegs() if of == VAL_TAR else train_jpegs()[WNIDS[0]])
+    members[index] = (info, content)
+    tar = tar_of(members)
+    if of == TRAIN_TAR:
+        tar = tar_of([(f"{WNIDS[0]}.tar", tar)] + [(f"{wnid}.tar", tar_of(train_jpegs()[wnid])) for wnid in WNIDS[1:]])
+    return imagenet_tars() | {of: tar}
+
+
+def member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+NAMES = {VAL_TAR: "ILSVRC2012_val_00000001.JPEG", TRAIN_TAR: f"{WNIDS[0]}_10.JPEG"}
+
+
+@pytest.mark.parametrize("of", [VAL_TAR, TRAIN_TAR])
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.GNUTYPE_SPARSE]
+)
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_member_that_is_no_plain_file_is_refused(home: Path, publish: Publish, of: str, kind: bytes, index: int) -> None:
+    publish_imagenet(publish, home, altered(index, member(NAMES[of], kind, "/etc/passwd"), of=of))
+    assert NAMES[of] in refusal(open_jpegs, "imagenet", "test" if of == VAL_TAR else "train")
+
+
+@pytest.mark.parametrize("of", [VAL_TAR, TRAIN_TAR])
+@pytest.mark.parametrize("prefix", ["../", "/", "./", "val/", "x"])
+def test_a_member_of_another_name_is_refused(home: Path, publish: Publish, of: str, prefix: str) -> None:
+    publish_imagenet(publish, home, altered(0, prefix + NAMES[of], jpeg(1), of=of))
+    assert "which the official file has not" in refusal(open_jpegs, "imagenet", "test" if of == VAL_TAR else "train")
+
+
+@pytest.mark.parametrize("fraction", [0, 0.001, 0.05, 0.1, 0.3, 0.5, 0.7, 0.75])
+@pytest.mark.parametrize("name", [TRAIN_TAR, VAL_TAR, DEVKIT])
+def test_a_tar_cut_short_anywhere_is_refused(home: Path, publish: Publish, name: str, fraction: float) -> None:
+    files = imagenet_tars()
+    files[name] = files[name][: int(fraction * len(files[name]))]
+    publish_imagenet(publish, home, files)
+    text = refusal(open_jpegs, "imagenet", "train" if name == TRAIN_TAR else "test")
+    assert str(home / "imagenet") in text
+
+
+def test_a_tar_cut_at_every_block_is_refused(home: Path, publish: Publish) -> None:
+    files = imagenet_tars()
+    publish_imagenet(publish, home, files)
+    path, ends = home / "imagenet" / VAL_TAR, 512 * 2 * len(VAL_TRUTH)
+    for size in range(0, ends, 512):
+        path.write_bytes(files[VAL_TAR][:size])
+        refusal(open_jpegs, "imagenet", "test")
+
+
+@settings(deadline=None, max_examples=150)
+@given(place=st.integers(0, 3000), byte=st.integers(0, 255))
+def test_a_changed_byte_of_a_tar_is_the_data_set_or_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, place: int, byte: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("tar")
+        patch.setenv("IGPT_DATA", str(folder))
+        content = bytearray(imagenet_tars()[VAL_TAR])
+        content[place] = byte
+        write(folder / "imagenet", imagenet_tars() | {VAL_TAR: bytes(content)})
+        with pytest.raises(UsageError):  # of the published number of images at the latest
+            open_jpegs("imagenet", "test")
+
+
+def test_a_header_that_asks_for_more_memory_than_there_is_is_refused(home: Path, publish: Publish) -> None:
+    bomb = tarfile.TarInfo("pax")
+    bomb.type, bomb.size = tarfile.XHDTYPE, 1 << 60
+    publish_imagenet(publish, home, imagenet_tars() | {VAL_TAR: bomb.tobuf(tarfile.GNU_FORMAT) + bytes(4096)})
+    assert VAL_TAR in refusal(open_jpegs, "imagenet", "test")
+
+
+def test_a_missing_class_or_image_and_one_too_many_are_refused(home: Path, publish: Publish) -> None:
+    publish_imagenet(publish, home, imagenet_folders())
+    folder = home / "imagenet"
+    (folder / "train" / WNIDS[1] / f"{WNIDS[1]}_10.JPEG").unlink()
+    assert "has 8 train images of 3 classes, ImageNet (ILSVRC 2012) has 9 of 3" in refusal(open_jpegs, "imagenet", "train")
+    write(folder, {f"train/{WNIDS[0]}/{name}.JPEG": jpeg(1) for name in ("more", "again")})
+    assert "has 10 train images" in refusal(open_jpegs, "imagenet", "train")
+    (folder / "val" / WNIDS[2]).rename(folder / "elsewhere")
+    assert f"val/{WNIDS[2]} cannot be read" in refusal(open_jpegs, "imagenet", "test")
+
+
+def test_an_image_too_many_in_the_validation_tar_is_not_dropped(home: Path, publish: Publish) -> None:
+    more = [*val_jpegs(), ("ILSVRC2012_val_00000007.JPEG", jpeg(9))]
+    publish_imagenet(publish, home, imagenet_tars() | {VAL_TAR: tar_of(more)})
+    assert "7" in refusal(open_jpegs, "imagenet", "test")
+
+
+def test_a_validation_image_of_a_class_that_is_not_there_is_refused(home: Path, publish: Publish) -> None:
+    files = {path: content for path, content in imagenet_folders(flat=True).items() if WNIDS[2] not in path}
+    publish_imagenet(publish, home, files)
+    assert WNIDS[2] in refusal(open_jpegs, "imagenet", "test")
+
+
+def test_val_without_train_is_refused(home: Path, publish: Publish) -> None:
+    files = {path: content for path, content in imagenet_folders(flat=True).items() if not path.startswith("train")}
+    publish_imagenet(publish, home, imagenet_tars() | files)
+    assert "train" in refusal(open_jpegs, "imagenet", "test")
+    publish_imagenet(publish, home, {"train/notes.txt": b""})
+    assert "has no folder of a class" in refusal(open_jpegs, "imagenet", "train")
+
+
+def kit(**files: bytes) -> bytes:
+    """A development kit with other files."""
+    names = {"mat": "data/meta.mat", "truth": "data/ILSVRC2012_validation_ground_truth.txt"}
+    return tar_of([(f"ILSVRC2012_devkit_t12/{names[key]}", content) for key, content in files.items()], "gz")
+
+
+def part_of(archive: bytes, name: str) -> bytes:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        found = tar.extractfile(next(entry for entry in tar if entry.name.endswith(name)))
+        assert found is not None
+        return found.read()
+
+
+MAT, TRUTH = part_of(devkit(), "meta.mat"), part_of(devkit(), "truth.txt")
+KITS = {
+    "no gzip": b"PK\x03\x04 not this",
+    "empty": b"",
+    "no tar": gzip.compress(b"words " * 200),
+    "no meta": kit(truth=TRUTH),
+    "no truth": kit(mat=MAT),
+    "meta is none": kit(mat=b"MATLAB 5.0 " + bytes(200), truth=TRUTH),
+    "meta is empty": kit(mat=b"", truth=TRUTH),
+    "meta is cut": kit(mat=MAT[:-40], truth=TRUTH),
+    "other numbers": kit(mat=MAT, truth=b"7\n" * 6),
+    "the parent's number": kit(mat=MAT, truth=b"4\n" * 6),
+    "words": kit(mat=MAT, truth=b"tench\n" * 6),
+    "bytes": kit(mat=MAT, truth=b"\xff" * 6),
+    "too few": kit(mat=MAT, truth=TRUTH[:-2]),
+    "too many": kit(mat=MAT, truth=TRUTH + b"1\n"),
+    "another class": devkit(ids={WNIDS[0]: 1, WNIDS[1]: 2, "n09999999": 3, WNIDS[2]: 4}, truth=[0] * 6),
+}
+
+
+@pytest.mark.parametrize("layout", [imagenet_tars, lambda: imagenet_folders(flat=True)], ids=["tars", "flat val"])
+@pytest.mark.parametrize("content", KITS.values(), ids=KITS.keys())
+def test_another_development_kit_is_refused(
+    home: Path, publish: Publish, layout: Callable[[], dict[str, bytes]], content: bytes
+) -> None:
+    publish_imagenet(publish, home, layout() | {DEVKIT: content})
+    assert str(home / "imagenet") in refusal(open_jpegs, "imagenet", "test")
+
+
+def test_no_flipped_bit_of_the_development_kit_changes_a_label(home: Path, publish: Publish) -> None:
+    publish_imagenet(publish, home, imagenet_tars())
+    content, refusals = devkit(), 0
+    for place in range(10, len(content), 7):  # the first ten bytes are gzip's, with a date that may be any
+        damaged = bytearray(content)
+        damaged[place] ^= 4
+        (home / "imagenet" / DEVKIT).write_bytes(damaged)
+        try:
+            assert open_jpegs("imagenet", "test").labels.tolist() == VAL_TRUTH  # a bit that says nothing
+        except UsageError as error:
+            assert DEVKIT in str(error) and "\n" not in str(error)
+            refusals += 1
+    assert refusals > 40
+
+
+def test_a_development_kit_that_unpacks_without_end_is_refused(
+    home: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("igpt.data.jpegs.LARGEST", 1 << 20)
+    publish_imagenet(publish, home, imagenet_tars() | {DEVKIT: gzip.compress(bytes(4 << 20))})
+    assert DEVKIT in refusal(open_jpegs, "imagenet", "test")
+
+
+def test_the_parents_of_classes_are_no_classes(home: Path, publish: Publish) -> None:
+    publish_imagenet(publish, home, imagenet_tars())
+    assert PARENT not in class_ids("imagenet")
+
+
+def test_tiny_imagenet_comes_out_as_it_went_in(home: Path, publish: Publish) -> None:
+    files = tiny_imagenet()
+    publish("tiny-imagenet", train=9, test=6, classes=3)
+    write(home / "tiny-imagenet-200", files)
+    train, test = open_jpegs("tiny-imagenet", "train"), open_jpegs("tiny-imagenet", "test")
+    assert [train.read(i) for i in range(9)] == [files[f"train/{w}/images/{w}_{k}.JPEG"] for w in WNIDS for k in range(3)]
+    assert [test.read(i) for i in range(6)] == [files[f"val/images/val_{k}.JPEG"] for k in range(6)]
+    assert test.labels.tolist() == VAL_TRUTH and train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert load_split("tiny-imagenet", "train").images.shape == (8, 64, 64, 3)
+    assert len(check_dataset("tiny-imagenet")) == 3
+
+
+@pytest.mark.parametrize("notes", [None, b"", b"\n", b"\xff", b"val_0.JPEG\tn00000000\n", b"val_0.JPEG n01440764\n"])
+def test_tiny_imagenets_classes_are_needed(home: Path, publish: Publish, notes: bytes | None) -> None:
+    publish("tiny-imagenet", train=9, test=6, classes=3)
+    write(home / "tiny-imagenet-200", tiny_imagenet())
+    path = home / "tiny-imagenet-200" / "val" / "val_annotations.txt"
+    path.unlink() if notes is None else path.write_bytes(notes)
+    assert refusal(open_jpegs, "tiny-imagenet", "test").startswith(f"{path} does not say the classes")
+
+
+def test_half_of_tiny_imagenet_is_not_asked_to_be_imagenet(home: Path, publish: Publish) -> None:
+    publish("tiny-imagenet", train=9, test=6, classes=3)
+    write(home / "tiny-imagenet-200", {path: c for path, c in tiny_imagenet().items() if path.startswith("train")})
+    text = refusal(open_jpegs, "tiny-imagenet", "test")
+    assert "val_annotations.txt" in text and "ILSVRC" not in text
+
+
+def test_an_image_of_another_size_is_named(home: Path, publish: Publish) -> None:
+    publish("tiny-imagenet", train=9, test=6, classes=3)
+    write(home / "tiny-imagenet-200", tiny_imagenet() | {"val/images/val_3.JPEG": jpeg(1, (64, 32))})
+    assert "val_3.JPEG is (32, 64), others are (64, 64)" in refusal(load_split, "tiny-imagenet", "test")
+
+
+@pytest.mark.parametrize("content", [b"", b"words", b"\xff\xd8", b"%!PS-Adobe-3.0\n", jpeg(1)[:15]])
+@pytest.mark.parametrize("layout", [imagenet_tars, imagenet_folders])
+def test_a_file_that_is_no_image_is_named(
+    home: Path, publish: Publish, layout: Callable[[], dict[str, bytes]], content: bytes
+) -> None:
+    files = imagenet_folders() | {f"train/{WNIDS[1]}/{WNIDS[1]}_20.JPEG": content}
+    name = f"{WNIDS[1]}_20.JPEG"
+    if layout is imagenet_tars:
+        inner = {w: [(n, content if n == name else c) for n, c in found] for w, found in train_jpegs().items()}
+        files = imagenet_tars() | {TRAIN_TAR: tar_of([(f"{w}.tar", tar_of(found)) for w, found in inner.items()])}
+    publish_imagenet(publish, home, files)
+    text = refusal(open_jpegs("imagenet", "train").picture, 4)
+    assert (f"{TRAIN_TAR} at byte " if layout is imagenet_tars else name) in text and "is not an image" in text
+
+
+def test_a_picture_of_another_program_is_refused(home: Path, publish: Publish) -> None:
+    # Pillow opens some fifty formats, and starts Ghostscript for one of them; the data sets have two
+    eps, gif = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (8, 8)).save(eps, "EPS")
+    Image.new("RGB", (8, 8)).save(gif, "GIF")
+    for content in (eps.getvalue(), gif.getvalue()):
+        publish_imagenet(publish, home, imagenet_folders() | {f"train/{WNIDS[0]}/{WNIDS[0]}_10.JPEG": content})
+        assert "is not an image" in refusal(open_jpegs("imagenet", "train").picture, 0)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_grey_and_cmyk_become_rgb(mode: str) -> None:
+    picture = decode(jpeg(4, (20, 20), mode))
+    assert picture.mode == "RGB" and picture.size == (20, 20)
+    original = Image.open(io.BytesIO(jpeg(4, (20, 20)))).convert("L")
+    assert abs(np.asarray(picture.convert("L")).astype(int) - np.asarray(original)).max() < 12
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGBA", "1"])
+def test_a_png_under_a_jpegs_name_is_read(mode: str) -> None:
+    original = Image.open(io.BytesIO(jpeg(4, (20, 20))))
+    out = io.BytesIO()
+    original.convert(mode).save(out, "PNG")
+    assert np.array_equal(np.asarray(decode(out.getvalue())), np.asarray(original.convert(mode).convert("RGB")))
+
+
+def test_a_broken_end_is_left_grey_and_the_rest_is_kept() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8))
+    out = io.BytesIO()
+    noise.save(out, "JPEG", quality=95)
+    whole = np.asarray(decode(out.getvalue()))
+    cut = np.asarray(decode(out.getvalue()[: len(out.getvalue()) // 2]))
+    assert cut.shape == whole.shape
+    np.testing.assert_array_equal(cut[:8], whole[:8])
+    assert len(np.unique(cut[-8:])) < 8
+    from PIL import ImageFile
+
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES  # for others in the process it is as it was
+
+
+def test_a_rotation_in_exif_is_not_followed() -> None:
+    picture = Image.new("RGB", (30, 20))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    out = io.BytesIO()
+    picture.save(out, "JPEG", exif=exif)
+    assert decode(out.getvalue()).size == (30, 20)
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_a_damaged_image_is_a_picture_or_a_sentence(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    content = bytearray(jpeg(3, (24, 18), format=data.draw(st.sampled_from(["JPEG", "PNG"]))))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "damaged.JPEG"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    here = np.zeros(1, np.int64)
+    jpegs = Jpegs(path.parent, np.array([os.fsencode(path.name)]), here, here, here - 1, here)
+    try:
+        assert jpegs.picture(0).mode == "RGB"
+    except UsageError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason=f"needs the sample of ImageNet in {SAMPLE}")
+def test_the_real_images_decode_to_their_listed_sizes() -> None:
+    with (SAMPLE / "LIST.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows[::4] + [row for row in rows if row["mode"] != "RGB" or "can_opener" in row["file"]]:
+        picture = decode((SAMPLE / row["file"]).read_bytes())
+        assert (picture.mode, picture.size) == ("RGB", (int(row["width"]), int(row["height"]))), row["file"]

@@ -1,0 +1,422 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from filelock import FileLock
+from official import (
+    COLOURS,
+    VAL_TRUTH,
+    WNIDS,
+    Publish,
+    imagenet_folders,
+    imagenet_tars,
+    jpeg,
+    pictures,
+    publish_cifar10,
+    publish_imagenet,
+    refusal,
+    tree,
+    write,
+)
+
+from igpt.data import cards, store, tokens
+from igpt.data.cards import data_home
+from igpt.data.jpegs import open_jpegs
+from igpt.data.resize import centre_crop, random_crop, reduced
+from igpt.data.store import HEADER, TokenStore, read_header
+from igpt.data.tokens import PLAN, Wanted, make_store, store_folder
+from igpt.errors import UsageError
+from igpt.palette import Palette
+
+SMALL = Wanted("cifar10", "train", 4)
+CROPS = Wanted("imagenet", "train", 4, crops=5, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of 16 images; a process that is started has the real ones."""
+    monkeypatch.setattr(store, "SHARD", 16)
+    monkeypatch.setattr(tokens, "SHARD", 16)
+
+
+def final(folder: Path) -> dict[str, bytes]:
+    """What has a final name in a store's folder."""
+    return {name: content for name, content in tree(folder).items() if not name.startswith(".")}
+
+
+def test_a_store_holds_the_tokens_of_the_reduced_images(home: Path, publish: Publish) -> None:
+    publish_cifar10(publish, home)
+    told: list[tuple[int, int]] = []
+    found, rate = make_store(SMALL, COLOURS, report=lambda *progress: told.append(progress))
+    expected = COLOURS.quantize(reduced(pictures(60), side=4)).reshape(60, 16)
+    np.testing.assert_array_equal(found[np.arange(60)], expected)
+    assert found.labels.tolist() == [place % 10 for place in range(60)]
+    assert told == [(0, 60), (16, 60), (32, 60), (48, 60), (60, 60)] and rate > 0
+    assert found.folder.parent == home / "tokens"
+    assert sorted(final(found.folder)) == [HEADER, "labels.npy", *(f"tokens-{place:05d}.npy" for place in range(4))]
+    header = read_header(found.folder)
+    assert header.shards == [hashlib.sha256((found.folder / f"tokens-{i:05d}.npy").read_bytes()).hexdigest() for i in range(4)]
+    assert header.palette_sha256 == COLOURS.digest and header.held_out_sha256 == cards.data_card("cifar10").split
+
+
+def test_a_finished_store_is_opened_and_not_made_again(home: Path, publish: Publish) -> None:
+    publish_cifar10(publish, home)
+    before = final(make_store(SMALL, COLOURS)[0].folder)
+    found, rate = make_store(SMALL, COLOURS, report=lambda *_: pytest.fail("it is made again"))
+    assert rate == 0 and final(found.folder) == before
+
+
+def test_images_at_their_own_size_and_digits_are_tokenised_as_they_are(home: Path, publish: Publish, greys: Palette) -> None:
+    publish_cifar10(publish, home, train=20, test=10)
+    found, _ = make_store(Wanted("cifar10", "test", 32), COLOURS)
+    np.testing.assert_array_equal(found[np.arange(10)], COLOURS.quantize(pictures(10, seed=1)).reshape(10, -1))
+    digits, _ = make_store(Wanted("digits", "test", 8), greys)
+    assert len(digits) == 360 and digits.positions == 64
+
+
+def test_central_crops_of_imagenet(home: Path, publish: Publish) -> None:
+    publish_imagenet(publish, home, imagenet_tars())
+    found, _ = make_store(Wanted("imagenet", "test", 4), COLOURS)
+    jpegs = open_jpegs("imagenet", "test")
+    crops = np.stack([centre_crop(jpegs.picture(index), side=4) for index in range(6)])
+    np.testing.assert_array_equal(found[np.arange(6)], COLOURS.quantize(crops).reshape(6, 16))
+    assert found.labels.tolist() == VAL_TRUTH
+
+
+def test_random_crops_depend_on_seed_and_index_only(home: Path, publish: Publish) -> None:
+    publish_imagenet(publish, home, imagenet_folders())
+    found, _ = make_store(CROPS, COLOURS)
+    assert len(found) == 45 and found.labels.tolist() == 5 * [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    jpegs = open_jpegs("imagenet", "train")
+    for index in range(45):
+        crop = random_crop(jpegs.picture(index % 9), side=4, generator=np.random.default_rng([3, index]))
+        np.testing.assert_array_equal(found[np.array([index])][0], COLOURS.quantize(crop[None]).reshape(-1))
+    other, _ = make_store(Wanted("imagenet", "train", 4, crops=5, seed=4), COLOURS)
+    assert (other[np.arange(45)] != found[np.arange(45)]).any()
+
+
+KILLED = """
+import sys
+sys.path[:0] = [{here!r}, {tests!r}]
+import pytest
+from official import COLOURS, publisher
+from pathlib import Path
+from igpt.data import store, tokens
+store.SHARD = tokens.SHARD = 16
+patch = pytest.MonkeyPatch()
+publisher(Path({published!r}), patch)("imagenet", train=9, test=6, classes=3)
+write = tokens.write_shard
+def slow(folder, place, found):
+    if place == 1:
+        print("half way", flush=True)
+        sys.stdin.read()
+    write(folder, place, found)
+tokens.write_shard = slow
+tokens.make_store(tokens.Wanted("imagenet", "train", 4, crops=5, seed=3), COLOURS)
+"""
+
+
+def test_a_killed_process_is_continued_to_the_same_bytes(
+    home: Path, publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_imagenet(publish, home, imagenet_folders())
+    code = KILLED.format(here=str(ROOT), tests=str(Path(__file__).parent), published=str(tmp_path / "theirs"))
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"half way\n"
+        folder = store_folder(CROPS, COLOURS)
+        assert "is being made by another process: wait for it" in refusal(make_store, CROPS, COLOURS)
+        process.kill()
+    assert sorted(final(folder)) == [PLAN, "tokens-00000.npy"]
+    assert "`igpt data tokenize` makes and continues one" in refusal(TokenStore, folder)
+    begun = (folder / "tokens-00000.npy").stat()
+    told: list[int] = []
+    found, _ = make_store(CROPS, COLOURS, report=lambda done, total: told.append(done))
+    assert told == [16, 32, 45] and (folder / "tokens-00000.npy").stat().st_mtime_ns == begun.st_mtime_ns
+    write(tmp_path / "other" / "imagenet", imagenet_folders())
+    monkeypatch.setenv("IGPT_DATA", str(tmp_path / "other"))
+    assert final(make_store(CROPS, COLOURS)[0].folder) == final(found.folder)
+
+
+@pytest.mark.parametrize("stop_at", [16, 32, 45])
+def test_an_interrupt_after_any_shard_is_continued_to_the_same_bytes(
+    home: Path, publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    publish_imagenet(publish, home, imagenet_folders())
+
+    def stop(done: int, total: int) -> None:
+        if done == stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_store(CROPS, COLOURS, report=stop)
+    found, _ = make_store(CROPS, COLOURS)
+    write(tmp_path / "other" / "imagenet", imagenet_folders())
+    monkeypatch.setenv("IGPT_DATA", str(tmp_path / "other"))
+    assert final(make_store(CROPS, COLOURS)[0].folder) == final(found.folder)
+
+
+def test_several_workers_write_the_same_bytes_as_one(
+    home: Path, publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (store, tokens):
+        monkeypatch.setattr(module, "SHARD", 4096)  # as the workers have it
+    publish_cifar10(publish, home, train=8200, test=10)
+    found, _ = make_store(SMALL, COLOURS, workers=3)
+    several = final(found.folder)
+    assert len(several) == 5
+    for path in found.folder.iterdir():
+        path.unlink()
+    assert final(make_store(SMALL, COLOURS)[0].folder) == several
+
+
+def test_a_picture_that_is_none_ends_the_work_of_workers_in_a_sentence(
+    home: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (store, tokens):
+        monkeypatch.setattr(module, "SHARD", 4096)
+    publish_imagenet(publish, home, imagenet_folders() | {f"train/{WNIDS[0]}/{WNIDS[0]}_10.JPEG": b"words"})
+    wanted = Wanted("imagenet", "train", 4, crops=500)
+    assert f"{WNIDS[0]}_10.JPEG is not an image" in refusal(make_store, wanted, COLOURS, workers=2)
+    assert [name for name in final(store_folder(wanted, COLOURS)) if name == HEADER] == []
+    for child in multiprocessing.active_children():
+        child.join(30)
+    assert multiprocessing.active_children() == []
+
+
+ORPHANS = """
+import os, sys, time
+sys.path.insert(0, {here!r})
+import numpy as np
+from igpt.data import tokens
+if __name__ == "__main__":
+    context = tokens.multiprocessing.get_context("spawn")
+    with tokens.ProcessPoolExecutor(1, context, tokens._keep_job, ((None, None, None, None, 0),)) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="asks Linux whether a process is alive")
+def test_workers_end_when_their_process_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "orphans.py").write_text(ORPHANS.format(here=str(ROOT)))
+    with subprocess.Popen([sys.executable, str(tmp_path / "orphans.py")], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        worker = int(process.stdout.readline())
+        process.kill()
+    try:
+        deadline = time.monotonic() + 10
+        while _alive(worker) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not _alive(worker)
+    finally:
+        if _alive(worker):
+            os.kill(worker, signal.SIGKILL)
+
+
+def _alive(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_worker_that_is_killed_is_told() -> None:
+    # the pool itself cannot be reached from outside, so the shard that kills is of our own making
+    with pytest.raises(UsageError, match="a worker was killed, for memory perhaps"):
+        list(tokens._each_shard([0, 1], (_Deadly(), SMALL, COLOURS, Path("none"), 32), 2))  # type: ignore[arg-type]
+
+
+class _Deadly:
+    """A source that ends whichever process unpickles it."""
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return os._exit, (9,)
+
+
+def test_one_process_at_a_time_makes_a_store(home: Path, publish: Publish) -> None:
+    publish_cifar10(publish, home)
+    folder = store_folder(SMALL, COLOURS)
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"):
+        assert f"{folder} is being made by another process" in refusal(make_store, SMALL, COLOURS)
+        assert final(folder) == {}
+    assert len(make_store(SMALL, COLOURS)[0]) == 60
+
+
+def test_a_store_that_another_process_finishes_just_now_is_taken(
+    home: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_cifar10(publish, home)
+
+    class Late(FileLock):  # type: ignore[misc, valid-type]
+        """The lock of a process that looked for a store, found none, and was put to sleep."""
+
+        def acquire(self, *arguments: object, **options: object) -> object:
+            monkeypatch.setattr(tokens, "FileLock", FileLock)
+            make_store(SMALL, COLOURS)
+            return super().acquire(*arguments, **options)
+
+    monkeypatch.setattr(tokens, "FileLock", Late)
+    found, rate = make_store(SMALL, COLOURS)
+    assert len(found) == 60 and rate == 0
+
+
+@pytest.mark.parametrize("damage", ["plan of another", "plan is none", "no plan"])
+def test_shards_of_something_else_are_not_continued(home: Path, publish: Publish, damage: str) -> None:
+    publish_cifar10(publish, home)
+    folder = make_store(SMALL, COLOURS)[0].folder
+    header = (folder / HEADER).read_text()
+    (folder / HEADER).unlink()
+    if damage != "no plan":
+        (folder / PLAN).write_text("{" if damage == "plan is none" else header)
+    before = final(folder)
+    assert "remove it, then tokenise again" in refusal(make_store, SMALL, COLOURS)
+    assert final(folder) == before
+
+
+def test_a_full_disk_half_way_leaves_whole_shards_and_can_be_continued(
+    home: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_cifar10(publish, home)
+    real, count = os.fsync, 0
+
+    def full(handle: int) -> None:
+        nonlocal count
+        count += 1
+        if count > 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            make_store(SMALL, COLOURS)
+    folder = store_folder(SMALL, COLOURS)
+    assert caught.value.filename == str(folder / "tokens-00001.npy")
+    assert sorted(tree(folder)) == [PLAN, "tokens-00000.npy"]
+    assert len(make_store(SMALL, COLOURS)[0]) == 60
+
+
+LIMITED = """
+import resource, signal, sys
+sys.path.insert(0, {here!r})
+import numpy as np
+from pathlib import Path
+from igpt.data.store import write_shard
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    write_shard(Path({folder!r}), 0, np.zeros((4096, 64), np.uint16))
+except OSError as error:
+    print(error.errno, error.filename)
+"""
+
+
+def test_a_disk_that_is_really_full_is_said_with_its_reason(tmp_path: Path) -> None:
+    code = LIMITED.format(here=str(ROOT), folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{errno.EFBIG} {tmp_path / 'tokens-00000.npy'}\n", done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_more_than_a_shard_of_pictures_is_decoded_before_it_is_written(
+    home: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_imagenet(publish, home, imagenet_folders())
+    decoded, largest = 0, 0
+    picture, write_one = tokens.Jpegs.picture, tokens.write_shard
+
+    def count(self: tokens.Jpegs, index: int) -> object:
+        nonlocal decoded, largest
+        decoded += 1
+        largest = max(largest, decoded)
+        return picture(self, index)
+
+    def written(*arguments: object) -> None:
+        nonlocal decoded
+        decoded = 0
+        write_one(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tokens.Jpegs, "picture", count)
+    monkeypatch.setattr(tokens, "write_shard", written)
+    make_store(CROPS, COLOURS)
+    assert largest == 16
+
+
+def test_a_list_of_imagenets_size_is_small(home: Path, publish: Publish) -> None:
+    publish_imagenet(publish, home, imagenet_tars())
+    jpegs = open_jpegs("imagenet", "train")
+    arrays = (jpegs.file, jpegs.offset, jpegs.size, jpegs.labels)
+    assert sum(array.nbytes for array in arrays) == 4 * 8 * len(jpegs)  # 41 MB for 1,281,167
+    assert jpegs.files.nbytes < 100  # one tar, one name
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (Wanted("cifar10", "train", 33), "choose a resolution from 1 to 32"),
+        (Wanted("cifar10", "train", 0), "choose a resolution from 1 to 32"),
+        (Wanted("cifar10", "train", 4, filter="best"), "no filter 'best'; choose one of bicubic, box"),
+        (Wanted("cifar10", "train", 4, crops=2), "random crops are taken of ImageNet's training images"),
+        (Wanted("imagenet", "test", 4, crops=2), "random crops are taken of ImageNet's training images"),
+        (Wanted("imagenet", "train", 4, crops=-1), "crops and seed are at least 0"),
+        (Wanted("imagenet", "train", 4, crops=1, seed=-1), "crops and seed are at least 0"),
+        (Wanted("mnist", "train", 4), "no data set 'mnist'"),
+        (Wanted("cifar100", "train", 4), "`igpt data fetch cifar100` brings it"),
+        (Wanted("digits", "train", 8), "the palette has 3 channels"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else f"{value.dataset} {value.resolution} {value.crops}",
+)
+def test_what_cannot_be_made_is_refused_before_anything_is_written(
+    home: Path, publish: Publish, wanted: Wanted, words: str
+) -> None:
+    publish_cifar10(publish, home)
+    publish_imagenet(publish, home, imagenet_folders())
+    assert words in refusal(make_store, wanted, COLOURS)
+    assert "and workers 1" in refusal(make_store, SMALL, COLOURS, workers=0)
+    assert not (home / "tokens").exists()
+
+
+def test_a_broken_picture_is_named_and_nothing_stands_in_its_place(home: Path, publish: Publish) -> None:
+    name = f"{WNIDS[2]}_10.JPEG"
+    publish_imagenet(publish, home, imagenet_folders() | {f"train/{WNIDS[2]}/{name}": b""})
+    assert f"{name} is not an image" in refusal(make_store, CROPS, COLOURS)
+    folder = store_folder(CROPS, COLOURS)
+    assert sorted(final(folder)) == [PLAN]
+    write(home / "imagenet", {f"train/{WNIDS[2]}/{name}": jpeg(1)})
+    assert len(make_store(CROPS, COLOURS)[0]) == 45
+
+
+REAL = data_home()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (REAL / "cifar-10-batches-py" / "data_batch_5").exists(), reason=f"CIFAR-10 is not in {REAL}: set IGPT_DATA"
+)
+def test_the_real_cifar10_has_the_tokens_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from igpt.weights.read import released_palette
+
+    for module in (store, tokens):
+        monkeypatch.setattr(module, "SHARD", 4096)
+    (tmp_path / "cifar-10-batches-py").symlink_to(REAL / "cifar-10-batches-py")
+    monkeypatch.setenv("IGPT_DATA", str(tmp_path))
+    sums = {
+        "train": "4fb82b49ba5c474011bc6e138dca2928d20d0a9a4f3cd35dc3a1210dfe818d81",
+        "test": "6bf9ceaf6fdf8fbb2d324f2ec4c935c79a823be89e2a46c991455afdcbb688cb",
+    }
+    palette = released_palette()
+    for split, expected in sums.items():
+        found, _ = make_store(Wanted("cifar10", split, 32), palette)  # type: ignore[arg-type]
+        every = found[np.arange(len(found))].astype("<u2")
+        assert hashlib.sha256(every.tobytes()).hexdigest() == expected
+        first = [89, 166, 219, 198, 288, 485, 110, 354] if split == "train" else 8 * [372]
+        assert every[0, :8].tolist() == first
