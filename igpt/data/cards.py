@@ -144,7 +144,8 @@ def is_present(name: str) -> bool:
     folder, known = data_folder(name), data_files(name)
     if known.files:
         return all((folder / file).is_file() for file in known.files)
-    return (folder / "train").is_dir() or all((folder / archive.name).is_file() for archive in known.archives)
+    in_place = [archive for archive in known.archives if not archive.addresses]  # ImageNet's are read as they are
+    return (folder / "train").is_dir() or (bool(in_place) and all((folder / a.name).is_file() for a in in_place))
 
 
 def check_present(name: str) -> None:

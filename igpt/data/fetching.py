@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import lzma
 import shutil
@@ -20,7 +21,7 @@ from filelock import FileLock, Timeout
 from igpt.data import cifar, stl
 from igpt.data.cards import DATASETS, Archive, by_hand, check_present, data_card, data_files, data_folder, data_home, is_present
 from igpt.data.jpegs import class_ids, open_jpegs
-from igpt.data.splits import held_out, index_digest, load_official, load_split
+from igpt.data.splits import held_out, index_digest, load_official
 from igpt.errors import UsageError
 from igpt.fetch import RemoteFile, fetch
 from igpt.files import sync_folder
@@ -99,7 +100,7 @@ def unpack(path: Path, folder: Path, *, limit: int) -> None:
         says = str(error).partition("\n")[0].rstrip(":") or type(error).__name__  # tarfile lists all that it tried
         raise UsageError(f"{path} is damaged ({says}): get it again") from None
     except OSError as error:
-        if error.errno is None:  # how gzip says it
+        if error.errno in (None, errno.EINVAL):  # how gzip says it, and zipfile of a place before the file's beginning
             raise UsageError(f"{path} is damaged ({error}): get it again") from None
         raise
     finally:
@@ -176,9 +177,7 @@ def check_dataset(name: str) -> list[str]:
             jpegs = open_jpegs(name, split)
             count, labels, first = len(jpegs), jpegs.labels, np.asarray(jpegs.picture(0))
         else:
-            parts = [load_split("digits", part) for part in ("train", "validation")]
-            whole = (parts[0] + parts[1] if split == "train" else load_split("digits", "test")) if name == "digits" else None
-            found = whole or load_official(name, split)
+            found = load_official(name, split)
             count, labels, first = len(found), found.labels, found.images[0]
         least, most = np.bincount(labels, minlength=card.classes).min(), np.bincount(labels, minlength=card.classes).max()
         expected = card.train if split == "train" else card.test

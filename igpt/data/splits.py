@@ -59,13 +59,19 @@ def load_split(name: str, split: SplitName, *, side: int | None = None) -> Split
 
 
 def load_official(name: str, split: Literal["train", "test"]) -> Split:
-    """A data set's own train or test split, whole, in the order of its files. Raises UsageError as `load_split` does."""
+    """A data set's own train or test split, whole, in the order of its files; of the digits, validation after train.
+
+    Raises UsageError as `load_split` does.
+    """
     from igpt.data.cifar import read_cifar
     from igpt.data.jpegs import open_jpegs
     from igpt.data.stl import read_stl
 
     check_present(name)
     card = data_card(name)
+    if name == "digits":
+        parts = [load_split(name, part) for part in ("train", "validation")]
+        return load_split(name, "test") if split == "test" else parts[0] + parts[1]
     if name == "imagenet":
         raise UsageError(f"{card.title} is larger than memory: `igpt data tokenize imagenet` makes tokens of it, on disk")
     if name == "tiny-imagenet":

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from igpt.data.cards import check_present, data_card, data_home
 from igpt.data.jpegs import Jpegs, open_jpegs
 from igpt.data.resize import FILTERS, centre_crop, random_crop, reduced
-from igpt.data.splits import held_out, index_digest, load_official, load_split
+from igpt.data.splits import held_out, index_digest, load_official
 from igpt.data.store import (
     HEADER,
     SHARD,
@@ -75,15 +75,43 @@ def make_store(
     _check(wanted, palette, workers)
     folder = store_folder(wanted, palette)
     if (folder / HEADER).exists():
-        return TokenStore(folder), 0.0
+        return _open_store(folder, wanted, palette), 0.0
+    check_present(wanted.dataset)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
             if (folder / HEADER).exists():  # another process may have ended between the look and the lock
-                return TokenStore(folder), 0.0
+                return _open_store(folder, wanted, palette), 0.0
             return _make(wanted, palette, folder, workers=workers, report=report)
     except Timeout:
         raise UsageError(f"{folder} is being made by another process: wait for it, or stop it first") from None
+
+
+def _open_store(folder: Path, wanted: Wanted, palette: Palette) -> TokenStore:
+    """A finished store, held against what is wanted: its folder's name may have been given to another."""
+    store = TokenStore(folder)
+    header = store.header
+    found = Wanted(header.dataset, header.split, header.resolution, header.crops, header.filter, header.seed)
+    if (found, header.palette_sha256) != (wanted, palette.digest):
+        raise UsageError(f"{folder} holds other tokens than its name says: move it away, then tokenise again")
+    return store
+
+
+def check_stores(name: str) -> list[str]:
+    """What a look at every finished store of a data set finds; each shard is read and held against its sum.
+
+    Raises UsageError for the first shard that is not as it was written.
+    """
+    lines = []
+    for header in sorted((data_home() / "tokens").glob(f"{name}-*/{HEADER}")):
+        store = TokenStore(header.parent)
+        if store.header.dataset != name:
+            continue
+        for place, expected in enumerate(store.header.shards):
+            if _digest(shard_path(store.folder, place)) != expected:
+                raise UsageError(f"{shard_path(store.folder, place)} is damaged: remove {store.folder} and tokenise again")
+        lines.append(f"tokens: {store.folder.name}, {len(store):,} images, every shard as it was written")
+    return lines
 
 
 def validation_places(name: str) -> NDArray[np.int64]:
@@ -178,7 +206,7 @@ def _each_shard(todo: list[int], job: Job, workers: int) -> Iterator[int]:
                 "a worker was killed, for memory perhaps: run the same command again, with fewer --workers"
             ) from None
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # and wait for the shards at work, so that the lock outlives them
             raise
 
 
@@ -233,10 +261,6 @@ def _open(wanted: Wanted) -> tuple[Source, NDArray[np.int64]]:
     if wanted.dataset in CROPPED:
         jpegs = open_jpegs(wanted.dataset, wanted.split)
         return jpegs, jpegs.labels
-    if wanted.dataset == "digits":
-        parts = [load_split("digits", name) for name in ("train", "validation")]
-        digits = parts[0] + parts[1] if wanted.split == "train" else load_split("digits", "test")
-        return digits.images, digits.labels
     official = load_official(wanted.dataset, wanted.split)
     return official.images, official.labels
 
@@ -244,7 +268,6 @@ def _open(wanted: Wanted) -> tuple[Source, NDArray[np.int64]]:
 def _check(wanted: Wanted, palette: Palette, workers: int) -> None:
     """Refuse what cannot be made, before anything is opened."""
     card = data_card(wanted.dataset)
-    check_present(wanted.dataset)
     if not 1 <= wanted.resolution <= card.height:
         raise UsageError(f"{card.title} has {card.height} pixels a side: choose a resolution from 1 to {card.height}")
     if wanted.filter not in FILTERS:

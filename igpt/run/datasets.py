@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from igpt.data import DATASETS, data_card
 from igpt.data.fetching import check_dataset, dataset_lines, fetch_dataset
-from igpt.data.tokens import Wanted, make_store
+from igpt.data.tokens import Wanted, check_stores, make_store
 from igpt.palette import Palette
 
 
@@ -33,7 +33,8 @@ def fetch(name: str) -> str:
 
 def check(name: str) -> str:
     """Look at a whole data set; what was found, line by line."""
-    return "\n".join([f"{data_card(name).title} is as published", *(f"  {line}" for line in check_dataset(name))])
+    lines = [*check_dataset(name), *check_stores(name)]
+    return "\n".join([f"{data_card(name).title} is as published", *(f"  {line}" for line in lines)])
 
 
 def tokenize(name: str, *, resolution: int | None, workers: int, crops: int, filter: str, seed: int, palette: Path | None) -> str:

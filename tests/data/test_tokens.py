@@ -34,8 +34,9 @@ from igpt.data import cards, store, tokens
 from igpt.data.cards import data_home
 from igpt.data.jpegs import open_jpegs
 from igpt.data.resize import centre_crop, random_crop, reduced
-from igpt.data.store import HEADER, TokenStore, read_header
-from igpt.data.tokens import PLAN, Wanted, make_store, store_folder
+from igpt.data.splits import load_split
+from igpt.data.store import HEADER, TokenStore, read_header, shard_path
+from igpt.data.tokens import PLAN, Wanted, check_stores, make_store, store_folder, train_parts
 from igpt.errors import UsageError
 from igpt.palette import Palette
 
@@ -420,3 +421,36 @@ def test_the_real_cifar10_has_the_tokens_described(monkeypatch: pytest.MonkeyPat
         assert hashlib.sha256(every.tobytes()).hexdigest() == expected
         first = [89, 166, 219, 198, 288, 485, 110, 354] if split == "train" else 8 * [372]
         assert every[0, :8].tolist() == first
+
+
+def test_a_store_under_anothers_name_is_not_taken_for_it(home: Path) -> None:
+    palette = Palette(np.linspace(-1, 1, 16, dtype=np.float32)[:, None])
+    wanted = Wanted("digits", "test", 8)
+    store, _ = make_store(wanted, palette)
+    store.folder.rename(store_folder(Wanted("digits", "test", 4), palette))
+    with pytest.raises(UsageError, match="holds other tokens than its name says: move it away"):
+        make_store(Wanted("digits", "test", 4), palette)
+
+
+def test_a_bit_that_flipped_on_disk_is_found_by_a_check(home: Path) -> None:
+    palette = Palette(np.linspace(-1, 1, 16, dtype=np.float32)[:, None])
+    store, _ = make_store(Wanted("digits", "test", 8), palette)
+    assert check_stores("digits") == [f"tokens: {store.folder.name}, 360 images, every shard as it was written"]
+    path = shard_path(store.folder, 0)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"tokens-00000\.npy is damaged: remove"):
+        check_stores("digits")
+
+
+def test_training_never_sees_the_held_out_images(home: Path) -> None:
+    palette = Palette(np.linspace(-1, 1, 16, dtype=np.float32)[:, None])
+    store, _ = make_store(Wanted("digits", "train", 8), palette)
+    training, validation = train_parts(store)
+    assert (len(training), len(validation)) == (1293, 144)
+    assert not set(training.places) & set(validation.places)
+    held = load_split("digits", "validation").images
+    assert (validation[np.arange(144)] == palette.quantize(held).reshape(144, -1)).all()
+    with pytest.raises(UsageError, match="holds the test images of digits"):
+        train_parts(make_store(Wanted("digits", "test", 8), palette)[0])
