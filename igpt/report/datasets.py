@@ -9,10 +9,16 @@ from igpt.report.tables import Cell, ResultTable
 
 def datasets_table(_: Project) -> ResultTable:
     """One row a data set."""
-    columns = ("Data set", "Name", "Train", "of it held out", "Test", "Classes", "Pixels a side", "Held-out indices", "Terms")
+    columns = ("Data set", "Name", "Train", "Held out", "Test", "Classes", "Pixels", "SHA-256 of held out")
     rows = []
     for name, card in DATASETS.items():
         counts = (card.train, card.validation, card.test, card.classes, card.height)
         digest = card.split[:12] or "by class"
-        rows.append((Cell(card.title), Cell(name), *(Cell(f"{n:,}") for n in counts), Cell(digest), Cell(card.terms)))
+        rows.append((Cell(card.title), Cell(name), *(Cell(f"{n:,}") for n in counts), Cell(digest)))
     return ResultTable("data-sets", "The data sets and their splits", columns, tuple(rows))
+
+
+def terms_table(_: Project) -> ResultTable:
+    """Under what terms each data set may be used."""
+    rows = tuple((Cell(card.title), Cell(card.terms)) for card in DATASETS.values())
+    return ResultTable("data-terms", "Terms of the data sets", ("Data set", "Terms"), rows)
