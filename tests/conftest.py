@@ -77,6 +77,21 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
+@pytest.fixture(scope="session")
+def real_cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data home with the real CIFAR-10, where there is a copy to be had."""
+    from igpt.data.cards import data_home
+
+    shared = ROOT.parent / "shared" / "data"
+    if (data_home() / "cifar-10-batches-py" / "data_batch_5").exists():
+        return data_home()
+    if not (shared / "cifar10").is_dir():
+        pytest.skip(f"CIFAR-10 is neither in {data_home()} nor in {shared}")
+    folder = tmp_path_factory.mktemp("cifar10")
+    subprocess.run([sys.executable, shared / "unpack.py", folder, "--only", "cifar10"], check=True, capture_output=True)
+    return folder
+
+
 @pytest.fixture
 def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Give a data set other sizes and sums, for the length of a test in tests/data."""

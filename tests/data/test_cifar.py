@@ -25,7 +25,6 @@ from official import (
 )
 
 from igpt.data import data_card, held_out, load_split
-from igpt.data.cards import data_home
 from igpt.data.cifar import read_batch, read_cifar, read_names
 from igpt.data.fetching import check_dataset
 from igpt.data.splits import load_official
@@ -255,14 +254,8 @@ def test_any_changed_byte_is_a_batch_or_a_sentence(place: int, byte: int) -> Non
         assert "\n" not in str(error)
 
 
-REAL = data_home()
-
-
-@pytest.mark.skipif(
-    not (REAL / "cifar-10-batches-py" / "data_batch_5").exists(), reason=f"CIFAR-10 is not in {REAL}: set IGPT_DATA"
-)
-def test_the_real_images_are_those_described(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("IGPT_DATA", str(REAL))
+def test_the_real_images_are_those_described(real_cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IGPT_DATA", str(real_cifar10))
     images, labels = read_cifar("cifar10", "train")
     assert images.shape == (50_000, 32, 32, 3) and int(images.sum(dtype=np.int64)) == 18_540_682_003
     np.testing.assert_allclose(images.mean(axis=(0, 1, 2)) / 255, [0.49139968, 0.48215841, 0.44653091], rtol=1e-7)

@@ -31,7 +31,6 @@ from official import (
 )
 
 from igpt.data import cards, store, tokens
-from igpt.data.cards import data_home
 from igpt.data.jpegs import open_jpegs
 from igpt.data.resize import centre_crop, random_crop, reduced
 from igpt.data.splits import load_split
@@ -396,19 +395,13 @@ def test_a_broken_picture_is_named_and_nothing_stands_in_its_place(home: Path, p
     assert len(make_store(CROPS, COLOURS)[0]) == 45
 
 
-REAL = data_home()
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not (REAL / "cifar-10-batches-py" / "data_batch_5").exists(), reason=f"CIFAR-10 is not in {REAL}: set IGPT_DATA"
-)
-def test_the_real_cifar10_has_the_tokens_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_real_cifar10_has_the_tokens_described(real_cifar10: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from igpt.weights.read import released_palette
 
     for module in (store, tokens):
         monkeypatch.setattr(module, "SHARD", 4096)
-    (tmp_path / "cifar-10-batches-py").symlink_to(REAL / "cifar-10-batches-py")
+    (tmp_path / "cifar-10-batches-py").symlink_to(real_cifar10 / "cifar-10-batches-py")
     monkeypatch.setenv("IGPT_DATA", str(tmp_path))
     sums = {
         "train": "4fb82b49ba5c474011bc6e138dca2928d20d0a9a4f3cd35dc3a1210dfe818d81",
