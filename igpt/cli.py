@@ -212,7 +212,9 @@ def export(
 
 @app.command()
 def bench(
-    tasks: Annotated[list[str] | None, typer.Argument(help="sampling, features, quantise, loading, tokenise; or all.")] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Argument(help="sampling, features, quantise, tokenise, loading, probe; or all.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each contestant does the work.")] = 5,
     toy: Annotated[bool, typer.Option("--toy", help="Tiny sizes, to see that it works; such records stay in runs/.")] = False,
 ) -> None:

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from igpt.errors import UsageError
 
-TASKS = ("sampling", "features", "quantise", "tokenise", "loading")  # each a module of this package
+TASKS = ("sampling", "features", "quantise", "tokenise", "loading", "probe")  # each a module of this package
 
 # glibc told to keep its memory, which alone makes some programs twice as fast.
 TUNED = {

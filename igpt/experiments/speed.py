@@ -35,6 +35,7 @@ AIMS = (
     Aim("features", "igpt, tuned", "limit: matrix products", 0.8),
     Aim("features", "igpt in bfloat16, tuned", "transformers, tuned", 2.8),
     Aim("quantise", "igpt", "transformers", 100),
+    Aim("probe", "igpt", "scikit-learn to the same objective", 5),
     Aim("loading", "loading the batch", "a training step on it", 100),
     Aim("tokenise", "igpt", "the same decoding and resizing, no tokens", 0.9),
 )
