@@ -163,7 +163,7 @@ def train(
     out: Annotated[Path, typer.Option(help="The run's folder: checkpoints, weights, metrics.")],
     objective: Annotated[str, typer.Option(help="autoregressive or bert.")] = "autoregressive",
     steps: Annotated[int | None, typer.Option(min=1, help="A shorter run, its schedule with it.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first weights and of the batches.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the first weights and of the batches.")] = 0,
     palette: Annotated[Path | None, typer.Option(help="The tokens' palette.npy; the released colours if left out.")] = None,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Images at once, to save memory; all if left out.")] = None,
 ) -> None:
@@ -173,7 +173,10 @@ def train(
     """
     from igpt.run.training import train
 
-    said, code = train(recipe, objective, data=store, out=out, steps=steps, seed=seed, palette=palette, micro_batch=micro_batch)
+    with _stoppable():
+        said, code = train(
+            recipe, objective, data=store, out=out, steps=steps, seed=seed, palette=palette, micro_batch=micro_batch
+        )
     typer.echo(said, err=bool(code))
     raise typer.Exit(code)
 
@@ -215,7 +218,6 @@ def bench(
     tasks: Annotated[
         list[str] | None, typer.Argument(help="sampling, features, quantise, tokenise, loading, probe; or all.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each contestant does the work.")] = 5,
     toy: Annotated[bool, typer.Option("--toy", help="Tiny sizes, to see that it works; such records stay in runs/.")] = False,
 ) -> None:
     """Measure this machine's speed against the peers, in turns.
@@ -228,7 +230,7 @@ def bench(
     from igpt.run.command import run_speed
 
     with _stoppable():
-        ran = run_speed(tasks or [], rounds=rounds, toy=toy)
+        ran = run_speed(tasks or [], toy=toy)
     if toy:
         typer.echo(f"{', '.join(ran)} ran at toy size: nothing is to be read from its times")
         return

@@ -20,8 +20,10 @@ def plan_targets(targets: list[str], tier: str | None) -> tuple[Plan, Signer]:
     return plan_stages(project, stages), Signer(project.notebooks)
 
 
-def run_speed(tasks: list[str], *, rounds: int, toy: bool) -> list[str]:
+def run_speed(tasks: list[str], *, toy: bool) -> list[str]:
     """Run comparisons of speed again, one after the other and each alone; the names of those that ran.
+
+    toy : one round at sizes that show that it works; such records are no experiment's and stay in ``runs/``
 
     Raises UsageError for an unknown task, before anything starts.
     """
@@ -32,7 +34,7 @@ def run_speed(tasks: list[str], *, rounds: int, toy: bool) -> list[str]:
     if unknown := [task for task in tasks if task not in known]:
         raise UsageError(f"there is no comparison {unknown[0]!r}; choose from {', '.join(known)}")
     for task in tasks or known:
-        stage = signer.canonical(Stage.of("speed", task=task, rounds=rounds, toy=toy))
+        stage = signer.canonical(Stage.of("speed", task=task, **({"rounds": 1, "toy": True} if toy else {})))
         folder = run_folder(project, stage, signer.sign(stage))
         if folder.exists():
             hold(folder)

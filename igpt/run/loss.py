@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from tqdm import tqdm
 
-from igpt.data.store import TokenStore
+from igpt.data.store import StorePart, TokenStore
 from igpt.errors import UsageError
 from igpt.fast import packed
 from igpt.run.samples import find_weights
@@ -27,22 +29,33 @@ def loss_line(model: str, tokens: Path | None, images: int | None) -> str:
     Raises UsageError for tokens that are not the model's.
     """
     weights, palette = find_weights(model)
+    weights.to("cuda" if torch.cuda.is_available() else "cpu")
+    found: TokenStore | NDArray[np.integer]
     if tokens is not None and tokens.is_dir():
-        store = TokenStore(tokens)
-        store.check_for(palette, positions=weights.shape.n_ctx)
-        place, found = tokens, torch.from_numpy(store[np.arange(len(store))].astype(np.int64))
+        found = TokenStore(tokens)
+        found.check_for(palette, positions=weights.shape.n_ctx)
+        place = tokens
     else:
-        place, array = (tokens, read_tokens(tokens)) if tokens else released_tokens()
-        found = torch.from_numpy(np.array(array, dtype=np.int64))
-    found = found[: images or max(len(found) // BATCH, 1) * BATCH]
-    _check(found, weights.shape.n_ctx, weights.shape.n_vocab, place)
-    with packed(weights):
-        nats = evaluate_loss(weights, found, batch=BATCH)
-    return f"{model}: {nats:.4f} nats per token, {nats / math.log(2):.4f} bits, over {len(found):,} images of {place}"
+        place, found = (tokens, read_tokens(tokens)) if tokens else released_tokens()
+    count = min(images or max(len(found) // BATCH, 1) * BATCH, len(found))
+    part = StorePart(found, np.arange(count)) if isinstance(found, TokenStore) else found[:count]
+    _check(part, weights.shape.n_ctx, weights.shape.n_vocab, place)
+    with packed(weights), tqdm(unit=" images", file=sys.stderr, disable=None, leave=False) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        nats = evaluate_loss(weights, part, at_once=BATCH, report=report)
+    return f"{model}: {nats:.4f} nats per token, {nats / math.log(2):.4f} bits, over {count:,} images of {place}"
 
 
-def _check(tokens: Tensor, positions: int, colours: int, place: Path) -> None:
-    """Refuse tokens of another shape or palette."""
+def _check(tokens: StorePart | NDArray[np.integer], positions: int, colours: int, place: Path) -> None:
+    """Refuse no tokens, and those of another shape or palette; a store has been checked by its header."""
+    if not len(tokens):
+        raise UsageError(f"{place} has no tokens: give others")
+    if isinstance(tokens, StorePart):
+        return
     if tokens.shape[1] != positions:
         raise UsageError(f"{place} has {tokens.shape[1]} tokens an image, the model {positions}: give others")
     if not 0 <= int(tokens.min()) <= int(tokens.max()) < colours:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 from tqdm import tqdm
 
@@ -70,7 +71,13 @@ def _stop_by_signal() -> Iterator[list[int]]:
     """A list that a signal to stop is entered into, instead of ending the process where it stands."""
     asked: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in signals}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:  # again: at once, at the cost of what came since the last checkpoint
+            signal.default_int_handler(number, frame)
+        asked.append(number)
+
+    before = {number: signal.signal(number, ask) for number in signals}
     try:
         yield asked
     finally:
@@ -91,6 +98,8 @@ class _Bar:
     def report(self, done: int, total: int) -> None:
         """So many steps are done."""
         self._bar.total = total
+        if not self._bar.n:
+            self._bar.initial = self._bar.n = done - 1  # of an earlier call: not of this one's rate
         self._bar.update(done - self._bar.n)
         if done % WINDOW == 0:
             line = json.loads(self._metrics.read_text().splitlines()[-1])

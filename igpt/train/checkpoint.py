@@ -17,6 +17,10 @@ from igpt.weights.own import load_tensors, save_tensors
 KEPT = 2  # the newest, and the one before in case it is damaged
 
 
+class OtherRun(UsageError):
+    """A checkpoint of another run."""
+
+
 @dataclass
 class Losses:
     """Losses along a run, nats per token: one (step, train, validation) a milestone, step 0 included."""
@@ -30,58 +34,73 @@ class Losses:
 class Progress:
     """How far a run is: steps done, the losses kept, and the sum of the losses since the last of these.
 
-    window : losses of the steps since the last line of the metrics; recent : the mean losses of the lines so far
+    window : losses of the steps since the last line of the metrics; lowest : the lowest mean of a line so far
+    good : the step of the last line whose mean was as it should be
     """
 
     step: int = 0
     losses: Losses = field(default_factory=Losses)
     running: float = 0.0
     window: list[float] = field(default_factory=list)
-    recent: list[float] = field(default_factory=list)
+    lowest: float | None = None
+    good: int = 0
 
 
-def save_checkpoint(folder: Path, recipe: str, model: ImageGPT, optimizer: torch.optim.Adam, progress: Progress) -> Path:
-    """Write the state after ``progress.step`` steps, then remove all but the `KEPT` newest; where it is.
+def save_checkpoint(folder: Path, run: str, model: ImageGPT, optimizer: torch.optim.Adam, progress: Progress) -> Path:
+    """Write the state after ``progress.step`` steps, then remove older ones; where it is.
 
-    recipe : what the run is of; another one's checkpoint is refused by `load_checkpoint`
+    The `KEPT` newest stay, and the newest from before the last good losses, in case the later ones are of a run that
+    diverges. run : recipe, palette, data and seed; another run's checkpoint is refused by `load_checkpoint`
     """
     tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{number}.{key}": t for key, t in state.items()}
     path = folder / f"checkpoint-{progress.step:07d}.safetensors"
     progress_text = json.dumps({**vars(progress), "losses": vars(progress.losses)})
-    save_tensors(path, tensors, {"recipe": recipe, "progress": progress_text})
+    save_tensors(path, tensors, {"run": run, "progress": progress_text})
+    before = [old for old in checkpoints(folder) if step_of(old) <= progress.good]
     for old in checkpoints(folder)[:-KEPT]:
-        old.unlink()
+        if old not in before[-1:]:
+            old.unlink()
     return path
 
 
-def load_checkpoint(folder: Path, recipe: str, model: ImageGPT, optimizer: torch.optim.Adam) -> Progress:
+def load_checkpoint(folder: Path, run: str, model: ImageGPT, optimizer: torch.optim.Adam) -> Progress:
     """Put the newest good checkpoint back; how far it is, or a run that has not begun where there is none.
 
-    A damaged one is passed over for the one before, with a warning. Raises UsageError when all are damaged, and for
-    one of another recipe.
+    A damaged one is set aside for the one before, with a warning; what is noticed is one that is cut short or does not
+    hold what it should. Raises UsageError when all are damaged, and for one of another run.
     """
     found = checkpoints(folder)
     for path in reversed(found):
         try:
             tensors, metadata = load_tensors(path)
-        except UsageError as error:
-            warnings.warn(f"{error}; going on from the checkpoint before it", stacklevel=2)
+            kept = json.loads(metadata["progress"])
+            progress = Progress(**{**kept, "losses": Losses(**kept["losses"])})
+            if metadata["run"] != run:
+                raise OtherRun(f"{path} is of another recipe, seed or data: give another folder, or remove that run")
+            _restore(tensors, model, optimizer)
+        except OtherRun:
+            raise
+        except (UsageError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            path.replace(path.with_suffix(".damaged"))
+            says = str(error).splitlines()[0]
+            warnings.warn(f"{path} is damaged ({says}): going on from the checkpoint before it", stacklevel=2)
             continue
-        if metadata.get("recipe") != recipe:
-            raise UsageError(f"{path} is of another recipe or seed: give another folder, or remove that run")
-        _restore(tensors, model, optimizer)
-        kept = json.loads(metadata["progress"])
-        return Progress(**{**kept, "losses": Losses(**kept["losses"])})
+        return progress
     if found:
-        raise UsageError(f"every checkpoint in {folder} is damaged: remove them to train from the start")
+        raise UsageError(f"every checkpoint in {folder} is damaged, and was set aside: the same command trains from the start")
     return Progress()
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("checkpoint-*.safetensors"))
+    return sorted(folder.glob("checkpoint-*.safetensors"), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The steps that a checkpoint is after."""
+    return int(path.stem.rpartition("-")[2])
 
 
 def _restore(tensors: dict[str, Tensor], model: ImageGPT, optimizer: torch.optim.Adam) -> None:

@@ -6,13 +6,14 @@ so far, so a run that was killed and started again gives the same numbers as one
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 import numpy as np
 import torch
@@ -22,15 +23,17 @@ from torch import Tensor
 
 from igpt.data.store import StorePart, TokenStore
 from igpt.errors import StageError, UsageError
+from igpt.files import write_text
 from igpt.model import ImageGPT, draw_mask
 from igpt.palette import Palette
-from igpt.train.checkpoint import Losses, checkpoints, load_checkpoint, save_checkpoint
+from igpt.train.checkpoint import Losses, checkpoints, load_checkpoint, save_checkpoint, step_of
 from igpt.train.recipes import Recipe
 from igpt.weights.own import save_weights
 
 Report = Callable[[int, int], None]  # steps done, steps in all
 
 WINDOW = 50  # steps whose mean loss is one line of the metrics
+DRAWN = 256  # images whose masks are drawn together when a loss is evaluated
 RISE = 1.0  # nats by which the mean loss of a window may stand above the lowest one before it
 
 
@@ -79,7 +82,7 @@ def pretrain(
     tokens, validation : integers (images, positions)
     Continues from the newest good checkpoint in ``folder`` when there is one, and writes ``metrics.jsonl`` there.
     Raises Stopped when it was asked to, UsageError for tokens that are not the recipe's, a folder of another run, or
-    one that another process trains in, and StageError when the loss is no number or has risen for good.
+    one that another process trains in, and StageError when the loss is no number or has risen by a nat.
     """
     machine = machine or Machine()
     _check(recipe, tokens, machine)
@@ -107,12 +110,12 @@ class _Run:
     ) -> None:
         self.recipe, self.tokens, self.validation, self.palette = recipe, tokens, validation, palette
         self.seed, self.folder, self.machine, self.report = seed, folder, machine, report
-        self.name = f"{json.dumps(asdict(recipe), sort_keys=True)} {palette.digest} seed {seed}"
+        self.name = f"{json.dumps(asdict(recipe), sort_keys=True)} {palette.digest} {_identity(tokens)} seed {seed}"
         self.model = ImageGPT(recipe.shape, seed=seed).to(machine.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, fused=True)
         # Where a run starts: 1. from its own newest checkpoint, 2. from the seed.
         self.progress = load_checkpoint(folder, self.name, self.model, self.optimizer)
-        self.metrics = Metrics(folder / "metrics.jsonl", after=self.progress.step)
+        self.metrics = Metrics(folder / "metrics.jsonl", step=self.progress.step)
 
     def finish(self) -> Losses:
         """Take the steps that are missing."""
@@ -121,8 +124,9 @@ class _Run:
         if not losses.steps:
             losses.steps.append(0)
             losses.train.append(math.log(recipe.shape.n_vocab))  # the output matrix starts at zero
-            losses.validation.append(self._validate())
+            losses.validation.append(math.log(recipe.shape.n_vocab))
         saved = time.monotonic()
+        self._keep_milestone()  # of a run that was stopped in the midst of it
         while progress.step < recipe.steps:
             loss = self._step(progress.step)
             progress.step += 1
@@ -130,21 +134,43 @@ class _Run:
             progress.window.append(loss)
             if progress.step % WINDOW == 0 or not math.isfinite(loss):
                 self._look()
-            milestone = progress.step in recipe.milestone_steps
-            if milestone:
-                losses.train.append(progress.running / (progress.step - losses.steps[-1]))
-                losses.steps.append(progress.step)
-                losses.validation.append(self._validate())
-                progress.running = 0.0
-                save_weights(self.folder / weights_name(progress.step), self.model, self.palette)
             stopping = progress.step < recipe.steps and self.machine.stop()
-            if milestone or stopping or time.monotonic() - saved > 60 * self.machine.minutes:
-                save_checkpoint(self.folder, self.name, self.model, self.optimizer, progress)
+            if progress.step in recipe.milestone_steps or stopping or time.monotonic() - saved > 60 * self.machine.minutes:
+                self._save()
                 saved = time.monotonic()
+            if not stopping:
+                self._keep_milestone()
             self.report(progress.step, recipe.steps)
             if stopping:
                 raise Stopped(f"stopped after {progress.step:,} of {recipe.steps:,} steps; the same command continues")
         return losses
+
+    def _keep_milestone(self) -> None:
+        """At a milestone that is not kept yet: its losses and weights, and a checkpoint that knows of them."""
+        progress, losses = self.progress, self.progress.losses
+        if progress.step in self.recipe.milestone_steps and progress.step > losses.steps[-1]:
+            validation = self._validate()  # which may take long, and be stopped
+            losses.train.append(progress.running / (progress.step - losses.steps[-1]))
+            losses.steps.append(progress.step)
+            losses.validation.append(validation)
+            progress.running = 0.0
+            save_weights(self.folder / weights_name(progress.step), self.model, self.palette)
+            self._save()
+
+    def _save(self) -> None:
+        """A checkpoint. Raises StageError instead of keeping weights that are no numbers."""
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            self._give_up("the weights are no numbers")
+        save_checkpoint(self.folder, self.name, self.model, self.optimizer, self.progress)
+
+    def _give_up(self, fault: str) -> NoReturn:
+        """Set aside the checkpoints since the last good window of losses, and raise StageError with the one before."""
+        for path in checkpoints(self.folder):
+            if step_of(path) > self.progress.good:
+                path.replace(path.with_suffix(".diverged"))
+        kept = checkpoints(self.folder)
+        where = f"the last good checkpoint is {kept[-1]}" if kept else "it came before the first good checkpoint"
+        raise StageError(f"{fault}, at step {self.progress.step:,}: {where}, and {self.folder / 'metrics.jsonl'} has the losses")
 
     def _step(self, step: int) -> float:
         """One step of Adam; the batch's mean loss before it."""
@@ -169,45 +195,39 @@ class _Run:
         """Note a window's mean loss. Raises StageError when it is no number, or far above the lowest before it."""
         progress = self.progress
         mean = math.fsum(progress.window) / len(progress.window)
+        if not math.isfinite(mean):
+            self._give_up("the loss is no number")
         rate = self.optimizer.param_groups[0]["lr"]
-        self.metrics.add(progress.step, mean, rate, len(progress.window) * self.recipe.batch * self.recipe.shape.n_ctx)
+        self.metrics.add(progress.step, mean, rate, self.recipe.batch * self.recipe.shape.n_ctx)
+        if progress.lowest is not None and mean > progress.lowest + RISE:
+            self._give_up(f"the loss is {mean:.3f} nats, after {progress.lowest:.3f}")
         progress.window = []
-        lowest = min(progress.recent, default=math.inf)
-        if not math.isfinite(mean) or mean > lowest + RISE:
-            good = checkpoints(self.folder)
-            where = f"the last good checkpoint is {good[-1]}" if good else "it came before the first checkpoint"
-            fault = "no number" if not math.isfinite(mean) else f"{mean:.3f} nats, after {lowest:.3f}"
-            raise StageError(f"the loss is {fault}, at step {progress.step:,}: {where}; a smaller learning rate may hold")
-        progress.recent.append(mean)
+        progress.lowest = mean if progress.lowest is None else min(progress.lowest, mean)
+        progress.good = progress.step
 
     def _validate(self) -> float:
         """The held-out loss."""
-        return evaluate_loss(self.model, self.validation, mask_rate=self.recipe.mask_rate)
+        machine = self.machine
+        with torch.autocast(machine.device, torch.bfloat16, enabled=machine.bfloat16):
+            return evaluate_loss(self.model, self.validation, mask_rate=self.recipe.mask_rate, at_once=machine.micro_batch)
 
 
 class Metrics:
     """The lines of ``metrics.jsonl``: step, mean loss since the last line, learning rate, tokens a second."""
 
-    def __init__(self, path: Path, *, after: int) -> None:
-        """Lines of steps beyond ``after``, which a run that was killed had not kept, are dropped."""
+    def __init__(self, path: Path, *, step: int) -> None:
+        """Lines of steps beyond ``step``, which a run that was killed had not kept, are dropped."""
         self._path = path
         lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= after]
-        path.write_text("".join(f"{line}\n" for line in kept))
-        self._last = time.monotonic()
+        write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+        self._last, self._step = time.monotonic(), step
 
     def add(self, step: int, loss: float, rate: float, tokens: int) -> None:
-        """One line more."""
+        """One line more; ``tokens`` are those of a step, and only steps since the last line or the start are timed."""
         now = time.monotonic()
-        seconds = now - self._last
-        self._last = now
-        line = {
-            "step": step,
-            "loss": loss,
-            "rate": rate,
-            "tokens_per_second": round(tokens / seconds),
-            "seconds": round(seconds, 3),
-        }
+        speed = round(tokens * (step - self._step) / (now - self._last))
+        self._last, self._step = now, step
+        line = {"step": step, "loss": loss, "rate": rate, "tokens_per_second": speed}
         with self._path.open("a") as stream:
             print(json.dumps(line), file=stream)
 
@@ -236,19 +256,31 @@ def schedule(step: int, *, steps: int, warmup: int) -> float:
 
 
 @torch.no_grad()
-def evaluate_loss(model: ImageGPT, tokens: Tokens, *, mask_rate: float = 0.15, batch: int = 256) -> float:
+def evaluate_loss(
+    model: ImageGPT,
+    tokens: Tokens,
+    *,
+    mask_rate: float = 0.15,
+    at_once: int | None = None,
+    report: Report = lambda done, total: None,
+) -> float:
     """Mean nats per token over integers (images, positions), every image counted once.
 
+    at_once : images that go through the model together, to save memory; 256 when None
     BERT's masks are drawn anew for each image, as in the released code, but from a fixed seed.
     """
     generator = torch.Generator().manual_seed(0)
     total = 0.0
-    for start in range(0, len(tokens), batch):
-        part = _take(tokens, np.arange(start, min(start + batch, len(tokens))))
+    for start in range(0, len(tokens), DRAWN):
+        part = _take(tokens, np.arange(start, min(start + DRAWN, len(tokens))))
         masked = None
         if model.shape.objective == "bert":
-            masked = draw_mask(part, rate=mask_rate, generator=generator).to(model.wte.device)
-        total += model.loss(part.to(model.wte.device), masked).item() * len(part)
+            masked = draw_mask(part, rate=mask_rate, generator=generator)
+        for place in range(0, len(part), at_once or DRAWN):
+            here = slice(place, place + (at_once or DRAWN))
+            hidden = None if masked is None else masked[here].to(model.wte.device)
+            total += model.loss(part[here].to(model.wte.device), hidden).item() * len(part[here])
+        report(start + len(part), len(tokens))
     return total / len(tokens)
 
 
@@ -266,6 +298,15 @@ def _take(tokens: Tokens, indices: NDArray[np.int64]) -> Tensor:
     if isinstance(tokens, Tensor):
         return tokens[torch.from_numpy(indices)]
     return torch.from_numpy(tokens[indices].astype(np.int64))
+
+
+def _identity(tokens: Tokens) -> str:
+    """What is trained on, in few letters: a store by its header, an array by its content."""
+    if isinstance(tokens, StorePart):
+        return f"{_identity(tokens.store)} {hashlib.sha256(tokens.places.tobytes()).hexdigest()}"
+    if isinstance(tokens, TokenStore):
+        return hashlib.sha256(tokens.header.model_dump_json().encode()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(np.asarray(tokens, dtype=np.int64)).tobytes()).hexdigest()
 
 
 def _check(recipe: Recipe, tokens: Tokens, machine: Machine) -> None:

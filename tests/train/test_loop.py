@@ -22,7 +22,7 @@ from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
 from igpt.train import loop
-from igpt.train.checkpoint import checkpoints
+from igpt.train.checkpoint import checkpoints, step_of
 from igpt.train.loop import Machine, Stopped, evaluate_loss, pretrain, schedule, weights_name
 from igpt.train.recipes import Recipe
 from igpt.weights.own import load_weights
@@ -149,18 +149,21 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(tmp_path:
     newest.write_bytes(newest.read_bytes()[:1000])
     with pytest.warns(UserWarning, match=r"checkpoint-0000048\.safetensors is damaged .* going on from the checkpoint before"):
         assert run(cut, greys) == whole
+    assert newest.with_suffix(".damaged").exists()
+    assert len(checkpoints(cut)) == 2  # the damaged one counts no more
     for path in checkpoints(cut):
         path.write_bytes(b"")
-    with pytest.warns(UserWarning), pytest.raises(UsageError, match="every checkpoint in .* is damaged"):
+    with pytest.warns(UserWarning), pytest.raises(UsageError, match="every checkpoint in .* is damaged, and was set aside"):
         run(cut, greys)
+    assert run(cut, greys) == whole
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(20))
 def test_a_checkpoint_with_a_byte_of_its_header_changed_never_crashes(tmp_path: Path, greys: Palette, seed: int) -> None:
     run(tmp_path, greys)
     path = checkpoints(tmp_path)[-1]
     content = bytearray(path.read_bytes())
-    content[random.Random(seed).randrange(200)] ^= 255
+    content[random.Random(seed).randrange(int.from_bytes(content[:8], "little") + 8)] ^= 255
     path.write_bytes(content)
     with warnings.catch_warnings(), contextlib.suppress(UsageError):
         warnings.simplefilter("ignore")
@@ -169,10 +172,12 @@ def test_a_checkpoint_with_a_byte_of_its_header_changed_never_crashes(tmp_path: 
 
 def test_a_checkpoint_of_another_recipe_or_seed_is_refused(tmp_path: Path, greys: Palette) -> None:
     run(tmp_path, greys)
-    with pytest.raises(UsageError, match="is of another recipe or seed: give another folder"):
+    with pytest.raises(UsageError, match="is of another recipe, seed or data: give another folder"):
         run(tmp_path, greys, replace(RECIPE, learning_rate=0.02))
-    with pytest.raises(UsageError, match="is of another recipe or seed"):
+    with pytest.raises(UsageError, match="is of another recipe, seed or data"):
         pretrain(RECIPE, markov(256), markov(64), palette=greys, seed=4, folder=tmp_path)
+    with pytest.raises(UsageError, match="is of another recipe, seed or data"):
+        pretrain(RECIPE, markov(256, seed=9), markov(64), palette=greys, seed=3, folder=tmp_path)
 
 
 def test_two_runs_never_write_into_one_folder(tmp_path: Path, greys: Palette) -> None:
@@ -190,7 +195,65 @@ def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint_and_continues_to_the_sa
 
 def test_checkpoints_are_written_by_the_clock_and_two_are_kept(tmp_path: Path, greys: Palette) -> None:
     run(tmp_path, greys, machine=Machine(minutes=0))
-    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-0000047.safetensors", "checkpoint-0000048.safetensors"]
+    assert [step_of(path) for path in checkpoints(tmp_path)] == [47, 48]
+
+
+def test_a_run_that_diverges_goes_back_to_before_its_last_good_losses(
+    tmp_path: Path, greys: Palette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, steps=400, milestones=(0.4, 1))
+    true_step = loop._Run._step
+
+    def step(self: loop._Run, number: int) -> float:
+        return true_step(self, number) + (9 if number >= 100 else 0)
+
+    monkeypatch.setattr(loop._Run, "_step", step)
+    with pytest.raises(
+        StageError, match=r"the loss is .* nats, after .*, at step 150: the last good checkpoint is .*-0000100\.safe"
+    ):
+        run(tmp_path, greys, recipe, machine=Machine(minutes=0))
+    assert [step_of(path) for path in checkpoints(tmp_path)] == [100]
+    assert len(list(tmp_path.glob("*.diverged"))) == 2
+
+
+def test_weights_that_are_no_numbers_are_never_kept(tmp_path: Path, greys: Palette, monkeypatch: pytest.MonkeyPatch) -> None:
+    true_step = loop._Run._step
+
+    def step(self: loop._Run, number: int) -> float:
+        loss = true_step(self, number)
+        if number == 11:  # the last one before a milestone
+            with torch.no_grad():
+                self.model.wte[0, 0] = math.nan
+        return loss
+
+    monkeypatch.setattr(loop._Run, "_step", step)
+    with pytest.raises(StageError, match="the weights are no numbers, at step 12: it came before the first good checkpoint"):
+        run(tmp_path, greys)
+    assert not (tmp_path / weights_name(12)).exists()
+    assert checkpoints(tmp_path) == []
+
+
+def test_a_stop_in_the_midst_of_a_milestone_loses_nothing(
+    tmp_path: Path, greys: Palette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+
+        def stopped(self: loop._Run) -> float:
+            raise KeyboardInterrupt
+
+        patch.setattr(loop._Run, "_validate", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "cut", greys)
+    assert [step_of(path) for path in checkpoints(tmp_path / "cut")] == [3]
+    assert run(tmp_path / "cut", greys) == run(tmp_path / "whole", greys)
+
+
+def test_a_loss_is_the_same_however_many_images_go_through_at_once(tmp_path: Path, greys: Palette) -> None:
+    for objective in ("autoregressive", "bert"):
+        model = ImageGPT(ModelShape(1, 16, 2, 8, 9, objective))  # type: ignore[arg-type]
+        torch.nn.init.normal_(model.wtet)
+        whole = evaluate_loss(model, markov(300))
+        assert evaluate_loss(model, markov(300), at_once=7) == pytest.approx(whole, rel=1e-5)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path, greys: Palette) -> None:
@@ -234,7 +297,7 @@ def test_a_loss_that_is_no_number_or_has_risen_stops_the_run_and_names_the_last_
 ) -> None:
     recipe = replace(RECIPE, steps=400, milestones=(0.2, 1))
     true_step = loop._Run._step
-    for name, fault, message in (("nan", math.nan, "the loss is no number, at step 91"), ("rise", 9.0, "after")):
+    for name, fault, message in (("nan", math.nan, "the loss is no number, at step 91"), ("rise", 90.0, "after")):
 
         def step(self: loop._Run, number: int, fault: float = fault) -> float:
             loss = true_step(self, number)
@@ -243,8 +306,9 @@ def test_a_loss_that_is_no_number_or_has_risen_stops_the_run_and_names_the_last_
         monkeypatch.setattr(loop._Run, "_step", step)
         with pytest.raises(StageError, match=message) as caught:
             run(tmp_path / name, greys, recipe)
-        assert "the last good checkpoint is" in str(caught.value)
-        assert "checkpoint-0000080.safetensors" in str(caught.value)
+        # The milestone at step 80 lies after the last good window, which ended at step 50.
+        assert "it came before the first good checkpoint" in str(caught.value)
+        assert (tmp_path / name / "checkpoint-0000080.diverged").exists()
 
 
 def test_tokens_of_another_size_are_refused(tmp_path: Path, greys: Palette) -> None:
@@ -271,4 +335,4 @@ def test_the_validation_loss_counts_every_image_once() -> None:
     with torch.no_grad():
         model.wtet.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
     tokens = markov(50)
-    assert evaluate_loss(model, tokens, batch=7) == pytest.approx(model.loss(tokens).item(), rel=1e-6)
+    assert evaluate_loss(model, tokens, at_once=7) == pytest.approx(model.loss(tokens).item(), rel=1e-6)
