@@ -7,6 +7,7 @@ lie in a random order, so that reading them one after the other is what stochast
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -36,10 +37,10 @@ class FeatureStore:
             header = json.loads((folder / HEADER).read_bytes())
             self.layers: list[int] = header["layers"]
             self.key: dict[str, str] = header["key"]
+            self.order: NDArray[np.int64] = np.load(folder / "order.npy", allow_pickle=False)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UsageError(f"{folder} is not a finished store of features ({error}): compute them again") from None
         self.folder = folder
-        self.order: NDArray[np.int64] = np.load(folder / "order.npy", allow_pickle=False)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -78,12 +79,13 @@ def store_features(
     """
     key = {**key, "dtype": dtype, "order": str(seed)}
     if (folder / HEADER).exists():
-        found = FeatureStore(folder)
-        found.check_for(key)
-        return found
+        return _finished(folder, key, layers)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
+            if (folder / HEADER).exists():  # another process may have ended between the look and the lock
+                return _finished(folder, key, layers)
+            _check_space(folder, len(tokens) * model.shape.n_embd * len(layers) * np.dtype(dtype).itemsize)
             order = np.random.default_rng(seed).permutation(len(tokens))
             done = _begun(folder, key, list(layers))
             size = (len(tokens), model.shape.n_embd)
@@ -93,8 +95,8 @@ def store_features(
                 for place, start in enumerate(range(done, len(order), batch), start=1):
                     rows = order[start : start + batch]
                     part = torch.from_numpy(tokens[rows].astype(np.int64)).to(model.wte.device)
-                    # A mask of BERT's depends on where the batch begins, which a continued run keeps.
-                    generator = torch.Generator().manual_seed(start)
+                    # A mask of BERT's depends on the seed and on where the batch begins, which a continued run keeps.
+                    generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
                     for layer, averages in masked_features(model, part, layers=layers, generator=generator).items():
                         maps[layer][start : start + len(rows)] = averages.cpu().numpy()
                     if place % FLUSH == 0:
@@ -111,11 +113,28 @@ def store_features(
     return FeatureStore(folder)
 
 
+def _finished(folder: Path, key: dict[str, str], layers: Sequence[int]) -> FeatureStore:
+    """A finished store, when it is the one asked for. Raises UsageError when it is not."""
+    found = FeatureStore(folder)
+    found.check_for(key)
+    if missing := sorted(set(layers) - set(found.layers)):
+        raise UsageError(f"{folder} has layers {found.layers}, not {missing}: remove it, then compute again")
+    return found
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    """Raise UsageError when the features do not fit on the disk: a map that cannot grow ends the process."""
+    there = sum(path.stat().st_blocks * 512 for path in folder.glob("layer-*.npy"))
+    free = shutil.disk_usage(folder).free
+    if needed - there > free:
+        raise UsageError(f"the features need {needed - there:,} more bytes and {folder} has {free:,} free: make room first")
+
+
 def _begun(folder: Path, key: dict[str, str], layers: list[int]) -> int:
     """How many images of these features are there already. Raises UsageError when others are."""
     try:
         note = json.loads((folder / PROGRESS).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return 0
     if (note["key"], note["layers"]) != (key, layers):
         raise UsageError(f"{folder} was begun with other weights, tokens or layers: remove it, then compute again")

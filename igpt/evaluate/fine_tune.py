@@ -66,7 +66,10 @@ class Classifier(nn.Module):
     def predict(self, tokens: Tensor, *, mask_rate: float = 0.15, mask_seed: int = 0) -> NDArray[np.int64]:
         """Classes int64 (images,) of int64 tokens (images, positions)."""
         generator = torch.Generator().manual_seed(mask_seed)
-        parts = [self(part, self.mask(part, rate=mask_rate, generator=generator))[0] for part in tokens.split(256)]
+        parts = []
+        for part in tokens.split(256):
+            masked = self.mask(part, rate=mask_rate, generator=generator)
+            parts.append(self(*_on(self.head.weight.device, part, masked))[0].cpu())
         return torch.cat(parts).argmax(1).numpy()
 
 
@@ -128,7 +131,8 @@ def fine_tune(
     after_epoch: Callable[[int, Classifier], None] = lambda epoch, classifier: None,
 ) -> Classifier:
     """A copy of ``model`` with a head, trained on every image once an epoch; ``model`` itself is left alone."""
-    classifier = Classifier(copy.deepcopy(model), int(train[1].max()) + 1)
+    device = model.wte.device
+    classifier = Classifier(copy.deepcopy(model), int(train[1].max()) + 1).to(device)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=settings.learning_rate, betas=settings.betas)
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(1, settings.epochs + 1):
@@ -137,8 +141,9 @@ def fine_tune(
             if settings.augment:
                 tokens = _augmented(tokens, index, images=len(train[0]), epoch=epoch, seed=seed)
             masked = classifier.mask(tokens, rate=settings.mask_rate, generator=generator)
+            tokens, masked = _on(device, tokens, masked)
             classes, logits = classifier(tokens, masked)
-            loss = F.cross_entropy(classes, labels)
+            loss = F.cross_entropy(classes, labels.to(device))
             if settings.generative_weight:
                 loss = loss + settings.generative_weight * generative_loss(logits, tokens, masked)
             optimizer.zero_grad()
@@ -146,6 +151,11 @@ def fine_tune(
             optimizer.step()
         after_epoch(epoch, classifier)
     return classifier
+
+
+def _on(device: torch.device, tokens: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Tokens and mask where the model is."""
+    return tokens.to(device), None if masked is None else masked.to(device)
 
 
 def _augmented(tokens: Tensor, index: Tensor, *, images: int, epoch: int, seed: int) -> Tensor:

@@ -52,6 +52,7 @@ def probe_layers(
     labels: tuple[Labels, Labels],
     *,
     strengths: Sequence[float] = STRENGTHS,
+    device: str = "cpu",
 ) -> ProbeResult:
     """Probe every layer by the protocol above.
 
@@ -62,12 +63,12 @@ def probe_layers(
     train, validation, views = features
     layers = []
     for layer in range(len(train)):
-        path = fit_path(train[layer], labels[0], strengths=strengths)
-        strength, accuracy = choose(path, validation[layer], labels[1])
+        path = fit_path(train[layer], labels[0], strengths=strengths, device=device)
+        strength, found = choose(path, validation[layer], labels[1])
         both = np.concatenate([train[layer], validation[layer]])
-        [refitted] = fit_path(both, np.concatenate(labels), strengths=[strength])
+        [refitted] = fit_path(both, np.concatenate(labels), strengths=[strength], device=device)
         predictions = np.stack([refitted.predict(view[layer]) for view in views])
-        layers.append(LayerProbe(layer, strength, accuracy, predictions, refitted.converged))
+        layers.append(LayerProbe(layer, strength, found, predictions, refitted.converged))
     # The first of equals: the shallower layer.
     chosen = max(range(len(layers)), key=lambda layer: layers[layer].validation)
     return ProbeResult(layers, chosen)

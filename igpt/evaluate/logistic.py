@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ITERATIONS = 2000
-TOLERANCE = 1e-10  # relative, of the objective between two iterations
+TOLERANCE = 1e-10  # of the objective between two iterations; relative where it is above 1
 
 Features = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -64,7 +64,7 @@ def fit_path(features: Features, labels: Labels, *, strengths: Sequence[float], 
         raise UsageError(f"{len(features)} features need as many labels, of two classes or more, not {count}")
     x = torch.from_numpy(features).to(device, torch.float64)
     mean, scale = x.mean(0), x.std(0, correction=0)
-    scale[scale == 0] = 1  # a constant feature says nothing, and stays zero
+    scale[scale <= 1e-9 * mean.abs()] = 1  # a constant feature says nothing, but for what rounding makes of it
     x = (x - mean) / scale
     variances, axes = torch.linalg.eigh(x.T @ x / len(x))  # (width,), (width, width)
     problem = _Problem(x @ axes, torch.from_numpy(places).to(device), len(classes), variances.clamp(min=0))
@@ -101,7 +101,8 @@ class _Problem:
         from scipy.optimize import minimize
 
         penalty = 1 / (strength * len(self.x))
-        # A class's curvature where all are as likely, which the softmax's is at most; so L-BFGS starts from the identity.
+        # Half of what a class's curvature is where all are as likely, so that L-BFGS starts near the identity; this sets
+        # the speed, not where it ends.
         curvature = torch.cat([self.variances / (2 * self.count) + penalty, self.variances.new_tensor([1 / (2 * self.count)])])
         unit = curvature.rsqrt()
 
@@ -121,9 +122,9 @@ class _Problem:
 
         weights, intercept = given[:, :-1], given[:, -1]
         logits = torch.addmm(intercept, self.x, weights.T)  # (N, classes)
-        chances = logits.log_softmax(1)
-        value = -chances.gather(1, self.classes[:, None]).mean() + penalty / 2 * weights.square().sum()
-        slope = chances.exp_()
+        logs = logits.log_softmax(1)
+        value = -logs.gather(1, self.classes[:, None]).mean() + penalty / 2 * weights.square().sum()
+        slope = logs.exp()
         slope[torch.arange(len(slope), device=slope.device), self.classes] -= 1
         slope /= len(slope)
         return float(value), torch.cat([slope.T @ self.x + penalty * weights, slope.sum(0)[:, None]], dim=1)

@@ -59,10 +59,15 @@ class Rows:
         """Features an image, all layers together."""
         return sum(layer.shape[1] for layer in self.layers)
 
+    @property
+    def count(self) -> int:
+        """Number of blocks; the last one takes what is left over, so that no row is too few to be used."""
+        return max(len(self) // BLOCK, 1)
+
     def blocks(self, order: NDArray[np.int64] | None = None) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-        """Features float32 (at most 1,024, width) with labels, block by block, in the given order of blocks."""
-        for block in range(-(-len(self) // BLOCK)) if order is None else order:
-            here = slice(block * BLOCK, (block + 1) * BLOCK)
+        """Features float32 (1,024 or more, width) with labels, block by block, in the given order of blocks."""
+        for block in range(self.count) if order is None else order:
+            here = slice(block * BLOCK, (block + 1) * BLOCK if block < self.count - 1 else None)
             rows = [layer[self.places[here]].astype(np.float32) for layer in self.layers]
             yield np.concatenate(rows, axis=1), self.labels[here]
 
@@ -145,7 +150,7 @@ def _batches(rows: Rows, iterations: int, seed: int) -> Iterator[tuple[NDArray[n
     """As many batches as there are iterations, epoch after epoch; what a block leaves over is passed over."""
     generator, done = np.random.default_rng(seed), 0
     while True:
-        for x, labels in rows.blocks(generator.permutation(-(-len(rows) // BLOCK))):
+        for x, labels in rows.blocks(generator.permutation(rows.count)):
             shuffled = generator.permutation(len(x))
             for start in range(0, len(x) - BATCH + 1, BATCH):
                 if done == iterations:

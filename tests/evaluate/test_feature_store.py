@@ -76,6 +76,19 @@ def test_features_of_other_weights_or_precision_are_refused(model: ImageGPT, man
         store_features(tmp_path / "f", model, many, layers=[0], key={**KEY, "weights": "c"})
     with pytest.raises(UsageError, match="features of another dtype"):
         store_features(tmp_path / "f", model, many, layers=[0], key=KEY, dtype="float32")
+    with pytest.raises(UsageError, match=r"has layers \[0\], not \[1\]: remove it"):
+        store_features(tmp_path / "f", model, many, layers=[0, 1], key=KEY)
+
+
+def test_a_disk_without_room_is_said_before_a_map_is_made(
+    model: ImageGPT, many: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 10))  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="the features need 1,600 more bytes and .* has 10 free"):
+        store_features(tmp_path / "f", model, many, layers=[0], key=KEY)
+    assert not list((tmp_path / "f").glob("*.npy"))
 
 
 def test_a_store_that_another_process_fills_is_left_alone(model: ImageGPT, many: np.ndarray, tmp_path: Path) -> None:

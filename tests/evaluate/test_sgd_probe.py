@@ -89,6 +89,13 @@ def test_the_same_seed_gives_the_same_probe_and_another_seed_another() -> None:
     assert not torch.equal(first.weights, other.weights)
 
 
+@pytest.mark.parametrize("images", [BATCH, BLOCK - 1, BLOCK, 2 * BLOCK - 1, 2 * BLOCK, 2 * BLOCK + 50])
+def test_every_image_is_in_some_block_that_a_batch_can_be_drawn_from(images: int) -> None:
+    found = [len(labels) for _, labels in rows(images, seed=0).blocks()]
+    assert sum(found) == images
+    assert min(found) >= BATCH
+
+
 def test_what_cannot_be_trained_on_is_refused() -> None:
     x, labels = blobs(200, seed=0)
     with pytest.raises(UsageError, match="labels from 0 to 2, not 200 with labels from 0 to 3"):

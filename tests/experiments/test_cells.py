@@ -5,9 +5,10 @@ from collections import Counter
 import pytest
 from conftest import ROOT
 
+from igpt.evaluate.fine_tune import RATES
 from igpt.experiments import declared_stages, experiments
 from igpt.experiments.cells import SEEDS
-from igpt.experiments.costs import run_gpu_hours, stage_gpu_hours, with_parents
+from igpt.experiments.costs import FINE_TUNE_EPOCHS, run_gpu_hours, stage_gpu_hours, with_parents
 from igpt.results.notebooks import check_stage, read_notebook
 from igpt.stage import Stage, needed_stages, tier_of
 
@@ -17,6 +18,12 @@ def test_every_number_of_ours_but_settings_and_costs_has_an_experiment() -> None
     # A rate is chosen and a cost is spent, not measured.
     assert {row.table for row in without} == {"learning-rate", "compute", "fine-tune-paper"}
     assert [row.row_id for row in without if row.table == "fine-tune-paper"] == ["fine-tune-paper-098"]
+
+
+def test_a_fine_tune_is_priced_at_the_epochs_that_its_notebook_runs() -> None:
+    notebook = read_notebook(ROOT / "notebooks", "fine_tune")
+    refits = 3  # tuned, without the generative loss, from scratch
+    assert int(notebook.defaults["epochs"]) * (len(RATES) + refits) == FINE_TUNE_EPOCHS
 
 
 def test_other_systems_rows_have_no_runs() -> None:
