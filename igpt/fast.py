@@ -1,9 +1,10 @@
 """Products of activations with weights, as fast as this machine's processor has them.
 
-torch's float32 `F.linear` leaves up to half of some processors' rate unused, and reads weights in an order that
-costs most when few rows meet them, as in sampling. oneDNN, which stands in the same wheel, is faster on weights that
-it has laid out for itself. That layout is another copy of the weights, so it is made for a block of work and dropped
-after it; without it, and where oneDNN or its operators are missing, every product is plain `F.linear`.
+torch's float32 `F.linear` leaves some of many processors' rate unused, and reads weights in an order that
+costs most when few rows meet them, as in sampling (`igpt bench` measures both). oneDNN, which stands in the same
+wheel, is faster on weights that it has laid out for itself. That layout is another copy of the weights, so it is made
+for a block of work and dropped after it; without it, and where oneDNN or its operators are missing, every product is
+plain `F.linear`.
 """
 
 from __future__ import annotations
@@ -70,4 +71,5 @@ def _gains(weight: Tensor) -> bool:
         and weight.shape[1] >= LEAST_INPUTS
         and torch.backends.mkldnn.is_available()
         and all(hasattr(torch.ops.mkldnn, name) for name in OPERATORS)
+        and (weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )

@@ -17,6 +17,7 @@ from igpt.fast import packed
 from igpt.model import Cache, ImageGPT
 
 Report = Callable[[int, int], None]  # tokens done, tokens in all
+AT_ONCE = 16  # images; iGPT-L's cache takes 0.6 GB for each
 
 
 def sample(
@@ -60,22 +61,44 @@ def complete(
     images = len(prefix) * n
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(images, shape.n_ctx, generator=generator, dtype=torch.float64).to(model.wte.device)
-    given = prefix.repeat_interleave(n, dim=0)
+    given = prefix.to(model.wte.device).repeat_interleave(n, dim=0)
+
+    def choose(logits: Tensor, drawn: Tensor) -> Tensor:
+        if temperature == 0:
+            return logits.argmax(-1)
+        return _draw(_restrict(logits / temperature, top_k=top_k, top_p=top_p), drawn)
+
+    parts, done = [], 0
+    with packed(model):
+        for some, drawn in zip(given.split(AT_ONCE), uniform.split(AT_ONCE), strict=True):
+
+            def report_part(positions: int, before: int = done, rows: int = len(some)) -> None:
+                report(before + rows * positions, images * shape.n_ctx)
+
+            parts.append(_continue(model, some, drawn, choose, report_part))
+            done += len(some) * shape.n_ctx
+    return torch.cat(parts).view(len(prefix), n, shape.n_ctx)
+
+
+def _continue(
+    model: ImageGPT,
+    given: Tensor,
+    uniform: Tensor,
+    choose: Callable[[Tensor, Tensor], Tensor],
+    report: Callable[[int], None],
+) -> Tensor:
+    """Tokens int64 (images, positions): those of ``given`` that are not -1, the others chosen one after the other."""
+    positions = model.shape.n_ctx
     drawn_from = (given >= 0).all(0).long().cumprod(0).sum().item()  # the first position that some image lacks
     tokens = given[:, : int(drawn_from)]
-    cache = Cache(shape, images, like=model.wte)
-    with packed(model):
-        for position in range(tokens.shape[1], shape.n_ctx):
-            logits = model.next_logits(tokens, cache)
-            if temperature == 0:
-                chosen = logits.argmax(-1)
-            else:
-                chosen = _draw(_restrict(logits / temperature, top_k=top_k, top_p=top_p), uniform[:, position])
-            if position < given.shape[1]:
-                chosen = torch.where(given[:, position] >= 0, given[:, position], chosen)
-            tokens = torch.cat([tokens, chosen[:, None]], dim=1)
-            report(position + 1, shape.n_ctx)
-    return tokens.view(len(prefix), n, shape.n_ctx)
+    cache = Cache(model.shape, len(given), like=model.wte)
+    for position in range(tokens.shape[1], positions):
+        chosen = choose(model.next_logits(tokens, cache), uniform[:, position])
+        if position < given.shape[1]:
+            chosen = torch.where(given[:, position] >= 0, given[:, position], chosen)
+        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+        report(position + 1)
+    return tokens
 
 
 def _check(model: ImageGPT, prefix: Tensor, *, n: int, temperature: float, top_k: int | None, top_p: float | None) -> None:

@@ -38,6 +38,15 @@ def test_an_image_does_not_depend_on_how_many_are_drawn(model: ImageGPT) -> None
     assert not torch.equal(sample(model, n=3, seed=5), sample(model, n=3, seed=6))
 
 
+def test_more_images_than_go_at_once_are_the_same_images(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[int, int]] = []
+    whole = sample(model, n=10, seed=5)
+    monkeypatch.setattr("igpt.sample.AT_ONCE", 4)
+    assert torch.equal(sample(model, n=10, seed=5, report=lambda done, total: said.append((done, total))), whole)
+    assert said[-1] == (90, 90)
+    assert [done for done, _ in said] == sorted(done for done, _ in said)
+
+
 def test_samples_have_the_models_frequencies() -> None:
     model = random_model(ModelShape(1, 8, 2, 5, 1))
     n = 20_000

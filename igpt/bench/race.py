@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -96,5 +97,6 @@ def _same_answers(task: Task, answers: dict[str, list[float]]) -> None:
     first = answers[task.contestants[0].name]
     for contestant in task.contestants:
         found = answers[contestant.name]
-        if found and max(abs(a - b) for a, b in zip(found, first, strict=True)) > contestant.tolerance * max(map(abs, first)):
+        apart = max((abs(a - b) for a, b in zip(found, first, strict=bool(found))), default=0.0)
+        if not all(map(math.isfinite, found)) or apart > contestant.tolerance * max(map(abs, first), default=0.0):
             raise RuntimeError(f"{contestant.name} finds {found}, {task.contestants[0].name} {first}: they do not do the same")

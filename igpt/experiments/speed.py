@@ -1,4 +1,4 @@
-"""What this code is to be faster than, and by how much: written before it was measured.
+"""What this code is to be faster than, and by how much: written before the records, after a first look at what is possible.
 
 Factors are those of two cores without a GPU; peers as they are installed, and with glibc's allocator tuned, which
 helps them more than us. Where the aim is a fraction of the machine's limit, the limit is measured in the same run.

@@ -32,6 +32,8 @@ def test_those_who_find_something_else_are_not_compared() -> None:
     _same_answers(task, {"a": [1.0, 10.0], "b": [1.9, 10.0]})
     _same_answers(task, {"a": [1.0, 10.0], "b": []})  # a limit answers nothing
     with pytest.raises(RuntimeError, match="they do not do the same"):
+        _same_answers(task, {"a": [1.0, 10.0], "b": [1.0, float("nan")]})
+    with pytest.raises(RuntimeError, match="they do not do the same"):
         _same_answers(task, {"a": [1.0, 10.0], "b": [2.1, 10.0]})
 
 
