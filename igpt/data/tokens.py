@@ -128,8 +128,11 @@ def train_parts(store: TokenStore) -> tuple[StorePart, StorePart]:
     header = store.header
     if header.split != "train":
         raise UsageError(f"{store.folder} holds the test images of {header.dataset}: training and choosing want the train store")
+    places = validation_places(header.dataset)
+    if header.held_out_sha256 and header.held_out_sha256 != index_digest(places):
+        raise UsageError(f"{store.folder} was made under another rule for the held-out part: remove it and tokenise again")
     pictures = np.arange(len(store)) % (len(store) // max(header.crops, 1))
-    validation = np.isin(pictures, validation_places(header.dataset))
+    validation = np.isin(pictures, places)
     return StorePart(store, np.flatnonzero(~validation)), StorePart(store, np.flatnonzero(validation))
 
 

@@ -132,12 +132,11 @@ def _hardware() -> str:
     """The processor by its own name, the threads used, and the GPU if there is one."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     except OSError:
         pass  # not Linux: the platform's word has to do
-    return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+    gpu = f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} cores{gpu}"

@@ -20,6 +20,7 @@ from igpt.fetch import RemoteFile, fetch
 # Source: download.py of openai/image-gpt.
 ADDRESS = "https://openaipublic.blob.core.windows.net/image-gpt"
 LAST_STEP = 1_000_000
+POSITIONS = 1024
 TOKENS = "imagenet_teX.npy"  # ImageNet's official validation images, which the released code calls test
 
 
@@ -74,7 +75,10 @@ def released_tokens() -> tuple[Path, NDArray[np.integer]]:
     path = weights_home() / TOKENS
     if not path.exists():
         _fetch([RemoteFile(TOKENS, (f"{ADDRESS}/datasets/{TOKENS}",), None, None)], path.parent, "the released tokens")
-    return path, read_tokens(path)
+    tokens = read_tokens(path)
+    if tokens.shape[1] != POSITIONS:
+        raise UsageError(f"{path} has {tokens.shape[1]} tokens an image, the released ones have {POSITIONS}: get it again")
+    return path, tokens
 
 
 def read_tokens(path: Path) -> NDArray[np.integer]:

@@ -107,12 +107,15 @@ def test_without_a_network_it_is_said_which_files_to_put_where(
 
 
 def test_released_tokens_are_downloaded_once(site: Path) -> None:
-    tokens = np.arange(12).reshape(3, 4)
+    tokens = np.arange(3 * 1024).reshape(3, 1024) % 512
     (site / "datasets").mkdir()
     np.save(site / "datasets" / released.TOKENS, tokens)
     for _ in range(2):
         assert np.array_equal(released_tokens()[1], tokens)
     assert Quiet.served == [released.TOKENS]
+    np.save(site.parent / "weights" / released.TOKENS, tokens[:, :4])
+    with pytest.raises(UsageError, match="has 4 tokens an image, the released ones have 1024"):
+        released_tokens()
 
 
 @pytest.mark.parametrize(
