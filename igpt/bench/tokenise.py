@@ -39,10 +39,10 @@ def _files(toy: bool) -> tuple[Jpegs, tempfile.TemporaryDirectory[str]]:
 
 def _ours(toy: bool) -> Work:
     (jpegs, kept), palette = _files(toy), released_palette()
-    job = (jpegs, Wanted("imagenet", "train", SIDE), palette, jpegs.folder, len(jpegs))
+    wanted = Wanted("imagenet", "train", SIDE)
 
     def run() -> tempfile.TemporaryDirectory[str]:
-        make_shard(0, job)
+        make_shard(0, jpegs, wanted, palette, jpegs.folder)
         return kept
 
     run()

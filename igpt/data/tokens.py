@@ -42,6 +42,7 @@ from igpt.palette import Palette
 
 PLAN = "plan.json"  # the header without its shards, while a store is being made
 CROPPED = ("imagenet",)  # sets whose pictures have sizes of their own; the others are squares and are reduced whole
+AT_ONCE = 512  # images decoded before they are quantised
 Report = Callable[[int, int], None]  # images done, images in all
 
 
@@ -158,7 +159,7 @@ def _make(wanted: Wanted, palette: Palette, folder: Path, *, workers: int, repor
     before = images - sum(shard_images(images, place) for place in todo)
     done, start = before, time.perf_counter()
     report(done, images)
-    for place in _each_shard(todo, (source, wanted, palette, folder, images), workers):
+    for place in _each_shard(todo, source, images, (wanted, palette, folder), workers):
         done += shard_images(images, place)
         report(done, images)
     rate = (done - before) / (time.perf_counter() - start) if todo else 0.0
@@ -185,20 +186,20 @@ def _continue(folder: Path, header: Header) -> None:
         write_header(plan, header)
 
 
-Job = tuple["Source", Wanted, Palette, Path, int]
-Source = Jpegs | NDArray[np.uint8]
+Pictures = Jpegs | NDArray[np.uint8]
 
 
-def _each_shard(todo: list[int], job: Job, workers: int) -> Iterator[int]:
+def _each_shard(
+    todo: list[int], pictures: Pictures, images: int, kept: tuple[Wanted, Palette, Path], workers: int
+) -> Iterator[int]:
     """Make shards, here or in ``workers`` processes; each one's place as it is done."""
     if workers == 1 or len(todo) < 2:
         for place in todo:
-            make_shard(place, job)
-            yield place
+            yield make_shard(place, _part(pictures, place, images), *kept)
         return
     context = multiprocessing.get_context("spawn")  # a fork would share what torch's threads hold
-    with ProcessPoolExecutor(min(workers, len(todo)), context, _keep_job, (job,)) as pool:
-        running: set[Future[int]] = {pool.submit(_make_kept, place) for place in todo}
+    with ProcessPoolExecutor(min(workers, len(todo)), context, _keep, kept) as pool:
+        running: set[Future[int]] = {pool.submit(_make_kept, place, _part(pictures, place, images)) for place in todo}
         try:
             while running:
                 ended, running = wait(running, return_when=FIRST_COMPLETED)
@@ -213,13 +214,13 @@ def _each_shard(todo: list[int], job: Job, workers: int) -> Iterator[int]:
             raise
 
 
-_KEPT: list[Job] = []  # in a worker: what it makes shards of, sent once
+_KEPT: list[tuple[Wanted, Palette, Path]] = []  # in a worker: what all its shards have in common, sent once
 
 
-def _keep_job(job: Job) -> None:
+def _keep(wanted: Wanted, palette: Palette, folder: Path) -> None:
     """Set a worker up."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _KEPT[:] = [job]
+    _KEPT[:] = [(wanted, palette, folder)]
 
 
 def _end_with_parent() -> None:
@@ -230,36 +231,43 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _make_kept(place: int) -> int:
+def _make_kept(place: int, pictures: Pictures) -> int:
     """Make one shard in a worker."""
-    make_shard(place, _KEPT[0])
+    return make_shard(place, pictures, *_KEPT[0])
+
+
+def _part(pictures: Pictures, place: int, images: int) -> Pictures:
+    """One shard's pictures: the ``index``-th stored image is of picture ``index mod N``."""
+    indices = np.arange(place * SHARD, place * SHARD + shard_images(images, place)) % len(pictures)
+    return pictures.take(indices) if isinstance(pictures, Jpegs) else pictures[indices]
+
+
+def make_shard(place: int, pictures: Pictures, wanted: Wanted, palette: Palette, folder: Path) -> int:
+    """Tokenise and write one shard out of its pictures; its place. In memory at a time are some of its images only."""
+    tokens = np.empty((len(pictures), wanted.resolution**2), np.uint16)
+    for start in range(0, len(pictures), AT_ONCE):
+        rows = range(start, min(start + AT_ONCE, len(pictures)))
+        if isinstance(pictures, Jpegs):
+            pixels = np.stack([_cropped(pictures, wanted, row, place * SHARD + row) for row in rows])
+        else:
+            pixels = pictures[start : rows.stop]
+            if pixels.shape[1] != wanted.resolution:
+                pixels = reduced(pixels, side=wanted.resolution, filter=wanted.filter)
+        tokens[start : rows.stop] = palette.quantize(pixels).reshape(len(rows), -1)
+    write_shard(folder, place, tokens)
     return place
 
 
-def make_shard(place: int, job: Job) -> None:
-    """Tokenise and write one shard; in memory at a time are its images, no more."""
-    source, wanted, palette, folder, images = job
-    first = place * SHARD
-    indices = range(first, first + shard_images(images, place))
-    if isinstance(source, Jpegs):
-        pixels = np.stack([_cropped(source, wanted, index) for index in indices])
-    else:
-        pixels = source[first : indices.stop]
-        if pixels.shape[1] != wanted.resolution:
-            pixels = reduced(pixels, side=wanted.resolution, filter=wanted.filter)
-    write_shard(folder, place, palette.quantize(pixels).reshape(len(pixels), -1))
-
-
-def _cropped(jpegs: Jpegs, wanted: Wanted, index: int) -> NDArray[np.uint8]:
-    """One stored image: the ``index``-th is of picture ``index mod N``. Random crops depend on seed and index alone."""
-    picture = jpegs.picture(index % len(jpegs))
+def _cropped(jpegs: Jpegs, wanted: Wanted, row: int, index: int) -> NDArray[np.uint8]:
+    """One stored image, the ``index``-th. Random crops depend on seed and index alone."""
+    picture = jpegs.picture(row)
     if not wanted.crops:
         return centre_crop(picture, side=wanted.resolution, filter=wanted.filter)
     generator = np.random.default_rng([wanted.seed, index])
     return random_crop(picture, side=wanted.resolution, filter=wanted.filter, generator=generator)
 
 
-def _open(wanted: Wanted) -> tuple[Source, NDArray[np.int64]]:
+def _open(wanted: Wanted) -> tuple[Pictures, NDArray[np.int64]]:
     """The pictures of an official split, and their labels."""
     if wanted.dataset in CROPPED:
         jpegs = open_jpegs(wanted.dataset, wanted.split)

@@ -201,7 +201,7 @@ import numpy as np
 from igpt.data import tokens
 if __name__ == "__main__":
     context = tokens.multiprocessing.get_context("spawn")
-    with tokens.ProcessPoolExecutor(1, context, tokens._keep_job, ((None, None, None, None, 0),)) as pool:
+    with tokens.ProcessPoolExecutor(1, context, tokens._keep, (None, None, None)) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
         time.sleep(60)
 """
@@ -232,11 +232,11 @@ def _alive(process: int) -> bool:
 def test_a_worker_that_is_killed_is_told() -> None:
     # the pool itself cannot be reached from outside, so the shard that kills is of our own making
     with pytest.raises(UsageError, match="a worker was killed, for memory perhaps"):
-        list(tokens._each_shard([0, 1], (_Deadly(), SMALL, COLOURS, Path("none"), 32), 2))  # type: ignore[arg-type]
+        list(tokens._each_shard([0, 1], np.zeros((32, 8, 8, 1), np.uint8), 32, (SMALL, COLOURS, _Deadly()), 2))  # type: ignore[arg-type]
 
 
 class _Deadly:
-    """A source that ends whichever process unpickles it."""
+    """A folder that ends whichever process unpickles it."""
 
     def __reduce__(self) -> tuple[object, tuple[int]]:
         return os._exit, (9,)
