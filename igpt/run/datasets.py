@@ -13,6 +13,7 @@ from igpt.data import DATASETS, data_card
 from igpt.data.fetching import check_dataset, dataset_lines, fetch_dataset
 from igpt.data.tokens import Wanted, check_stores, make_store
 from igpt.palette import Palette
+from igpt.run.bar import Bar
 
 
 def list_datasets() -> str:
@@ -48,13 +49,11 @@ def tokenize(name: str, *, resolution: int | None, workers: int, crops: int, fil
     for split in ("train", "test"):
         wanted = Wanted(name, split, side, crops if split == "train" else 0, filter, seed)
         start = time.monotonic()
-        with tqdm(desc=f"{name} {split}", unit=" images", file=sys.stderr, disable=None, leave=False) as bar:
+        with Bar(f"{name} {split}", " images") as bar:
 
-            def report(done: int, total: int, bar: tqdm[None] = bar) -> None:
-                bar.total = total
-                if not bar.n and done:
-                    bar.initial = done  # of an earlier call: not of this one's rate
-                bar.update(done - bar.n)
+            def report(done: int, total: int, bar: Bar = bar) -> None:
+                bar.skip(done)
+                bar(done, total)
 
             store, rate = make_store(wanted, colours, workers=workers, report=report)
         size = len(store) * store.positions * 2 / 1e6

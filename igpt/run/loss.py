@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from igpt.data.store import StorePart, TokenStore
 from igpt.errors import UsageError
 from igpt.fast import packed
+from igpt.run.bar import Bar
 from igpt.run.samples import find_weights
 from igpt.train.loop import evaluate_loss
 from igpt.weights.released import read_tokens, released_tokens
@@ -40,12 +39,7 @@ def loss_line(model: str, tokens: Path | None, images: int | None) -> str:
     count = min(images or max(len(found) // BATCH, 1) * BATCH, len(found))
     part = StorePart(found, np.arange(count)) if isinstance(found, TokenStore) else found[:count]
     _check(part, weights.shape.n_ctx, weights.shape.n_vocab, place)
-    with packed(weights), tqdm(unit=" images", file=sys.stderr, disable=None, leave=False) as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with packed(weights), Bar("", " images") as report:
         nats = evaluate_loss(weights, part, at_once=BATCH, report=report)
     return f"{model}: {nats:.4f} nats per token, {nats / math.log(2):.4f} bits, over {count:,} images of {place}"
 

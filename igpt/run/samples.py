@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from igpt.errors import UsageError
 from igpt.project import Project
 from igpt.results.signature import Signer
+from igpt.run.bar import Bar
 from igpt.run.folder import run_folder
 from igpt.run.local import ensure
 from igpt.stage import Stage
@@ -70,7 +70,7 @@ def write_samples(model: str, draw: Draw, *, out: Path) -> str:
 
     check_png(out)
     weights, palette = find_weights(model)
-    with _Bar(model) as report:
+    with Bar(model, " tokens") as report:
         tokens = sample(weights, **vars(draw), report=report).numpy()
     columns = math.ceil(math.sqrt(draw.n))
     images = [_image(palette, row) for row in tokens]
@@ -95,7 +95,7 @@ def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: st
     tokens = tokenize(pictures, palette)
     kept = _kept(keep, side=side)
     given = torch.where(torch.from_numpy(kept), tokens, -1)
-    with _Bar(model) as report:
+    with Bar(model, " tokens") as report:
         completed = complete(weights, given, **vars(draw), report=report).numpy()
     rows = []
     for original, images in zip(tokens.numpy(), completed, strict=True):
@@ -159,22 +159,3 @@ def _image(palette: Palette, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
 def _scale(weights: ImageGPT) -> int:
     """Screen pixels a side of a pixel, so that an image is some hundred wide at every resolution."""
     return max(1, 96 // math.isqrt(weights.shape.n_ctx))
-
-
-class _Bar:
-    """A bar on stderr with the time left, in a terminal only."""
-
-    def __init__(self, name: str) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(desc=name, unit=" tokens", file=sys.stderr, disable=None, leave=False)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __call__(self, done: int, total: int) -> None:
-        self._bar.total = total
-        self._bar.update(done - self._bar.n)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()

@@ -11,12 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from tqdm import tqdm
-
 from igpt.data.store import TokenStore
 from igpt.data.tokens import train_parts
 from igpt.errors import UsageError
 from igpt.palette import Palette
+from igpt.run.bar import Bar
 from igpt.train.loop import WINDOW, Machine, Stopped, pretrain, weights_name
 from igpt.train.recipes import recipe
 from igpt.weights.read import released_palette
@@ -59,7 +58,7 @@ def train(
                 seed=seed,
                 folder=out,
                 machine=replace(machine, stop=lambda: bool(stopping)),
-                report=bar.report,
+                report=bar,
             )
     except Stopped as stopped:
         return str(stopped), STOPPED
@@ -85,28 +84,19 @@ def _stop_by_signal() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-class _Bar:
-    """A bar with loss, rate and time left in a terminal; a line for each line of the metrics elsewhere."""
+class _Bar(Bar):
+    """A bar with loss and rate; a line for each line of the metrics where there is no terminal."""
 
     def __init__(self, name: str, metrics: Path) -> None:
+        super().__init__(name, " steps")
         self._metrics = metrics
-        self._bar = tqdm(desc=name, unit=" steps", file=sys.stderr, disable=None, leave=False)
 
-    def __enter__(self) -> _Bar:
-        return self
-
-    def report(self, done: int, total: int) -> None:
-        """So many steps are done."""
-        self._bar.total = total
-        if not self._bar.n:
-            self._bar.initial = self._bar.n = done - 1  # of an earlier call: not of this one's rate
-        self._bar.update(done - self._bar.n)
+    def __call__(self, done: int, total: int) -> None:
+        self.skip(done - 1)
+        super().__call__(done, total)
         if done % WINDOW == 0:
             line = json.loads(self._metrics.read_text().splitlines()[-1])
             text = f"loss {line['loss']:.4f}, {line['tokens_per_second']:,} tokens/s"
             self._bar.set_postfix_str(text)
             if self._bar.disable:
                 print(f"step {done:,} of {total:,}: {text}", file=sys.stderr, flush=True)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
