@@ -94,28 +94,28 @@ def pretrain(
         raise UsageError(f"another process trains in {folder}: wait for it, or give another folder") from None
 
 
+@dataclass
 class _Run:
-    """One run at work."""
+    """One run at work, of what `pretrain` was called with."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        tokens: Tokens,
-        validation: Tokens,
-        palette: Palette,
-        seed: int,
-        folder: Path,
-        machine: Machine,
-        report: Report,
-    ) -> None:
-        self.recipe, self.tokens, self.validation, self.palette = recipe, tokens, validation, palette
-        self.seed, self.folder, self.machine, self.report = seed, folder, machine, report
-        self.name = f"{json.dumps(asdict(recipe), sort_keys=True)} {palette.digest} {_identity(tokens)} seed {seed}"
-        self.model = ImageGPT(recipe.shape, seed=seed).to(machine.device)
+    recipe: Recipe
+    tokens: Tokens
+    validation: Tokens
+    palette: Palette
+    seed: int
+    folder: Path
+    machine: Machine
+    report: Report
+
+    def __post_init__(self) -> None:
+        """Start: 1. from the folder's own newest checkpoint, 2. from the seed."""
+        recipe = self.recipe
+        data = f"{self.palette.digest} {_identity(self.tokens)}"
+        self.name = f"{json.dumps(asdict(recipe), sort_keys=True)} {data} seed {self.seed}"
+        self.model = ImageGPT(recipe.shape, seed=self.seed).to(self.machine.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, fused=True)
-        # Where a run starts: 1. from its own newest checkpoint, 2. from the seed.
-        self.progress = load_checkpoint(folder, self.name, self.model, self.optimizer)
-        self.metrics = Metrics(folder / "metrics.jsonl", step=self.progress.step)
+        self.progress = load_checkpoint(self.folder, self.name, self.model, self.optimizer)
+        self.metrics = Metrics(self.folder / "metrics.jsonl", step=self.progress.step)
 
     def finish(self) -> Losses:
         """Take the steps that are missing."""
