@@ -16,7 +16,9 @@ import torch
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.project import Project
+from igpt.results.record import Receipt
 from igpt.shape import ModelShape
+from igpt.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,6 +60,20 @@ def tokens() -> torch.Tensor:
 def greys() -> Palette:
     """Eight greys."""
     return Palette(np.linspace(-1, 1, 8, dtype=np.float32)[:, None])
+
+
+def some_receipt(stage: Stage, *, dirty: bool = False) -> Receipt:
+    """A receipt for a record that a test writes by hand."""
+    return Receipt(
+        commit="0123456789abcdef",
+        dirty=dirty,
+        command=f"igpt run {stage.name}",
+        notebook=f"notebooks/{stage.notebook}.ipynb",
+        hardware="a processor",
+        seconds=2.0,
+        finished="2026-01-02T03:04:05+00:00",
+        versions={"torch": "2.0"},
+    )
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from conftest import some_receipt
+
 from igpt.experiments.speed import AIMS, SPEED_STAGES
 from igpt.project import Project
 from igpt.report.speed import seconds_table, speed_table
-from igpt.results.record import Receipt, Record, write_record
+from igpt.results.record import Record, write_record
 from igpt.results.signature import Signer
 from igpt.results.store import record_path
 
@@ -17,16 +19,6 @@ def write_speed(project: Project, seconds: dict[str, list[float]], *, signature:
         for name, times in seconds.items()
         for place, found in enumerate(times)
     ]
-    receipt = Receipt(
-        commit="0123456789abcdef",
-        dirty=False,
-        command=f"igpt run {stage.name}",
-        notebook="notebooks/speed.ipynb",
-        hardware="a processor, 2 of 2 cores",
-        seconds=2.0,
-        finished="2026-01-02T03:04:05+00:00",
-        versions={"torch": "2.0"},
-    )
     record = Record(
         schema_version=1,
         stage=stage.name,
@@ -35,7 +27,7 @@ def write_speed(project: Project, seconds: dict[str, list[float]], *, signature:
         parts=signer.sign(stage).parts,
         values={},
         series={"rounds": rounds},  # type: ignore[dict-item]
-        receipt=receipt,
+        receipt=some_receipt(stage),
     )
     write_record(record_path(project, stage), record)
 

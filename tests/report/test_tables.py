@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, some_receipt
 
 from igpt.errors import UsageError
 from igpt.experiments import TABLES, experiments
@@ -16,7 +16,7 @@ from igpt.report.formats import render
 from igpt.report.numbers import number
 from igpt.report.provenance import provenance_table, record_schema, records_table
 from igpt.report.tables import Cell, ResultTable, result_table, score_counts, table_names
-from igpt.results.record import Receipt, Record, Value, write_record
+from igpt.results.record import Record, Value, write_record
 from igpt.results.signature import Signer
 from igpt.results.store import record_path
 
@@ -40,16 +40,7 @@ def write_records(project: Project, name: str, *, dirty: bool = False, signature
             parts=signed.parts,
             values={key: Value(value=value, unit="fraction") for key, value in keys.items()},
             series={},
-            receipt=Receipt(
-                commit="0123456789abcdef",
-                dirty=dirty,
-                command=f"igpt run {stage.name}",
-                notebook="notebooks/linear_probe.ipynb",
-                hardware="a processor",
-                seconds=2.0,
-                finished="2026-01-02T03:04:05+00:00",
-                versions={"torch": "2.0"},
-            ),
+            receipt=some_receipt(stage, dirty=dirty),
         )
         write_record(record_path(project, stage), record)
 
