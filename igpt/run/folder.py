@@ -21,6 +21,8 @@ from igpt.stage import Stage
 # Set for the kernels that carry out a plan: their notebook never empties a finished folder, which others may be reading.
 PLANNED = "IGPT_PLANNED"
 
+STOP = "stop"  # a file in a stage's folder: its training is to write a checkpoint and end
+
 _HELD: dict[Path, FileLock] = {}  # locks of this process, so that a notebook can be run again in one kernel
 
 
@@ -51,7 +53,7 @@ def read_progress(folder: Path) -> dict[str, float]:
 
 
 def hold(folder: Path) -> None:
-    """Hold the folder's lock until this process ends."""
+    """Hold the folder's lock until this process ends; what an earlier run was asked to stop by is gone then."""
     folder.mkdir(parents=True, exist_ok=True)
     if folder in _HELD:
         return
@@ -63,6 +65,7 @@ def hold(folder: Path) -> None:
         who = owner.read_text() if owner.exists() else "another process"
         raise UsageError(f"{folder.name} is already being run by {who}: wait for it, or stop it") from None
     _HELD[folder] = lock
+    (folder / STOP).unlink(missing_ok=True)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     write_text(owner, f"process {os.getpid()} on {platform.node()} since {started}")
 

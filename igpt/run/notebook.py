@@ -20,7 +20,7 @@ from igpt.measure import Measured
 from igpt.project import Project
 from igpt.results.record import SCHEMA, Receipt, Record, Value, read_record, write_record
 from igpt.results.signature import Signer
-from igpt.run.folder import PLANNED, empty, hold, read_progress, run_folder
+from igpt.run.folder import PLANNED, STOP, empty, hold, read_progress, run_folder
 from igpt.run.local import ensure
 from igpt.stage import Literal, Stage
 
@@ -61,6 +61,10 @@ class OpenStage:
         if now - self._reported > 0.5 or done == total:
             self._reported = now
             write_text(self.folder / "progress.json", json.dumps({"done": done, "total": total, "seconds": self._seconds()}))
+
+    def stopping(self) -> bool:
+        """Whether the stage was asked to stop, by a file in its folder: signals do not reach a kernel reliably."""
+        return (self.folder / STOP).exists()
 
     def write_record(
         self,
