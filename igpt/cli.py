@@ -165,9 +165,12 @@ def train(
     steps: Annotated[int | None, typer.Option(min=1, help="A shorter run, its schedule with it.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the first weights and of the batches.")] = 0,
     palette: Annotated[Path | None, typer.Option(help="The tokens' palette.npy; the released colours if left out.")] = None,
-    micro_batch: Annotated[int | None, typer.Option(min=1, help="Images at once, to save memory; all if left out.")] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help="Images at once on a device, to save memory; all if left out.")
+    ] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Processes, one a GPU; all GPUs if left out.")] = None,
 ) -> None:
-    """Pre-train a model on tokens, on the GPU if there is one.
+    """Pre-train a model on tokens, on the GPUs if there are any.
 
     The same command again continues. Ctrl-C, SIGTERM and SIGUSR1 write a checkpoint first; the exit code is then 75.
     """
@@ -175,7 +178,15 @@ def train(
 
     with _stoppable():
         said, code = train(
-            recipe, objective, data=store, out=out, steps=steps, seed=seed, palette=palette, micro_batch=micro_batch
+            recipe,
+            objective,
+            data=store,
+            out=out,
+            steps=steps,
+            seed=seed,
+            palette=palette,
+            micro_batch=micro_batch,
+            devices=devices,
         )
     typer.echo(said, err=bool(code))
     raise typer.Exit(code)

@@ -1,7 +1,7 @@
 """Recipes: every choice that decides a pre-training run, frozen and named.
 
 The paper's are section 3.4 and appendix A. Table 5's rates are known here for iGPT-S only at first hand;
-the others are from memory and marked so in ``experiments/published.csv``. The tiny recipes are ours.
+the others are from memory and marked so in ``experiments/published.csv``. The tiny, laptop and small recipes are ours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Recipe:
     name: str
     shape: ModelShape
     dataset: str
-    palette_colours: int
+    palette_colours: int  # 512: those released with the paper; other palettes are fitted to the data set
     batch: int  # images
     steps: int
     warmup: int  # steps
@@ -36,6 +36,11 @@ class Recipe:
     def side(self) -> int:
         """Pixels a side of the images."""
         return math.isqrt(self.shape.n_ctx)
+
+    @property
+    def released_palette(self) -> bool:
+        """Whether the tokens are the paper's."""
+        return self.palette_colours == 512
 
     @property
     def milestone_steps(self) -> list[int]:
