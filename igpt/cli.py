@@ -31,6 +31,8 @@ class Tier(StrEnum):
     """How much of the paper a run is."""
 
     tiny = "tiny"
+    laptop = "laptop"
+    small = "small"
     paper = "paper"
 
 
@@ -54,7 +56,7 @@ Targets = Annotated[
     list[str] | None,
     typer.Argument(help="Experiments (headline-001), tables (linear-probes) or stages; everything if left out."),
 ]
-MODELS = "tiny-s, tiny-m or tiny-l; a released model (igpt-s); a folder of weights; a TensorFlow prefix."
+MODELS = "A trained recipe (tiny-l, laptop-l); a released model (igpt-s); a folder of weights; a TensorFlow prefix."
 ModelOption = Annotated[str, typer.Option(help=MODELS)]
 ModelArgument = Annotated[str, typer.Argument(help=MODELS)]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of the sampler; the same seed, the same images.")]
@@ -62,7 +64,12 @@ TemperatureOption = Annotated[float, typer.Option(min=0, help="1 as published; 0
 TopKOption = Annotated[int | None, typer.Option(min=1, help="Draw from the k likeliest tokens only.")]
 TopPOption = Annotated[float | None, typer.Option(help="Draw from the fewest tokens that reach this probability.")]
 OutOption = Annotated[Path, typer.Option(help="The PNG to write.")]
-TierOption = Annotated[Tier | None, typer.Option(help="tiny: digits, minutes. paper: as published, on a cluster.")]
+TierOption = Annotated[
+    Tier | None,
+    typer.Option(
+        help="tiny: digits, minutes. laptop: CIFAR-10, hours of two cores. small: Tiny ImageNet, a GPU-hour. paper: as published."
+    ),
+]
 
 
 @app.command()
@@ -158,7 +165,9 @@ def complete(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name: igpt-s, igpt-m, igpt-l, igpt-l-48, igpt-xl, or a tiny one.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe's name: igpt-s, -m, -l, -l-48, -xl; or small-s, laptop-s, tiny-s and their -m and -l.")
+    ],
     store: Annotated[Path, typer.Option("--data", help="A train store of `igpt data tokenize`.")],
     out: Annotated[Path, typer.Option(help="The run's folder: checkpoints, weights, metrics.")],
     objective: Annotated[str, typer.Option(help="autoregressive or bert.")] = "autoregressive",

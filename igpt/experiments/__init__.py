@@ -10,7 +10,10 @@ from igpt.stage import Stage
 __all__ = ["TABLES", "Experiment", "Table", "declared_stages", "experiments"]
 
 # Stages that fill figures or the tables of speed, and no cell of a published table.
-FIGURE_STAGES = {"tiny": (Stage.of("samples", model="tiny-l"),), "speed": SPEED_STAGES}
+FIGURE_STAGES: dict[str, tuple[Stage, ...]] = {
+    **{tier: (Stage.of("samples", model=f"{tier}-l"),) for tier in ("tiny", "laptop", "small")},
+    "speed": SPEED_STAGES,
+}
 
 
 def declared_stages(tier: str | None = None) -> list[Stage]:
