@@ -77,8 +77,16 @@ def plan(
     targets: Targets = None,
     tier: TierOption = None,
     why: Annotated[bool, typer.Option("--why", help="Name the inputs that changed since each record.")] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="Show what each recipe costs, and what fits on how many cards.")] = False,
 ) -> None:
     """List every cell and its stages: fresh, stale or missing. Nothing is run."""
+    if cost:
+        from igpt.project import Project
+        from igpt.report.costs import memory_table, recipe_table
+        from igpt.report.formats import render
+
+        typer.echo("\n".join(render(table(Project.here()), "md") for table in (recipe_table, memory_table)))
+        return
     from igpt.report.plans import plan_text
     from igpt.run.command import plan_targets
 

@@ -26,6 +26,7 @@ from igpt.errors import UsageError
 from igpt.project import Project
 from igpt.report.api import public_names
 from igpt.report.bookfigures import FIGURES, draw_figure, figure_note
+from igpt.report.costs import memory_table, recipe_table
 from igpt.report.datasets import datasets_table, terms_table
 from igpt.report.formats import render
 from igpt.report.numbers import number
@@ -40,6 +41,8 @@ PLAIN_TABLES = {  # of this book alone
     "records": records_table,
     "speed": speed_table,
     "speed-seconds": seconds_table,
+    "recipes": recipe_table,
+    "memory": memory_table,
     "data-sets": datasets_table,
     "data-terms": terms_table,
 }
