@@ -244,7 +244,8 @@ def export(
 @app.command()
 def bench(
     tasks: Annotated[
-        list[str] | None, typer.Argument(help="sampling, features, quantise, tokenise, loading, probe; or all.")
+        list[str] | None,
+        typer.Argument(help="sampling, features, quantise, tokenise, loading, training, training_s, probe; or all."),
     ] = None,
     toy: Annotated[bool, typer.Option("--toy", help="Tiny sizes, to see that it works; such records stay in runs/.")] = False,
 ) -> None:
