@@ -61,7 +61,7 @@ def needed_stages(notebook: str, parameters: dict[str, Literal]) -> dict[str, St
         )
     trained = {"model": model, "objective": objective, "seed": parameters["seed"]}
     pretrain = {"pretrain": Stage.of("pretrain", **trained)}
-    if notebook in ("concatenated_features", "low_data"):
+    if notebook in ("concatenated_features", "low_data", "probe_settings"):
         probe = Stage.of("linear_probe", dataset=parameters["dataset"], **trained)
         return {**pretrain, "linear_probe": probe}
     return pretrain
