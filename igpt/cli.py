@@ -48,6 +48,7 @@ class Make(StrEnum):
 
     ours = "ours"
     huggingface = "huggingface"
+    onnx = "onnx"
 
 
 Targets = Annotated[
@@ -203,14 +204,17 @@ def evaluate_loss(
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
-    to: Annotated[Make, typer.Option(help="Ours (safetensors and palette), or transformers'.")] = Make.huggingface,
+    to: Annotated[
+        Make, typer.Option(help="Ours (safetensors and palette), transformers', or ONNX (one graph for prefill and step).")
+    ] = Make.huggingface,
     model: ModelOption = "tiny-l",
+    half: Annotated[bool, typer.Option("--half", help="ONNX only: weights in half precision, half the size.")] = False,
 ) -> None:
     """Write weights as a folder that other programs open."""
     from igpt.run.samples import export_weights
 
     with _stoppable():
-        typer.echo(export_weights(model, folder, to=to.value))
+        typer.echo(export_weights(model, folder, to=to.value, half=half))
 
 
 @app.command()
