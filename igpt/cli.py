@@ -299,6 +299,18 @@ def tokenize(
         typer.echo(tokenize(name, resolution=resolution, workers=workers, crops=crops, filter=filter, seed=seed, palette=palette))
 
 
+@app.command()
+def panel(model: ModelOption = "tiny-l") -> None:
+    """Make what the book's live panel loads; `make book` does.
+
+    The model as ONNX, held-out images out of its record of samples, and the runtime that npm has installed.
+    """
+    from igpt.run.live import prepare_live
+
+    with _stoppable():
+        typer.echo(prepare_live(model))
+
+
 def main() -> None:
     """Entry point: a user's mistake is one sentence and exit 2, failed work one sentence and exit 1."""
     try:

@@ -3,6 +3,7 @@
     ```{igpt-table} headline          a table by the name `igpt table` knows
     ```{igpt-figure} depth            a figure by name, with :alt: and a caption as its content
     ```{igpt-api} igpt.model          the public names of a module
+    ```{igpt-live}                    the panel that completes pictures in the reader's browser
     {igpt}`measured headline-001 tiny`    a number by name, with its receipt
 
 They read records and nothing else; a record that is missing makes its cell pending, never the build fail.
@@ -168,6 +169,27 @@ class FigureDirective(SphinxDirective):
         return [figure]
 
 
+class LiveDirective(SphinxDirective):
+    """``igpt-live``: what a reader presses to complete pictures in the page; one sentence in its place without its files."""
+
+    def run(self) -> list[nodes.Node]:
+        """A frame whose script asks for nothing but a description until the press."""
+        root = "../" * self.env.docname.count("/")
+        if not (Path(self.env.srcdir) / "live" / "live.json").exists():
+            said = "This copy of the book was built without its live panel: make book makes it where npm is installed."
+            return [nodes.paragraph("", said)]
+        frame = (
+            f'<section class="igpt-live" data-live="{root}live/" aria-label="Complete a picture in this page">'
+            '<button type="button" class="live-button live-load" hidden>Load the model</button>'
+            '<p class="live-status" role="status">The panel starts here when scripts run and the page comes from a web server, as'
+            " with <code>make serve</code>; until then the images above stand in for it.</p>"
+            '<progress hidden aria-label="Progress"></progress><div class="live-panel"></div></section>'
+            f'<link rel="stylesheet" href="{root}live/live.css">'
+            f'<script type="module" src="{root}live/panel.js"></script>'
+        )
+        return [nodes.raw("", frame, format="html")]
+
+
 class ApiDirective(SphinxDirective):
     """``igpt-api MODULE``: what a module offers, from its source."""
 
@@ -226,7 +248,7 @@ def mend_page(app: Sphinx, pagename: str, templatename: str, context: dict, doct
 
 
 def copy_files(app: Sphinx, error: Exception | None) -> None:
-    """Beside the pages: MathJax's few files, the tables as data, and the records themselves."""
+    """Beside the pages: MathJax's few files, the tables as data, the records themselves, and what the live panel loads."""
     if error is not None or app.builder.format != "html":
         return
     out = Path(app.outdir)
@@ -244,6 +266,9 @@ def copy_files(app: Sphinx, error: Exception | None) -> None:
             (out / "tables" / f"{name}.{ending}").write_text(render(table, form))
     if PROJECT.records.is_dir():
         shutil.copytree(PROJECT.records, out / "records", dirs_exist_ok=True)
+    if (Path(app.srcdir) / "live" / "live.json").exists():
+        for folder in ("live", "_live"):  # what was made, and the scripts that use it
+            shutil.copytree(Path(app.srcdir) / folder, out / "live", dirs_exist_ok=True)
     (out / "records").mkdir(exist_ok=True)
     (out / "records" / "schema.json").write_text(record_schema())
 
@@ -258,6 +283,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     )
     app.add_directive("igpt-table", TableDirective)
     app.add_directive("igpt-figure", FigureDirective)
+    app.add_directive("igpt-live", LiveDirective)
     app.add_directive("igpt-api", ApiDirective)
     app.add_role("igpt", NumberRole())
     app.connect("builder-inited", draw_figures)
