@@ -7,6 +7,8 @@ READY := $(VENV)/.ready
 RUNTIME := node_modules/.ready
 # The model of the book's live panel: a name, or a folder of weights.
 LIVE ?= tiny-l
+# A folder of the reader's own records, shown in columns of their own.
+RECORDS ?=
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 HTML := book/_build/html
 
@@ -42,7 +44,7 @@ book: $(READY) $(RUNTIME)  ## run the tiny tier and build the book
 	@$(BIN)/igpt run parameters
 	@$(BIN)/igpt panel --model $(LIVE)
 	@rm -rf book/_build
-	@$(BIN)/jupyter-book build book -W --keep-going --quiet
+	@IGPT_RECORDS='$(if $(RECORDS),$(abspath $(RECORDS)))' $(BIN)/jupyter-book build book -W --keep-going --quiet
 	@echo "the book is built: open $(HTML)/index.html, or run make serve"
 
 test: $(READY)  ## run all tests

@@ -103,13 +103,16 @@ def run(
 def table(
     name: Annotated[str, typer.Argument(help="A table's name, such as headline or low-data.")],
     format: Annotated[Format, typer.Option(help="How to print it.")] = Format.md,
+    records: Annotated[Path | None, typer.Option(help="A folder of your own records, shown in columns of their own.")] = None,
 ) -> None:
     """Print a table, published and reproduced side by side."""
     from igpt.project import Project
     from igpt.report.formats import render
     from igpt.report.tables import result_table
+    from igpt.results.store import ReaderStore
 
-    typer.echo(render(result_table(name, Project.here()), format.value), nl=False)
+    yours = ReaderStore(Project.here(), records) if records else None
+    typer.echo(render(result_table(name, Project.here(), yours), format.value), nl=False)
 
 
 @app.command("samples", hidden=True)  # as it was called first
@@ -297,6 +300,23 @@ def tokenize(
 
     with _stoppable():
         typer.echo(tokenize(name, resolution=resolution, workers=workers, crops=crops, filter=filter, seed=seed, palette=palette))
+
+
+@app.command()
+def verify(
+    record: Annotated[Path, typer.Argument(help="A record's JSON file, ours or anyone's.")],
+    repeat: Annotated[bool, typer.Option("--repeat", help="Run its stage afresh, in a folder of its own, and compare.")] = False,
+) -> None:
+    """Say whether a record can be trusted; exit 1 if not.
+
+    Looks at schema, signature against this checkout, clean tree or not, notebook, and names the command that repeats it.
+    """
+    from igpt.run.verify import verify_record
+
+    with _stoppable():
+        said, trusted = verify_record(record, repeat=repeat)
+    typer.echo(said)
+    raise typer.Exit(0 if trusted else 1)
 
 
 @app.command()

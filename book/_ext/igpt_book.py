@@ -4,6 +4,7 @@
     ```{igpt-figure} depth            a figure by name, with :alt: and a caption as its content
     ```{igpt-api} igpt.model          the public names of a module
     ```{igpt-live}                    the panel that completes pictures in the reader's browser
+    ```{igpt-yours}                   how a reader's own records (make book RECORDS=path) compare; nothing without them
     {igpt}`measured headline-001 tiny`    a number by name, with its receipt
 
 They read records and nothing else; a record that is missing makes its cell pending, never the build fail.
@@ -12,6 +13,7 @@ They read records and nothing else; a record that is missing makes its cell pend
 from __future__ import annotations
 
 import html
+import os
 import re
 import shutil
 from importlib.util import find_spec
@@ -30,11 +32,13 @@ from igpt.report.bookfigures import FIGURES, draw_figure, figure_note
 from igpt.report.datasets import datasets_table, terms_table
 from igpt.report.formats import render
 from igpt.report.numbers import number
-from igpt.report.provenance import provenance_table, record_schema, records_table
+from igpt.report.provenance import provenance_table, record_schema, records_table, yours_table
 from igpt.report.speed import seconds_table, speed_table
 from igpt.report.tables import Cell, ResultTable, result_table, score_counts, table_names
+from igpt.results.store import ReaderStore
 
 PROJECT = Project.here()
+YOURS = ReaderStore(PROJECT, Path(os.environ["IGPT_RECORDS"])) if os.environ.get("IGPT_RECORDS") else None
 PLAIN_TABLES = {  # of this book alone
     "score-counts": score_counts,
     "provenance": provenance_table,
@@ -102,7 +106,7 @@ class TableDirective(SphinxDirective):
         for path in sorted(PROJECT.records.glob("*/*.json")):
             self.env.note_dependency(str(path))
         try:
-            table = PLAIN_TABLES[name](PROJECT) if name in PLAIN_TABLES else result_table(name, PROJECT)
+            table = PLAIN_TABLES[name](PROJECT) if name in PLAIN_TABLES else result_table(name, PROJECT, YOURS)
         except UsageError as error:
             raise self.error(str(error)) from None
         node = table_node(table)
@@ -167,6 +171,14 @@ class FigureDirective(SphinxDirective):
         figure += caption
         self.add_name(figure)
         return [figure]
+
+
+class YoursDirective(SphinxDirective):
+    """``igpt-yours``: where a reader's own records disagree with ours; nothing in a book without them."""
+
+    def run(self) -> list[nodes.Node]:
+        """The table."""
+        return [table_node(yours_table(PROJECT, YOURS))] if YOURS else []
 
 
 class LiveDirective(SphinxDirective):
@@ -261,11 +273,15 @@ def copy_files(app: Sphinx, error: Exception | None) -> None:
     shutil.copytree(source.parent / "output" / "chtml" / "fonts", target / "output" / "chtml" / "fonts", dirs_exist_ok=True)
     (out / "tables").mkdir(exist_ok=True)
     for name in table_names():
-        table = result_table(name, PROJECT)
+        table = result_table(name, PROJECT, YOURS)
         for form, ending in (("csv", "csv"), ("md", "md"), ("latex", "tex")):
             (out / "tables" / f"{name}.{ending}").write_text(render(table, form))
     if PROJECT.records.is_dir():
         shutil.copytree(PROJECT.records, out / "records", dirs_exist_ok=True)
+    for path, _ in YOURS.all if YOURS else []:  # beside ours, never among them
+        target = out / "yours" / path.relative_to(YOURS.folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
     if (Path(app.srcdir) / "live" / "live.json").exists():
         for folder in ("live", "_live"):  # what was made, and the scripts that use it
             shutil.copytree(Path(app.srcdir) / folder, out / "live", dirs_exist_ok=True)
@@ -283,6 +299,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     )
     app.add_directive("igpt-table", TableDirective)
     app.add_directive("igpt-figure", FigureDirective)
+    app.add_directive("igpt-yours", YoursDirective)
     app.add_directive("igpt-live", LiveDirective)
     app.add_directive("igpt-api", ApiDirective)
     app.add_role("igpt", NumberRole())
