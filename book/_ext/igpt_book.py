@@ -4,6 +4,7 @@
     ```{igpt-figure} depth            a figure by name, with :alt: and a caption as its content
     ```{igpt-api} igpt.model          the public names of a module
     ```{igpt-live}                    the panel that completes pictures in the reader's browser
+    ```{igpt-palette}                 a reader's photo in the released colours
     ```{igpt-yours}                   how a reader's own records (make book RECORDS=path) compare; nothing without them
     {igpt}`measured headline-001 tiny`    a number by name, with its receipt
 
@@ -32,6 +33,7 @@ from igpt.report.bookfigures import FIGURES, draw_figure, figure_note
 from igpt.report.datasets import datasets_table, terms_table
 from igpt.report.formats import render
 from igpt.report.numbers import number
+from igpt.report.palettes import released_palette_json
 from igpt.report.provenance import provenance_table, record_schema, records_table, yours_table
 from igpt.report.speed import seconds_table, speed_table
 from igpt.report.tables import Cell, ResultTable, result_table, score_counts, table_names
@@ -72,8 +74,9 @@ def visit_receipt(translator, node: receipt) -> None:
     kind = "verdict-good" if word in GOOD else "verdict-bad" if word in BAD else "pending" if word == "pending" else ""
     kind += " measured" if node["records"] else ""
     label = html.escape(node.astext())
+    told = f' data-word="{word}"' if word else ""  # what the scoreboard is filtered by
     translator.body.append(
-        f'<button type="button" class="receipt-button {kind}" popovertarget="{ident}">{label}</button>'
+        f'<button type="button" class="receipt-button {kind}"{told} popovertarget="{ident}">{label}</button>'
         f'<span popover id="{ident}" class="receipt">'
     )
     root = "../" * translator.builder.current_docname.count("/")
@@ -116,7 +119,10 @@ class TableDirective(SphinxDirective):
         root = "../" * self.env.docname.count("/")
         links = f'as <a href="{root}tables/{name}.csv">CSV</a>, <a href="{root}tables/{name}.md">Markdown</a>, '
         links += f'<a href="{root}tables/{name}.tex">LaTeX</a>; here: <code>igpt table {name}</code>'
-        return [node, nodes.raw("", f'<p class="table-links">This table {links}.</p>', format="html")]
+        below = f'<p class="table-links">This table {links}.</p>'
+        if name == "scoreboard":
+            below += f'<script type="module" src="{root}live/scoreboard.js"></script>'
+        return [node, nodes.raw("", below, format="html")]
 
 
 def table_node(table: ResultTable) -> nodes.table:
@@ -202,6 +208,21 @@ class LiveDirective(SphinxDirective):
         return [nodes.raw("", frame, format="html")]
 
 
+class PaletteDirective(SphinxDirective):
+    """``igpt-palette``: a photo in the released colours, the error and the tokens, in the reader's browser."""
+
+    def run(self) -> list[nodes.Node]:
+        """A frame that its script fills."""
+        root = "../" * self.env.docname.count("/")
+        frame = (
+            f'<section class="igpt-live igpt-palette" data-palette="{root}live/palette.json" aria-label="A photo in the palette">'
+            "<p>A photo of yours would stand here where scripts run and the page comes from a web server, as with"
+            " <code>make serve</code>.</p></section>"
+            f'<link rel="stylesheet" href="{root}live/live.css"><script type="module" src="{root}live/palette.js"></script>'
+        )
+        return [nodes.raw("", frame, format="html")]
+
+
 class ApiDirective(SphinxDirective):
     """``igpt-api MODULE``: what a module offers, from its source."""
 
@@ -282,9 +303,10 @@ def copy_files(app: Sphinx, error: Exception | None) -> None:
         target = out / "yours" / path.relative_to(YOURS.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
-    if (Path(app.srcdir) / "live" / "live.json").exists():
-        for folder in ("live", "_live"):  # what was made, and the scripts that use it
-            shutil.copytree(Path(app.srcdir) / folder, out / "live", dirs_exist_ok=True)
+    shutil.copytree(Path(app.srcdir) / "_live", out / "live", dirs_exist_ok=True)  # scripts
+    (out / "live" / "palette.json").write_text(released_palette_json())
+    if (Path(app.srcdir) / "live" / "live.json").exists():  # and what the live panel loads
+        shutil.copytree(Path(app.srcdir) / "live", out / "live", dirs_exist_ok=True)
     (out / "records").mkdir(exist_ok=True)
     (out / "records" / "schema.json").write_text(record_schema())
 
@@ -299,6 +321,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     )
     app.add_directive("igpt-table", TableDirective)
     app.add_directive("igpt-figure", FigureDirective)
+    app.add_directive("igpt-palette", PaletteDirective)
     app.add_directive("igpt-yours", YoursDirective)
     app.add_directive("igpt-live", LiveDirective)
     app.add_directive("igpt-api", ApiDirective)

@@ -185,7 +185,8 @@ def disagreement(run: Run, yours: RecordStore, ours: RecordStore) -> str:
 def _scoreboard(store: RecordStore, yours: ReaderStore | None = None) -> ResultTable:
     """Every published number of Image GPT, and where each tier stands with it."""
     beside = _tiers_of(experiments(), yours)
-    columns = ("Number", "Published", *TIER_TITLES.values(), *_titles(beside, yours), "What", "Experiment")
+    columns = ("Number", "Published", *TIER_TITLES.values(), *_titles(beside, yours), "What", "Experiment", "Table")
+    tables = {e.name: table.name for table in reversed(TABLES) for e in table.experiments()}
     rows = []
     for experiment in experiments():
         row = experiment.published
@@ -194,7 +195,7 @@ def _scoreboard(store: RecordStore, yours: ReaderStore | None = None) -> ResultT
         cells = [Cell(f"{_system(row)}, {_data(row)}"), published_cell(row)]
         cells += [tier_cell(experiment, tier, store) for tier in TIER_TITLES]
         cells += [_your_cell(experiment, tier, yours, store) for tier in beside if yours]
-        rows.append((*cells, Cell(_what(row)), Cell(experiment.name)))
+        rows.append((*cells, Cell(_what(row)), Cell(experiment.name), Cell(tables.get(experiment.name, "none"))))
     return ResultTable("scoreboard", "Every published number of Image GPT, and its status by tier", columns, tuple(rows))
 
 
