@@ -105,16 +105,27 @@ def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: st
     return f"{draw.n} completions each of {len(rows)} by {model}, seed {draw.seed}: {out}"
 
 
-def export_weights(model: str, folder: Path, *, to: str) -> str:
-    """Write weights in another make; what to say of it. Raises UsageError when the folder is there already."""
+def export_weights(model: str, folder: Path, *, to: str, half: bool = False) -> str:
+    """Write weights in another make; what to say of it.
+
+    half : ONNX's weights in float16; see `igpt.weights.onnx.write_onnx`
+
+    Raises UsageError when the folder is there already, or for ``half`` of another make than ONNX.
+    """
     from igpt.weights.huggingface import write_huggingface
     from igpt.weights.own import save_weights
 
+    if half and to != "onnx":
+        raise UsageError(f"--half is for --to onnx, not for {to}: leave it out")
     if folder.exists():
         raise UsageError(f"{folder} is there already: name a folder that is not")
     weights, palette = find_weights(model)
     if to == "ours":
         save_weights(folder, weights, palette)
+    elif to == "onnx":
+        from igpt.weights.onnx import write_onnx
+
+        write_onnx(folder, weights, palette, half=half)
     else:
         write_huggingface(folder, weights)
         palette.save(folder / "palette.npy")

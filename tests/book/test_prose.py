@@ -64,7 +64,7 @@ def commands() -> list[tuple[str, str]]:
         text = page.read_text()
         lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
         for line in lines + re.findall(r"`([^`\n]+)`", text):
-            if re.match(r"igpt (plan|run|table|samples|complete|export)\b", line):
+            if re.match(r"igpt (plan|run|table|samples|complete|export|verify)\b", line):
                 found.append((page.stem, line.partition("#")[0].strip()))
     return found
 
