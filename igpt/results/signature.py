@@ -23,7 +23,10 @@ from igpt.results.notebooks import Notebook, check_stage, read_notebook
 from igpt.stage import Stage, chosen_modules, needed_datasets, needed_stages
 
 # Modules that present or carry out decide no result.
-OUTSIDE = ("igpt.cli", "igpt.report", "igpt.run", "igpt.results", "igpt.experiments", "igpt.project", "igpt.stage")
+OUTSIDE = (
+    *("igpt.cli", "igpt.report", "igpt.run", "igpt.slurm", "igpt.results", "igpt.experiments", "igpt.project"),
+    "igpt.stage",
+)
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn")
 
 
