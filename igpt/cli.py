@@ -326,7 +326,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Again and again, until nothing is queued or running.")] = False,
     every: Annotated[bool, typer.Option("--all", help="List finished jobs too, not only their number.")] = False,
 ) -> None:
-    """Show the submitted jobs: state, cell, step, loss, time left, hours."""
+    """Show the submitted jobs: state, step, loss, time left."""
     import click
 
     from igpt.slurm.status import status_text, watch_status
@@ -386,7 +386,7 @@ def collect() -> None:
 
 @app.command()
 def doctor(profile: ProfileOption) -> None:
-    """Say what would go wrong on a cluster, before its queue does."""
+    """Say what would go wrong on a cluster."""
     from igpt.slurm.doctor import examine
 
     text, code = examine(profile)
@@ -399,7 +399,7 @@ def drill(
     profile: ProfileOption,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the step at which the job is stopped; any if left out.")] = None,
 ) -> None:
-    """Stop a short training on a cluster; prove that it continues exactly.
+    """Kill a short training; show that it continues exactly.
 
     Trains the smallest model twice, one of the two stopped through the scheduler at a random step, and compares the
     weights to the bit. Takes some minutes beside the queue's.

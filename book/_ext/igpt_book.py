@@ -27,6 +27,7 @@ from igpt.project import Project
 from igpt.report.api import public_names
 from igpt.report.bookfigures import FIGURES, draw_figure, figure_note
 from igpt.report.datasets import datasets_table, terms_table
+from igpt.report.drills import drills_table
 from igpt.report.formats import render
 from igpt.report.numbers import number
 from igpt.report.provenance import provenance_table, record_schema, records_table
@@ -40,6 +41,7 @@ PLAIN_TABLES = {  # of this book alone
     "records": records_table,
     "speed": speed_table,
     "speed-seconds": seconds_table,
+    "drills": drills_table,
     "data-sets": datasets_table,
     "data-terms": terms_table,
 }

@@ -118,7 +118,9 @@ def _python(profile: Profile) -> str:
 def _try(project: Project, profile: Profile, notebook: str) -> str:
     """Whether the scheduler would take such a job, and when it would start: asked without submitting."""
     resources = profile.stages[notebook]
-    array = Array(token="doctor", job=None, profile="", snapshot="", submitted="", by="", gpus=0, nodes=1, minutes=1, stages=())
+    array = Array(
+        token="doctor", number=0, job=None, profile="", snapshot="", submitted="", by="", gpus=0, nodes=1, minutes=1, stages=()
+    )
     from submitit.slurm.slurm import _make_sbatch_string
 
     with tempfile.TemporaryDirectory() as folder:

@@ -17,7 +17,7 @@ from igpt.run.folder import read_progress, run_folder
 from igpt.run.local import plan_stages
 from igpt.slurm.ledger import Ledger
 from igpt.slurm.profile import Profile, find_profile
-from igpt.slurm.scheduler import call
+from igpt.slurm.scheduler import call, require
 from igpt.slurm.snapshot import check_clean, take_snapshot
 from igpt.slurm.status import Row, rows
 from igpt.slurm.submit import carry_out, prepare
@@ -39,6 +39,7 @@ def run_drill(profile_name: str, *, seed: int | None) -> str:
     profile = find_profile(project, profile_name)
     if profile.scheduler == "local":
         raise UsageError("a drill needs a scheduler that kills jobs: give another profile, local-cluster for one on this machine")
+    require()
     code = check_clean(project, dirty=False)
     plan = plan_stages(project, [STAGE])
     base = profile.home(project).runs / ".drill" / secrets.token_hex(4)

@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+from filelock import FileLock, Timeout
+
 from igpt.errors import StageError, UsageError
 from igpt.files import write_text
 from igpt.project import Project
@@ -34,6 +36,7 @@ from igpt.stage import Stage
 SPARE = 10.0  # of the seconds between signal and kill: for what comes after the checkpoint
 FRUITLESS = 2  # time limits in a row that a stage may reach without a new checkpoint
 LOOK = 0.2  # seconds between two looks
+HELD = 300.0  # seconds that a lost node's lock may outlive it
 SAID_EVERY = 30.0  # seconds between two words on a running job
 AFTERWARDS = 60.0  # seconds that the other nodes have to end once the record stands
 
@@ -96,7 +99,7 @@ class _Session:
         self.before = _newest_checkpoint(self.folder)
         self.ended = False  # of the thread at work; a plain flag, since a signal's handler reads it
         self.failure: BaseException | None = None
-        self.asked = False  # to stop, by the scheduler
+        self.given_up = False  # since it would never end within its limit
         self.terminated = False  # by SIGTERM
 
     def run(self) -> str:
@@ -112,8 +115,8 @@ class _Session:
                 time.sleep(LOOK)
                 if time.monotonic() - self.marked > SAID_EVERY:  # so that of a job that is killed the hours are known
                     self.mark("running")
-        except UncompletedJobError:  # it was not to be queued again, since `stop` found it ended or in vain
-            if not self.ended:
+        except UncompletedJobError:  # it was not to be queued again, since `stop` found it ended, or in vain
+            if self.given_up:
                 raise StageError(self.in_vain()) from None
         error = self.failure
         if error is None:
@@ -132,19 +135,20 @@ class _Session:
 
     def stop(self) -> StageJob | None:
         """Ask for a checkpoint and wait for it, no longer than the scheduler does; the job to queue again."""
-        self.asked = True
         deadline = time.monotonic() + max(self.job.signal_seconds - SPARE, 3.0)
         while not self.ended and time.monotonic() < deadline:
             with suppress(OSError):  # again and again: a notebook that opens its stage only now removes it
                 (self.folder / STOP).touch()
             time.sleep(LOOK)
         if self.ended and not isinstance(self.failure, StageStopped):
+            (self.folder / STOP).unlink(missing_ok=True)
             return None  # done, or failed for a reason of its own
         self.kernels.stop()
         limited = time.monotonic() - self.begun + self.job.signal_seconds + 60 >= 60 * self.job.minutes
         advanced = _newest_checkpoint(self.folder) != self.before
         fruitless = self.job.fruitless + 1 if limited and not advanced else 0
         if fruitless >= FRUITLESS:
+            self.given_up = True
             self.mark("failed", self.in_vain())
             return None
         self.mark("stopped", "its time limit came: queued again" if limited else "preempted: queued again")
@@ -172,6 +176,7 @@ class _Session:
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
             planned = self._planned()
+            self._wait_until_free()
             execute(planned, self.project, self.kernels, environment=self._environment())
         except BaseException as error:
             self.failure = error
@@ -193,6 +198,12 @@ class _Session:
             if finished_record(self.project, parent, plan[parent].signature) is None:
                 raise _Cancelled(f"it stands on {parent.name}, which {self._fate(plan[parent])}")
         return planned
+
+    def _wait_until_free(self) -> None:
+        """Wait for the lock of a session before this one, which a shared disk may keep for a while when its node is lost."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with suppress(Timeout), FileLock(self.folder / ".lock", timeout=HELD):
+            pass
 
     def _fate(self, parent: PlannedStage) -> str:
         """What became of a parent, to end a sentence."""

@@ -37,9 +37,13 @@ class Listed(_Strict):
 
 
 class Array(_Strict):
-    """One array of jobs, or one job. ``job`` is the scheduler's number; None until it has given one."""
+    """One array of jobs, or one job. ``job`` is the scheduler's number; None until it has given one.
+
+    number : counts up from array to array; times would not do, since clocks differ
+    """
 
     token: str
+    number: int
     job: str | None
     profile: str
     snapshot: str
@@ -89,7 +93,7 @@ class Ledger:
                 raise UsageError(
                     f"{path} does not describe jobs: delete it, and `igpt status` will no longer show them"
                 ) from None
-        return sorted(found, key=lambda array: (array.submitted, array.token))
+        return sorted(found, key=lambda array: (array.number, array.token))
 
     def latest(self) -> dict[str, tuple[Array, int]]:
         """The last job of each stage, by the stage's folder."""
@@ -160,14 +164,15 @@ def scheduler_word(log: Path | None) -> str:
     with log.open("rb") as stream:
         stream.seek(max(0, log.stat().st_size - 8000))
         lines = stream.read().decode(errors="replace").splitlines()
-    said = [line for line in lines if re.match(r"(slurmstepd|srun): error", line)]
+    said = [line for line in lines if re.match(r"(slurmstepd\S*|srun): error", line)]
     for word, why in _WORDS.items():
-        if any(word in line for line in said):
+        if any(word.lower() in line.lower() for line in said):
             return why
     return said[-1].partition("error: ")[2].strip("* ") if said else ""
 
 
 _WORDS = {
+    "exceeded job memory limit": "killed for memory: raise memory_gib in the profile",
     "exceeded memory limit": "killed for memory: raise memory_gib in the profile",
     "oom-kill": "killed for memory: raise memory_gib in the profile",
     "DUE TO TIME LIMIT": "its time limit came",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,6 +50,12 @@ class Queue:
         return self._jobs.get((array.title, index))
 
 
+def require() -> None:
+    """Raise UsageError where there is no SLURM, before anything is written for it."""
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise UsageError(NO_SCHEDULER)
+
+
 def look(arrays: Sequence[Array]) -> Queue:
     """Ask for all of the arrays at once. Raises UsageError when there is no scheduler, or it does not answer."""
     if not arrays:
@@ -87,14 +94,8 @@ def submit(
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    python = profile.python
-    if not profile.srun:  # the shell becomes Python, so that the batch step's signal reaches it
-        python = f"exec {python or shlex.quote(sys.executable)}"
-    try:
-        # submitit counts any stop of a job under ten minutes as a timeout; the jobs themselves say when it is enough.
-        executor = submitit.SlurmExecutor(ledger.logs(array.token), max_num_timeout=1_000_000, python=python)
-    except RuntimeError:
-        raise UsageError(NO_SCHEDULER) from None
+    # submitit counts any stop of a job under ten minutes as a timeout; the jobs themselves say when it is enough.
+    executor = submitit.SlurmExecutor(ledger.logs(array.token), max_num_timeout=1_000_000, python=python_command(profile))
     executor.update_parameters(**job_parameters(array, profile, resources, after=after, root=root))
     try:
         with executor.batch():
@@ -103,6 +104,12 @@ def submit(
         said = " ".join(str(error).split()).removeprefix("sbatch: error: ")
         raise UsageError(f"the scheduler refuses it ({said}): mend the profile, `igpt doctor` says more") from None
     return str(jobs[0].job_id).partition("_")[0]
+
+
+def python_command(profile: Profile) -> str:
+    """What starts Python in a job; without srun the shell becomes it, so that the batch step's signal reaches it."""
+    python = profile.python or shlex.quote(sys.executable)
+    return python if profile.srun else f"exec {python}"
 
 
 def job_parameters(

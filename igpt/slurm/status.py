@@ -85,13 +85,21 @@ def rows(ledger: Ledger, targets: list[str]) -> list[Row]:
     """One row a stage, by its last job; one question to the scheduler."""
     latest = chosen(ledger, targets)
     unfinished = {
-        array.token: array for folder, (array, _) in latest.items() if not (ledger.home.runs / folder / "record.json").exists()
+        array.token: array
+        for folder, (array, index) in latest.items()
+        if not (ledger.home.runs / folder / "record.json").exists() or _says(ledger, array, index) == "running"
     }
     try:
         queue: Queue | None = look(list(unfinished.values()))
     except UsageError:
         queue = None  # the login node of another cluster, say: what the jobs wrote is still to be read
     return [_row(ledger, array, index, queue) for array, index in latest.values()]
+
+
+def _says(ledger: Ledger, array: Array, index: int) -> str:
+    """The state that a job itself said last; empty before its first word."""
+    mark = ledger.mark(array.token, index)
+    return mark.state if mark else ""
 
 
 def _row(ledger: Ledger, array: Array, index: int, queue: Queue | None) -> Row:
@@ -124,7 +132,8 @@ def _state(ledger: Ledger, array: Array, index: int, job: Queued | None, *, know
     """A job's state, one of `STATES`, and why it is so."""
     mark = ledger.mark(array.token, index)
     if (ledger.home.runs / array.stages[index].folder / "record.json").exists():
-        return "done", ""
+        ending = job is not None and not job.over and mark is not None and mark.state == "running"
+        return ("running", "its record stands") if ending else ("done", "")
     if job is not None and job.state in WAITING:
         again = (mark is not None and mark.why) or ""
         return "queued", again or f"waits {REASONS.get(job.reason, job.reason)}".strip()

@@ -27,7 +27,7 @@ from igpt.slurm.batches import Batch, make_batches
 from igpt.slurm.job import StageJob
 from igpt.slurm.ledger import Array, Ledger, Listed, homes, remember_home
 from igpt.slurm.profile import Profile, find_profile
-from igpt.slurm.scheduler import Queue, look, submit
+from igpt.slurm.scheduler import Queue, look, require, submit
 from igpt.slurm.snapshot import check_clean, take_snapshot
 from igpt.slurm.targets import chosen
 from igpt.stage import Stage
@@ -67,6 +67,7 @@ def submit_targets(targets: list[str], tier: str | None, profile_name: str, *, d
     os.environ.update({name: profile.environment[name] for name in ("IGPT_DATA", "IGPT_WEIGHTS") if name in profile.environment})
     if dry_run:
         return describe(prepare(profile_name, profile, plan, Ledger(profile.home(project))))
+    require()
     check_data(project, plan)
     code = check_clean(project, dirty=dirty)
     home = profile.home(project)
@@ -124,31 +125,33 @@ def settle(ledger: Ledger, arrays: Sequence[Array], queue: Queue) -> None:
 def carry_out(decided: Submission, ledger: Ledger, code: Project) -> list[str]:
     """Submit the arrays in their order; the scheduler's numbers. An array that is refused leaves no trace."""
     jobs = dict(decided.active)
-    numbers: list[str] = []
-    for batch in decided.batches:
-        array = new_array(decided, batch, code)
+    sent: list[str] = []
+    first = 1 + max((array.number for array in ledger.arrays()), default=0)
+    for number, batch in enumerate(decided.batches, first):
+        array = new_array(decided, batch, number, code)
         ledger.write(array)
         functions = [
             stage_job(decided.home, array, index, planned, decided.profile) for index, planned in enumerate(batch.stages)
         ]
         after = [jobs[stage] for stage in batch.parents]
         try:
-            number = submit(ledger, array, functions, decided.profile, batch.resources, after=after, root=code)
+            job = submit(ledger, array, functions, decided.profile, batch.resources, after=after, root=code)
         except UsageError as error:
             ledger.withdraw(array)
-            sent = f"; {len(numbers)} arrays before it are submitted and stay" if numbers else ""
-            raise UsageError(f"{error}{sent}") from None
-        array = array.model_copy(update={"job": number})
+            stay = f"; {len(sent)} arrays before it are submitted and stay" if sent else ""
+            raise UsageError(f"{error}{stay}") from None
+        array = array.model_copy(update={"job": job})
         ledger.write(array)
-        numbers.append(number)
+        sent.append(job)
         jobs |= {planned.stage: str(array.job_of(index)) for index, planned in enumerate(batch.stages)}
-    return numbers
+    return sent
 
 
-def new_array(decided: Submission, batch: Batch, code: Project) -> Array:
+def new_array(decided: Submission, batch: Batch, number: int, code: Project) -> Array:
     """An array as it is before the scheduler knows of it."""
     return Array(
         token=secrets.token_hex(6),
+        number=number,
         job=None,
         profile=decided.profile_name,
         snapshot=str(code.root),
