@@ -31,6 +31,8 @@ class Tier(StrEnum):
     """How much of the paper a run is."""
 
     tiny = "tiny"
+    laptop = "laptop"
+    small = "small"
     paper = "paper"
 
 
@@ -54,7 +56,7 @@ Targets = Annotated[
     list[str] | None,
     typer.Argument(help="Experiments (headline-001), tables (linear-probes) or stages; everything if left out."),
 ]
-MODELS = "tiny-s, tiny-m or tiny-l; a released model (igpt-s); a folder of weights; a TensorFlow prefix."
+MODELS = "A trained recipe (tiny-l, laptop-l); a released model (igpt-s); a folder of weights; a TensorFlow prefix."
 ModelOption = Annotated[str, typer.Option(help=MODELS)]
 ModelArgument = Annotated[str, typer.Argument(help=MODELS)]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of the sampler; the same seed, the same images.")]
@@ -62,7 +64,12 @@ TemperatureOption = Annotated[float, typer.Option(min=0, help="1 as published; 0
 TopKOption = Annotated[int | None, typer.Option(min=1, help="Draw from the k likeliest tokens only.")]
 TopPOption = Annotated[float | None, typer.Option(help="Draw from the fewest tokens that reach this probability.")]
 OutOption = Annotated[Path, typer.Option(help="The PNG to write.")]
-TierOption = Annotated[Tier | None, typer.Option(help="tiny: digits, minutes. paper: as published, on a cluster.")]
+TierOption = Annotated[
+    Tier | None,
+    typer.Option(
+        help="tiny: digits, minutes. laptop: CIFAR-10, hours of two cores. small: Tiny ImageNet, a GPU-hour. paper: as published."
+    ),
+]
 
 
 @app.command()
@@ -70,8 +77,16 @@ def plan(
     targets: Targets = None,
     tier: TierOption = None,
     why: Annotated[bool, typer.Option("--why", help="Name the inputs that changed since each record.")] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="Show what each recipe costs, and what fits on how many cards.")] = False,
 ) -> None:
     """List every cell and its stages: fresh, stale or missing. Nothing is run."""
+    if cost:
+        from igpt.project import Project
+        from igpt.report.costs import memory_table, recipe_table
+        from igpt.report.formats import render
+
+        typer.echo("\n".join(render(table(Project.here()), "md") for table in (recipe_table, memory_table)))
+        return
     from igpt.report.plans import plan_text
     from igpt.run.command import plan_targets
 
@@ -158,16 +173,21 @@ def complete(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name: igpt-s, igpt-m, igpt-l, igpt-l-48, igpt-xl, or a tiny one.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe's name: igpt-s, -m, -l, -l-48, -xl; or small-s, laptop-s, tiny-s and their -m and -l.")
+    ],
     store: Annotated[Path, typer.Option("--data", help="A train store of `igpt data tokenize`.")],
     out: Annotated[Path, typer.Option(help="The run's folder: checkpoints, weights, metrics.")],
     objective: Annotated[str, typer.Option(help="autoregressive or bert.")] = "autoregressive",
     steps: Annotated[int | None, typer.Option(min=1, help="A shorter run, its schedule with it.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the first weights and of the batches.")] = 0,
     palette: Annotated[Path | None, typer.Option(help="The tokens' palette.npy; the released colours if left out.")] = None,
-    micro_batch: Annotated[int | None, typer.Option(min=1, help="Images at once, to save memory; all if left out.")] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help="Images at once on a device, to save memory; all if left out.")
+    ] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Processes, one a GPU; all GPUs if left out.")] = None,
 ) -> None:
-    """Pre-train a model on tokens, on the GPU if there is one.
+    """Pre-train a model on tokens, on the GPUs if there are any.
 
     The same command again continues. Ctrl-C, SIGTERM and SIGUSR1 write a checkpoint first; the exit code is then 75.
     """
@@ -175,7 +195,15 @@ def train(
 
     with _stoppable():
         said, code = train(
-            recipe, objective, data=store, out=out, steps=steps, seed=seed, palette=palette, micro_batch=micro_batch
+            recipe,
+            objective,
+            data=store,
+            out=out,
+            steps=steps,
+            seed=seed,
+            palette=palette,
+            micro_batch=micro_batch,
+            devices=devices,
         )
     typer.echo(said, err=bool(code))
     raise typer.Exit(code)
@@ -216,7 +244,8 @@ def export(
 @app.command()
 def bench(
     tasks: Annotated[
-        list[str] | None, typer.Argument(help="sampling, features, quantise, tokenise, loading, probe; or all.")
+        list[str] | None,
+        typer.Argument(help="sampling, features, quantise, tokenise, loading, training, training_s, probe; or all."),
     ] = None,
     toy: Annotated[bool, typer.Option("--toy", help="Tiny sizes, to see that it works; such records stay in runs/.")] = False,
 ) -> None:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from igpt.fast import Linear
+from igpt.fast import Linear, causal_attention
 from igpt.shape import ModelShape
 
 
@@ -66,7 +66,7 @@ class Attention(nn.Module):
             cache.values[block, :, :, cache.length : end] = v
             k, v = cache.keys[block, :, :, :end], cache.values[block, :, :, :end]
             causal = cache.length == 0  # a prefix attends causally; a single later position sees all before it
-        a = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # (B, H, S, D), scaled by D^-1/2
+        a = causal_attention(q, k, v) if causal else F.scaled_dot_product_attention(q, k, v)  # (B, H, S, D), scaled by D^-1/2
         return self.c_proj(a.transpose(1, 2).reshape(B, S, C), add=h)  # type: ignore[no-any-return]
 
 
@@ -81,8 +81,12 @@ class Block(nn.Module):
         self.c_fc = Linear(shape.n_embd, 4 * shape.n_embd, gelu=True)
         self.c_proj = Linear(4 * shape.n_embd, shape.n_embd)
 
+    def forward(self, h: Tensor) -> Tensor:
+        """The block's output (B, T, C), of its input."""
+        return self.after_attention(h, self.ln_1(h))
+
     def after_attention(self, h: Tensor, normed: Tensor, cache: Cache | None = None, block: int = 0) -> Tensor:
-        """The block's output, given its input ``h`` and ``normed = ln_1(h)`` (B, T, C)."""
+        """The same, given the input ``h`` and ``normed = ln_1(h)`` (B, T, C)."""
         h = self.attn(h, normed, cache, block)
         return self.c_proj(self.c_fc(self.ln_2(h)), add=h)  # type: ignore[no-any-return]
 
@@ -149,7 +153,7 @@ class ImageGPT(nn.Module):
         """Output of the final norm, float (B, T, C)."""
         h = self.embed(tokens, masked)
         for block in self._blocks():
-            h = block.after_attention(h, block.ln_1(h))
+            h = block(h)
         return self.ln_f(h)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-TIERS = ("tiny", "small", "paper")
+# How much of the paper a run is: digits; CIFAR-10 on two cores; Tiny ImageNet on one GPU; as published, on a cluster.
+TIERS = ("tiny", "laptop", "small", "paper")
 
 
 @dataclass(frozen=True)

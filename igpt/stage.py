@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from igpt.project import TIERS
+
 Literal = str | int | float | bool
 ALWAYS_SAID = ("model", "seed", "task")  # in a stage's name
 
@@ -54,10 +56,12 @@ def needed_stages(notebook: str, parameters: dict[str, Literal]) -> dict[str, St
     model, objective = str(parameters["model"]), str(parameters.get("objective", "autoregressive"))
     if notebook == "pretrain":
         plan = recipe(model, objective)  # type: ignore[arg-type]  # refused there when it is no objective
-        return {"palette": Stage.of("palette", dataset=plan.dataset, colours=plan.palette_colours)}
+        return (
+            {} if plan.released_palette else {"palette": Stage.of("palette", dataset=plan.dataset, colours=plan.palette_colours)}
+        )
     trained = {"model": model, "objective": objective, "seed": parameters["seed"]}
     pretrain = {"pretrain": Stage.of("pretrain", **trained)}
-    if notebook in ("concatenated_features", "low_data"):
+    if notebook in ("concatenated_features", "low_data", "probe_settings"):
         probe = Stage.of("linear_probe", dataset=parameters["dataset"], **trained)
         return {**pretrain, "linear_probe": probe}
     return pretrain
@@ -84,6 +88,9 @@ def tier_of(stage: Stage) -> str:
     given = stage.parameters
     if stage.notebook == "speed":
         return "speed"
-    if str(given.get("model", "")).startswith("tiny") or ("model" not in given and stage.notebook != "parameters"):
-        return "tiny" if given.get("dataset", "digits") == "digits" else "paper"
+    named = str(given.get("model", "")).partition("-")[0]
+    if named in TIERS:
+        return named
+    if "model" not in given and stage.notebook != "parameters" and given.get("dataset", "digits") == "digits":
+        return "tiny"
     return "paper"

@@ -26,6 +26,7 @@ from igpt.errors import UsageError
 from igpt.project import Project
 from igpt.report.api import public_names
 from igpt.report.bookfigures import FIGURES, draw_figure, figure_note
+from igpt.report.costs import memory_table, recipe_table
 from igpt.report.datasets import datasets_table, terms_table
 from igpt.report.drills import drills_table
 from igpt.report.formats import render
@@ -33,6 +34,7 @@ from igpt.report.numbers import number
 from igpt.report.provenance import provenance_table, record_schema, records_table
 from igpt.report.speed import seconds_table, speed_table
 from igpt.report.tables import Cell, ResultTable, result_table, score_counts, table_names
+from igpt.stage import tier_of
 
 PROJECT = Project.here()
 PLAIN_TABLES = {  # of this book alone
@@ -42,6 +44,8 @@ PLAIN_TABLES = {  # of this book alone
     "speed": speed_table,
     "speed-seconds": seconds_table,
     "drills": drills_table,
+    "recipes": recipe_table,
+    "memory": memory_table,
     "data-sets": datasets_table,
     "data-terms": terms_table,
 }
@@ -158,8 +162,9 @@ class FigureDirective(SphinxDirective):
                 uri = f"/figures/{name}-{mode}.svg"
                 figure += nodes.image(uri=uri, alt=self.options["alt"], classes=[f"in-{mode}", "dark-light"])
         else:
-            stages = ", ".join(stage.notebook for stage in FIGURES[name].stages[:1])
-            figure += nodes.paragraph("", f"Pending: its records ({stages}) have not been made; make book makes them.")
+            [first, *_] = FIGURES[name].stages
+            makes = "make book" if tier_of(first) == "tiny" else f"igpt run --tier {tier_of(first)}"
+            figure += nodes.paragraph("", f"Pending: its records ({first.notebook}) have not been made; {makes} makes them.")
         caption = nodes.caption()
         inline, _ = self.state.inline_text(" ".join(self.content), self.lineno)
         caption.extend(inline)

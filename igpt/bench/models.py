@@ -6,9 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from igpt.data.store import HEADER, SHARD, VERSION, Header, TokenStore, write_header, write_labels, write_shard
 from igpt.errors import UsageError
 from igpt.model import ImageGPT
 from igpt.shape import SIZES, ModelShape
@@ -25,15 +27,15 @@ def shape_of(toy: bool) -> ModelShape:
     return ModelShape(2, 256, 4, 64, 64) if toy else ModelShape(*SIZES["igpt-s"], 512, 1024)
 
 
-def our_model(toy: bool) -> ImageGPT:
-    """The model in evaluation mode; its output matrix random too, which an untrained one has at zero."""
-    model = ImageGPT(shape_of(toy), seed=0).eval()
+def our_model(toy: bool, shape: ModelShape | None = None) -> ImageGPT:
+    """The model in evaluation mode, of another shape if given; its output matrix random too, which is zero untrained."""
+    model = ImageGPT(shape or shape_of(toy), seed=0).eval()
     with torch.no_grad():
         model.wtet.normal_(0, 0.02, generator=torch.Generator().manual_seed(1))
     return model
 
 
-def their_model(toy: bool) -> ImageGPTForCausalImageModeling:
+def their_model(toy: bool, shape: ModelShape | None = None) -> ImageGPTForCausalImageModeling:
     """The same weights in transformers' own class. Raises UsageError when transformers is not installed."""
     try:
         from transformers import ImageGPTForCausalImageModeling, logging
@@ -42,7 +44,7 @@ def their_model(toy: bool) -> ImageGPTForCausalImageModeling:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        write_huggingface(Path(folder), our_model(toy))
+        write_huggingface(Path(folder), our_model(toy, shape))
         model: ImageGPTForCausalImageModeling = ImageGPTForCausalImageModeling.from_pretrained(folder).eval()
     return model
 
@@ -56,3 +58,27 @@ def some_tokens(model: ImageGPT) -> Tensor:
 def shifted_tokens(tokens: Tensor, start: int) -> Tensor:
     """What transformers' model wants for the same logits: the start token in front, the last one dropped."""
     return torch.cat([torch.full((len(tokens), 1), start), tokens[:, :-1]], dim=1)
+
+
+def random_store(shape: ModelShape, *, shards: int) -> tuple[tempfile.TemporaryDirectory[str], TokenStore]:
+    """A folder that lasts as long as it is held, and a token store of random images in it."""
+    kept = tempfile.TemporaryDirectory(prefix="igpt-bench-")
+    folder = Path(kept.name)
+    generator = np.random.default_rng(0)
+    for place in range(shards):
+        write_shard(folder, place, generator.integers(0, shape.n_vocab, (SHARD, shape.n_ctx)).astype(np.uint16))
+    write_labels(folder, np.zeros(shards * SHARD, np.int64))
+    header = Header(
+        version=VERSION,
+        dataset="imagenet",
+        split="train",
+        resolution=round(shape.n_ctx**0.5),
+        filter="bicubic",
+        crops=0,
+        seed=0,
+        palette_sha256="",
+        images=shards * SHARD,
+        held_out_sha256="",
+    )
+    write_header(folder / HEADER, header)
+    return kept, TokenStore(folder)

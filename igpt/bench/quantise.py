@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from igpt.bench.work import Contestant, Task, Work, both
 from igpt.errors import UsageError
 from igpt.palette import nearest_centres
-from igpt.weights.read import released_palette
+from igpt.weights.own import released_palette
 
 
 def _images(toy: bool) -> NDArray[np.uint8]:

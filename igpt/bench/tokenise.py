@@ -15,7 +15,7 @@ from igpt.data.jpegs import Jpegs, decode
 from igpt.data.resize import centre_crop
 from igpt.data.store import shard_path
 from igpt.data.tokens import Wanted, make_shard
-from igpt.weights.read import released_palette
+from igpt.weights.own import released_palette
 
 SIZE = (500, 375)  # ImageNet's commonest
 SIDE = 32

@@ -8,7 +8,16 @@ from importlib import import_module
 
 from igpt.errors import UsageError
 
-TASKS = ("sampling", "features", "quantise", "tokenise", "loading", "probe")  # each a module of this package
+TASKS = (
+    "sampling",
+    "features",
+    "quantise",
+    "tokenise",
+    "loading",
+    "training",
+    "training_s",
+    "probe",
+)  # each a module of this package
 
 # glibc told to keep its memory, which alone makes some programs twice as fast.
 TUNED = {

@@ -1,7 +1,7 @@
 """Features on disk: computed in one pass over the tokens, in bounded memory, to be continued; read back memory-mapped.
 
 For sets whose features do not fit into memory (ImageNet's, five layers of iGPT-XL, are 39 GB in half precision). Rows
-lie in a random order, so that reading them one after the other is what stochastic gradients need.
+may lie in a random order, so that reading them one after the other is what stochastic gradients need.
 """
 
 from __future__ import annotations
@@ -53,6 +53,10 @@ class FeatureStore:
         found: NDArray[np.floating] = np.load(self.folder / f"layer-{layer:03d}.npy", mmap_mode="r", allow_pickle=False)
         return found
 
+    def every_layer(self) -> list[NDArray[np.floating]]:
+        """Each layer's features, in the layers' order."""
+        return [self.layer(layer) for layer in sorted(self.layers)]
+
     def check_for(self, key: dict[str, str]) -> None:
         """Raise UsageError unless the features are of these weights and tokens, in this precision."""
         if differ := sorted(name for name in key.keys() | self.key.keys() if key.get(name) != self.key.get(name)):
@@ -64,20 +68,24 @@ def store_features(
     model: ImageGPT,
     tokens: TokenStore | NDArray[np.integer],
     *,
-    layers: Sequence[int],
     key: dict[str, str],
+    layers: Sequence[int] | None = None,
     dtype: str = "float16",
-    seed: int = 0,
+    seed: int | None = 0,
+    mask_seed: int = 0,
     batch: int = 128,
     report: Report = lambda done, total: None,
 ) -> FeatureStore:
-    """The features of some layers of all tokens, computed or continued, in a random order decided by ``seed``.
+    """The features of some layers (all by default) of all tokens, computed or continued.
 
+    seed : decides the random order of the rows; None leaves them in the images' order
+    mask_seed : of BERT's masks
     key : what decides them, such as the digests of weights and tokens; another one in the folder is refused
     dtype : of the numbers on disk; they are computed in the model's precision and averaged in float32
     Raises UsageError for a folder of other features, or one that another process is filling.
     """
-    key = {**key, "dtype": dtype, "order": str(seed)}
+    layers = range(model.shape.n_layer + 1) if layers is None else layers
+    key = {**key, "dtype": dtype, "order": str(seed), "masks": str(mask_seed)}
     if (folder / HEADER).exists():
         return _finished(folder, key, layers)
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +94,7 @@ def store_features(
             if (folder / HEADER).exists():  # another process may have ended between the look and the lock
                 return _finished(folder, key, layers)
             _check_space(folder, len(tokens) * model.shape.n_embd * len(layers) * np.dtype(dtype).itemsize)
-            order = np.random.default_rng(seed).permutation(len(tokens))
+            order = np.arange(len(tokens)) if seed is None else np.random.default_rng(seed).permutation(len(tokens))
             done = _begun(folder, key, list(layers))
             size = (len(tokens), model.shape.n_embd)
             mode = "r+" if done else "w+"
@@ -96,7 +104,7 @@ def store_features(
                     rows = order[start : start + batch]
                     part = torch.from_numpy(tokens[rows].astype(np.int64)).to(model.wte.device)
                     # A mask of BERT's depends on the seed and on where the batch begins, which a continued run keeps.
-                    generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
+                    generator = torch.Generator().manual_seed(mask_seed * 1_000_003 + start)
                     for layer, averages in masked_features(model, part, layers=layers, generator=generator).items():
                         maps[layer][start : start + len(rows)] = averages.cpu().numpy()
                     if place % FLUSH == 0:

@@ -48,10 +48,13 @@ class Classifier:
         return predicted
 
 
-def fit_path(features: Features, labels: Labels, *, strengths: Sequence[float], device: str = "cpu") -> list[Classifier]:
-    """One classifier a strength, in their order, on standardised features.
+def fit_path(
+    features: Features, labels: Labels, *, strengths: Sequence[float], device: str = "cpu", standardise: bool = True
+) -> list[Classifier]:
+    """One classifier a strength, in their order.
 
     features : float32 (images, width); labels : int64 (images,); strengths : scikit-learn's C
+    standardise : each feature to mean 0 and variance 1 first, which decides what the penalty weighs
     Raises UsageError for features that are not finite, other numbers of them and of labels, or a single class.
     """
     import torch
@@ -65,7 +68,9 @@ def fit_path(features: Features, labels: Labels, *, strengths: Sequence[float], 
     x = torch.from_numpy(features).to(device, torch.float64)
     mean, scale = x.mean(0), x.std(0, correction=0)
     scale[scale <= 1e-9 * mean.abs()] = 1  # a constant feature says nothing, but for what rounding makes of it
-    x = (x - mean) / scale
+    if not standardise:
+        scale = torch.ones_like(scale)
+    x = (x - mean) / scale  # a shift alone changes nothing: the intercept is free
     variances, axes = torch.linalg.eigh(x.T @ x / len(x))  # (width,), (width, width)
     problem = _Problem(x @ axes, torch.from_numpy(places).to(device), len(classes), variances.clamp(min=0))
     path: dict[float, Classifier] = {}

@@ -14,7 +14,7 @@ import numpy as np
 
 from igpt.data import low_data_subset
 from igpt.evaluate.logistic import Features, Labels, fit_path
-from igpt.measure import Measured, number, sample_deviation
+from igpt.measure import Measured, mean_interval, number, sample_deviation
 
 DRAWS = 5
 PER_CLASS = (4, 25, 400)  # 40, 250 and 4,000 labels of ten classes
@@ -42,7 +42,7 @@ def probe_few_labels(
 
 
 def draw_values(rows: list[dict[str, float | int | str]]) -> dict[str, Measured]:
-    """Mean and sample deviation over draws at `STRENGTH`, one of each an input and number of labels.
+    """Mean, with its interval, and sample deviation over draws at `STRENGTH`, one of each an input and number of labels.
 
     rows : one a draw, with its input, labels, strength and accuracy
     Returns ``accuracy_40`` and ``deviation_40`` for the features, ``pixels_40`` ... for the baselines.
@@ -52,7 +52,8 @@ def draw_values(rows: list[dict[str, float | int | str]]) -> dict[str, Measured]
     for kind, labels in kinds:
         found = [float(r["accuracy"]) for r in rows if (r["input"], r["labels"], r["strength"]) == (kind, labels, STRENGTH)]
         name = "accuracy" if kind == "features" else kind
-        values[f"{name}_{labels}"] = number(float(np.mean(found)), "fraction")
+        mean, low, high = mean_interval(found)
+        values[f"{name}_{labels}"] = {"value": mean, "unit": "fraction", "low": low, "high": high}
         deviation = "deviation" if kind == "features" else f"{kind}_deviation"
         values[f"{deviation}_{labels}"] = number(sample_deviation(found), "fraction")
     return values

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from igpt.experiments.cells import Experiment, experiments
+from igpt.experiments.cells import DATASET, Experiment, experiments
 from igpt.experiments.speed import SPEED_STAGES
 from igpt.experiments.tables import TABLES, Table
 from igpt.stage import Stage
 
 __all__ = ["TABLES", "Experiment", "Table", "declared_stages", "experiments"]
 
+
+def _settings(tier: str) -> Stage:
+    """What the paper leaves open in the probe, varied on a tier's largest model."""
+    return Stage.of("probe_settings", model=f"{tier}-l", dataset=DATASET[tier]["cifar10"])
+
+
 # Stages that fill figures or the tables of speed, and no cell of a published table.
-FIGURE_STAGES = {"tiny": (Stage.of("samples", model="tiny-l"),), "speed": SPEED_STAGES}
+FIGURE_STAGES: dict[str, tuple[Stage, ...]] = {
+    **{tier: (Stage.of("samples", model=f"{tier}-l"), _settings(tier)) for tier in ("tiny", "laptop", "small")},
+    "speed": SPEED_STAGES,
+}
 
 
 def declared_stages(tier: str | None = None) -> list[Stage]:

@@ -13,10 +13,15 @@ from igpt.claim import Quantity, Rule, Run
 from igpt.experiments.published import Published, curve_points, published_rows
 from igpt.stage import Literal, Stage
 
-SEEDS = {"tiny": (0, 1, 2), "paper": (0,)}
-TINY_MODEL = {"iGPT-S": "tiny-s", "iGPT-M": "tiny-m", "iGPT-L": "tiny-l", "iGPT-XL": "tiny-l"}
-TINY_DATASET = {"cifar10": "digits", "imagenet": "digits"}  # digits stand in once for small, once for large data
-LOW_DATA_TINY = ("40", "250")  # the digits hold too few images for 4,000 labels
+SEEDS = {"tiny": (0, 1, 2), "laptop": (0,), "small": (0,), "paper": (0,)}
+SIZE = {"iGPT-S": "s", "iGPT-M": "m", "iGPT-L": "l", "iGPT-XL": "l"}  # in every tier but the paper's
+# What stands in for the paper's small data set, and for its large one.
+DATASET = {
+    "tiny": {"cifar10": "digits", "imagenet": "digits"},
+    "laptop": {"cifar10": "cifar10", "imagenet": "cifar10"},
+    "small": {"cifar10": "cifar10", "imagenet": "tiny-imagenet"},
+}
+LOW_DATA_DIGITS = ("40", "250")  # the digits hold too few images for 4,000 labels
 BY_SGD: dict[str, dict[str, Literal]] = {"linear_probe": {}, "concatenated_features": {"count": 5}}
 STEPS = ("65k", "131k", "262k", "524k", "1000k")  # figure 3's checkpoints, our milestones 0 to 4
 
@@ -58,7 +63,7 @@ def _runs(row: Published) -> list[Run]:
         found = _measure(row, _Names(row, tier)) if _has_counterpart(row, tier) else None
         if found is not None:
             quantity, rule = found
-            runs.append(Run(tier, quantity, rule if tier == "tiny" or rule.kind == "matches" else _matches(row)))
+            runs.append(Run(tier, quantity, rule if tier != "paper" or rule.kind == "matches" else _matches(row)))
     return runs
 
 
@@ -68,11 +73,11 @@ def _has_counterpart(row: Published, tier: str) -> bool:
         return True
     few = row.evaluation.removeprefix("low-data-").removesuffix("-fine-tune")
     return (
-        row.model in TINY_MODEL
-        and row.dataset in TINY_DATASET
+        row.model in SIZE
+        and row.dataset in DATASET[tier]
         and row.resolution != "48x48"
         and row.evaluation not in ("test-loss", "pre-train")
-        and (not row.evaluation.startswith("low-data") or few in LOW_DATA_TINY)
+        and (not row.evaluation.startswith("low-data") or tier != "tiny" or few in LOW_DATA_DIGITS)
         and not row.metric.startswith("epochs")
     )
 
@@ -82,12 +87,12 @@ class _Names:
 
     def __init__(self, row: Published, tier: str) -> None:
         self.seeds = SEEDS[tier]
-        if tier == "tiny":
-            self.model = TINY_MODEL.get(row.model, "")
-            self.dataset = "digits"
-        else:
+        if tier == "paper":
             self.model = row.model.lower() + ("-48" if row.resolution == "48x48" else "")
             self.dataset = row.dataset
+        else:
+            self.model = f"{tier}-{SIZE.get(row.model, '')}"
+            self.dataset = DATASET[tier].get(row.dataset, "")
 
     def of(self, notebook: str, key: str, *, objective: str = "autoregressive", minus: Quantity | None = None) -> Quantity:
         """The quantity ``key`` of a notebook's records, one a seed."""

@@ -37,6 +37,12 @@ AIMS = (
     Aim("quantise", "igpt", "transformers", 100),
     Aim("probe", "igpt", "scikit-learn to the same objective", 5),
     Aim("loading", "loading the batch", "a training step on it", 100),
+    Aim("training", "igpt, tuned", "nanoGPT's step, tuned", 1.0),
+    Aim("training", "igpt, tuned", "transformers, tuned", 1.4),
+    Aim("training", "igpt in bfloat16, tuned", "nanoGPT's step in bfloat16, tuned", 1.15),
+    Aim("training", "the loop around a step", "igpt, tuned", 50),
+    Aim("training_s", "igpt, tuned", "nanoGPT's step, tuned", 1.0),
+    Aim("training_s", "igpt in bfloat16, tuned", "nanoGPT's step in bfloat16, tuned", 1.0),
     Aim("tokenise", "igpt", "the same decoding and resizing, no tokens", 0.9),
 )
 SPEED_STAGES = tuple(dict.fromkeys(aim.stage for aim in AIMS))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt.errors import UsageError
-from igpt.experiments.cells import SEEDS
+from igpt.experiments.cells import DATASET, SEEDS
 from igpt.files import write_atomically
 from igpt.project import Project
 from igpt.report.style import Mode, save_svg, theme
@@ -20,48 +20,56 @@ from igpt.stage import Stage
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TINY = ("tiny-s", "tiny-m", "tiny-l")
-
 
 @dataclass(frozen=True)
 class BookFigure:
-    """One figure: the function of `igpt.report.figures` that draws it, the stages it needs, in the tiny tier."""
+    """One figure: the function of `igpt.report.figures` that draws it, and the stages it needs."""
 
     draw: str
     stages: tuple[Stage, ...]
     one: bool = False  # drawn from a single record rather than from a list of them
 
 
-def _seeds(notebook: str, model: str, **given: str) -> tuple[Stage, ...]:
-    """A notebook's stages over the tier's seeds."""
-    return tuple(Stage.of(notebook, model=model, seed=seed, **given) for seed in SEEDS["tiny"])
+def _figures_of(tier: str) -> dict[str, BookFigure]:
+    """The figures that every tier but the paper's has."""
+    large, dataset = f"{tier}-l", DATASET[tier]["cifar10"]
 
+    def seeds(notebook: str, model: str = large, **given: str) -> tuple[Stage, ...]:
+        if notebook != "pretrain":
+            given["dataset"] = dataset
+        return tuple(Stage.of(notebook, model=model, seed=seed, **given) for seed in SEEDS[tier])
 
-def _models(notebook: str) -> tuple[Stage, ...]:
-    """A notebook's stages over sizes and seeds."""
-    return tuple(stage for model in TINY for stage in _seeds(notebook, model))
+    def models(notebook: str) -> tuple[Stage, ...]:
+        return tuple(stage for size in "sml" for stage in seeds(notebook, f"{tier}-{size}"))
+
+    samples = (Stage.of("samples", model=large),)
+    both = tuple(
+        stage
+        for notebook in ("linear_probe", "fine_tune")
+        for objective in ("autoregressive", "bert")
+        for stage in seeds(notebook, objective=objective)
+    )
+    settings = (Stage.of("probe_settings", model=large, dataset=dataset),)
+    return {
+        "losses": BookFigure("losses", (*models("pretrain"), *seeds("pretrain", objective="bert"))),
+        "losses-autoregressive": BookFigure("losses", models("pretrain")),
+        "samples": BookFigure("samples", samples, one=True),
+        "completions": BookFigure("completions", samples, one=True),
+        "depth": BookFigure("depth", models("linear_probe")),
+        "depth-bert": BookFigure("depth", seeds("linear_probe", objective="bert")),
+        "loss-against-probe": BookFigure("loss_against_probe", models("loss_against_probe")),
+        "fine-tune-search": BookFigure("search", seeds("fine_tune")[:1], one=True),
+        "bert": BookFigure("bert", both),
+        "low-data": BookFigure("low_data", seeds("low_data")),
+        "probe-settings": BookFigure("probe_settings", settings, one=True),
+    }
 
 
 FIGURES = {
     "palette": BookFigure("palette", (Stage.of("palette", dataset="digits", colours=16),), one=True),
-    "losses": BookFigure("losses", (*_models("pretrain"), *_seeds("pretrain", "tiny-l", objective="bert"))),
-    "samples": BookFigure("samples", (Stage.of("samples", model="tiny-l"),), one=True),
-    "completions": BookFigure("completions", (Stage.of("samples", model="tiny-l"),), one=True),
-    "depth": BookFigure("depth", _models("linear_probe")),
-    "depth-bert": BookFigure("depth", _seeds("linear_probe", "tiny-l", objective="bert")),
     "published-depth": BookFigure("published_depth", ()),
-    "loss-against-probe": BookFigure("loss_against_probe", _models("loss_against_probe")),
-    "fine-tune-search": BookFigure("search", (Stage.of("fine_tune", model="tiny-l"),), one=True),
-    "bert": BookFigure(
-        "bert",
-        tuple(
-            stage
-            for notebook in ("linear_probe", "fine_tune")
-            for objective in ("autoregressive", "bert")
-            for stage in _seeds(notebook, "tiny-l", objective=objective)
-        ),
-    ),
-    "low-data": BookFigure("low_data", _seeds("low_data", "tiny-l")),
+    **_figures_of("tiny"),
+    **{f"{tier}-{name}": figure for tier in ("laptop", "small") for name, figure in _figures_of(tier).items()},
 }
 
 

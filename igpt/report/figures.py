@@ -20,6 +20,14 @@ from igpt.experiments.published import curve_points
 from igpt.measure import mean_interval
 from igpt.report.style import BASELINE, MARKERS, MODEL_COLOURS, theme
 from igpt.results.record import Record
+from igpt.stage import Stage, tier_of
+
+# What a probe reads where there is no network, and its line.
+INPUTS = {
+    "pixels": ("raw pixels", ":"),
+    "colours": ("palette colours", "-."),
+    "indices": ("palette indices, counted", (0, (1, 4))),
+}
 
 
 def palette(record: Record) -> Figure:
@@ -61,7 +69,7 @@ def losses(records: Sequence[Record]) -> Figure:
 
 
 def depth(records: Sequence[Record]) -> Figure:
-    """Probe accuracy by layer, trained and untrained, with raw pixels as a line; one panel a model."""
+    """Probe accuracy by layer, trained and untrained, with what needs no network as lines; one panel a model."""
     models = list(dict.fromkeys(map(_model, records)))
     figure = _figure(2.5 * len(models) + 1, 3.3)
     for axes, model in zip(_panels(figure, len(models), share=True), models, strict=True):
@@ -82,10 +90,32 @@ def depth(records: Sequence[Record]) -> Figure:
                 legend=False,
                 ax=axes,
             )
-        pixels = 100 * float(np.mean([record.values["pixels"].value for record in mine]))
-        axes.axhline(pixels, color=BASELINE, linestyle=":", label="raw pixels")
+        for name, (label, line) in INPUTS.items():
+            mean = 100 * float(np.mean([record.values[name].value for record in mine]))
+            axes.axhline(mean, color=BASELINE, linestyle=line, label=label)
         axes.set(title=model, xlabel="layer", ylabel="test accuracy (%)", xticks=sorted(set(data["layer"])))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    return figure
+
+
+def probe_settings(record: Record) -> Figure:
+    """Validation accuracy over the probe's strength, by scaling and solver; bars over the validation images."""
+    figure = _figure(5.5, 3.3)
+    axes = figure.subplots()
+    data = pd.DataFrame(record.series["settings"])
+    for (scaling, solver), rows in data.groupby(["scaling", "solver"], sort=False):
+        bars = 100 * np.array([rows["value"] - rows["low"], rows["high"] - rows["value"]])
+        axes.errorbar(
+            rows["strength"],
+            100 * rows["value"],
+            bars,
+            color=MODEL_COLOURS[_model(record)] if scaling == "standardised" else BASELINE,
+            linestyle="-" if solver == "optimum" else "--",
+            marker="o" if solver == "optimum" else "s",
+            label=f"{scaling} features, {'the optimum' if solver == 'optimum' else 'scikit-learn as it comes'}",
+        )
+    axes.set(xscale="log", xlabel="strength C", ylabel="validation accuracy (%)", title=_model(record))
+    axes.legend(fontsize=9)
     return figure
 
 
@@ -121,7 +151,8 @@ def loss_against_probe(records: Sequence[Record]) -> Figure:
             )
         means = np.mean([[(p["loss"], 100 * float(p["accuracy"])) for p in m] for m in mine], axis=0)  # type: ignore[arg-type]
         panels[0].plot(means[:, 0], means[:, 1], color=MODEL_COLOURS[model])
-    panels[0].set(title="tiny tier, digits", ylabel="probe accuracy on test (%)", xlabel="validation loss (nats per token)")
+    title = f"{tier_of(Stage.of('pretrain', model=str(records[0].parameters['model'])))} tier, {records[0].parameters['dataset']}"
+    panels[0].set(title=title, ylabel="probe accuracy on test (%)", xlabel="validation loss (nats per token)")
     if len(panels) > 1:
         points = [p for p in curve_points() if p.curve == "figure-3"]
         data = pd.DataFrame([{"loss": p.x, "percent": p.y, "model": p.model} for p in points])

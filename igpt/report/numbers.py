@@ -19,7 +19,7 @@ from igpt.report.tables import Cell, published_cell, tier_cell
 from igpt.results.notebooks import near_misses
 from igpt.results.store import RecordStore
 from igpt.train.cost import CARD, UTILISATION
-from igpt.train.recipes import PAPER, TINY, recipe
+from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY, recipe
 
 
 def number(name: str, project: Project) -> Cell:
@@ -49,7 +49,7 @@ def _facts() -> dict[str, str]:
     """Sizes and settings of the code, as text."""
     parts = ("train", "test", "classes", "height", "validation")
     facts = {f"{name}.{part}": f"{getattr(card, part):,}" for name, card in DATASETS.items() for part in parts}
-    for model in (*TINY, *PAPER):
+    for model in (*TINY, *LAPTOP, *SMALL, *PAPER):
         plan = recipe(model)
         shape = plan.shape
         facts |= {

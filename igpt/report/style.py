@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Literal
 
+from igpt.project import TIERS
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -13,18 +15,15 @@ Mode = Literal["light", "dark"]
 
 # Same model, same colour, in every chapter; Okabe and Ito's set, told apart by the colour-blind, and each
 # model has its own marker so that grey print tells them apart too.
-MODEL_COLOURS = {
-    "tiny-s": "#56b4e9",
-    "tiny-m": "#e69f00",
-    "tiny-l": "#009e73",
-    "iGPT-S": "#56b4e9",
-    "iGPT-M": "#e69f00",
-    "iGPT-L": "#009e73",
-    "tiny-l BERT": "#cc79a7",
-    "tiny-m BERT": "#cc79a7",
-    "tiny-s BERT": "#cc79a7",
+_SIZES = {"s": ("#56b4e9", "o"), "m": ("#e69f00", "s"), "l": ("#009e73", "D")}  # colour and marker
+_BERT = ("#cc79a7", "^")
+_LOOKS = {
+    **{f"iGPT-{size.upper()}": look for size, look in _SIZES.items()},
+    **{f"{tier}-{size}": look for tier in TIERS for size, look in _SIZES.items()},
+    **{f"{tier}-{size} BERT": _BERT for tier in TIERS for size in _SIZES},
 }
-MARKERS = {"tiny-s": "o", "tiny-m": "s", "tiny-l": "D", "iGPT-S": "o", "iGPT-M": "s", "iGPT-L": "D", "tiny-l BERT": "^"}
+MODEL_COLOURS = {model: colour for model, (colour, _) in _LOOKS.items()}
+MARKERS = {model: marker for model, (_, marker) in _LOOKS.items()}
 BASELINE = "#8a8f98"  # readable on white and on the book's dark ground
 
 _INK = {"light": "#1f2328", "dark": "#d7dce2"}

@@ -10,7 +10,7 @@ from typing import Literal
 from igpt.claim import Run
 from igpt.errors import UsageError
 from igpt.experiments import TABLES, Experiment, experiments
-from igpt.experiments.costs import run_gpu_hours
+from igpt.experiments.costs import run_gpu_hours, with_parents
 from igpt.experiments.published import Published
 from igpt.measure import LEVEL
 from igpt.project import Project
@@ -19,14 +19,19 @@ from igpt.results.record import Record
 from igpt.results.store import RecordStore
 from igpt.results.verdict import Outcome, Verdict, judge, outcome
 from igpt.stage import needed_datasets
-from igpt.train.cost import CARD
+from igpt.train.cost import CARD, CARD_FLOPS, CORES_FLOPS
 
-TIER_TITLES = {"tiny": "Tiny tier (digits)", "paper": "Paper's scale"}
-WORDS = {
-    "tiny": {"reproduced": "claim holds", "differs": "claim fails", "undecided": "undecided", "shown": "no claim"},
-    "paper": {"reproduced": "reproduced", "differs": "differs", "undecided": "undecided", "shown": "shown"},
+TIER_TITLES = {
+    "tiny": "Tiny tier (digits)",
+    "laptop": "Laptop tier (CIFAR-10, 16x16)",
+    "small": "Small tier (Tiny ImageNet)",
+    "paper": "Paper's scale",
 }
+CLAIMS = {"reproduced": "claim holds", "differs": "claim fails", "undecided": "undecided", "shown": "no claim"}
+NUMBERS = {"reproduced": "reproduced", "differs": "differs", "undecided": "undecided", "shown": "shown"}
+WORDS = {tier: NUMBERS if tier == "paper" else CLAIMS for tier in TIER_TITLES}
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10", "imagenet": "ImageNet", "": "none"}
+DATASETS |= {"tiny-imagenet": "Tiny ImageNet", "digits": "the digits"}
 NOT_MEASURED = ("learning rate", "compute")  # a rate is chosen, a cost is spent
 EVALUATIONS = {"none": "", "pre-train": "pre-training"}
 
@@ -172,7 +177,7 @@ def _receipt(found: Outcome, verdict: Verdict, run: Run, stale: Sequence[str]) -
     lines = [
         ("State", state),
         ("Verdict", f"{WORDS[run.tier][verdict.word]}; {verdict.sentence}"),
-        ("Values", f"{values}; mean with its {LEVEL:.0%} interval over seeds"),
+        ("Values", f"{values}; mean with its {LEVEL:.0%} interval over {'seeds' if len(found.values) > 1 else 'test images'}"),
         ("Commit", joined(r.commit[:12] for r in receipts) + (", with uncommitted changes" if dirty else "")),
         ("Notebook", joined(r.notebook for r in receipts)),
         ("Parameters", _parameters(records)),
@@ -191,9 +196,13 @@ def _price(experiment: Experiment, run: Run) -> tuple[tuple[str, str], ...]:
     if run.tier == "tiny":
         return (("Status", "not run yet"), rule, ("Cost", "minutes on two cores, the whole tier together"), command)
     pretraining, rest = run_gpu_hours(run.stages())
-    cost = f"{CARD}-hours: {_hours(pretraining)} of pre-training, {_hours(rest)} of everything after it"
-    needs = sorted({DATASETS[d] for s in run.stages() for d in needed_datasets(s.notebook, s.parameters)} | {"ImageNet"})
-    status = f"not run: it needs {' and '.join(needs)}, and the hours below"
+    unit = f"{CARD}-hours"
+    if run.tier == "laptop":
+        pretraining, rest = (hours * CARD_FLOPS / CORES_FLOPS for hours in (pretraining, rest))
+        unit = "Hours of two cores"
+    cost = f"{unit}: {_hours(pretraining)} of pre-training, {_hours(rest)} of everything after it"
+    used = {d for s in with_parents(run.stages()) for d in needed_datasets(s.notebook, s.parameters)}
+    status = f"not run: it needs {' and '.join(sorted(DATASETS[name] for name in used))}, and the hours below"
     return (("Status", status), rule, ("Cost", cost), command)
 
 

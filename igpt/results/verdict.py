@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +18,11 @@ RecordOf = Callable[[Stage], Record | None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """A quantity over its seeds: values, mean, 95 % interval over seeds; nothing when a record is missing."""
+    """A quantity over its seeds: values, mean, 95 % interval; nothing when a record is missing.
+
+    The interval is over seeds; of a single one, over what its record gives an interval over (test images, draws of
+    labels), and infinite where it gives none.
+    """
 
     values: tuple[float, ...]
     mean: float
@@ -36,18 +41,18 @@ class Verdict:
 
 def outcome(quantity: Quantity, record_of: RecordOf) -> Outcome | None:
     """A quantity's values, seed by seed; None when any record it needs is missing."""
-    values = _values(quantity, record_of)
-    if values is None:
+    found = _measured(quantity, record_of)
+    if found is None:
         return None
     records = tuple(record for record in map(record_of, quantity.all_stages()) if record is not None)
-    return Outcome(tuple(values), *mean_interval(values), records)
+    return Outcome(tuple(value for value, _ in found), *_interval(found), records)
 
 
 def judge(quantity: Quantity, rule: Rule, record_of: RecordOf, *, published: float) -> Verdict:
     """The verdict of a rule; pending until every record it needs stands.
 
-    A claim of a side (above, below) is reproduced when the interval over seeds lies on it, differs when it
-    lies on the other, and is undecided when it holds zero.
+    A claim of a side (above, below) is reproduced when the interval (see `Outcome`) lies on it, differs when it lies
+    on the other, and is undecided when it holds zero.
     """
     found = outcome(quantity, record_of)
     if found is None:
@@ -60,29 +65,49 @@ def judge(quantity: Quantity, rule: Rule, record_of: RecordOf, *, published: flo
     if rule.kind == "inside":
         inside = [0 < value < 1 for value in found.values]
         return Verdict("reproduced" if all(inside) else "differs", f"{rule.claim}: in {sum(inside)} of {len(inside)} seeds")
-    against = _values(rule.against, record_of) if rule.against else [0.0] * len(found.values)
+    measured = _measured(quantity, record_of) or []
+    against = _measured(rule.against, record_of) if rule.against else [(0.0, 0.0)] * len(measured)
     if against is None:
         return Verdict("pending", "what it is compared with has not run")
-    differences = [a - b for a, b in zip(found.values, against, strict=True)]
-    mean, low, high = mean_interval(differences)
-    sentence = f"{rule.claim}: difference {_span(mean, low, high)} over {len(differences)} seeds"
+    mean, low, high = _interval([_less(a, b) for a, b in zip(measured, against, strict=True)])
+    over = f"over {len(measured)} seeds" if len(measured) > 1 else "with one seed, the interval over test images or draws"
+    sentence = f"{rule.claim}: difference {_span(mean, low, high)} {over}"
     if low <= 0 <= high:
         return Verdict("undecided", sentence)
     return Verdict("reproduced" if (low > 0) == (rule.kind == "above") else "differs", sentence)
 
 
-def _values(quantity: Quantity, record_of: RecordOf) -> list[float] | None:
+Uncertain = tuple[float, float]  # a value, and half the width of its own 95 % interval
+
+
+def _measured(quantity: Quantity, record_of: RecordOf) -> list[Uncertain] | None:
     """One value a seed, None when a record is missing or was made before the value was measured."""
-    found = [record.values.get(quantity.key) for stage in quantity.stages if (record := record_of(stage)) is not None]
-    values = [value.value for value in found if value is not None]
-    if len(values) < len(quantity.stages):
+    records = [record for stage in quantity.stages if (record := record_of(stage)) is not None]
+    found = [value for record in records if (value := record.values.get(quantity.key)) is not None]
+    if len(found) < len(quantity.stages):
         return None
+    mine = [(v.value, math.inf if v.low is None or v.high is None else (v.high - v.low) / 2) for v in found]
     if quantity.minus is None:
-        return values
-    others = _values(quantity.minus, record_of)
-    return None if others is None else [a - b for a, b in zip(values, others, strict=True)]
+        return mine
+    others = _measured(quantity.minus, record_of)
+    return None if others is None else [_less(a, b) for a, b in zip(mine, others, strict=True)]
+
+
+def _less(a: Uncertain, b: Uncertain) -> Uncertain:
+    """The difference; as if the two were independent, which on the same images is on the safe side."""
+    return a[0] - b[0], math.hypot(a[1], b[1])
+
+
+def _interval(found: list[Uncertain]) -> tuple[float, float, float]:
+    """Mean and interval over seeds; of a single one, its own."""
+    if len(found) == 1:
+        [(value, half)] = found
+        return value, value - half, value + half
+    return mean_interval([value for value, _ in found])
 
 
 def _span(mean: float, low: float, high: float) -> str:
     """A difference of fractions with its interval, in points."""
+    if math.isinf(low):
+        return f"{100 * mean:+.1f} points"
     return f"{100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"

@@ -40,7 +40,7 @@ def check(name: str) -> str:
 
 def tokenize(name: str, *, resolution: int | None, workers: int, crops: int, filter: str, seed: int, palette: Path | None) -> str:
     """Make the token stores of a data set's two official splits; where they are."""
-    from igpt.weights.read import released_palette  # brings torch, which the other commands can do without
+    from igpt.weights.own import released_palette  # brings torch, which the other commands can do without
 
     card = data_card(name)
     colours = Palette.load(palette) if palette else released_palette()

@@ -45,8 +45,8 @@ def find_weights(model: str) -> tuple[ImageGPT, Palette]:
         return _tiny(model)
     from igpt.palette import Palette
     from igpt.weights.huggingface import is_huggingface
-    from igpt.weights.own import load_weights
-    from igpt.weights.read import read_weights, released_palette
+    from igpt.weights.own import load_weights, released_palette
+    from igpt.weights.read import read_weights
 
     folder = Path(model)
     if (folder / "palette.npy").exists():

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from igpt.errors import UsageError
-from igpt.model import ImageGPT
 from igpt.weights.own import load_tensors, save_tensors
 
 KEPT = 2  # the newest, and the one before in case it is damaged
@@ -46,18 +45,16 @@ class Progress:
     good: int = 0
 
 
-def save_checkpoint(folder: Path, run: str, model: ImageGPT, optimizer: torch.optim.Adam, progress: Progress) -> Path:
+def save_checkpoint(folder: Path, run: str, state: dict[str, Tensor], progress: Progress) -> Path:
     """Write the state after ``progress.step`` steps, then remove older ones; where it is.
 
     The `KEPT` newest stay, and the newest from before the last good losses, in case the later ones are of a run that
     diverges. run : recipe, palette, data and seed; another run's checkpoint is refused by `load_checkpoint`
+    state : parameters as ``model.NAME``, Adam's moments as ``adam.NAME.KEY``, whole
     """
-    tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{number}.{key}": t for key, t in state.items()}
     path = folder / f"checkpoint-{progress.step:07d}.safetensors"
     progress_text = json.dumps({**vars(progress), "losses": vars(progress.losses)})
-    save_tensors(path, tensors, {"run": run, "progress": progress_text})
+    save_tensors(path, state, {"run": run, "progress": progress_text})
     before = [old for old in checkpoints(folder) if step_of(old) <= progress.good]
     for old in checkpoints(folder)[:-KEPT]:
         if old not in before[-1:]:
@@ -65,9 +62,10 @@ def save_checkpoint(folder: Path, run: str, model: ImageGPT, optimizer: torch.op
     return path
 
 
-def load_checkpoint(folder: Path, run: str, model: ImageGPT, optimizer: torch.optim.Adam) -> Progress:
-    """Put the newest good checkpoint back; how far it is, or a run that has not begun where there is none.
+def load_checkpoint(folder: Path, run: str, shapes: dict[str, torch.Size]) -> tuple[dict[str, Tensor], Progress]:
+    """The newest good checkpoint's state, and how far it is; nothing, and a run that has not begun, where there is none.
 
+    shapes : of the parameters, by their names in the state; each has two moments of its shape, and a step's number
     A damaged one is set aside for the one before, with a warning; what is noticed is one that is cut short or does not
     hold what it should. Raises UsageError when all are damaged, and for one of another run.
     """
@@ -79,18 +77,19 @@ def load_checkpoint(folder: Path, run: str, model: ImageGPT, optimizer: torch.op
             progress = Progress(**{**kept, "losses": Losses(**kept["losses"])})
             if metadata["run"] != run:
                 raise OtherRun(f"{path} is of another recipe, seed or data: give another folder, or remove that run")
-            _restore(tensors, model, optimizer)
+            if {name: t.shape for name, t in tensors.items()} != _with_moments(shapes):
+                raise ValueError("it holds other tensors than this run has")
         except OtherRun:
             raise
-        except (UsageError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (UsageError, ValueError, KeyError, TypeError) as error:
             path.replace(path.with_suffix(".damaged"))
             says = str(error).splitlines()[0]
             warnings.warn(f"{path} is damaged ({says}): going on from the checkpoint before it", stacklevel=2)
             continue
-        return progress
+        return tensors, progress
     if found:
         raise UsageError(f"every checkpoint in {folder} is damaged, and was set aside: the same command trains from the start")
-    return Progress()
+    return {}, Progress()
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -103,12 +102,10 @@ def step_of(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
 
-def _restore(tensors: dict[str, Tensor], model: ImageGPT, optimizer: torch.optim.Adam) -> None:
-    """Put weights and Adam's moments back."""
-    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("adam."):
-            _, number, key = name.split(".")
-            state.setdefault(int(number), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+def _with_moments(shapes: dict[str, torch.Size]) -> dict[str, torch.Size]:
+    """The shapes of a whole state, of those of its parameters."""
+    whole = dict(shapes)
+    for name, shape in shapes.items():
+        adam = f"adam.{name.removeprefix('model.')}"
+        whole |= {f"{adam}.step": torch.Size(()), f"{adam}.exp_avg": shape, f"{adam}.exp_avg_sq": shape}
+    return whole

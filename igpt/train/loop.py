@@ -1,7 +1,8 @@
 """The pre-training loop (section 3.4): Adam on random batches, weights kept along the way, exact to resume.
 
 The batch of step t depends on the seed and t alone, and a checkpoint holds the weights, Adam's moments and the losses
-so far, so a run that was killed and started again gives the same numbers as one that was not.
+so far, so a run that was killed and started again gives the same numbers as one that was not. In a process group every
+process takes its equal part of each batch; the batch is the same for any number of them.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,14 +30,18 @@ from igpt.errors import StageError, UsageError
 from igpt.files import write_text
 from igpt.model import ImageGPT, draw_mask
 from igpt.palette import Palette
-from igpt.train.checkpoint import Losses, checkpoints, load_checkpoint, save_checkpoint, step_of
+from igpt.shape import ModelShape
+from igpt.train.checkpoint import Losses, Progress, checkpoints, load_checkpoint, save_checkpoint, step_of
 from igpt.train.recipes import Recipe
+from igpt.train.spread import Spread
 from igpt.weights.own import save_weights
 
 Report = Callable[[int, int], None]  # steps done, steps in all
 
 WINDOW = 50  # steps whose mean loss is one line of the metrics
 DRAWN = 256  # images whose masks are drawn together when a loss is evaluated
+COMPILED = 64  # width from which a model is compiled, and takes half precision on a processor
+SHARDED = 2e9  # parameters, from which a model's state is too much for one card: iGPT-XL
 RISE = 1.0  # nats by which the mean loss of a window may stand above the lowest one before it
 
 
@@ -49,21 +57,31 @@ class Machine:
     """How a run uses the machine that it is on; none of it is part of what is computed, but for rounding.
 
     bfloat16 : products in half precision, on float32 weights and moments
-    micro_batch : images that go through the model at once, to save memory; all of the batch when None
+    micro_batch : images that go through the model at once, to save memory; all that fall to this process when None
+    compiled, recompute, shard : as in `igpt.train.spread.Spread`
     minutes : between two checkpoints
     """
 
     device: str = "cpu"
     bfloat16: bool = False
     micro_batch: int | None = None
+    compiled: bool = False
+    recompute: bool = False
+    shard: bool = False
     minutes: float = 5.0
     stop: Callable[[], bool] = field(default=lambda: False)  # asked after every step
 
     @classmethod
-    def here(cls) -> Machine:
-        """The GPU in half precision where there is one, else the processor in full."""
-        gpu = torch.cuda.is_available()
-        return cls(device="cuda" if gpu else "cpu", bfloat16=gpu)
+    def here(cls, shape: ModelShape) -> Machine:
+        """The GPU where there is one, else the processor; in half precision where it has products of that.
+
+        The compiler's quarter of a minute is spent on models that are worth it, and that have a compiler.
+        """
+        worth, large = shape.n_embd >= COMPILED, shape.parameters > SHARDED
+        if torch.cuda.is_available():
+            return cls(device="cuda", bfloat16=True, compiled=worth, recompute=large, shard=large)
+        half = bool(torch.cpu._is_avx512_bf16_supported())
+        return cls(bfloat16=half and worth, compiled=worth and shutil.which("g++") is not None)
 
 
 def pretrain(
@@ -85,10 +103,11 @@ def pretrain(
     one that another process trains in, and StageError when the loss is no number or has risen by a nat.
     """
     machine = machine or Machine()
+    first = not dist.is_initialized() or dist.get_rank() == 0
     _check(recipe, tokens, machine)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / ".training.lock", timeout=0):
+        with FileLock(folder / ".training.lock", timeout=0) if first else nullcontext():
             return _Run(recipe, tokens, validation, palette, seed, folder, machine, report).finish()
     except Timeout:
         raise UsageError(f"another process trains in {folder}: wait for it, or give another folder") from None
@@ -109,13 +128,28 @@ class _Run:
 
     def __post_init__(self) -> None:
         """Start: 1. from the folder's own newest checkpoint, 2. from the seed."""
-        recipe = self.recipe
+        recipe, machine = self.recipe, self.machine
         data = f"{self.palette.digest} {_identity(self.tokens)}"
         self.name = f"{json.dumps(asdict(recipe), sort_keys=True)} {data} seed {self.seed}"
-        self.model = ImageGPT(recipe.shape, seed=self.seed).to(self.machine.device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, fused=True)
-        self.progress = load_checkpoint(self.folder, self.name, self.model, self.optimizer)
-        self.metrics = Metrics(self.folder / "metrics.jsonl", step=self.progress.step)
+        self.spread = Spread(
+            ImageGPT(recipe.shape, seed=self.seed),
+            learning_rate=recipe.learning_rate,
+            betas=recipe.betas,
+            device=machine.device,
+            compiled=machine.compiled,
+            recompute=machine.recompute,
+            shard=machine.shard,
+        )
+        self.first = self.spread.rank == 0
+        state: dict[str, Tensor] = {}
+        self.progress = Progress()
+        if self.first:
+            state, self.progress = load_checkpoint(self.folder, self.name, self.spread.expected())
+        self.progress = self.spread.from_first(self.progress)
+        if self.progress.step:
+            self.spread.restore(state)
+        if self.first:
+            self.metrics = Metrics(self.folder / "metrics.jsonl", step=self.progress.step)
 
     def finish(self) -> Losses:
         """Take the steps that are missing."""
@@ -128,19 +162,22 @@ class _Run:
         saved = time.monotonic()
         self._keep_milestone()  # of a run that was stopped in the midst of it
         while progress.step < recipe.steps:
-            loss = self._step(progress.step)
+            part = self._step(progress.step)
             progress.step += 1
+            late = self.first and time.monotonic() - saved > 60 * self.machine.minutes
+            loss, stop, save = self.spread.sum([part, float(self.machine.stop()), float(late)])
             progress.running += loss
             progress.window.append(loss)
             if progress.step % WINDOW == 0 or not math.isfinite(loss):
                 self._look()
-            stopping = progress.step < recipe.steps and self.machine.stop()
-            if progress.step in recipe.milestone_steps or stopping or time.monotonic() - saved > 60 * self.machine.minutes:
+            stopping = progress.step < recipe.steps and stop > 0
+            if progress.step in recipe.milestone_steps or stopping or save:
                 self._save()
                 saved = time.monotonic()
             if not stopping:
                 self._keep_milestone()
-            self.report(progress.step, recipe.steps)
+            if self.first:
+                self.report(progress.step, recipe.steps)
             if stopping:
                 raise Stopped(f"stopped after {progress.step:,} of {recipe.steps:,} steps; the same command continues")
         return losses
@@ -154,42 +191,52 @@ class _Run:
             losses.steps.append(progress.step)
             losses.validation.append(validation)
             progress.running = 0.0
-            save_weights(self.folder / weights_name(progress.step), self.model, self.palette)
+            weights = self.spread.weights()
+            if self.first:
+                with torch.device("meta"):
+                    whole = ImageGPT(self.recipe.shape)
+                whole.load_state_dict(weights, assign=True)
+                save_weights(self.folder / weights_name(progress.step), whole, self.palette)
             self._save()
 
     def _save(self) -> None:
         """A checkpoint. Raises StageError instead of keeping weights that are no numbers."""
-        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+        if not self.spread.finite():
             self._give_up("the weights are no numbers")
-        save_checkpoint(self.folder, self.name, self.model, self.optimizer, self.progress)
+        state = self.spread.state()
+        if self.first:
+            save_checkpoint(self.folder, self.name, state, self.progress)
 
     def _give_up(self, fault: str) -> NoReturn:
         """Set aside the checkpoints since the last good window of losses, and raise StageError with the one before."""
-        for path in checkpoints(self.folder):
+        for path in checkpoints(self.folder) if self.first else []:
             if step_of(path) > self.progress.good:
                 path.replace(path.with_suffix(".diverged"))
-        kept = checkpoints(self.folder)
+        kept = [path for path in checkpoints(self.folder) if step_of(path) <= self.progress.good]
         where = f"the last good checkpoint is {kept[-1]}" if kept else "it came before the first good checkpoint"
         raise StageError(f"{fault}, at step {self.progress.step:,}: {where}, and {self.folder / 'metrics.jsonl'} has the losses")
 
     def _step(self, step: int) -> float:
-        """One step of Adam; the batch's mean loss before it."""
-        recipe, machine = self.recipe, self.machine
-        for group in self.optimizer.param_groups:
+        """One step of Adam; what this process's part of the batch adds to the batch's mean loss before it."""
+        recipe, machine, spread = self.recipe, self.machine, self.spread
+        for group in spread.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * schedule(step, steps=recipe.steps, warmup=recipe.warmup)
-        self.optimizer.zero_grad()
+        spread.optimizer.zero_grad()
         tokens, masked = draw_batch(recipe, self.tokens, seed=self.seed, step=step)
-        size = machine.micro_batch or recipe.batch
-        total = 0.0
-        for start in range(0, recipe.batch, size):
+        share = recipe.batch // spread.size
+        size = machine.micro_batch or share
+        mine = range(share * spread.rank, share * (spread.rank + 1))
+        total = torch.zeros((), device=machine.device)
+        for start in mine[::size]:
             part = tokens[start : start + size].to(machine.device)
             hidden = None if masked is None else masked[start : start + size].to(machine.device)
-            with torch.autocast(machine.device, torch.bfloat16, enabled=machine.bfloat16):
-                loss = self.model.loss(part, hidden) * (len(part) / recipe.batch)
-            loss.backward()
-            total += loss.item()
-        self.optimizer.step()
-        return total
+            with spread.gathering(last=start + size > mine[-1]):
+                with torch.autocast(machine.device, torch.bfloat16, enabled=machine.bfloat16):
+                    loss = spread.loss(part, hidden) * (size / share)
+                loss.backward()
+            total += loss.detach()
+        spread.optimizer.step()
+        return total.item() / spread.size
 
     def _look(self) -> None:
         """Note a window's mean loss. Raises StageError when it is no number, or far above the lowest before it."""
@@ -197,8 +244,9 @@ class _Run:
         mean = math.fsum(progress.window) / len(progress.window)
         if not math.isfinite(mean):
             self._give_up("the loss is no number")
-        rate = self.optimizer.param_groups[0]["lr"]
-        self.metrics.add(progress.step, mean, rate, self.recipe.batch * self.recipe.shape.n_ctx)
+        if self.first:
+            rate = self.spread.optimizer.param_groups[0]["lr"]
+            self.metrics.add(progress.step, mean, rate, self.recipe.batch * self.recipe.shape.n_ctx)
         if progress.lowest is not None and mean > progress.lowest + RISE:
             self._give_up(f"the loss is {mean:.3f} nats, after {progress.lowest:.3f}")
         progress.window = []
@@ -206,10 +254,17 @@ class _Run:
         progress.good = progress.step
 
     def _validate(self) -> float:
-        """The held-out loss."""
-        machine = self.machine
+        """The held-out loss, in the precision that is trained in; each process takes its part of the images."""
+        machine, spread = self.machine, self.spread
         with torch.autocast(machine.device, torch.bfloat16, enabled=machine.bfloat16):
-            return evaluate_loss(self.model, self.validation, mask_rate=self.recipe.mask_rate, at_once=machine.micro_batch)
+            total = evaluate_loss(
+                spread.model,
+                self.validation,
+                mask_rate=self.recipe.mask_rate,
+                at_once=machine.micro_batch,
+                part=(spread.rank, spread.size),
+            )
+        return spread.sum([total])[0]
 
 
 class Metrics:
@@ -262,25 +317,31 @@ def evaluate_loss(
     *,
     mask_rate: float = 0.15,
     at_once: int | None = None,
+    part: tuple[int, int] = (0, 1),
     report: Report = lambda done, total: None,
 ) -> float:
     """Mean nats per token over integers (images, positions), every image counted once.
 
     at_once : images that go through the model together, to save memory; 256 when None
+    part : (place, parts) sums over every so-manieth image only; the results of all places add up to the mean
     BERT's masks are drawn anew for each image, as in the released code, but from a fixed seed.
     """
     generator = torch.Generator().manual_seed(0)
+    place, parts = part
     total = 0.0
     for start in range(0, len(tokens), DRAWN):
-        part = _take(tokens, np.arange(start, min(start + DRAWN, len(tokens))))
-        masked = None
-        if model.shape.objective == "bert":
-            masked = draw_mask(part, rate=mask_rate, generator=generator)
-        for place in range(0, len(part), at_once or DRAWN):
-            here = slice(place, place + (at_once or DRAWN))
-            hidden = None if masked is None else masked[here].to(model.wte.device)
-            total += model.loss(part[here].to(model.wte.device), hidden).item() * len(part[here])
-        report(start + len(part), len(tokens))
+        drawn = _take(tokens, np.arange(start, min(start + DRAWN, len(tokens))))
+        masked = draw_mask(drawn, rate=mask_rate, generator=generator) if model.shape.objective == "bert" else None
+        # Where images run out, a process looks at the first one and does not count it: those who share a model's
+        # parameters have to go through it equally often.
+        share = -(-len(drawn) // parts)
+        mine = (torch.arange(share) * parts + place).clamp(max=len(drawn))
+        for few in mine.split(at_once or DRAWN):
+            counted = int((few < len(drawn)).sum())
+            images = few[:counted] if counted else few[:1] * 0
+            hidden = None if masked is None else masked[images].to(model.wte.device)
+            total += model.loss(drawn[images].to(model.wte.device), hidden).item() * counted
+        report(start + len(drawn), len(tokens))
     return total / len(tokens)
 
 
@@ -310,11 +371,16 @@ def _identity(tokens: Tokens) -> str:
 
 
 def _check(recipe: Recipe, tokens: Tokens, machine: Machine) -> None:
-    """Refuse tokens of another size, and a micro-batch that does not divide the batch."""
+    """Refuse tokens of another size, and a batch that the processes or the micro-batch do not divide."""
     positions = len(tokens[np.arange(1)][0])
     if positions != recipe.shape.n_ctx:
         raise UsageError(
             f"the tokens have {positions} positions, {recipe.name} {recipe.shape.n_ctx}: tokenise at another resolution"
         )
-    if machine.micro_batch is not None and (machine.micro_batch < 1 or recipe.batch % machine.micro_batch):
-        raise UsageError(f"a batch of {recipe.batch} images does not divide into pieces of {machine.micro_batch}")
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    if recipe.batch % size:
+        raise UsageError(f"a batch of {recipe.batch} images cannot be shared by {size} devices: take a number that divides it")
+    share = recipe.batch // size
+    if machine.micro_batch is not None and (machine.micro_batch < 1 or share % machine.micro_batch):
+        whose = f"a batch of {share} images" if size == 1 else f"each device's {share} images of a batch"
+        raise UsageError(f"{whose} cannot be cut into pieces of {machine.micro_batch}: take a number that divides {share}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import as_file, files
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -14,6 +15,12 @@ from igpt.files import write_atomically, write_text
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
+
+
+def released_palette() -> Palette:
+    """The 512 colours of the released weights, which this package carries."""
+    with as_file(files("igpt.weights") / "released_palette.npy") as path:
+        return Palette.load(path)
 
 
 def save_weights(folder: Path, model: ImageGPT, palette: Palette) -> None:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.resources import as_file, files
 from pathlib import Path
 
 from igpt.errors import UsageError
 from igpt.model import ImageGPT
-from igpt.palette import Palette
 from igpt.weights.huggingface import is_huggingface, read_huggingface
 from igpt.weights.own import load_weights
 from igpt.weights.released import RELEASED, fetch_weights
 from igpt.weights.tensorflow import read_tensorflow
-
-
-def released_palette() -> Palette:
-    """The 512 colours of the released weights, which this package carries."""
-    with as_file(files("igpt.weights") / "released_palette.npy") as path:
-        return Palette.load(path)
 
 
 def read_weights(where: str | Path) -> ImageGPT:

@@ -397,7 +397,7 @@ def test_a_broken_picture_is_named_and_nothing_stands_in_its_place(home: Path, p
 
 @pytest.mark.slow
 def test_the_real_cifar10_has_the_tokens_described(real_cifar10: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from igpt.weights.read import released_palette
+    from igpt.weights.own import released_palette
 
     for module in (store, tokens):
         monkeypatch.setattr(module, "SHARD", 4096)

@@ -95,7 +95,7 @@ def test_mistakes_are_one_sentence(project: Project, store: tuple[Path, Path], t
         (["train", "igpt-s", *words(store, out)[2:]], "the model takes 32 x 32: tokenise again"),
         (["train", "tiny-s", "--data", str(tmp_path), "--out", str(out)], "is not a finished token store"),
         (["train", "tiny-s", "--data", str(store[0]), "--out", str(out)], "tokenised with another palette than the model's"),
-        (words(store, out, "--micro-batch", "5"), "a batch of 16 images does not divide into pieces of 5"),
+        (words(store, out, "--micro-batch", "5"), "a batch of 16 images cannot be cut into pieces of 5"),
     ]
     for command, message in cases:
         done = igpt(*command, root=project.root)

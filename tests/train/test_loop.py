@@ -223,7 +223,7 @@ def test_weights_that_are_no_numbers_are_never_kept(tmp_path: Path, greys: Palet
         loss = true_step(self, number)
         if number == 11:  # the last one before a milestone
             with torch.no_grad():
-                self.model.wte[0, 0] = math.nan
+                self.spread.model.wte[0, 0] = math.nan
         return loss
 
     monkeypatch.setattr(loop._Run, "_step", step)
@@ -263,7 +263,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path, grey
         for size in (1, 2, 4):
             found = run(tmp_path / f"{objective}-{size}", greys, recipe, machine=Machine(micro_batch=size))
             assert found == pytest.approx(whole, rel=1e-4)
-    with pytest.raises(UsageError, match="a batch of 8 images does not divide into pieces of 3"):
+    with pytest.raises(UsageError, match="a batch of 8 images cannot be cut into pieces of 3"):
         run(tmp_path / "3", greys, machine=Machine(micro_batch=3))
 
 

@@ -5,10 +5,10 @@ import pytest
 from igpt.errors import UsageError
 from igpt.experiments.published import published_rows
 from igpt.train.cost import forward_flops, gpu_hours, pretraining_flops
-from igpt.train.recipes import PAPER, TINY, recipe
+from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY, recipe
 
 
-@pytest.mark.parametrize("name", [*TINY, *PAPER])
+@pytest.mark.parametrize("name", [*TINY, *LAPTOP, *SMALL, *PAPER])
 def test_a_recipe_knows_itself(name: str) -> None:
     plan = recipe(name)
     assert plan.name == name

@@ -1,0 +1,108 @@
+"""What each published model costs to train, as tables: operations, hours, memory, and what fits on how many cards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from igpt.project import Project
+from igpt.report.tables import Cell, ResultTable
+from igpt.shape import Objective
+from igpt.train.cost import CARD, CARD_FLOPS, UTILISATION, forward_flops, gpu_hours, pretraining_flops
+from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY, Recipe, recipe
+
+CARD_GIB = 80
+USED = 0.9  # of a card's memory; the rest is for what no count sees: workspaces, fragments, the collectives' buffers
+DEVICES = (1, 8, 32, 256)
+
+
+def recipe_table(_: Project) -> ResultTable:
+    """Every recipe: its settings, what its pre-training takes, and the command."""
+    rows = []
+    for plan in _recipes():
+        bert = plan.shape.objective == "bert"
+        shape = plan.shape
+        rows.append(
+            (
+                f"{plan.name}{', BERT' if bert else ''}",
+                f"{shape.n_layer} x {shape.n_embd:,}, {shape.n_head} heads, {plan.side}x{plan.side}",
+                f"{shape.parameters / 1e6:,.2f}",
+                f"{plan.batch} x {plan.steps:,}",
+                f"{plan.warmup:,}",
+                f"{plan.learning_rate:g}",
+                f"{3 * forward_flops(shape) / 1e9:,.3g}",
+                _hours(gpu_hours(pretraining_flops(plan))),
+                f"igpt train {plan.name}{' --objective bert' if bert else ''}",
+            )
+        )
+    columns = (
+        *("Recipe", "Blocks x width", "Parameters (M)", "Batch x steps", "Warm-up", "Rate"),
+        *("GFLOP an image", f"{CARD}-hours", "Command"),
+    )
+    caption = f"Every recipe and its cost: {CARD}-hours at {UTILISATION:.0%} of the card's dense bfloat16 rate"
+    return ResultTable("recipes", caption, columns, tuple(tuple(Cell(text) for text in row) for row in rows))
+
+
+def memory_table(_: Project) -> ResultTable:
+    """Each published model on one card and on many: how it is spread, what fits, how long it takes."""
+    rows = []
+    for plan in (recipe(name) for name in PAPER):
+        for devices in DEVICES:
+            fit = fitting(plan, devices)
+            if plan.batch % devices:
+                cells = ("–", "–", "–", f"no: {plan.batch} images cannot be shared by {devices} cards", "–")
+            elif fit is None:
+                cells = ("–", "–", "–", "no", "–")
+            else:
+                days = gpu_hours(pretraining_flops(plan)) / devices / 24
+                cells = (
+                    "sharded" if fit.shard else "replicated",
+                    "recomputed" if fit.recompute else "kept",
+                    str(fit.images),
+                    f"{fit.gib:.1f} GiB",
+                    f"{days:,.2g}" if days < 10 else f"{days:,.0f}",
+                )
+            rows.append((f"{plan.name}, {plan.side}x{plan.side}", str(devices), *cells))
+    columns = ("Model", f"{CARD}s", "State", "Activations", "Images at once", f"Of {CARD_GIB} GiB", "Days")
+    caption = (
+        f"Published models on 1 to {max(DEVICES)} cards of {CARD_GIB} GiB, of which {USED:.0%} are used: the least"
+        f" intrusive way that fits, and days at {CARD_FLOPS / 1e12:.0f} TFLOP/s a card"
+    )
+    return ResultTable("memory", caption, columns, tuple(tuple(Cell(text) for text in row) for row in rows))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A way in which a model fits on each card."""
+
+    shard: bool
+    recompute: bool
+    images: int  # that go through a card at once
+    gib: float
+
+
+def fitting(plan: Recipe, devices: int) -> Fit | None:
+    """The first that fits: replicated before sharded, activations kept before recomputed, as many images as may be."""
+    from igpt.train.memory import GIB, step_memory  # brings torch
+
+    if plan.batch % devices:
+        return None
+    share = plan.batch // devices
+    for shard in (False, True) if devices > 1 else (False,):
+        for recompute in (False, True):
+            for images in sorted((n for n in range(1, share + 1) if share % n == 0), reverse=True):
+                need = step_memory(plan.shape, images=images, devices=devices, shard=shard, recompute=recompute)
+                if need.total <= USED * CARD_GIB * GIB:
+                    return Fit(shard, recompute, images, need.total / GIB)
+    return None
+
+
+def _recipes() -> list[Recipe]:
+    """All recipes, the published ones first."""
+    objectives: tuple[Objective, ...] = ("autoregressive", "bert")
+    names = [*PAPER, *SMALL, *LAPTOP, *TINY]
+    return [recipe(name, o) for name in names for o in objectives if o == "autoregressive" or name not in PAPER or PAPER[name][3]]
+
+
+def _hours(hours: float) -> str:
+    """Hours to two significant digits."""
+    return "under 0.01" if hours < 0.01 else f"{float(f'{hours:.2g}'):,.10g}"

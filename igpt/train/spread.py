@@ -1,0 +1,152 @@
+"""One model on one device or on many: replicated (DDP) or with its parameters sharded (FSDP2), by PyTorch's own parts.
+
+Every process runs the same program. What they must agree on goes through `Spread.sum`; what is whole on the first
+one alone, such as the state that a checkpoint holds, through `Spread.state` and `Spread.restore`, so that a run may
+go on with another number of devices than it began with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from igpt.model import ImageGPT
+
+Anything = TypeVar("Anything")
+State = dict[str, Tensor]
+
+
+class Loss(nn.Module):
+    """The model's loss as a module of its own, which is what DDP wraps."""
+
+    def __init__(self, model: ImageGPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+        return self.model.loss(tokens, masked)
+
+
+class Spread:
+    """A model, its Adam and its loss, on the device of this process and, where there is a group, on those of others."""
+
+    def __init__(
+        self,
+        model: ImageGPT,
+        *,
+        learning_rate: float,
+        betas: tuple[float, float],
+        device: str,
+        compiled: bool = False,
+        recompute: bool = False,
+        shard: bool = False,
+    ) -> None:
+        """Put the model where it belongs, and give it Adam.
+
+        compiled : through torch.compile
+        recompute : keep no activations inside of a block, and compute them again for its gradients
+        shard : parameters, gradients and moments in equal parts over the processes
+        """
+        together = dist.is_initialized()
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+        self.device = device
+        self.model = model.to(device)
+        self.sharded = shard and self.size > 1
+        if recompute:
+            for block in model.blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        if self.sharded:
+            for block in model.blocks:
+                if compiled:
+                    block.compile()
+                fully_shard(block)
+            fully_shard(model)
+        self.loss: nn.Module = Loss(model)
+        if compiled and not self.sharded:
+            self.loss.compile()
+        if self.size > 1 and not self.sharded:
+            self.loss = DistributedDataParallel(self.loss, broadcast_buffers=False)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, betas=betas, fused=True)
+
+    @contextmanager
+    def gathering(self, last: bool) -> Iterator[None]:
+        """A backward pass whose gradients go to the other processes only if it is the step's last."""
+        if isinstance(self.loss, DistributedDataParallel) and not last:
+            with self.loss.no_sync():
+                yield
+            return
+        if self.sharded:
+            self.model.set_requires_gradient_sync(last)  # type: ignore[operator]  # fully_shard gave it this
+        yield
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The sums of these numbers over all processes, the same on each."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(x) for x in total]
+
+    def from_first(self, value: Anything) -> Anything:
+        """What the first process has."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, device=torch.device(self.device))
+        return box[0]
+
+    def finite(self) -> bool:
+        """Whether all parameters are numbers, here and elsewhere."""
+        parts = (p.to_local() if hasattr(p, "to_local") else p for p in self.model.parameters())
+        return self.sum([float(not all(bool(p.isfinite().all()) for p in parts))]) == [0.0]
+
+    def weights(self) -> State:
+        """The model's parameters, whole, by name; on the first process alone where they are sharded."""
+        if not self.sharded:
+            return self.model.state_dict()
+        found: Any = get_model_state_dict(self.model, options=_WHOLE)
+        return cast(State, found)
+
+    def state(self) -> State:
+        """Parameters as ``model.NAME`` and Adam's moments as ``adam.NAME.KEY``, whole on the first process."""
+        found: Any = get_optimizer_state_dict(self.model, self.optimizer, options=_WHOLE)
+        moments = {f"adam.{name}.{key}": t for name, kept in found.get("state", {}).items() for key, t in kept.items()}
+        return {f"model.{name}": t for name, t in self.weights().items()} | moments
+
+    def expected(self) -> dict[str, torch.Size]:
+        """The shapes of the parameters in `state`."""
+        return {f"model.{name}": p.shape for name, p in self.model.named_parameters()}
+
+    def restore(self, state: State) -> None:
+        """Put back what `state` gave; ``state`` counts on the first process."""
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=self.size > 1)
+        weights: Any = {name.removeprefix("model."): t for name, t in state.items() if name.startswith("model.")}
+        moments: dict[str, State] = {}
+        for name, tensor in state.items():
+            if name.startswith("adam."):
+                parameter, _, key = name.removeprefix("adam.").rpartition(".")
+                moments.setdefault(parameter, {})[key] = tensor
+        set_model_state_dict(self.model, weights, options=options)
+        if self.from_first(bool(moments)):
+            whole: Any = get_optimizer_state_dict(self.model, self.optimizer, options=_WHOLE)
+            whole["state"] = moments
+            set_optimizer_state_dict(self.model, self.optimizer, whole, options=options)
+
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

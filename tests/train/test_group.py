@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from igpt.data.store import TokenStore
+from igpt.data.tokens import Wanted, make_store, train_parts
+from igpt.errors import UsageError
+from igpt.palette import Palette
+from igpt.shape import ModelShape
+from igpt.train.checkpoint import checkpoints, step_of
+from igpt.train.group import Group, _Job, train_store
+from igpt.train.loop import Machine, Stopped, pretrain
+from igpt.train.recipes import Recipe
+
+TWO = Group(devices=2)
+
+
+@pytest.fixture
+def store(home: Path) -> tuple[Path, Palette]:
+    """A store of the digits, and its palette."""
+    palette = Palette.fit(torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).numpy(), k=16, seed=0)
+    return make_store(Wanted("digits", "train", 8), palette)[0].folder, palette
+
+
+def recipe(objective: str = "autoregressive", **changes: object) -> Recipe:
+    plan = Recipe(
+        name="test",
+        shape=ModelShape(2, 16, 2, 16, 64, objective),  # type: ignore[arg-type]
+        dataset="digits",
+        palette_colours=16,
+        batch=8,
+        steps=20,
+        warmup=2,
+        learning_rate=0.01,
+        milestones=(0.5, 1),
+    )
+    return replace(plan, **changes)  # type: ignore[arg-type]
+
+
+def steps_of(folder: Path) -> list[float]:
+    """Every step's loss: the windows are as long as the run."""
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("objective", "machine"),
+    [
+        ("autoregressive", Machine()),
+        ("bert", Machine(micro_batch=2)),
+        ("autoregressive", Machine(shard=True, recompute=True)),
+        ("autoregressive", Machine(shard=True, micro_batch=1)),
+    ],
+)
+def test_two_processes_find_the_losses_of_one(
+    store: tuple[Path, Palette], tmp_path: Path, objective: str, machine: Machine
+) -> None:
+    plan = recipe(objective)
+    one = train_store(plan, *store, seed=1, folder=tmp_path / "one", machine=Machine())
+    two = train_store(plan, *store, seed=1, folder=tmp_path / "two", machine=machine, group=TWO)
+    assert two.steps == one.steps
+    assert two.train == pytest.approx(one.train, abs=1e-5)
+    assert two.validation == pytest.approx(one.validation, abs=1e-5)
+    assert sorted(p.name for p in (tmp_path / "two").glob("weights-*")) == ["weights-0000010", "weights-0000020"]
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_a_run_goes_on_with_another_number_of_devices(store: tuple[Path, Palette], tmp_path: Path, shard: bool) -> None:
+    whole = train_store(recipe(), *store, seed=1, folder=tmp_path / "whole", machine=Machine())
+    parts = train_parts(TokenStore(store[0]))
+    folder = tmp_path / "parts"
+    with pytest.raises(Stopped):  # on one
+        pretrain(
+            recipe(), *parts, palette=store[1], seed=1, folder=folder, machine=Machine(stop=lambda: True)
+        )  # fmt: skip
+    asked = iter([False, False])
+    with pytest.raises(Stopped, match="the same command continues"):  # then on two
+        train_store(
+            recipe(steps=20),
+            *store,
+            seed=1,
+            folder=folder,
+            machine=Machine(shard=shard, stop=lambda: next(asked, True)),
+            group=TWO,
+        )
+    reached = step_of(checkpoints(folder)[-1])
+    found = train_store(recipe(), *store, seed=1, folder=folder, machine=Machine())  # and on one again
+    assert 1 < reached <= 20
+    assert found.train == pytest.approx(whole.train, abs=1e-5)
+    assert found.validation == pytest.approx(whole.validation, abs=1e-5)
+
+
+def test_a_mistake_in_a_group_is_one_sentence_here(store: tuple[Path, Palette], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a batch of 7 images cannot be shared by 2 devices"):
+        train_store(recipe(batch=7), *store, seed=1, folder=tmp_path / "out", machine=Machine(), group=TWO)
+    with pytest.raises(UsageError, match="each device's 4 images of a batch cannot be cut into pieces of 3"):
+        train_store(recipe(), *store, seed=1, folder=tmp_path / "out", machine=Machine(micro_batch=3), group=TWO)
+
+
+def test_two_nodes_join_one_group(store: tuple[Path, Palette], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two launchers on this machine, as two nodes have them, which meet at an address."""
+    from torch.distributed.elastic.utils.distributed import get_free_port
+
+    for name, value in (("NODES", "2"), ("DEVICES", "1"), ("RENDEZVOUS", f"127.0.0.1:{get_free_port()}")):
+        monkeypatch.setenv(f"IGPT_{name}", value)
+    one = train_store(recipe(), *store, seed=1, folder=tmp_path / "one", machine=Machine())
+    other = subprocess.Popen([sys.executable, "-m", "igpt.train.group", str(tmp_path / "two")], env=dict(os.environ))
+    try:
+        two = train_store(recipe(), *store, seed=1, folder=tmp_path / "two", machine=Machine(), group=Group.here())
+        assert other.wait(timeout=60) == 0
+    finally:
+        other.kill()
+    assert two.train == pytest.approx(one.train, abs=1e-5)
+
+
+def test_a_job_says_the_same_after_its_file(tmp_path: Path) -> None:
+    job = _Job(recipe("bert"), "/store", 3, str(tmp_path), Machine(micro_batch=2, shard=True))
+    (tmp_path / "job").write_text(job.text())
+    read = _Job.read(tmp_path / "job")
+    assert (read.recipe, read.seed, read.machine.micro_batch, read.machine.shard) == (job.recipe, 3, 2, True)
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"IGPT_NODES": "two"}, "are numbers"),
+        ({"IGPT_NODES": "2"}, "set IGPT_RENDEZVOUS"),
+        ({"IGPT_DEVICES": "0"}, "set IGPT_RENDEZVOUS"),
+    ],
+)
+def test_an_environment_that_says_no_group_is_refused(
+    environment: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=says):
+        Group.here()
