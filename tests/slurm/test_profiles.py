@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -58,6 +59,12 @@ def test_each_example_comes_to_the_sbatch_files_kept_for_it(name: str) -> None:
         text = _make_sbatch_string(f"{python_command(profile)} -u -m submitit.core._submit /runs", "/runs", map_count=3, **given)
         kept = GOLDEN / f"{name}-{notebook}.sh"
         assert text.replace(sys.executable, "python") == kept.read_text(), f"if that is meant: write it to {kept}"
+
+
+def test_the_profile_that_the_book_prints_is_one() -> None:
+    chapter = (ROOT / "book" / "chapters" / "slurm.md").read_text()
+    (printed,) = re.findall(r"```yaml\n(.*?)```", chapter, re.DOTALL)
+    assert read_profile(printed.encode(), Path("printed.yaml")).partition == "gpu"
 
 
 def test_no_golden_file_is_left_over() -> None:

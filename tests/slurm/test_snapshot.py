@@ -143,6 +143,13 @@ def test_the_ledger_gives_back_what_it_was_given(tmp_path: Path) -> None:
         ledger.arrays()
 
 
+def test_which_job_is_the_last_is_no_question_of_clocks(tmp_path: Path) -> None:
+    ledger = Ledger(Project(tmp_path))
+    ledger.write(an_array())
+    ledger.write(an_array().model_copy(update={"token": "0b", "number": 2, "submitted": "1970"}))
+    assert {array.token for array, _ in ledger.latest().values()} == {"0b"}
+
+
 def test_a_mark_that_is_damaged_is_no_word(tmp_path: Path) -> None:
     ledger = Ledger(Project(tmp_path))
     ledger.logs("0a").mkdir(parents=True)
