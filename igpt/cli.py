@@ -249,6 +249,14 @@ def export(
 
 
 @app.command()
+def publish(model: Annotated[str, typer.Argument(help="A recipe that has been trained here, such as laptop-l.")]) -> None:
+    """Put a trained model's weights into book/models, in half precision, with a card."""
+    from igpt.run.publish import publish
+
+    typer.echo(publish(model))
+
+
+@app.command()
 def bench(
     tasks: Annotated[
         list[str] | None,

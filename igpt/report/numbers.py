@@ -60,6 +60,7 @@ def _facts() -> dict[str, str]:
             f"{model}.width": f"{shape.n_embd:,}",
             f"{model}.heads": str(shape.n_head),
             f"{model}.positions": f"{shape.n_ctx:,}",
+            f"{model}.side": str(plan.side),
             f"{model}.parameters": f"{shape.parameters:,}",
             f"{model}.batch": str(plan.batch),
             f"{model}.steps": f"{plan.steps:,}",

@@ -12,10 +12,11 @@ from igpt.errors import UsageError
 from igpt.project import Project
 from igpt.results.signature import Signer
 from igpt.run.bar import Bar
-from igpt.run.folder import run_folder
+from igpt.run.folder import finished_record, run_folder
 from igpt.run.local import ensure
+from igpt.run.publish import published_folder
 from igpt.stage import Stage
-from igpt.train.recipes import TINY, recipe
+from igpt.train.recipes import LAPTOP, SMALL, TINY, recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,10 +40,11 @@ class Draw:
 def find_weights(model: str) -> tuple[ImageGPT, Palette]:
     """A model by its name or place, and the palette of its tokens; one of the tiny tier is trained when it has not been.
 
-    Raises UsageError as `igpt.weights.read.read_weights` does, and for weights whose palette is not known.
+    Of our own recipes, what was published with the book comes before what was trained here.
+    Raises UsageError for a recipe that has not been trained, as `igpt.weights.read.read_weights` does, and for weights whose palette is not known.
     """
-    if model in TINY:
-        return _tiny(model)
+    if model in (*TINY, *LAPTOP, *SMALL):
+        return _trained(model)
     from igpt.palette import Palette
     from igpt.weights.huggingface import is_huggingface
     from igpt.weights.own import load_weights, released_palette
@@ -132,15 +134,21 @@ def export_weights(model: str, folder: Path, *, to: str, half: bool = False) -> 
     return f"{model} as {to}: {folder}"
 
 
-def _tiny(model: str) -> tuple[ImageGPT, Palette]:
-    """A model of the tiny tier, first seed, out of its run folder."""
+def _trained(model: str) -> tuple[ImageGPT, Palette]:
+    """A model of our own recipes, first seed: published, or out of its run folder."""
     from igpt.train.loop import weights_name
     from igpt.weights.own import load_weights
 
     project = Project.here()
+    published = published_folder(project, model)
+    if (published / "config.json").exists():
+        return load_weights(published)
     signer = Signer(project.notebooks)
     stage = signer.canonical(Stage.of("pretrain", model=model, objective="autoregressive", seed=0))
-    ensure(project, [stage])
+    if model in TINY:
+        ensure(project, [stage])
+    elif finished_record(project, stage, signer.sign(stage)) is None:
+        raise UsageError(f"{model} has not been trained here: igpt run {stage.name} does that, in hours")
     return load_weights(run_folder(project, stage, signer.sign(stage)) / weights_name(recipe(model).steps))
 
 
