@@ -372,6 +372,121 @@ def panel(
         typer.echo(measure_panel() if measure else prepare_live(model))
 
 
+ProfileOption = Annotated[str, typer.Option(help="A cluster's settings: a name in slurm/profiles, or a YAML file.")]
+SubmittedTargets = Annotated[
+    list[str] | None, typer.Argument(help="Experiments, tables, stages or job numbers; all that was submitted if left out.")
+]
+
+
+@app.command()
+def submit(
+    profile: ProfileOption,
+    targets: Targets = None,
+    tier: TierOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which jobs, in which order, at what cost.")] = False,
+    dirty: Annotated[bool, typer.Option("--dirty", help="Take uncommitted changes along; the receipts will say so.")] = False,
+) -> None:
+    """Submit what is missing or stale as jobs to SLURM.
+
+    Jobs run the commit that is checked out now. What is finished, queued or running is not submitted again. The local
+    profile runs the same plan here, without SLURM.
+    """
+    from igpt.slurm.submit import submit_targets
+
+    with _stoppable():
+        typer.echo(submit_targets(targets or [], tier, profile, dry_run=dry_run, dirty=dirty))
+
+
+@app.command()
+def status(
+    targets: SubmittedTargets = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until nothing is queued or running.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="List finished jobs too, not only their number.")] = False,
+) -> None:
+    """Show the submitted jobs: state, step, loss, time left."""
+    import click
+
+    from igpt.slurm.status import status_text, watch_status
+
+    with _stoppable():
+        if not watch:
+            typer.echo(status_text(targets or [], every=every))
+            return
+        for text in watch_status(targets or [], every=every):
+            if sys.stdout.isatty():
+                click.clear()
+            typer.echo(text)
+
+
+@app.command()
+def logs(
+    target: Annotated[str, typer.Argument(help="An experiment, a table, a stage or a job's number.")],
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until its jobs end.")] = False,
+) -> None:
+    """Print what jobs wrote, and where a failed notebook lies."""
+    from igpt.slurm.status import log_lines
+
+    with _stoppable():
+        for line in log_lines(target, follow=follow):
+            typer.echo(line)
+
+
+@app.command()
+def cancel(targets: SubmittedTargets = None) -> None:
+    """Cancel queued and running jobs."""
+    from igpt.slurm.status import cancel_targets
+
+    typer.echo(cancel_targets(targets or []))
+
+
+@app.command()
+def resume(targets: SubmittedTargets = None) -> None:
+    """Queue failed, cancelled and lost jobs again.
+
+    With the code they were first submitted with; training continues from its last checkpoint.
+    """
+    from igpt.slurm.submit import resume
+
+    typer.echo(resume(targets or []))
+
+
+@app.command()
+def collect() -> None:
+    """Bring records of finished jobs into the book.
+
+    Those of this checkout's code are taken; the others are another code's results.
+    """
+    from igpt.slurm.status import collect
+
+    typer.echo(collect())
+
+
+@app.command()
+def doctor(profile: ProfileOption) -> None:
+    """Say what would go wrong on a cluster."""
+    from igpt.slurm.doctor import examine
+
+    text, code = examine(profile)
+    typer.echo(text)
+    raise typer.Exit(code)
+
+
+@app.command()
+def drill(
+    profile: ProfileOption,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the step at which the job is stopped; any if left out.")] = None,
+) -> None:
+    """Kill a short training; show that it continues exactly.
+
+    Trains the smallest model twice, one of the two stopped through the scheduler at a random step, and compares the
+    weights to the bit. Takes some minutes beside the queue's.
+    """
+    from igpt.slurm.drill import run_drill
+
+    with _stoppable():
+        typer.echo(run_drill(profile, seed=seed))
+
+
 def main() -> None:
     """Entry point: a user's mistake is one sentence and exit 2, failed work one sentence and exit 1."""
     try:

@@ -16,7 +16,11 @@ from igpt.weights.own import save_weights
 
 
 @pytest.mark.parametrize(
-    "command", ["", "plan", "run", "table", "sample", "samples", "complete", "export", "evaluate-loss", "bench"]
+    "command",
+    [
+        *("", "plan", "run", "table", "sample", "samples", "complete", "export", "evaluate-loss", "bench"),
+        *("submit", "status", "logs", "cancel", "resume", "collect", "doctor", "drill"),
+    ],
 )
 def test_help_reads_well(project: Project, command: str) -> None:
     done = igpt(*filter(None, [command, "--help"]), root=project.root)

@@ -33,6 +33,7 @@ from igpt.report.api import public_names
 from igpt.report.bookfigures import FIGURES, draw_figure, figure_note
 from igpt.report.costs import memory_table, recipe_table
 from igpt.report.datasets import datasets_table, terms_table
+from igpt.report.drills import drills_table
 from igpt.report.formats import render
 from igpt.report.numbers import number
 from igpt.report.palettes import released_palette_json
@@ -49,6 +50,7 @@ PLAIN_TABLES = {  # of this book alone
     "records": records_table,
     "speed": speed_table,
     "speed-seconds": seconds_table,
+    "drills": drills_table,
     "recipes": recipe_table,
     "memory": memory_table,
     "data-sets": datasets_table,

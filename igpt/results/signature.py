@@ -23,7 +23,10 @@ from igpt.results.notebooks import Notebook, check_stage, read_notebook
 from igpt.stage import Stage, chosen_modules, needed_datasets, needed_stages
 
 # Modules that present or carry out decide no result.
-OUTSIDE = ("igpt.cli", "igpt.report", "igpt.run", "igpt.results", "igpt.experiments", "igpt.project", "igpt.stage")
+OUTSIDE = (
+    *("igpt.cli", "igpt.report", "igpt.run", "igpt.slurm", "igpt.results", "igpt.experiments", "igpt.project"),
+    "igpt.stage",
+)
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn")
 
 
@@ -77,7 +80,7 @@ class Signer:
         if stage not in self._signatures:
             parameters = self.parameters(stage)
             parts = {f"parameter {name}": json.dumps(value) for name, value in parameters.items()}
-            parts |= {f"library {name}": version(name).split(".")[0] for name in LIBRARIES}
+            parts |= {f"library {name}": major_version(name) for name in LIBRARIES}
             parts |= {f"data {name}": split_digest(name) for name in needed_datasets(stage.notebook, parameters)}
             parts |= {f"stage {parent.name}": self.sign(parent).digest for parent in self.parents(stage).values()}
             self._signatures[stage] = Signature(
@@ -94,6 +97,12 @@ class Signer:
             code |= {f"module {module}": module_digest(module) for module in reached_modules(tree, *chosen)}
             self._code[key] = code
         return self._code[key]
+
+
+@cache  # read from files, which a plan of a thousand stages would do four thousand times
+def major_version(library: str) -> str:
+    """A library's version up to its first point."""
+    return version(library).split(".")[0]
 
 
 def code_digest(tree: ast.Module) -> str:

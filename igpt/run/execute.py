@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
 
@@ -28,6 +29,10 @@ ENVIRONMENT = {
 }
 
 
+class StageStopped(StageError):
+    """A stage that was asked to stop and has, at a checkpoint: to be continued, not failed."""
+
+
 class Kernels:
     """The kernels now running, so that an interrupt can end them: signals do not reach them by themselves."""
 
@@ -36,17 +41,20 @@ class Kernels:
         self._managers: list[AsyncKernelManager] = []
         self.stopped = False
 
-    def manager_class(self, log: Path) -> type[AsyncKernelManager]:
-        """A kernel manager that enters itself here; what the kernel says on stderr goes to ``log``."""
+    def manager_class(self, log: Path, environment: Mapping[str, str]) -> type[AsyncKernelManager]:
+        """A kernel manager that enters itself here; what the kernel says on stderr goes to ``log``.
+
+        environment : what this kernel is told beside this process's own
+        """
         kernels = self
 
         class Manager(AsyncKernelManager):
             """As the base class, and known to `Kernels`."""
 
             async def _async_start_kernel(self, **kw: object) -> None:
-                environment = {**os.environ, PLANNED: "1"}
+                told = {**os.environ, **environment, PLANNED: "1"}
                 with log.open("wb") as stream:
-                    await super()._async_start_kernel(**{**kw, "stderr": stream, "env": environment})
+                    await super()._async_start_kernel(**{**kw, "stderr": stream, "env": told})
                 with kernels._lock:
                     kernels._managers.append(self)
                 if kernels.stopped:
@@ -66,11 +74,13 @@ class Kernels:
                     process.kill()
 
 
-def execute(planned: PlannedStage, project: Project, kernels: Kernels) -> Record:
+def execute(planned: PlannedStage, project: Project, kernels: Kernels, *, environment: Mapping[str, str] | None = None) -> Record:
     """Run a stage's notebook and return its record.
 
-    Raises UsageError for what the notebook refused as the user's mistake, StageError for a cell that
-    raised, a kernel that died, or a notebook that ended without a valid record.
+    environment : what its kernel is told beside this process's own: which devices, how many nodes
+
+    Raises UsageError for what the notebook refused as the user's mistake, StageStopped for training that was asked to
+    stop, StageError for a cell that raised, a kernel that died, or a notebook that ended without a valid record.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -94,7 +104,7 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels) -> Record
                 part,
                 parameters=planned.stage.parameters,
                 kernel_name="python3",
-                kernel_manager_class=kernels.manager_class(folder / f".kernel.{os.getpid()}.log"),
+                kernel_manager_class=kernels.manager_class(folder / f".kernel.{os.getpid()}.log", environment or {}),
                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}}),
                 cwd=str(folder),
                 progress_bar=False,
@@ -104,6 +114,9 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels) -> Record
         except PapermillExecutionError as error:
             if error.ename == "UsageError":
                 raise UsageError(error.evalue) from None
+            if error.ename == "Stopped":
+                part.unlink(missing_ok=True)
+                raise StageStopped(f"{name} {error.evalue}") from None
             raise StageError(f"{name} failed: {error.ename}: {error.evalue}{_keep(part, failed)}") from None
         except DeadKernelError:
             raise StageError(

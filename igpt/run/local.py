@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 
 from igpt.errors import StageError, UsageError
 from igpt.experiments import declared_stages
@@ -13,10 +14,30 @@ from igpt.results.plan import Plan, PlannedStage, make_plan
 from igpt.results.record import Record, write_record
 from igpt.results.signature import Signer
 from igpt.results.store import RecordStore, record_path
-from igpt.run.execute import Kernels, execute
+from igpt.run.execute import Kernels, StageStopped, execute
 from igpt.run.folder import finished_record, run_folder
 from igpt.run.progress import Progress
 from igpt.stage import Stage
+
+Needs = Callable[[Stage], tuple[int, int]]  # cores and GPUs of a stage
+
+
+@dataclass(frozen=True)
+class Room:
+    """What of this machine the stages share; ``gpus`` as CUDA_VISIBLE_DEVICES names them."""
+
+    cores: int
+    gpus: tuple[str, ...] = ()
+
+    def take(self, cores: int, gpus: int) -> tuple[Room, Room] | None:
+        """A part for one stage and the rest; None when there is not enough."""
+        if self.cores < cores or len(self.gpus) < gpus:
+            return None
+        return Room(cores, self.gpus[:gpus]), Room(self.cores - cores, self.gpus[gpus:])
+
+    def give_back(self, part: Room) -> Room:
+        """The room with a part that is free again."""
+        return Room(self.cores + part.cores, (*self.gpus, *part.gpus))
 
 
 def plan_stages(project: Project, stages: Iterable[Stage]) -> Plan:
@@ -31,10 +52,13 @@ def ensure(project: Project, stages: Iterable[Stage]) -> None:
     run_plan(project, plan, wanted=[planned.stage for planned in plan if planned.stage in set(stages)])
 
 
-def run_plan(project: Project, plan: Plan, *, wanted: Iterable[Stage] = ()) -> int:
+def run_plan(
+    project: Project, plan: Plan, *, wanted: Iterable[Stage] = (), room: Room | None = None, needs: Needs | None = None
+) -> int:
     """Run what the plan needs and publish the records of declared stages; how many stages were run.
 
-    ``wanted`` names stages whose outputs must be there although their records are fresh. A stage that
+    ``wanted`` names stages whose outputs must be there although their records are fresh. ``room`` is what may be used,
+    this machine's cores when left out, and ``needs`` what each stage takes of it, one core when left out. A stage that
     fails holds up what stands on it and nothing else. Raises the first UsageError as it came, or one
     StageError for all failures, once everything else is done; KeyboardInterrupt after killing the kernels.
     """
@@ -43,7 +67,7 @@ def run_plan(project: Project, plan: Plan, *, wanted: Iterable[Stage] = ()) -> i
         return finished_record(project, planned.stage, planned.signature) is not None
 
     todo = plan.to_run(finished, wanted)
-    _check_parameters(project, plan)
+    check_data(project, plan)
     declared = {planned.stage for planned in plan_stages(project, declared_stages())} if len(plan) else set()
     for planned in plan:
         if planned.state != "fresh" and planned.stage in declared and planned not in todo:
@@ -52,34 +76,43 @@ def run_plan(project: Project, plan: Plan, *, wanted: Iterable[Stage] = ()) -> i
             write_record(record_path(project, planned.stage), record)
     if not todo:
         return 0
-    failures = _walk(project, todo, declared)
+    failures = _walk(project, todo, declared, room or Room(cores()), needs)
+    if failures and all(isinstance(failure, StageStopped) for failure in failures):
+        raise StageStopped("; ".join(map(str, failures)))
     if failures:
         raise next((f for f in failures if isinstance(f, UsageError)), StageError("; ".join(map(str, failures))))
     return len(todo)
 
 
-def _walk(project: Project, todo: list[PlannedStage], declared: set[Stage]) -> list[Exception]:
-    """Run stages as their parents end; the failures."""
+def _walk(project: Project, todo: list[PlannedStage], declared: set[Stage], room: Room, needs: Needs | None) -> list[Exception]:
+    """Run stages as their parents end and as there is room; the failures."""
     kernels = Kernels()
     waiting = {planned.stage: planned for planned in todo}
     running: dict[Future[Record], PlannedStage] = {}
     failures: list[Exception] = []
-    workers = min(_cores(), len(todo))
+    parts: dict[Stage, Room] = {}
+    workers = min(room.cores, len(todo))
     progress = Progress(todo, lambda planned: run_folder(project, planned.stage, planned.signature), workers=workers)
     with progress, ThreadPoolExecutor(workers) as pool:
         try:
             while waiting or running:
                 busy = waiting.keys() | {planned.stage for planned in running.values()}
                 ready = [p for p in waiting.values() if not busy & set(p.parents)]
-                for planned in sorted(ready, key=progress.priority, reverse=True)[: workers - len(running)]:
+                for planned in sorted(ready, key=progress.priority, reverse=True):
+                    taken = room.take(*(needs(planned.stage) if needs else (1, 0)))
+                    if taken is None:
+                        break  # what matters most goes first, however much room smaller ones would find
+                    parts[planned.stage], room = taken
                     progress.start(waiting.pop(planned.stage))
-                    running[pool.submit(execute, planned, project, kernels)] = planned
+                    told = _devices(parts[planned.stage]) if needs else {}
+                    running[pool.submit(execute, planned, project, kernels, environment=told)] = planned
                 if not running:
                     break  # what still waits stands on something that failed
                 done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
                 progress.refresh()
                 for future in done:
                     planned = running.pop(future)
+                    room = room.give_back(parts.pop(planned.stage))
                     error = future.exception()
                     if error is None:
                         if planned.stage in declared:
@@ -87,7 +120,7 @@ def _walk(project: Project, todo: list[PlannedStage], declared: set[Stage]) -> l
                         progress.end(planned, "done")
                     elif isinstance(error, StageError | UsageError):
                         failures.append(error)
-                        progress.end(planned, "failed")
+                        progress.end(planned, "stopped" if isinstance(error, StageStopped) else "failed")
                         for stage in _descendants(planned.stage, waiting):
                             progress.end(waiting.pop(stage), "not run: it stands on a stage that failed")
                     else:
@@ -99,7 +132,12 @@ def _walk(project: Project, todo: list[PlannedStage], declared: set[Stage]) -> l
     return failures
 
 
-def _cores() -> int:
+def _devices(part: Room) -> dict[str, str]:
+    """What a kernel is told of its part of the machine."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(part.gpus), "OMP_NUM_THREADS": str(part.cores)}
+
+
+def cores() -> int:
     """Processor cores that this process may use, which in a container are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -113,7 +151,7 @@ def _descendants(stage: Stage, waiting: dict[Stage, PlannedStage]) -> list[Stage
     return [s for s in waiting if s in found]
 
 
-def _check_parameters(project: Project, plan: Plan) -> None:
+def check_data(project: Project, plan: Plan) -> None:
     """Refuse, before anything starts, a stage whose data set is not at hand."""
     from igpt.data.cards import check_present
     from igpt.stage import needed_datasets

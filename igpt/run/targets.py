@@ -43,9 +43,8 @@ def _stages_of(target: str, tier: str | None, project: Project) -> list[Stage]:
     head, *words = target.split(",")
     if head in notebooks:
         return [Stage.of(head, **parameters_of(project, head, words))]
-    raise UsageError(
-        f"there is no experiment, table or notebook {target!r}{near_misses(target, [*tables, *by_name, *notebooks])}"
-    )
+    known = list(dict.fromkeys([*tables, *by_name, *notebooks]))  # a table and a notebook may share a name
+    raise UsageError(f"there is no experiment, table or notebook {target!r}{near_misses(target, known)}")
 
 
 def parameters_of(project: Project, notebook: str, words: list[str]) -> dict[str, Literal]:

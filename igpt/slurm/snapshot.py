@@ -1,0 +1,91 @@
+"""The code that jobs run: a clone of the commit that was submitted, whatever the checkout becomes meanwhile."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from igpt.errors import UsageError
+from igpt.project import Project
+
+OTHER = (".", ":!book/records")  # records are made by runs and change no code
+
+
+def check_clean(project: Project, *, dirty: bool) -> str:
+    """The name of the checkout's code: its commit, and a digest of what differs when ``dirty`` allows that.
+
+    Raises UsageError outside git, and for changes that no commit holds.
+    """
+    try:
+        commit = _git(project.root, "rev-parse", "HEAD")
+        changes = _git(project.root, "status", "--porcelain", "--", *OTHER)
+    except (OSError, subprocess.CalledProcessError):
+        raise UsageError(
+            f"{project.root} is no git checkout, and jobs run a commit: clone igpt, or `git init` and commit"
+        ) from None
+    if not changes:
+        return commit
+    if not dirty:
+        first = changes.splitlines()[0][2:].strip()
+        raise UsageError(
+            f"the checkout differs from its commit ({first}, {len(changes.splitlines())} in all): commit first,"
+            " or give --dirty, and the receipts will say so"
+        )
+    content = hashlib.sha256()
+    for path in _changed_files(project.root):
+        content.update(path.encode() + b"\0")
+        if (project.root / path).is_file():
+            content.update((project.root / path).read_bytes())
+    return f"{commit}-dirty-{content.hexdigest()[:12]}"
+
+
+def take_snapshot(project: Project, home: Project, name: str) -> Project:
+    """A clone of the checkout under its code's name, whose ``runs`` are those of ``home``; made once."""
+    folder = home.runs / ".snapshots" / name
+    if folder.exists():
+        return Project(folder)
+    part = folder.with_name(f".{name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _git(project.root, "clone", "--quiet", "--no-checkout", str(project.root), str(part))
+        _git(part, "checkout", "--quiet", "--detach", name.partition("-")[0])
+        if "-dirty-" in name:
+            for path in _changed_files(project.root):
+                source, target = project.root / path, part / path
+                if source.is_file():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(source, target)
+                else:
+                    target.unlink(missing_ok=True)
+        exclude = part / ".git" / "info" / "exclude"
+        exclude.parent.mkdir(exist_ok=True)
+        exclude.write_text("/runs\n")  # or git would call the link a change
+        (part / "runs").symlink_to(home.runs, target_is_directory=True)
+        part.replace(folder)
+    except subprocess.CalledProcessError as error:
+        raise UsageError(
+            f"the snapshot of {name[:12]} could not be made ({error.stderr.strip()}): see to it and submit again"
+        ) from None
+    except OSError as error:
+        if not folder.exists():  # another submission made it meanwhile
+            raise UsageError(f"the snapshot could not be written ({error.strerror}): see to it and submit again") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return Project(folder)
+
+
+def _changed_files(root: Path) -> list[str]:
+    """Tracked files that differ from the commit, and those that git neither tracks nor ignores."""
+    changed = _git(root, "diff", "HEAD", "--name-only", "-z", "--no-renames", "--", *OTHER)
+    new = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *OTHER)
+    return sorted(path for path in (changed + new).split("\0") if path and not (root / path).is_symlink())
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """What a git command prints."""
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout if "-z" in arguments else done.stdout.strip()

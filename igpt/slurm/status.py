@@ -1,0 +1,273 @@
+"""`igpt status`, `igpt logs`, `igpt cancel` and `igpt collect`: what became of what was submitted.
+
+Whether a stage is done is read from its record, never from the scheduler's word; why one is not, from what its job
+said, from what the scheduler wrote into its log, or from the queue. One question to the scheduler a look.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tabulate import tabulate
+
+from igpt.errors import StageError, UsageError
+from igpt.experiments import declared_stages
+from igpt.project import Project
+from igpt.results.record import read_record, write_record
+from igpt.results.signature import Signer
+from igpt.results.store import record_path
+from igpt.run.folder import read_progress, run_folder
+from igpt.slurm.ledger import Array, Ledger, homes, scheduler_word
+from igpt.slurm.scheduler import Queue, Queued, cancel, look
+from igpt.slurm.targets import chosen
+
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+REASONS = {  # the scheduler's most usual words, in others
+    "Dependency": "for what it stands on",
+    "Resources": "for free resources",
+    "Priority": "its turn",
+    "BeginTime": "queued again",
+    "JobArrayTaskLimit": "for others of its array",
+    "ReqNodeNotAvail": "for a node",
+}
+EVERY = 10.0  # seconds between two looks, for the scheduler's sake
+
+
+@dataclass(frozen=True)
+class Row:
+    """One job as a person wants to know it. Hours are GPU-hours; ``planned`` is an H100's."""
+
+    name: str
+    job: str
+    state: str
+    why: str
+    cell: str
+    step: str
+    loss: str
+    left: str
+    used: float
+    planned: float
+
+
+def status_text(targets: list[str], *, every: bool) -> str:
+    """A table of the jobs; the finished ones only counted unless ``every``."""
+    found = [row for home in homes(Project.here()) for row in rows(Ledger(home), targets)]
+    if not found:
+        return "no job was submitted from here: `igpt submit TARGETS --profile NAME` does"
+    shown = [row for row in found if every or row.state != "done"]
+    table = [(r.state, r.job, r.name, r.cell, r.step, r.loss, r.left, f"{r.used:.2f} / {r.planned:.2f}", r.why) for r in shown]
+    heads = ("State", "Job", "Stage", "Cell", "Step", "Loss", "Left", "GPU-hours", "")
+    counts = [f"{n} {state}" for state in STATES if (n := sum(row.state == state for row in found))]
+    used, planned = sum(row.used for row in found), sum(row.planned for row in found)
+    said = f"{len(found)} jobs: {', '.join(counts)}; {used:.2f} GPU-hours used, {planned:.2f} planned"
+    return "\n".join([*([tabulate(table, heads, disable_numparse=True), ""] if shown else []), said])
+
+
+STATES = ("done", "running", "queued", "stopped", "failed", "cancelled", "lost", "unknown")
+
+
+def watch_status(targets: list[str], *, every: bool) -> Iterator[str]:
+    """The status again and again, until nothing is queued or running."""
+    while True:
+        text = status_text(targets, every=every)
+        yield text
+        if not re.search(r"\d (running|queued)\b", text.splitlines()[-1]):
+            return
+        time.sleep(EVERY)
+
+
+def rows(ledger: Ledger, targets: list[str]) -> list[Row]:
+    """One row a stage, by its last job; one question to the scheduler."""
+    latest = chosen(ledger, targets)
+    unfinished = {
+        array.token: array
+        for folder, (array, index) in latest.items()
+        if not (ledger.home.runs / folder / "record.json").exists() or _says(ledger, array, index) == "running"
+    }
+    try:
+        queue: Queue | None = look(list(unfinished.values()))
+    except UsageError:
+        queue = None  # the login node of another cluster, say: what the jobs wrote is still to be read
+    return [_row(ledger, array, index, queue) for array, index in latest.values()]
+
+
+def _says(ledger: Ledger, array: Array, index: int) -> str:
+    """The state that a job itself said last; empty before its first word."""
+    mark = ledger.mark(array.token, index)
+    return mark.state if mark else ""
+
+
+def _row(ledger: Ledger, array: Array, index: int, queue: Queue | None) -> Row:
+    """One stage's row."""
+    listed = array.stages[index]
+    folder = ledger.home.runs / listed.folder
+    job = queue.find(array, index) if queue else None
+    mark = ledger.mark(array.token, index)
+    state, why = _state(ledger, array, index, job, known=queue is not None)
+    progress = read_progress(folder)
+    done, total = progress.get("done", 0), progress.get("total", 0)
+    left = ""
+    if state == "running" and done and progress.get("seconds"):
+        left = _clock(progress["seconds"] * (total - done) / done)
+    return Row(
+        name=listed.name,
+        job=array.job_of(index) or "-",
+        state=state,
+        why=why,
+        cell=_cell(folder) if state == "running" else "",
+        step=f"{done:,.0f} of {total:,.0f}" if total and state != "done" else "",
+        loss=_loss(folder),
+        left=left,
+        used=(mark.seconds if mark else 0.0) * array.gpus * array.nodes / 3600,
+        planned=listed.planned,
+    )
+
+
+def _state(ledger: Ledger, array: Array, index: int, job: Queued | None, *, known: bool) -> tuple[str, str]:
+    """A job's state, one of `STATES`, and why it is so."""
+    mark = ledger.mark(array.token, index)
+    if (ledger.home.runs / array.stages[index].folder / "record.json").exists():
+        ending = job is not None and not job.over and mark is not None and mark.state == "running"
+        return ("running", "its record stands") if ending else ("done", "")
+    if job is not None and job.state in WAITING:
+        again = (mark is not None and mark.why) or ""
+        return "queued", again or f"waits {REASONS.get(job.reason, job.reason)}".strip()
+    if job is not None and not job.over:
+        return "running", f"session {mark.sessions}" if mark and mark.sessions > 1 else ""
+    if mark is not None and mark.state in ("failed", "cancelled"):
+        return mark.state, mark.why
+    if array.job is None:
+        return "queued", "is being submitted"
+    if not known:
+        return "unknown", "the scheduler does not answer"
+    said = scheduler_word(ledger.log(array, index))
+    if job is not None and job.state == "CANCELLED" and not said.startswith("killed"):
+        return "cancelled", "by scancel"
+    if job is not None and job.state == "TIMEOUT":
+        return "lost", "its time limit came before it could stop; `igpt resume` continues it"
+    if mark is not None and mark.state == "stopped" and not said:
+        return "stopped", mark.why
+    return "lost", f"{said or (job.state.lower() if job else 'it ended without a word')}; `igpt resume` continues it"
+
+
+def _cell(folder: Path) -> str:
+    """Which cell of how many the notebook is at, as papermill keeps it while it works."""
+    parts = sorted(folder.glob(".notebook.*.part.ipynb"), key=lambda path: path.stat().st_mtime)
+    try:
+        cells = [cell for cell in json.loads(parts[-1].read_text())["cells"] if cell["cell_type"] == "code"]
+        begun = sum(cell["metadata"].get("papermill", {}).get("status") in ("running", "completed") for cell in cells)
+    except (IndexError, OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f"{begun} of {len(cells)}"
+
+
+def _loss(folder: Path) -> str:
+    """The last loss of training, in nats per token."""
+    try:
+        return f"{json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])['loss']:.4f}"
+    except (OSError, ValueError, IndexError, KeyError, TypeError):
+        return ""
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds, as 1:02:03."""
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
+
+
+def log_lines(target: str, *, follow: bool) -> Iterator[str]:
+    """What the jobs of a target wrote, and with ``follow`` what they write from now until they end."""
+    ledgers = [Ledger(home) for home in homes(Project.here())]
+    found = [(ledger, each) for ledger in ledgers for each in chosen(ledger, [target]).values()]
+    if not found:
+        raise UsageError(f"nothing was submitted under {target!r}: `igpt status` lists what was")
+    places: dict[Path, int] = {}
+    while True:
+        for ledger, (array, index) in found:
+            for path in (ledger.log(array, index, "out"), ledger.log(array, index)):
+                if path is not None:
+                    yield from _news(path, array.stages[index].name, places)
+            failed = ledger.home.runs / array.stages[index].folder / "failed.ipynb"
+            if failed.exists() and failed not in places:
+                places[failed] = 0
+                yield f"== the notebook as far as it came: {failed}"
+        if not follow or not any(_at_work(ledger, target) for ledger in ledgers):
+            return
+        time.sleep(min(EVERY, 2.0))
+
+
+def _at_work(ledger: Ledger, target: str) -> bool:
+    """Whether any job of a target is queued or running."""
+    return any(row.state in ("queued", "running") for row in rows(ledger, [target]))
+
+
+def _news(path: Path, name: str, places: dict[Path, int]) -> Iterator[str]:
+    """A log's lines since the last time, under its name."""
+    with path.open(errors="replace") as stream:
+        stream.seek(places.get(path, 0))
+        lines = stream.read().splitlines()
+        if lines:
+            yield f"== {name}: {path}"
+            yield from lines
+        places[path] = stream.tell()
+
+
+def cancel_targets(targets: list[str]) -> str:
+    """Cancel the queued and running jobs of the targets; all when there are none. What to say of it."""
+    count = 0
+    for home in homes(Project.here()):
+        ledger = Ledger(home)
+        with ledger.alone():
+            latest = chosen(ledger, targets)
+            arrays = list({array.token: array for array, _ in latest.values()}.values())
+            queue = look(arrays)
+            found = [queue.find(array, index) for array, index in latest.values()]
+            active = [job.job for job in found if job is not None and not job.over]
+            cancel(active)
+            count += len(active)
+    return (
+        f"{count} jobs cancelled; `igpt resume` queues them again" if count else "nothing to cancel: no job is queued or running"
+    )
+
+
+def collect() -> str:
+    """Copy the records of finished stages into the book, where an experiment declares them and the code is as it was.
+
+    What to say of it. Raises StageError naming the records that are not accepted.
+    """
+    project = Project.here()
+    signer = Signer(project.notebooks)
+    declared = {signer.canonical(stage) for stage in declared_stages()}
+    taken = fresh = 0
+    refused = []
+    for stage in sorted(declared):
+        signature = signer.sign(stage)
+        published = read_record(record_path(project, stage))
+        if published is not None and published.signature == signature.digest:
+            fresh += 1
+            continue
+        for home in homes(project):
+            path = run_folder(home, stage, signature) / "record.json"
+            try:
+                record = read_record(path)
+            except UsageError as error:
+                refused.append(str(error))
+                continue
+            if record is None:
+                continue
+            if record.signature != signature.digest or record.stage != stage.name:
+                refused.append(f"{path} is not of this stage")
+                continue
+            write_record(record_path(project, stage), record)
+            taken += 1
+            break
+    pending = len(declared) - taken - fresh
+    said = f"{taken} records collected, {fresh} were there, {pending} of {len(declared)} declared stages have none of this code"
+    if refused:
+        raise StageError(f"{said}; not accepted: {'; '.join(refused)}")
+    return said

@@ -1,0 +1,286 @@
+"""`igpt submit` and `igpt resume`: a plan's stages as arrays at the scheduler, each stage once."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import pickle
+import platform
+import secrets
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tabulate import tabulate
+
+from igpt.errors import UsageError
+from igpt.experiments.costs import stage_gpu_hours
+from igpt.project import Project
+from igpt.results.plan import Plan, PlannedStage
+from igpt.run.folder import finished_record, run_folder
+from igpt.run.local import check_data, plan_stages
+from igpt.run.targets import find_stages
+from igpt.slurm.batches import Batch, make_batches
+from igpt.slurm.job import StageJob
+from igpt.slurm.ledger import Array, Ledger, Listed, homes, remember_home
+from igpt.slurm.profile import Profile, find_profile
+from igpt.slurm.scheduler import Queue, look, require, submit
+from igpt.slurm.snapshot import check_clean, take_snapshot
+from igpt.slurm.targets import chosen
+from igpt.stage import Stage
+from igpt.train.recipes import recipe
+
+WEIGHTS_KEPT = 3 * 2  # copies of the weights in two checkpoints: they and Adam's two moments
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a submission is to do, decided and not yet done."""
+
+    home: Project
+    profile_name: str
+    profile: Profile
+    plan: Plan
+    batches: list[Batch]
+    active: dict[Stage, str]  # queued or running already: their jobs
+    fresh: int
+
+
+def submit_targets(targets: list[str], tier: str | None, profile_name: str, *, dry_run: bool, dirty: bool) -> str:
+    """Submit what the targets need and is neither fresh, finished, queued nor running; what to say of it.
+
+    Raises UsageError for an unknown target or profile, a checkout with changes, data that are not there, or a
+    scheduler that refuses, before anything is submitted that would not be continued by the same command.
+    """
+    project = Project.here()
+    profile = find_profile(project, profile_name)
+    if "/" in profile_name:
+        profile_name = str(Path(profile_name).absolute())
+    plan = plan_stages(project, find_stages(targets, tier, project))
+    if profile.scheduler == "local":
+        from igpt.slurm.local import run_here
+
+        return run_here(project, plan, profile, dry_run=dry_run)
+    os.environ.update({name: profile.environment[name] for name in ("IGPT_DATA", "IGPT_WEIGHTS") if name in profile.environment})
+    if dry_run:
+        return describe(prepare(profile_name, profile, plan, Ledger(profile.home(project))))
+    require()
+    check_data(project, plan)
+    code = check_clean(project, dirty=dirty)
+    home = profile.home(project)
+    ledger = Ledger(home)
+    with ledger.alone():
+        decided = prepare(profile_name, profile, plan, ledger)
+        if not decided.batches:
+            waiting = f", {len(decided.active)} are queued or running" if decided.active else ""
+            return f"nothing to submit: {decided.fresh} of {len(plan)} stages are finished{waiting}"
+        remember_home(project, home)
+        code_folder = take_snapshot(project, home, code)
+        jobs = carry_out(decided, ledger, code_folder)
+    count = sum(len(batch.stages) for batch in decided.batches)
+    return f"{count} jobs submitted in {len(decided.batches)} arrays ({', '.join(jobs)}); `igpt status` shows them"
+
+
+def prepare(profile_name: str, profile: Profile, plan: Plan, ledger: Ledger) -> Submission:
+    """Decide what to submit, with one question to the scheduler."""
+    home = ledger.home
+
+    def finished(planned: PlannedStage) -> bool:
+        return finished_record(home, planned.stage, planned.signature) is not None
+
+    todo = plan.to_run(finished)
+    latest = ledger.latest()
+    known = {p.stage: latest[name] for p in todo if (name := run_folder(home, p.stage, p.signature).name) in latest}
+    active = _active(ledger, known)
+    batches = make_batches([planned for planned in todo if planned.stage not in active], profile, active)
+    return Submission(home, profile_name, profile, plan, batches, active, len(plan) - len(todo))
+
+
+def _active(ledger: Ledger, known: dict[Stage, tuple[Array, int]]) -> dict[Stage, str]:
+    """Of stages that were submitted once, those whose jobs are still queued or running; and their jobs."""
+    arrays = list({array.token: array for array, _ in known.values()}.values())
+    queue = look(arrays)
+    settle(ledger, arrays, queue)
+    found = {}
+    for stage, (array, index) in known.items():
+        job = queue.find(array, index)
+        if job is not None and not job.over:
+            found[stage] = job.job
+    return found
+
+
+def settle(ledger: Ledger, arrays: Sequence[Array], queue: Queue) -> None:
+    """Complete the files of arrays whose submission was cut off before it knew their number, and drop what never came."""
+    for array in arrays:
+        if array.job is None:
+            if array.title in queue.numbers:
+                ledger.write(array.model_copy(update={"job": queue.numbers[array.title]}))
+            else:
+                ledger.withdraw(array)
+
+
+def carry_out(decided: Submission, ledger: Ledger, code: Project) -> list[str]:
+    """Submit the arrays in their order; the scheduler's numbers. An array that is refused leaves no trace."""
+    jobs = dict(decided.active)
+    sent: list[str] = []
+    first = 1 + max((array.number for array in ledger.arrays()), default=0)
+    for number, batch in enumerate(decided.batches, first):
+        array = new_array(decided, batch, number, code)
+        ledger.write(array)
+        functions = [
+            stage_job(decided.home, array, index, planned, decided.profile) for index, planned in enumerate(batch.stages)
+        ]
+        after = [jobs[stage] for stage in batch.parents]
+        try:
+            job = submit(ledger, array, functions, decided.profile, batch.resources, after=after, root=code)
+        except UsageError as error:
+            ledger.withdraw(array)
+            stay = f"; {len(sent)} arrays before it are submitted and stay" if sent else ""
+            raise UsageError(f"{error}{stay}") from None
+        array = array.model_copy(update={"job": job})
+        ledger.write(array)
+        sent.append(job)
+        jobs |= {planned.stage: str(array.job_of(index)) for index, planned in enumerate(batch.stages)}
+    return sent
+
+
+def new_array(decided: Submission, batch: Batch, number: int, code: Project) -> Array:
+    """An array as it is before the scheduler knows of it."""
+    return Array(
+        token=secrets.token_hex(6),
+        number=number,
+        job=None,
+        profile=decided.profile_name,
+        snapshot=str(code.root),
+        submitted=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        by=f"{getpass.getuser()} on {platform.node()}",
+        gpus=batch.resources.gpus,
+        nodes=batch.resources.nodes,
+        minutes=batch.resources.minutes,
+        stages=tuple(
+            Listed(
+                name=planned.stage.name,
+                folder=run_folder(decided.home, planned.stage, planned.signature).name,
+                planned=round(stage_gpu_hours(planned.stage), 4),
+            )
+            for planned in batch.stages
+        ),
+    )
+
+
+def stage_job(home: Project, array: Array, index: int, planned: PlannedStage, profile: Profile) -> StageJob:
+    """What is called on the node."""
+    return StageJob(
+        stage=planned.stage,
+        signature=planned.signature,
+        home=home.root,
+        token=array.token,
+        index=index,
+        minutes=array.minutes,
+        signal_seconds=profile.signal_seconds,
+        gpus=array.gpus,
+        nodes=array.nodes,
+    )
+
+
+def describe(decided: Submission) -> str:
+    """The arrays in their order, and what they would cost."""
+    rows = []
+    numbers = {planned.stage: place for place, batch in enumerate(decided.batches, 1) for planned in batch.stages}
+    hours = disk = 0.0
+    for place, batch in enumerate(decided.batches, 1):
+        wanted = batch.resources
+        own = sum(stage_gpu_hours(planned.stage) for planned in batch.stages)
+        written = sum(disk_gib(planned.stage) for planned in batch.stages)
+        hours, disk = hours + own, disk + written
+        after = sorted({numbers[stage] for stage in batch.parents if stage in numbers})
+        queued = ["the queue"] if any(stage in decided.active for stage in batch.parents) else []
+        rows.append(
+            (
+                place,
+                len(batch.stages),
+                ", ".join(dict.fromkeys(planned.stage.notebook for planned in batch.stages)),
+                ", ".join([*map(str, after), *queued]) or "-",
+                f"{wanted.nodes} x ({wanted.cpus} CPUs, {wanted.gpus} GPUs)",
+                f"{wanted.memory_gib:g}" if wanted.memory_gib else "default",
+                wanted.minutes,
+                f"{own:,.1f}",
+                f"{written:,.2f}",
+            )
+        )
+    heads = ("Array", "Jobs", "Notebooks", "After", "Asks for", "GiB", "Minutes", "H100-hours", "Disk GiB")
+    table = tabulate(rows, heads, disable_numparse=True)
+    count = sum(len(batch.stages) for batch in decided.batches)
+    lines = [table, ""] if rows else []
+    lines += [f"  {numbers[p.stage]}: {p.stage.name}" for batch in decided.batches for p in batch.stages][:LISTED]
+    lines += [f"  and {count - LISTED} more"] if count > LISTED else []
+    said = f"{count} jobs in {len(rows)} arrays, {hours:,.1f} GPU-hours of an H100, {disk:,.2f} GiB of weights"
+    waiting = f"; {len(decided.active)} stages are queued or running, {decided.fresh} finished"
+    return "\n".join([*lines, f"{said}{waiting}; nothing was submitted"])
+
+
+LISTED = 40  # stages by name
+
+
+def disk_gib(stage: Stage) -> float:
+    """What a stage leaves on disk that counts: the weights of its milestones and its checkpoints."""
+    if stage.notebook != "pretrain":
+        return 0.0
+    plan = recipe(str(stage.parameters["model"]), str(stage.parameters.get("objective", "autoregressive")))  # type: ignore[arg-type]
+    return plan.shape.parameters * 4 * (len(plan.milestones) + WEIGHTS_KEPT) / 2**30
+
+
+def resume(targets: list[str]) -> str:
+    """Queue again what failed, was cancelled or is lost, with the code it was first submitted with; what to say of it."""
+    project = Project.here()
+    said, count = [], 0
+    for home in homes(project):
+        ledger = Ledger(home)
+        with ledger.alone():
+            lost = _lost(ledger, targets)
+            by_code: dict[tuple[str, str], list[str]] = {}
+            for array, index in lost:
+                by_code.setdefault((array.snapshot, array.profile), []).append(array.stages[index].name)
+            for (snapshot, name), stages in by_code.items():
+                code = Project(Path(snapshot))
+                if not code.root.is_dir():
+                    raise UsageError(f"the snapshot {code.root} is gone: submit {stages[0]} again instead")
+                plan = _plan_of(code, stages)
+                profile = find_profile(project, name)
+                decided = prepare(name, profile, plan, ledger)
+                numbers = carry_out(decided, ledger, code)
+                count += sum(len(batch.stages) for batch in decided.batches)
+                said += numbers
+    return f"{count} jobs submitted again ({', '.join(said)})" if count else "nothing to resume: no job has failed or is lost"
+
+
+def _plan_of(code: Project, names: list[str]) -> Plan:
+    """The plan of stages by name, with the code of a snapshot: signed by a process that runs it."""
+    program = (
+        "import pickle, sys; from igpt.project import Project; from igpt.run.local import plan_stages;"
+        " from igpt.run.targets import find_stages; project = Project.here();"
+        " sys.stdout.buffer.write(pickle.dumps(plan_stages(project, find_stages(sys.argv[1:], None, project))))"
+    )
+    environment = {**os.environ, "IGPT_ROOT": str(code.root), "PYTHONPATH": str(code.root)}
+    done = subprocess.run([sys.executable, "-c", program, *names], env=environment, capture_output=True)
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise UsageError(f"the code in {code.root} cannot plan {names[0]} ({' '.join(last)}): submit it again instead")
+    plan: Plan = pickle.loads(done.stdout)
+    return plan
+
+
+def _lost(ledger: Ledger, targets: list[str]) -> list[tuple[Array, int]]:
+    """The last jobs of stages that have neither a record nor a job at work; all, or those that a target names."""
+    latest = chosen(ledger, targets)
+    arrays = list({array.token: array for array, _ in latest.values()}.values())
+    queue = look(arrays)
+    settle(ledger, arrays, queue)
+    return [
+        (array, index)
+        for folder, (array, index) in latest.items()
+        if not (ledger.home.runs / folder / "record.json").exists() and ((job := queue.find(array, index)) is None or job.over)
+    ]

@@ -1,0 +1,28 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=my-project
+#SBATCH --array=0-2%3
+#SBATCH --cpus-per-task=32
+#SBATCH --dependency=afterany:7_0:7_1:9
+#SBATCH --error=/runs/%A_%a_0_log.err
+#SBATCH --gres=gpu:a100:4
+#SBATCH --job-name=igpt-0a1b2c
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/runs/%A_%a_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --requeue
+#SBATCH --signal=B:USR2@120
+#SBATCH --time=1440
+#SBATCH --wckey=submitit
+
+# setup
+export OMP_NUM_THREADS=32
+export PYTHONPATH=/code
+export IGPT_ROOT=/code
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+exec python -u -m submitit.core._submit /runs

@@ -1,0 +1,310 @@
+"""Plans as jobs of a real SLURM, and what clusters do to them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import ROOT
+
+from igpt.errors import UsageError
+from igpt.report.drills import drills_table
+from igpt.results.record import read_record
+from igpt.slurm.doctor import examine
+from igpt.slurm.drill import run_drill
+from igpt.slurm.status import cancel_targets, collect, log_lines, status_text
+from igpt.slurm.submit import resume, submit_targets
+
+if TYPE_CHECKING:
+    from slurm_checkout import Checkout, Cluster
+
+pytest_plugins = ("slurm_checkout",)
+pytestmark = [pytest.mark.slow, pytest.mark.slurm]
+
+PROBE = "linear_probe,model=tiny-s,seed=0"
+LONG = "pretrain,model=tiny-s,seed=40"  # 120 steps of a tenth of a second
+LONGER = "pretrain,model=tiny-s,seed=41"  # 800
+DEAF = "pretrain,model=tiny-s,seed=17"  # looks for no file to stop by
+
+
+def total_of(steps: int) -> float:
+    """What the training of ``steps`` comes to when nothing interrupts it."""
+    total = 0
+    for done in range(steps):
+        total = (total * 31 + done) % 1000003
+    return float(total)
+
+
+def found(checkout: Checkout, name: str) -> dict[str, float]:
+    record = read_record(checkout.folder(name) / "record.json")
+    assert record is not None
+    return {key: value.value for key, value in record.values.items()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def limited(running_cluster: Cluster, template: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A checkout whose jobs reach their limit of a minute, submitted before all others since that takes its time."""
+    from slurm_checkout import copy_of
+
+    with copy_of(template, tmp_path_factory.mktemp("limited") / "checkout") as checkout, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(running_cluster.folder / "slurm.conf"))
+        checkout.submit(LONGER, DEAF, profile=checkout.profile(signal_seconds=10, resources={"minutes": 1}))
+    return checkout
+
+
+def sessions(checkout: Checkout, name: str) -> int:
+    """How often a job has begun."""
+    array, index = checkout.ledger.latest()[checkout.folder(name).name]
+    mark = checkout.ledger.mark(array.token, index)
+    assert mark is not None
+    return mark.sessions
+
+
+def test_a_plan_runs_in_its_order_from_the_commit_that_was_submitted(cluster: Cluster, checkout: Checkout) -> None:
+    assert checkout.submit(PROBE).startswith("3 jobs submitted in 3 arrays")
+    commit = checkout.git("rev-parse", "HEAD").strip()
+    again = checkout.submit(PROBE)
+    assert again == "nothing to submit: 0 of 3 stages are finished, 3 are queued or running"
+    palette = checkout.root / "notebooks" / "palette.ipynb"
+    palette.write_text(palette.read_text().replace("pass", "raise RuntimeError('of another time')"))
+    checkout.wait_for(PROBE, "done", "failed", "cancelled")
+    checkout.git("checkout", "-q", ".")
+    assert found(checkout, PROBE) == {"answer": total_of(8) + 0.5}
+    record = read_record(checkout.folder(PROBE) / "record.json")
+    assert record is not None
+    assert (record.receipt.commit, record.receipt.dirty) == (commit, False)
+    assert (checkout.folder(PROBE) / "notebook.ipynb").exists()
+    assert checkout.submit(PROBE) == "nothing to submit: 3 of 3 stages are finished"
+    assert status_text([], every=False) == "3 jobs: 3 done; 0.00 GPU-hours used, 0.00 planned"
+
+
+def test_the_same_plan_here_and_on_the_cluster_gives_the_same_records(
+    cluster: Cluster, checkout: Checkout, tmp_path: Path
+) -> None:
+    local = checkout.root / "slurm" / "profiles" / "local.yaml"
+    assert submit_targets([PROBE], None, str(local), dry_run=False, dirty=False) == "3 stages run, 0 were finished"
+    here = found(checkout, PROBE)
+    shutil.rmtree(checkout.root / "book" / "records")
+    shared = type(checkout)(tmp_path / "shared")  # another disk, which the nodes see
+    assert checkout.submit(PROBE, profile=checkout.profile(shared_folder=str(shared.root))).startswith("3 jobs submitted")
+    shared.wait_for(PROBE, "done", "failed", "cancelled", "lost")
+    assert found(shared, PROBE) == here
+    assert status_text([], every=False).startswith("3 jobs: ")
+    shutil.rmtree(checkout.folder(PROBE))
+    assert collect().startswith("1 records collected, 0 were there")
+    assert collect().startswith("0 records collected, 1 were there")
+
+
+def test_each_failure_says_why_and_holds_up_only_what_stands_on_it(cluster: Cluster, checkout: Checkout) -> None:
+    unlucky, hungry, full = (f"pretrain,model=tiny-s,seed={seed}" for seed in (13, 19, 23))
+    checkout.submit(
+        "linear_probe,model=tiny-s,seed=13", hungry, full, PROBE, profile=checkout.profile(resources={"memory_gib": 0.9})
+    )
+    row = checkout.wait_for("linear_probe,model=tiny-s,seed=13", "cancelled", "done", "lost")
+    assert row.state == "cancelled"
+    assert row.why.startswith(f"it stands on {unlucky}, which failed: ")
+    assert "RuntimeError: bad luck; the notebook so far is" in row.why
+    assert checkout.row(unlucky).state == "failed"
+    row = checkout.wait_for(hungry, "failed", "lost", "done")  # without accounting
+    assert (row.state, row.why) == ("lost", "killed for memory: raise memory_gib in the profile; `igpt resume` continues it")
+    row = checkout.wait_for(full, "failed", "lost", "done")
+    assert row.state == "failed"
+    assert "No space left on device" in row.why
+    checkout.wait_for(PROBE, "done")
+    said = "\n".join(log_lines(unlucky, follow=False))
+    assert "bad luck" in said
+    assert "failed.ipynb" in said
+    assert resume([unlucky, "linear_probe,model=tiny-s,seed=13"]).startswith("2 jobs submitted again")
+    cancel_targets([])
+
+
+def test_a_job_asked_to_stop_continues_where_it_was_with_srun_and_without(cluster: Cluster, checkout: Checkout) -> None:
+    other = "pretrain,model=tiny-s,seed=42"
+    checkout.submit(LONG)
+    checkout.submit(other, profile=checkout.profile(srun=False, gpus_by="gres", resources={"gpus": 1}))
+    for name, options in ((LONG, []), (other, ["--batch"])):
+        job = checkout.wait_for_step(name, 15).job
+        subprocess.run(["scancel", *options, "--signal=USR2", job], check=True)
+    for name in (LONG, other):
+        assert checkout.wait(name, lambda row: row.state == "queued").why == "preempted: queued again"
+    for name in (LONG, other):
+        checkout.wait_for(name, "done", "failed", "lost")
+        assert found(checkout, name) == {"total": total_of(120)}
+        assert sessions(checkout, name) == 2
+    assert checkout.row(LONG).used == 0
+    assert checkout.row(other).used > 0  # GPU-hours
+
+
+def test_a_preempted_job_continues_when_there_is_room_again(cluster: Cluster, checkout: Checkout) -> None:
+    checkout.submit(LONG, profile=checkout.profile(partition="low", options={"nodelist": "n1"}))
+    checkout.wait_for_step(LONG, 15)
+    subprocess.run(
+        ["sbatch", "-p", "high", "-w", "n1", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3"],
+        check=True,
+        capture_output=True,
+    )
+    row = checkout.wait(LONG, lambda row: row.state == "queued")
+    assert row.why == "preempted: queued again"
+    checkout.wait_for(LONG, "done", "failed", "lost")
+    assert found(checkout, LONG) == {"total": total_of(120)}
+
+
+def test_a_job_whose_node_is_lost_continues_on_another(cluster: Cluster, checkout: Checkout) -> None:
+    checkout.submit(LONG, profile=checkout.profile(options={"exclude": "n1"}))
+    job = checkout.wait_for_step(LONG, 15).job
+    cluster.run("stop-node", "n2")
+    try:
+        checkout.wait(LONG, lambda row: row.state == "queued")
+        subprocess.run(["scontrol", "update", f"JobId={job}", "ExcNodeList="], check=True)
+        checkout.wait_for(LONG, "done", "failed", "lost")
+    finally:
+        cluster.run("start-node", "n2")
+    assert found(checkout, LONG) == {"total": total_of(120)}
+
+
+def test_cancelled_jobs_are_resumed(cluster: Cluster, checkout: Checkout) -> None:
+    checkout.submit(LONG)
+    checkout.wait_for_step(LONG, 15)
+    assert cancel_targets([LONG]) == "1 jobs cancelled; `igpt resume` queues them again"
+    row = checkout.wait_for(LONG, "cancelled", "lost", "stopped")
+    assert row.state == "cancelled"
+    assert resume([LONG]).startswith("1 jobs submitted again")
+    assert cancel_targets([]).startswith("1 jobs")
+
+
+def test_two_who_submit_at_once_submit_each_stage_once(cluster: Cluster, checkout: Checkout) -> None:
+    command = [sys.executable, "-m", "igpt", "submit", PROBE, "--profile", checkout.profile()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = sorted(each.communicate(timeout=120)[0] for each in both)
+    assert [text.partition(" ")[0] for text in said] == ["3", "nothing", "nothing"], said
+    names = [listed.name for array in checkout.ledger.arrays() for listed in array.stages]
+    assert len(names) == len(set(names)) == 3
+    cancel_targets([])
+
+
+def test_a_submission_cut_off_before_it_knew_its_number_is_found_again(cluster: Cluster, checkout: Checkout) -> None:
+    checkout.submit(PROBE)
+    for array in checkout.ledger.arrays():
+        checkout.ledger.write(array.model_copy(update={"job": None}))
+    assert checkout.submit(PROBE).startswith("nothing to submit")
+    assert all(array.job for array in checkout.ledger.arrays())
+    cancel_targets([])
+
+
+TWO_NODES = """
+import os
+import torch
+from igpt.data.tokens import Wanted, make_store
+from igpt.palette import Palette
+from igpt.shape import ModelShape
+from igpt.train.group import Group, train_store
+from igpt.train.loop import Machine
+from igpt.train.recipes import Recipe
+parent = stage.parent("palette")
+palette = Palette.fit(torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).numpy(), k=16, seed=0)
+store = make_store(Wanted("digits", "train", 8), palette)[0].folder
+plan = Recipe("test", ModelShape(2, 16, 2, 16, 64), "digits", 16, batch=8, steps=150, warmup=2, learning_rate=0.01, milestones=(1,))
+group = Group.here()
+one = train_store(plan, store, palette, seed=1, folder=stage.folder / "one", machine=Machine())
+machine = Machine(stop=stage.stopping)
+two = train_store(plan, store, palette, seed=1, folder=stage.folder, machine=machine, group=group, report=stage.report)
+found = {"nodes": group.nodes, "one": one.train[-1], "two": two.train[-1]}
+stage.write_record(values={name: {"value": float(value), "unit": "none"} for name, value in found.items()})
+"""
+
+
+def test_a_training_on_two_nodes_finds_the_losses_of_one(cluster: Cluster, checkout: Checkout) -> None:
+    checkout.write("pretrain", TWO_NODES)
+    stage = "pretrain,model=tiny-s,seed=0"
+    resources = {"cpus": 1, "memory_gib": 3, "minutes": 30}
+    stages = {"default": resources, "pretrain": {**resources, "nodes": 2}}
+    # Threads that wait without spinning: the two "nodes" and all others share the machine's two cores.
+    checkout.submit(stage, profile=checkout.profile(stages=stages, environment={"OMP_WAIT_POLICY": "passive"}))
+    job = checkout.wait_for_step(stage, 50).job
+    subprocess.run(["scancel", "--signal=USR2", job], check=True)
+    assert checkout.wait(stage, lambda row: row.state in ("queued", "failed")).why == "preempted: queued again"
+    row = checkout.wait_for(stage, "done", "failed", "lost", "cancelled")
+    assert row.state == "done", (row, checkout.logs())
+    values = found(checkout, stage)
+    assert values["nodes"] == 2
+    assert values["two"] == pytest.approx(values["one"], abs=1e-4)  # the sums over two nodes are of another order
+    (out,) = checkout.ledger.folder.glob("*/*_1_log.out")
+    deadline = time.monotonic() + 90
+    while "Job completed successfully" not in out.read_text():  # of the second node's task
+        assert time.monotonic() < deadline, out.read_text()
+        time.sleep(0.5)
+    assert sessions(checkout, stage) == 2
+
+
+def test_watching_and_following_end_with_the_jobs(cluster: Cluster, checkout: Checkout) -> None:
+    command = [sys.executable, "-m", "igpt", "logs", "palette", "--follow"]
+    checkout.submit("palette")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    start = time.monotonic()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_OF_FOLLOWING)
+    assert done.returncode == 0, done.stderr
+    assert "Job completed successfully" in done.stdout
+    assert time.monotonic() - start < PATIENCE_OF_FOLLOWING
+
+
+PATIENCE_OF_FOLLOWING = 120
+
+
+def test_a_drill_shows_that_a_killed_training_ends_as_one_left_alone(cluster: Cluster, checkout: Checkout) -> None:
+    notebook = checkout.root / "notebooks" / "pretrain.ipynb"
+    notebook.write_text(notebook.read_text().replace(".get(seed, 8)", ".get(seed, 80)"))
+    checkout.commit()
+    said = run_drill(checkout.profile(), seed=3)
+    assert said.endswith("it continued and ended equal to the bit; its record is in the book")
+    (path,) = checkout.project.records.glob("drill/*.json")
+    record = read_record(path)
+    assert record is not None
+    assert record.values["equal"].value == 1
+    assert 8 <= record.values["killed"].value <= 64 + 10
+    assert drills_table(checkout.project).rows[0][3].text == "equal to the bit"
+
+
+def test_the_doctor_says_what_the_queue_would(cluster: Cluster, checkout: Checkout) -> None:
+    for by in ("gres", "gpus-per-node"):
+        text, code = examine(checkout.profile(gpus_by=by, resources={"gpus": 4}))
+        assert code == 0, text
+        assert "ok     a job of default: would start at" in text
+        assert "none, which is no trouble" in text
+    text, code = examine(checkout.profile(array_size=5000, partition="nowhere"))
+    assert code == 1
+    assert "wrong  array size: array_size is 5000 and the cluster takes 1000: lower it in the profile" in text
+    assert "wrong  a job of default: " in text
+    assert "invalid partition" in text
+    for resources in ({"minutes": 600}, {"gpus": 5}, {"memory_gib": 100}):
+        assert examine(checkout.profile(resources=resources))[1] == 1, resources
+    with pytest.raises(UsageError, match="the scheduler refuses it .*: mend the profile, `igpt doctor` says more"):
+        checkout.submit("palette", profile=checkout.profile(partition="nowhere"))
+    assert checkout.ledger.arrays() == []
+
+
+def test_a_job_longer_than_its_limit_is_continued_in_the_next(
+    cluster: Cluster, limited: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IGPT_ROOT", str(limited.root))
+    row = limited.wait_for(LONGER, "done", "failed", "lost", "stopped", patience=400)
+    assert row.state == "done", row
+    assert found(limited, LONGER) == {"total": total_of(800)}
+    assert sessions(limited, LONGER) >= 2
+
+
+def test_a_stage_that_only_ever_reaches_its_limit_is_given_up(
+    cluster: Cluster, limited: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IGPT_ROOT", str(limited.root))
+    row = limited.wait_for(DEAF, "failed", "lost", "done", patience=400)
+    assert row.why == (
+        f"{DEAF} has reached its limit of 1 minutes 2 times without a new checkpoint: raise minutes in the profile and submit again"
+    )
+    assert sessions(limited, DEAF) == 2

@@ -1,0 +1,72 @@
+"""Plans on this machine: what shares it, and what stops."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import WriteNotebook
+from hypothesis import given
+from hypothesis import strategies as st
+
+from igpt.errors import UsageError
+from igpt.project import Project
+from igpt.results.record import read_record
+from igpt.run.execute import StageStopped
+from igpt.run.folder import run_folder
+from igpt.run.local import Room, plan_stages, run_plan
+from igpt.slurm.local import run_here
+from igpt.slurm.profile import Profile, Resources
+from igpt.stage import Stage
+
+PARAMETERS = "seed = 0"
+ON_A_GPU = """
+import os
+from igpt.run import open_stage
+stage = open_stage("gpu", seed=seed)
+stage.write_record(values={"gpu": {"value": float(os.environ["CUDA_VISIBLE_DEVICES"]), "unit": "none"}})
+"""
+STOPPING = """
+class Stopped(Exception):
+    pass
+raise Stopped("stopped after 3 of 9 steps; the same command continues")
+"""
+
+
+@given(st.integers(0, 8), st.integers(0, 4), st.lists(st.tuples(st.integers(1, 4), st.integers(0, 2)), max_size=8))
+def test_no_core_and_no_gpu_is_given_twice(cores: int, gpus: int, wanted: list[tuple[int, int]]) -> None:
+    whole = room = Room(cores, tuple(map(str, range(gpus))))
+    parts = []
+    for each in wanted:
+        taken = room.take(*each)
+        if taken is not None:
+            part, room = taken
+            parts.append(part)
+            assert (part.cores, len(part.gpus)) == each
+    held = [gpu for part in parts for gpu in part.gpus]
+    assert sorted([*held, *room.gpus]) == sorted(whole.gpus)
+    assert sum(part.cores for part in parts) + room.cores == whole.cores
+    for part in parts:
+        room = room.give_back(part)
+    assert (room.cores, sorted(room.gpus)) == (whole.cores, sorted(whole.gpus))
+
+
+def test_stages_at_once_have_a_gpu_each(project: Project, write_notebook: WriteNotebook) -> None:
+    write_notebook("gpu", PARAMETERS, ON_A_GPU)
+    plan = plan_stages(project, [Stage.of("gpu", seed=seed) for seed in range(3)])
+    assert run_plan(project, plan, room=Room(2, ("4", "5")), needs=lambda stage: (1, 1)) == 3
+    records = [read_record(run_folder(project, p.stage, p.signature) / "record.json") for p in plan]
+    assert {record.values["gpu"].value for record in records if record} == {4, 5}
+
+
+def test_more_gpus_than_there_are_is_said_before_anything_starts(project: Project, write_notebook: WriteNotebook) -> None:
+    write_notebook("gpu", PARAMETERS, ON_A_GPU)
+    profile = Profile(scheduler="local", stages={"default": Resources(gpus=64)})
+    with pytest.raises(UsageError, match="gpu,seed=0 asks for 64 GPUs and this machine has"):
+        run_here(project, plan_stages(project, [Stage.of("gpu")]), profile, dry_run=False)
+    assert not project.runs.exists()
+
+
+def test_a_stage_that_was_asked_to_stop_has_not_failed(project: Project, write_notebook: WriteNotebook) -> None:
+    write_notebook("stopping", PARAMETERS, STOPPING)
+    with pytest.raises(StageStopped, match=r"^stopping,seed=0 stopped after 3 of 9 steps; the same command continues$"):
+        run_plan(project, plan_stages(project, [Stage.of("stopping")]))
+    assert not list(project.runs.glob("*/failed.ipynb"))

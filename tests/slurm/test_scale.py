@@ -1,0 +1,113 @@
+"""A thousand jobs, and the cluster with its accounting. The jobs are trivial: it is the scheduling that is looked at."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from igpt.results.plan import Plan, PlannedStage
+from igpt.results.signature import Signature
+from igpt.slurm import scheduler
+from igpt.slurm.ledger import Ledger
+from igpt.slurm.profile import Profile, Resources
+from igpt.slurm.status import rows
+from igpt.slurm.submit import carry_out, prepare
+from igpt.stage import Stage
+
+if TYPE_CHECKING:
+    from slurm_checkout import Checkout, Cluster
+
+pytest_plugins = ("slurm_checkout",)
+pytestmark = [pytest.mark.slow, pytest.mark.slurm]
+
+COUNT, SIZE = 1000, 250
+SECONDS = 400  # that a thousand jobs may take on a busy machine of two cores
+
+
+def test_of_a_thousand_jobs_none_is_lost_and_none_runs_twice(
+    cluster: Cluster, checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = tmp_path / "ran"
+    ran.mkdir()
+    script = tmp_path / "job.sh"
+    script.write_text(f"set -C; : > {ran}/$SLURM_ARRAY_JOB_ID-$SLURM_ARRAY_TASK_ID || : > {ran}/twice-$$\n")
+    resources = Resources(cpus=1, memory_gib=0.2, minutes=5)
+    profile = Profile(partition="main", array_size=SIZE, python=f"sh {script}", srun=False, stages={"default": resources})
+    stages = [Stage.of("palette", seed=seed) for seed in range(COUNT)]
+    planned = {s: PlannedStage(s, Signature({"seed": s.name}), (), None, "missing", ()) for s in stages}
+    calls: Counter[str] = Counter()
+    monkeypatch.setattr(subprocess, "run", counting(subprocess.run, calls))
+    monkeypatch.setattr(subprocess, "check_output", counting(subprocess.check_output, calls))
+    ledger = Ledger(checkout.project)
+
+    start = time.monotonic()
+    decided = prepare("any", profile, Plan(planned), ledger)
+    assert [len(batch.stages) for batch in decided.batches] == [SIZE] * (COUNT // SIZE)
+    carry_out(decided, ledger, checkout.project)
+    submitted = time.monotonic() - start
+    assert calls["squeue"] == 0  # nothing was submitted before, so there is nothing to ask
+
+    again = prepare("any", profile, Plan(planned), ledger)
+    done = {array.token for array in ledger.arrays()}
+    queued = scheduler.look(ledger.arrays())
+    waiting = sum(1 for a in ledger.arrays() for i in range(SIZE) if (job := queued.find(a, i)) and not job.over)
+    assert len(again.batches) == 0 or waiting < COUNT  # what still waits is not submitted again
+    assert len(done) == COUNT // SIZE
+
+    calls.clear()
+    deadline = time.monotonic() + SECONDS
+    looks = 0
+    while any(row.state in ("queued", "running") for row in rows(ledger, [])):
+        looks += 1
+        assert time.monotonic() < deadline, subprocess.check_output(["squeue", "-t", "all"], text=True)[-2000:]
+        time.sleep(1)
+    assert calls["squeue"] == looks + 1
+    assert sum(calls.values()) == looks + 1
+    assert len(list(ran.glob("*-*"))) == COUNT
+    assert not list(ran.glob("twice*"))
+    print(f"{COUNT} jobs submitted in {submitted:.1f} s and run in {time.monotonic() - start:.1f} s, {looks} looks")
+
+
+def counting(call, calls: Counter[str]):  # type: ignore[no-untyped-def]
+    """A function of subprocess that counts which program it was called for."""
+
+    def counted(command, *arguments, **options):  # type: ignore[no-untyped-def]
+        if command[0] in ("sbatch", "squeue", "sacct", "scontrol", "scancel"):
+            calls[command[0]] += 1
+        return call(command, *arguments, **options)
+
+    return counted
+
+
+def test_a_cluster_with_accounting_comes_up_answers_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from slurm_checkout import Cluster, skip_without_slurm
+
+    skip_without_slurm("slurmdbd", "mariadbd")
+    cluster = Cluster(tmp_path / "cluster")
+    try:
+        assert cluster.run("up").startswith("two nodes are idle")
+        assert cluster.run("up").startswith("the cluster is up already")
+        assert "the cluster is up" in cluster.run("status")
+        monkeypatch.setenv("SLURM_CONF", cluster.run("env").strip().partition("=")[2])
+        subprocess.run(["srun", "-N2", "--gpus-per-node=1", "true"], check=True, timeout=60)
+        deadline = time.monotonic() + 60
+        while "COMPLETED" not in sacct():
+            assert time.monotonic() < deadline, sacct()
+            time.sleep(0.5)
+        assert "gres/gpu=2" in sacct()
+    finally:
+        cluster.run("down")
+    for pid in cluster.folder.glob("*.pid"):
+        assert (
+            not Path(f"/proc/{pid.read_text().strip()}/exe").exists()
+            or "slurm" not in Path(f"/proc/{pid.read_text().strip()}/cmdline").read_text()
+        )
+
+
+def sacct() -> str:
+    return subprocess.run(["sacct", "-n", "-X", "-o", "State,AllocTRES%80"], capture_output=True, text=True, timeout=60).stdout

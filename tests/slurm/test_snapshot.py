@@ -1,0 +1,189 @@
+"""The code that jobs run, and what is refused before a job is one. No scheduler is needed here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import ROOT
+
+from igpt.errors import UsageError
+from igpt.project import Project
+from igpt.slurm.doctor import examine
+from igpt.slurm.ledger import Array, Ledger, Listed, Mark, scheduler_word
+from igpt.slurm.snapshot import check_clean, take_snapshot
+
+if TYPE_CHECKING:
+    from slurm_checkout import Checkout
+
+pytest_plugins = ("slurm_checkout",)
+
+
+def test_a_snapshot_is_the_commit_and_shares_the_runs(checkout: Checkout) -> None:
+    name = check_clean(checkout.project, dirty=False)
+    (checkout.root / "igpt" / "model.py").write_text("raise SystemExit\n")
+    code = take_snapshot(checkout.project, checkout.project, name)
+    assert (code.root / "igpt" / "model.py").read_text() == (ROOT / "igpt" / "model.py").read_text()
+    assert code.runs.resolve() == checkout.project.runs.resolve()
+    status = subprocess.run(["git", "-C", str(code.root), "status", "--porcelain"], capture_output=True, text=True, check=True)
+    assert status.stdout == ""  # so that receipts say clean
+    before = code.root.stat().st_ino
+    assert take_snapshot(checkout.project, checkout.project, name).root.stat().st_ino == before
+
+
+def test_changes_are_refused_or_taken_along(checkout: Checkout) -> None:
+    clean = check_clean(checkout.project, dirty=False)
+    (checkout.root / "igpt" / "model.py").write_text("changed = True\n")
+    (checkout.root / "igpt" / "new.py").write_text("new = True\n")
+    (checkout.root / "igpt" / "palette.py").unlink()
+    with pytest.raises(UsageError, match=r"differs from its commit \(igpt/model.py, 3 in all\): commit first, or give --dirty"):
+        check_clean(checkout.project, dirty=False)
+    name = check_clean(checkout.project, dirty=True)
+    assert name.startswith(f"{clean}-dirty-")
+    code = take_snapshot(checkout.project, checkout.project, name)
+    assert (code.root / "igpt" / "model.py").read_text() == "changed = True\n"
+    assert (code.root / "igpt" / "new.py").exists()
+    assert not (code.root / "igpt" / "palette.py").exists()
+    (checkout.root / "igpt" / "new.py").write_text("new = False\n")
+    assert check_clean(checkout.project, dirty=True) != name
+
+
+def test_new_records_are_no_change(checkout: Checkout) -> None:
+    (checkout.root / "book" / "records").mkdir(parents=True)
+    (checkout.root / "book" / "records" / "new.json").write_text("{}")
+    check_clean(checkout.project, dirty=False)
+
+
+def test_a_folder_without_git_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no git checkout, and jobs run a commit"):
+        check_clean(Project(tmp_path), dirty=True)
+
+
+def igpt(checkout: Checkout, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command, where no program of SLURM is to be found."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": git_alone(checkout.root.parent)}
+    command = [sys.executable, "-m", "igpt", *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=checkout.root, timeout=120)
+
+
+def git_alone(folder: Path) -> str:
+    """A folder of programs that has git only."""
+    import shutil
+
+    programs = folder / "programs"
+    programs.mkdir(exist_ok=True)
+    link = programs / "git"
+    if not link.exists():
+        link.symlink_to(str(shutil.which("git")))
+    return str(programs)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["submit", "palette", "--profile", "nowhere"], "there is no profile 'nowhere'"),
+        (
+            ["submit", "palettes", "--profile", "plain"],
+            "there is no experiment, table or notebook 'palettes'; did you mean palette or",
+        ),
+        (
+            ["submit", "palette", "--profile", "plain"],
+            "there is no SLURM here: log in where sbatch is, run slurm/local-cluster up",
+        ),
+        (["drill", "--profile", "plain"], "there is no SLURM here"),
+        (["drill", "--profile", "local"], "a drill needs a scheduler that kills jobs"),
+        (["logs", "palette"], "nothing was submitted under 'palette'"),
+        (["submit", "linear-probes", "--profile", "slurm/profiles/plain.yml"], "there is no profile 'slurm/profiles/plain.yml'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(checkout: Checkout, words: list[str], said: str) -> None:
+    done = igpt(checkout, *words)
+    assert done.returncode == 2, done
+    assert done.stderr.startswith(f"igpt: {said}")
+    assert done.stderr.count("\n") == 1
+    assert not checkout.project.runs.exists()
+
+
+def test_status_reads_well_where_nothing_was_submitted_and_where_no_scheduler_answers(checkout: Checkout) -> None:
+    assert igpt(checkout, "status").stdout == "no job was submitted from here: `igpt submit TARGETS --profile NAME` does\n"
+    checkout.ledger.write(an_array())
+    done = igpt(checkout, "status")
+    assert done.returncode == 0, done.stderr
+    assert "the scheduler does not answer" in done.stdout
+
+
+def an_array() -> Array:
+    listed = Listed(name="palette,seed=0", folder="palette,seed=0-0123", planned=0.5)
+    return Array(
+        token="0a",
+        number=1,
+        job="7",
+        profile="any",
+        snapshot="/",
+        submitted="2026",
+        by="",
+        gpus=0,
+        nodes=1,
+        minutes=1,
+        stages=(listed, listed),
+    )
+
+
+def test_the_ledger_gives_back_what_it_was_given(tmp_path: Path) -> None:
+    ledger = Ledger(Project(tmp_path))
+    ledger.write(an_array())
+    assert ledger.arrays() == [an_array()]
+    assert [an_array().job_of(index) for index in range(2)] == ["7_0", "7_1"]
+    (ledger.folder / "cut.json").write_text('{"token": "1')
+    with pytest.raises(UsageError, match="does not describe jobs: delete it"):
+        ledger.arrays()
+
+
+def test_which_job_is_the_last_is_no_question_of_clocks(tmp_path: Path) -> None:
+    ledger = Ledger(Project(tmp_path))
+    ledger.write(an_array())
+    ledger.write(an_array().model_copy(update={"token": "0b", "number": 2, "submitted": "1970"}))
+    assert {array.token for array, _ in ledger.latest().values()} == {"0b"}
+
+
+def test_a_mark_that_is_damaged_is_no_word(tmp_path: Path) -> None:
+    ledger = Ledger(Project(tmp_path))
+    ledger.logs("0a").mkdir(parents=True)
+    for content in ("", "{", '{"state": "unheard of"}', "\x00"):
+        ledger.mark_path("0a", 0).write_text(content)
+        assert ledger.mark("0a", 0) is None
+    ledger.mark_path("0a", 0).write_text(Mark(state="done").model_dump_json())
+    assert ledger.mark("0a", 0) == Mark(state="done")
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("slurmstepd-n1: error: Exceeded job memory limit", "killed for memory: raise memory_gib in the profile"),
+        (
+            "slurmstepd: error: Step 5.0 exceeded memory limit (1 > 0), being killed",
+            "killed for memory: raise memory_gib in the profile",
+        ),
+        ("slurmstepd: error: *** STEP 5.0 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT ***", "its time limit came"),
+        ("slurmstepd: error: *** STEP 5.0 ON n1 CANCELLED AT 2026 DUE TO NODE FAILURE ***", "its node was lost"),
+        ("srun: error: n1: task 0: Killed", "n1: task 0: Killed"),
+        ("python: error: exceeded memory limit", ""),
+    ],
+)
+def test_the_schedulers_word_is_read_from_the_log(tmp_path: Path, line: str, why: str) -> None:
+    (tmp_path / "log").write_text(f"before\n{line}\nafter\n")
+    assert scheduler_word(tmp_path / "log") == why
+
+
+def test_the_doctor_examines_this_machine(checkout: Checkout) -> None:
+    text, code = examine("local")
+    assert code == 0, text
+    assert "cores" in text
+    (checkout.root / "igpt" / "new.py").write_text("")
+    text, code = examine("local")
+    assert code == 1
+    assert "wrong  checkout: the checkout differs from its commit (igpt/new.py, 1 in all)" in text
