@@ -31,7 +31,7 @@ class BookFigure:
 
 
 def _figures_of(tier: str) -> dict[str, BookFigure]:
-    """The figures that every tier but the paper's has."""
+    """The figures that a tier has; the small one's come with its first records."""
     large, dataset = f"{tier}-l", DATASET[tier]["cifar10"]
 
     def seeds(notebook: str, model: str = large, **given: str) -> tuple[Stage, ...]:
@@ -68,8 +68,8 @@ def _figures_of(tier: str) -> dict[str, BookFigure]:
 FIGURES = {
     "palette": BookFigure("palette", (Stage.of("palette", dataset="digits", colours=16),), one=True),
     "published-depth": BookFigure("published_depth", ()),
-    **_figures_of("tiny"),
-    **{f"{tier}-{name}": figure for tier in ("laptop", "small") for name, figure in _figures_of(tier).items()},
+    **{name: figure for name, figure in _figures_of("tiny").items() if name != "losses-autoregressive"},
+    **{f"laptop-{name}": figure for name, figure in _figures_of("laptop").items() if name != "losses"},
 }
 
 
