@@ -19,7 +19,7 @@ from igpt.palette import Palette
 from igpt.sample import complete, sample
 from igpt.shape import ModelShape
 from igpt.weights.onnx import write_onnx
-from igpt.weights.read import released_palette
+from igpt.weights.own import released_palette
 
 SHAPE = ModelShape(2, 32, 2, 512, 1024)
 
