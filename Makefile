@@ -4,6 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+RUNTIME := node_modules/.ready
+# The model of the book's live panel: a name, or a folder of weights.
+LIVE ?= tiny-l
+# A folder of the reader's own records, shown in columns of their own.
+RECORDS ?=
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 HTML := book/_build/html
 
@@ -13,7 +18,7 @@ HTML := book/_build/html
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 16
 
-install: $(READY)  ## the environment, in .venv, for book and tests
+install: $(READY) $(RUNTIME)  ## the environment, in .venv, for book and tests
 
 # torch first, with what its build for this machine needs; then every other pin as it stands. Nothing is left to a
 # resolver (an old pip's went on for minutes), and `pip check` says whether the pins belong together.
@@ -29,11 +34,17 @@ $(READY): constraints.txt pyproject.toml
 	@$(BIN)/python -m pip check
 	@touch $@
 
-book: $(READY)  ## run the tiny tier and build the book
+# What the live panel runs on; without npm the book is whole but for the panel.
+$(RUNTIME): package.json package-lock.json
+	@if command -v npm >/dev/null; then npm ci --ignore-scripts --no-audit --no-fund --silent && touch $@; \
+	  else echo "npm is not here: the book will be without its live panel" >&2; fi
+
+book: $(READY) $(RUNTIME)  ## run the tiny tier and build the book
 	@$(BIN)/igpt run --tier tiny
 	@$(BIN)/igpt run parameters
+	@$(BIN)/igpt panel --model $(LIVE)
 	@rm -rf book/_build
-	@$(BIN)/jupyter-book build book -W --keep-going --quiet
+	@IGPT_RECORDS='$(if $(RECORDS),$(abspath $(RECORDS)))' $(BIN)/jupyter-book build book -W --keep-going --quiet
 	@echo "the book is built: open $(HTML)/index.html, or run make serve"
 
 test: $(READY)  ## run all tests
@@ -56,4 +67,4 @@ plan: $(READY)  ## list every cell: fresh, stale or missing, and why
 	@$(BIN)/igpt plan --why
 
 clean:  ## remove the environment, the runs and the built book; published records stay
-	rm -rf $(VENV) runs book/_build book/figures *.egg-info
+	rm -rf $(VENV) node_modules runs book/_build book/figures book/live *.egg-info

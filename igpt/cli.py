@@ -50,6 +50,7 @@ class Make(StrEnum):
 
     ours = "ours"
     huggingface = "huggingface"
+    onnx = "onnx"
 
 
 Targets = Annotated[
@@ -117,13 +118,16 @@ def run(
 def table(
     name: Annotated[str, typer.Argument(help="A table's name, such as headline or low-data.")],
     format: Annotated[Format, typer.Option(help="How to print it.")] = Format.md,
+    records: Annotated[Path | None, typer.Option(help="A folder of your own records, shown in columns of their own.")] = None,
 ) -> None:
     """Print a table, published and reproduced side by side."""
     from igpt.project import Project
     from igpt.report.formats import render
     from igpt.report.tables import result_table
+    from igpt.results.store import ReaderStore
 
-    typer.echo(render(result_table(name, Project.here()), format.value), nl=False)
+    yours = ReaderStore(Project.here(), records) if records else None
+    typer.echo(render(result_table(name, Project.here(), yours), format.value), nl=False)
 
 
 @app.command("samples", hidden=True)  # as it was called first
@@ -231,14 +235,25 @@ def evaluate_loss(
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
-    to: Annotated[Make, typer.Option(help="Ours (safetensors and palette), or transformers'.")] = Make.huggingface,
+    to: Annotated[
+        Make, typer.Option(help="Ours (safetensors and palette), transformers', or ONNX (one graph for prefill and step).")
+    ] = Make.huggingface,
     model: ModelOption = "tiny-l",
+    half: Annotated[bool, typer.Option("--half", help="ONNX only: weights in half precision, half the size.")] = False,
 ) -> None:
     """Write weights as a folder that other programs open."""
     from igpt.run.samples import export_weights
 
     with _stoppable():
-        typer.echo(export_weights(model, folder, to=to.value))
+        typer.echo(export_weights(model, folder, to=to.value, half=half))
+
+
+@app.command()
+def publish(model: Annotated[str, typer.Argument(help="A recipe that has been trained here, such as laptop-l.")]) -> None:
+    """Put a trained model's weights into book/models, in half precision, with a card."""
+    from igpt.run.publish import publish
+
+    typer.echo(publish(model))
 
 
 @app.command()
@@ -322,6 +337,39 @@ def tokenize(
 
     with _stoppable():
         typer.echo(tokenize(name, resolution=resolution, workers=workers, crops=crops, filter=filter, seed=seed, palette=palette))
+
+
+@app.command()
+def verify(
+    record: Annotated[Path, typer.Argument(help="A record's JSON file, ours or anyone's.")],
+    repeat: Annotated[bool, typer.Option("--repeat", help="Run its stage afresh, in a folder of its own, and compare.")] = False,
+) -> None:
+    """Say whether a record can be trusted; exit 1 if not.
+
+    Looks at schema, signature against this checkout, clean tree or not, notebook, and names the command that repeats it.
+    """
+    from igpt.run.verify import verify_record
+
+    with _stoppable():
+        said, trusted = verify_record(record, repeat=repeat)
+    typer.echo(said)
+    raise typer.Exit(0 if trusted else 1)
+
+
+@app.command()
+def panel(
+    model: ModelOption = "tiny-l",
+    measure: Annotated[bool, typer.Option("--measure", help="Instead, time the built one in Chromium, for a record.")] = False,
+) -> None:
+    """Make what the book's live panel loads; `make book` does.
+
+    The model as ONNX, held-out images out of its record of samples, and the runtime that npm has installed.
+    """
+    from igpt.run.live import prepare_live
+    from igpt.run.live_speed import measure_panel
+
+    with _stoppable():
+        typer.echo(measure_panel() if measure else prepare_live(model))
 
 
 ProfileOption = Annotated[str, typer.Option(help="A cluster's settings: a name in slurm/profiles, or a YAML file.")]

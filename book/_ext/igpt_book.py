@@ -3,6 +3,9 @@
     ```{igpt-table} headline          a table by the name `igpt table` knows
     ```{igpt-figure} depth            a figure by name, with :alt: and a caption as its content
     ```{igpt-api} igpt.model          the public names of a module
+    ```{igpt-live}                    the panel that completes pictures in the reader's browser
+    ```{igpt-palette}                 a reader's photo in the released colours
+    ```{igpt-yours}                   how a reader's own records (make book RECORDS=path) compare; nothing without them
     {igpt}`measured headline-001 tiny`    a number by name, with its receipt
 
 They read records and nothing else; a record that is missing makes its cell pending, never the build fail.
@@ -11,6 +14,7 @@ They read records and nothing else; a record that is missing makes its cell pend
 from __future__ import annotations
 
 import html
+import os
 import re
 import shutil
 from importlib.util import find_spec
@@ -31,12 +35,15 @@ from igpt.report.datasets import datasets_table, terms_table
 from igpt.report.drills import drills_table
 from igpt.report.formats import render
 from igpt.report.numbers import number
-from igpt.report.provenance import provenance_table, record_schema, records_table
+from igpt.report.palettes import released_palette_json
+from igpt.report.provenance import provenance_table, record_schema, records_table, yours_table
 from igpt.report.speed import seconds_table, speed_table
 from igpt.report.tables import Cell, ResultTable, result_table, score_counts, table_names
+from igpt.results.store import ReaderStore
 from igpt.stage import tier_of
 
 PROJECT = Project.here()
+YOURS = ReaderStore(PROJECT, Path(os.environ["IGPT_RECORDS"])) if os.environ.get("IGPT_RECORDS") else None
 PLAIN_TABLES = {  # of this book alone
     "score-counts": score_counts,
     "provenance": provenance_table,
@@ -73,8 +80,9 @@ def visit_receipt(translator, node: receipt) -> None:
     kind = "verdict-good" if word in GOOD else "verdict-bad" if word in BAD else "pending" if word == "pending" else ""
     kind += " measured" if node["records"] else ""
     label = html.escape(node.astext())
+    told = f' data-word="{word}"' if word else ""  # what the scoreboard is filtered by
     translator.body.append(
-        f'<button type="button" class="receipt-button {kind}" popovertarget="{ident}">{label}</button>'
+        f'<button type="button" class="receipt-button {kind}"{told} popovertarget="{ident}">{label}</button>'
         f'<span popover id="{ident}" class="receipt">'
     )
     root = "../" * translator.builder.current_docname.count("/")
@@ -107,7 +115,7 @@ class TableDirective(SphinxDirective):
         for path in sorted(PROJECT.records.glob("*/*.json")):
             self.env.note_dependency(str(path))
         try:
-            table = PLAIN_TABLES[name](PROJECT) if name in PLAIN_TABLES else result_table(name, PROJECT)
+            table = PLAIN_TABLES[name](PROJECT) if name in PLAIN_TABLES else result_table(name, PROJECT, YOURS)
         except UsageError as error:
             raise self.error(str(error)) from None
         node = table_node(table)
@@ -117,7 +125,10 @@ class TableDirective(SphinxDirective):
         root = "../" * self.env.docname.count("/")
         links = f'as <a href="{root}tables/{name}.csv">CSV</a>, <a href="{root}tables/{name}.md">Markdown</a>, '
         links += f'<a href="{root}tables/{name}.tex">LaTeX</a>; here: <code>igpt table {name}</code>'
-        return [node, nodes.raw("", f'<p class="table-links">This table {links}.</p>', format="html")]
+        below = f'<p class="table-links">This table {links}.</p>'
+        if name == "scoreboard":
+            below += f'<script type="module" src="{root}live/scoreboard.js"></script>'
+        return [node, nodes.raw("", below, format="html")]
 
 
 def table_node(table: ResultTable) -> nodes.table:
@@ -173,6 +184,50 @@ class FigureDirective(SphinxDirective):
         figure += caption
         self.add_name(figure)
         return [figure]
+
+
+class YoursDirective(SphinxDirective):
+    """``igpt-yours``: where a reader's own records disagree with ours; nothing in a book without them."""
+
+    def run(self) -> list[nodes.Node]:
+        """The table."""
+        return [table_node(yours_table(PROJECT, YOURS))] if YOURS else []
+
+
+class LiveDirective(SphinxDirective):
+    """``igpt-live``: what a reader presses to complete pictures in the page; one sentence in its place without its files."""
+
+    def run(self) -> list[nodes.Node]:
+        """A frame whose script asks for nothing but a description until the press."""
+        root = "../" * self.env.docname.count("/")
+        if not (Path(self.env.srcdir) / "live" / "live.json").exists():
+            said = "This copy of the book was built without its live panel: make book makes it where npm is installed."
+            return [nodes.paragraph("", said)]
+        frame = (
+            f'<section class="igpt-live" data-live="{root}live/" aria-label="Complete a picture in this page">'
+            '<button type="button" class="live-button live-load" hidden>Load the model</button>'
+            '<p class="live-status" role="status">The panel starts here when scripts run and the page comes from a web server, as'
+            " with <code>make serve</code>; until then the images above stand in for it.</p>"
+            '<progress hidden aria-label="Progress"></progress><div class="live-panel"></div></section>'
+            f'<link rel="stylesheet" href="{root}live/live.css">'
+            f'<script type="module" src="{root}live/panel.js"></script>'
+        )
+        return [nodes.raw("", frame, format="html")]
+
+
+class PaletteDirective(SphinxDirective):
+    """``igpt-palette``: a photo in the released colours, the error and the tokens, in the reader's browser."""
+
+    def run(self) -> list[nodes.Node]:
+        """A frame that its script fills."""
+        root = "../" * self.env.docname.count("/")
+        frame = (
+            f'<section class="igpt-live igpt-palette" data-palette="{root}live/palette.json" aria-label="A photo in the palette">'
+            "<p>A photo of yours would stand here where scripts run and the page comes from a web server, as with"
+            " <code>make serve</code>.</p></section>"
+            f'<link rel="stylesheet" href="{root}live/live.css"><script type="module" src="{root}live/palette.js"></script>'
+        )
+        return [nodes.raw("", frame, format="html")]
 
 
 class ApiDirective(SphinxDirective):
@@ -233,7 +288,7 @@ def mend_page(app: Sphinx, pagename: str, templatename: str, context: dict, doct
 
 
 def copy_files(app: Sphinx, error: Exception | None) -> None:
-    """Beside the pages: MathJax's few files, the tables as data, and the records themselves."""
+    """Beside the pages: MathJax's few files, the tables as data, the records themselves, and what the live panel loads."""
     if error is not None or app.builder.format != "html":
         return
     out = Path(app.outdir)
@@ -246,11 +301,19 @@ def copy_files(app: Sphinx, error: Exception | None) -> None:
     shutil.copytree(source.parent / "output" / "chtml" / "fonts", target / "output" / "chtml" / "fonts", dirs_exist_ok=True)
     (out / "tables").mkdir(exist_ok=True)
     for name in table_names():
-        table = result_table(name, PROJECT)
+        table = result_table(name, PROJECT, YOURS)
         for form, ending in (("csv", "csv"), ("md", "md"), ("latex", "tex")):
             (out / "tables" / f"{name}.{ending}").write_text(render(table, form))
     if PROJECT.records.is_dir():
         shutil.copytree(PROJECT.records, out / "records", dirs_exist_ok=True)
+    for path, _ in YOURS.all if YOURS else []:  # beside ours, never among them
+        target = out / "yours" / path.relative_to(YOURS.folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    shutil.copytree(Path(app.srcdir) / "_live", out / "live", dirs_exist_ok=True)  # scripts
+    (out / "live" / "palette.json").write_text(released_palette_json())
+    if (Path(app.srcdir) / "live" / "live.json").exists():  # and what the live panel loads
+        shutil.copytree(Path(app.srcdir) / "live", out / "live", dirs_exist_ok=True)
     (out / "records").mkdir(exist_ok=True)
     (out / "records" / "schema.json").write_text(record_schema())
 
@@ -265,6 +328,9 @@ def setup(app: Sphinx) -> dict[str, bool]:
     )
     app.add_directive("igpt-table", TableDirective)
     app.add_directive("igpt-figure", FigureDirective)
+    app.add_directive("igpt-palette", PaletteDirective)
+    app.add_directive("igpt-yours", YoursDirective)
+    app.add_directive("igpt-live", LiveDirective)
     app.add_directive("igpt-api", ApiDirective)
     app.add_role("igpt", NumberRole())
     app.connect("builder-inited", draw_figures)

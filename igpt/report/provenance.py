@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 
+from igpt.errors import UsageError
 from igpt.project import Project
 from igpt.report.tables import Cell, ResultTable, joined
-from igpt.results.record import Record, read_record
+from igpt.results.agree import differing_values
+from igpt.results.record import Record, Value, read_record
+from igpt.results.store import ReaderStore, record_path
+from igpt.stage import Stage
 
 
 def published_records(project: Project) -> dict[str, Record]:
@@ -47,6 +51,41 @@ def records_table(project: Project) -> ResultTable:
         rows.append((stage, Cell(path.partition("/")[0]), seconds, commit, Cell(clean)))
     columns = ("Record", "Tier", "Seconds", "Commit", "Checkout")
     return ResultTable("records", "Every record behind this book", columns, tuple(rows))
+
+
+def yours_table(project: Project, yours: ReaderStore) -> ResultTable:
+    """A reader's records against ours and against each other: one row a value that differs beyond its intervals."""
+    rows = []
+    for index, (path, record) in enumerate(yours.all):
+        for other, whose in [(_ours(project, yours, record), "ours"), *((r, p.name) for p, r in yours.all[:index])]:
+            if other is None or other.stage != record.stage:
+                continue
+            for name in differing_values(record, other):
+                values = (Cell(_span(record.values[name])), Cell(_span(other.values[name])))
+                rows.append(
+                    (Cell(record.stage), Cell(name), values[0], values[1], Cell(str(path.relative_to(yours.folder))), Cell(whose))
+                )
+    caption = (
+        f"{yours.label}: {len(yours.all)} records, {len(rows) or 'no'} value{'' if len(rows) == 1 else 's'} beyond the intervals"
+    )
+    return ResultTable("yours", caption, ("Stage", "Value", "Yours", "Other", "Your record", "Other record"), tuple(rows))
+
+
+def _ours(project: Project, yours: ReaderStore, record: Record) -> Record | None:
+    """Our record of the same stage, if there is one."""
+    head, *words = record.stage.split(",")
+    parameters = {
+        name: record.parameters[name] for name, _, _ in (word.partition("=") for word in words) if name in record.parameters
+    }
+    try:
+        return read_record(record_path(project, yours.signer.canonical(Stage.of(head, **parameters))))
+    except UsageError:
+        return None  # a stage that this checkout does not know
+
+
+def _span(value: Value) -> str:
+    """A value with its interval."""
+    return f"{value.value:.4g} [{value.low:.4g}, {value.high:.4g}]"
 
 
 def record_schema() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from igpt.claim import Run
@@ -14,9 +14,10 @@ from igpt.experiments.costs import run_gpu_hours, with_parents
 from igpt.experiments.published import Published
 from igpt.measure import LEVEL
 from igpt.project import Project
+from igpt.results.agree import differing_values, outcomes_apart
 from igpt.results.notebooks import near_misses
 from igpt.results.record import Record
-from igpt.results.store import RecordStore
+from igpt.results.store import ReaderStore, RecordStore
 from igpt.results.verdict import Outcome, Verdict, judge, outcome
 from igpt.stage import needed_datasets
 from igpt.train.cost import CARD, CARD_FLOPS, CORES_FLOPS
@@ -57,11 +58,14 @@ class ResultTable:
     rows: tuple[tuple[Cell, ...], ...]
 
 
-def result_table(name: str, project: Project) -> ResultTable:
-    """One of the book's tables. Raises UsageError for an unknown name, naming near misses."""
+def result_table(name: str, project: Project, yours: ReaderStore | None = None) -> ResultTable:
+    """One of the book's tables; with ``yours``, a reader's own records in columns beside the others, never among them.
+
+    Raises UsageError for an unknown name, naming near misses.
+    """
     store = RecordStore(project)
     if name == "scoreboard":
-        return _scoreboard(store)
+        return _scoreboard(store, yours)
     table = next((t for t in TABLES if t.name == name), None)
     if table is None:
         raise UsageError(f"there is no table {name!r}{near_misses(name, table_names())}")
@@ -69,12 +73,14 @@ def result_table(name: str, project: Project) -> ResultTable:
     measurable = any(e.published.ours and e.published.metric not in NOT_MEASURED for e in members)
     tiers = [t for t in TIER_TITLES if any(e.run_in(t) for e in members) or (t == "paper" and measurable)]
     extra = [column for column in _EXTRA if len({_EXTRA[column](e.published) for e in members}) > 1]
-    columns = ("System", "Data", "Published", *(TIER_TITLES[t] for t in tiers), *extra)
+    beside = _tiers_of(members, yours)
+    columns = ("System", "Data", "Published", *(TIER_TITLES[t] for t in tiers), *_titles(beside, yours), *extra)
     rows = []
     for experiment in members:
         row = experiment.published
         cells = [Cell(_system(row)), Cell(_data(row)), published_cell(row)]
         cells += [tier_cell(experiment, tier, store) for tier in tiers]
+        cells += [_your_cell(experiment, tier, yours, store) for tier in beside if yours]
         rows.append((*cells, *(Cell(_EXTRA[column](row)) for column in extra)))
     return ResultTable(name, table.caption, columns, tuple(rows))
 
@@ -112,7 +118,7 @@ def tier_cell(experiment: Experiment, tier: str, store: RecordStore) -> Cell:
     word = WORDS[tier][verdict.word]
     stale = sorted({name for stage in run.stages() for name in store.changed(stage)})
     text = f"{measured_text(found, experiment.published)}, {word}{', stale' if stale else ''}"
-    paths = tuple(str(store.path(s).relative_to(store.project.records)) for s in run.stages())
+    paths = tuple(store.place(s) for s in run.stages())
     return Cell(text, _receipt(found, verdict, run, stale), "measured", paths, word)
 
 
@@ -139,9 +145,53 @@ def _digits(found: Outcome, row: Published) -> int:
     return max(0, min(printed, supported + 1))
 
 
-def _scoreboard(store: RecordStore) -> ResultTable:
+def _tiers_of(members: Iterable[Experiment], yours: ReaderStore | None) -> list[str]:
+    """The tiers of which a reader has records for any of the experiments."""
+    if yours is None:
+        return []
+    runs = [run for e in members for run in e.runs if any(yours.read(stage) for stage in run.stages())]
+    return [tier for tier in TIER_TITLES if any(run.tier == tier for run in runs)]
+
+
+def _titles(tiers: Sequence[str], yours: ReaderStore | None) -> list[str]:
+    """The heads of a reader's columns."""
+    return [f"{yours.label}: {TIER_TITLES[tier]}" for tier in tiers] if yours else []
+
+
+def _your_cell(experiment: Experiment, tier: str, yours: ReaderStore, store: RecordStore) -> Cell:
+    """What a reader's records say of a published number, and whether that agrees with ours."""
+    run = experiment.run_in(tier)
+    if run is None or outcome(run.quantity, yours.read) is None:
+        return Cell("–")
+    cell = tier_cell(experiment, tier, yours)
+    apart = disagreement(run, yours, store)
+    lines = (("Whose", f"yours, from the folder {yours.folder.name}; not part of this project's records"),)
+    if apart:
+        return replace(cell, text=f"{cell.text}; disagrees with ours", receipt=(*lines, ("Disagrees", apart), *cell.receipt))
+    return replace(cell, receipt=(*lines, *cell.receipt))
+
+
+def disagreement(run: Run, yours: RecordStore, ours: RecordStore) -> str:
+    """Where a reader's records disagree with ours beyond their intervals, in words; nothing where they do not."""
+    found = []
+    mine, theirs = outcome(run.quantity, ours.read), outcome(run.quantity, yours.read)
+    if mine is not None and theirs is not None and outcomes_apart(mine, theirs):
+        found.append(
+            f"the mean is {theirs.mean:.4f} in yours and {mine.mean:.4f} in ours, and the intervals over seeds do not meet"
+        )
+    for stage in run.quantity.stages:
+        here, there = ours.read(stage), yours.read(stage)
+        if here is not None and there is not None and run.quantity.key in differing_values(here, there):
+            pair = there.values[run.quantity.key].value, here.values[run.quantity.key].value
+            found.append(f"{stage.name} has {pair[0]:.4f} in yours and {pair[1]:.4f} in ours, and their intervals do not meet")
+    return "; ".join(found)
+
+
+def _scoreboard(store: RecordStore, yours: ReaderStore | None = None) -> ResultTable:
     """Every published number of Image GPT, and where each tier stands with it."""
-    columns = ("Number", "Published", *TIER_TITLES.values(), "What", "Experiment")
+    beside = _tiers_of(experiments(), yours)
+    columns = ("Number", "Published", *TIER_TITLES.values(), *_titles(beside, yours), "What", "Experiment", "Table")
+    tables = {e.name: table.name for table in reversed(TABLES) for e in table.experiments()}
     rows = []
     for experiment in experiments():
         row = experiment.published
@@ -149,7 +199,8 @@ def _scoreboard(store: RecordStore) -> ResultTable:
             continue
         cells = [Cell(f"{_system(row)}, {_data(row)}"), published_cell(row)]
         cells += [tier_cell(experiment, tier, store) for tier in TIER_TITLES]
-        rows.append((*cells, Cell(_what(row)), Cell(experiment.name)))
+        cells += [_your_cell(experiment, tier, yours, store) for tier in beside if yours]
+        rows.append((*cells, Cell(_what(row)), Cell(experiment.name), Cell(tables.get(experiment.name, "none"))))
     return ResultTable("scoreboard", "Every published number of Image GPT, and its status by tier", columns, tuple(rows))
 
 

@@ -12,10 +12,11 @@ from igpt.errors import UsageError
 from igpt.project import Project
 from igpt.results.signature import Signer
 from igpt.run.bar import Bar
-from igpt.run.folder import run_folder
+from igpt.run.folder import finished_record, run_folder
 from igpt.run.local import ensure
+from igpt.run.publish import published_folder
 from igpt.stage import Stage
-from igpt.train.recipes import TINY, recipe
+from igpt.train.recipes import LAPTOP, SMALL, TINY, recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,10 +40,11 @@ class Draw:
 def find_weights(model: str) -> tuple[ImageGPT, Palette]:
     """A model by its name or place, and the palette of its tokens; one of the tiny tier is trained when it has not been.
 
-    Raises UsageError as `igpt.weights.read.read_weights` does, and for weights whose palette is not known.
+    Of our own recipes, what was published with the book comes before what was trained here. Raises UsageError for a
+    recipe that has not been trained, as `igpt.weights.read.read_weights` does, and for weights of an unknown palette.
     """
-    if model in TINY:
-        return _tiny(model)
+    if model in (*TINY, *LAPTOP, *SMALL):
+        return _trained(model)
     from igpt.palette import Palette
     from igpt.weights.huggingface import is_huggingface
     from igpt.weights.own import load_weights, released_palette
@@ -105,31 +107,48 @@ def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: st
     return f"{draw.n} completions each of {len(rows)} by {model}, seed {draw.seed}: {out}"
 
 
-def export_weights(model: str, folder: Path, *, to: str) -> str:
-    """Write weights in another make; what to say of it. Raises UsageError when the folder is there already."""
+def export_weights(model: str, folder: Path, *, to: str, half: bool = False) -> str:
+    """Write weights in another make; what to say of it.
+
+    half : ONNX's weights in float16; see `igpt.weights.onnx.write_onnx`
+
+    Raises UsageError when the folder is there already, or for ``half`` of another make than ONNX.
+    """
     from igpt.weights.huggingface import write_huggingface
     from igpt.weights.own import save_weights
 
+    if half and to != "onnx":
+        raise UsageError(f"--half is for --to onnx, not for {to}: leave it out")
     if folder.exists():
         raise UsageError(f"{folder} is there already: name a folder that is not")
     weights, palette = find_weights(model)
     if to == "ours":
         save_weights(folder, weights, palette)
+    elif to == "onnx":
+        from igpt.weights.onnx import write_onnx
+
+        write_onnx(folder, weights, palette, half=half)
     else:
         write_huggingface(folder, weights)
         palette.save(folder / "palette.npy")
     return f"{model} as {to}: {folder}"
 
 
-def _tiny(model: str) -> tuple[ImageGPT, Palette]:
-    """A model of the tiny tier, first seed, out of its run folder."""
+def _trained(model: str) -> tuple[ImageGPT, Palette]:
+    """A model of our own recipes, first seed: published, or out of its run folder."""
     from igpt.train.loop import weights_name
     from igpt.weights.own import load_weights
 
     project = Project.here()
+    published = published_folder(project, model)
+    if (published / "config.json").exists():
+        return load_weights(published)
     signer = Signer(project.notebooks)
     stage = signer.canonical(Stage.of("pretrain", model=model, objective="autoregressive", seed=0))
-    ensure(project, [stage])
+    if model in TINY:
+        ensure(project, [stage])
+    elif finished_record(project, stage, signer.sign(stage)) is None:
+        raise UsageError(f"{model} has not been trained here: igpt run {stage.name} does that, in hours")
     return load_weights(run_folder(project, stage, signer.sign(stage)) / weights_name(recipe(model).steps))
 
 

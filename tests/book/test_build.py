@@ -41,7 +41,7 @@ sys.meta_path.insert(0, NoTorch())
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A project with the book's sources, the notebooks and no records."""
-    ignore = shutil.ignore_patterns("_build", "figures", "records", ".*")
+    ignore = shutil.ignore_patterns("_build", "figures", "live", "records", ".*")
     shutil.copytree(ROOT / "book", tmp_path / "book", ignore=ignore, symlinks=True)
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=ignore)
     (tmp_path / "book" / "records").mkdir()
@@ -171,6 +171,8 @@ def test_without_records_and_without_torch_the_book_builds_and_all_is_pending(co
     assert sum(text == "pending" for _, text in page.buttons) > 8
     depth = (copy / "book" / "_build" / "html" / "chapters" / "depth.html").read_text()
     assert "Pending: its records" in depth
+    samples = (copy / "book" / "_build" / "html" / "chapters" / "samples.html").read_text()
+    assert "built without its live panel" in samples
 
 
 def test_a_broken_record_ends_the_build_with_its_name(copy: Path) -> None:

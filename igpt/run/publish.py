@@ -1,0 +1,66 @@
+"""What ``igpt publish`` does: a trained model's last weights into the book, in half precision, with a card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from igpt.data import data_card
+from igpt.errors import UsageError
+from igpt.files import write_text
+from igpt.project import Project
+from igpt.results.record import Record
+from igpt.results.signature import Signer
+from igpt.results.store import RecordStore
+from igpt.run.folder import finished_record, run_folder
+from igpt.stage import Stage
+from igpt.train.recipes import recipe
+
+LIMIT = 20 * 2**20  # bytes of a model that belongs into the repository
+
+
+def publish(model: str) -> str:
+    """Write ``book/models/MODEL``: weights of the first seed in float16, palette, ``card.json``; what to say of it.
+
+    Raises UsageError for a model that has not been trained here or is too large for a repository.
+    """
+    from igpt.train.loop import weights_name
+    from igpt.weights.own import load_weights, save_weights
+
+    project = Project.here()
+    plan, signer = recipe(model), Signer(project.notebooks)
+    stage = signer.canonical(Stage.of("pretrain", model=model, seed=0))
+    record = finished_record(project, stage, signer.sign(stage))
+    if record is None:
+        raise UsageError(f"{model} has not been trained here as this checkout stands: igpt run {stage.name} does that")
+    if (size := 2 * plan.shape.parameters) > LIMIT:
+        raise UsageError(f"{model} takes {size:,} bytes in half precision, more than the {LIMIT:,} that a repository should hold")
+    weights, palette = load_weights(run_folder(project, stage, signer.sign(stage)) / weights_name(plan.steps))
+    folder = published_folder(project, model)
+    save_weights(folder, weights.half(), palette)
+    store = RecordStore(project)
+    probes = [store.read(Stage.of("linear_probe", model=model, dataset=name, seed=0)) for name in ("cifar10", "tiny-imagenet")]
+    card = {
+        "model": model,
+        "recipe": asdict(plan),
+        "seed": 0,
+        "data": data_card(plan.dataset).title,
+        "terms": data_card(plan.dataset).terms,
+        "precision": "float16, trained in float32 with bfloat16 products",
+        "pretrain": _card(record, ("validation_loss", "parameters")),
+        "probes": [_card(probe, ("accuracy", "untrained", "pixels", "colours", "indices")) for probe in probes if probe],
+    }
+    write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
+    return f"{model}, {size / 1e6:.1f} MB: {folder}"
+
+
+def published_folder(project: Project, model: str) -> Path:
+    """Where a published model lies."""
+    return project.root / "book" / "models" / model
+
+
+def _card(record: Record, names: tuple[str, ...]) -> dict[str, object]:
+    """A record's values and receipt, as a card keeps them."""
+    values = {name: record.values[name].model_dump(exclude_none=True) for name in names if name in record.values}
+    return {"stage": record.stage, "signature": record.signature, "values": values, "receipt": record.receipt.model_dump()}

@@ -1,0 +1,180 @@
+"""ONNX: the model as a graph with its keys and values as inputs and outputs, for runtimes that know nothing of torch.
+
+One graph does both the prefill and the step, so that a runtime holds the weights once:
+
+    tokens                       int64 (B, S)             the start token (``n_vocab``) and the prefix first, then one at a time
+    past.0.key .. past.L-1.value  float32 (B, H, P, D)     of all positions so far, none (P = 0) at first
+    logits                       float32 (B, V)           of the position after the last token given
+    present.0.key ..             float32 (B, H, P + S, D)  past and new: the next call's past
+
+Letters as in `igpt.model`; L is the number of blocks. A runtime on a graphics card may leave the cache there.
+Only operators of ONNX's opset 17 are used, so that any runtime since 2022 reads the file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import IO
+
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from igpt.errors import UsageError
+from igpt.fast import GELU
+from igpt.files import write_atomically
+from igpt.model import ImageGPT
+from igpt.palette import Palette
+
+OPSET = 17
+WEIGHTS = "weights.bin"  # beside model.onnx: a protocol buffer ends at 2 GB, iGPT-L does not
+ALIGNED = 64  # bytes, at which each tensor begins
+
+
+def write_onnx(folder: Path, model: ImageGPT, palette: Palette, *, half: bool = False) -> None:
+    """Write a model as ``model.onnx``, ``weights.bin`` and ``palette.npy``; ``config.json`` comes last.
+
+    half : store weights in float16. A runtime computes in float32 all the same, on weights that are off by at most
+    2^-11 of themselves: on a trained tiny-l logits then move by less than 0.02, where float32 agrees within 1e-3
+
+    Raises UsageError for a BERT model, which has no next token, and for weights that float16 cannot hold.
+    """
+    shape = model.shape
+    if shape.objective != "autoregressive":
+        raise UsageError("BERT weights predict no next token and cannot be exported as a sampler: use autoregressive ones")
+    with write_atomically(folder / WEIGHTS) as stream, torch.no_grad():
+        content = _Graph(stream, half=half).build(model).SerializeToString()
+    with write_atomically(folder / "model.onnx") as stream:
+        stream.write(content)
+    palette.save(folder / "palette.npy")
+    config = {**shape.as_dict(), "palette_sha256": palette.digest, "weights": "float16" if half else "float32"}
+    with write_atomically(folder / "config.json") as stream:
+        stream.write((json.dumps(config, indent=1) + "\n").encode())
+
+
+class _Graph:
+    """Nodes in the order in which they are computed; weights go to ``stream`` as they come."""
+
+    def __init__(self, stream: IO[bytes], *, half: bool) -> None:
+        self.stream = stream
+        self.dtype = torch.float16 if half else torch.float32
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[TensorProto] = []
+
+    def build(self, model: ImageGPT) -> onnx.ModelProto:
+        """The whole model."""
+        shape, state = model.shape, model.state_dict()
+        depth = shape.n_embd // shape.n_head
+        self.integers("first", 0)
+        past = self.node("Squeeze", self.length("past.0.key", 2), "first")
+        new = self.node("Squeeze", self.length("tokens", 1), "first")
+        # Of all positions so far, and of those given now: a query sees no key behind it.
+        total = self.node("Add", past, new)
+        zero, one = self.integers("zero", 0, scalar=True), self.integers("one", 1, scalar=True)
+        places = self.node("Range", past, total, one)  # (S,)
+        keys_at = self.node("Range", zero, total, one)  # (P + S,)
+        later = self.node("Greater", keys_at, self.node("Unsqueeze", places, self.integers("behind", 1)))  # (S, P + S)
+        mask = self.node("Where", later, self.floats("never", -3e38), self.floats("nothing", 0.0))
+
+        h = self.node("Gather", self.weight("wte", torch.cat([state["wte"], state["sos"][None]])), "tokens")  # (B, S, C)
+        h = self.node("Add", h, self.node("Gather", self.weight("wpe", state["wpe"]), places))
+        for number in range(shape.n_layer):
+            start = f"blocks.{number}."
+            block = {name.removeprefix(start): tensor for name, tensor in state.items() if name.startswith(start)}
+            h = self.block(h, block, number, mask, shape.n_head)
+        self.integers("last", -1, scalar=True)
+        newest = self.node("Gather", self.norm(h, self.weight("ln_f.g", state["ln_f.g"])), "last", axis=1)  # (B, C)
+        self.node("MatMul", newest, self.weight("wtet", state["wtet"].T), out="logits")
+
+        def cache(name: str, length: str) -> list[onnx.ValueInfoProto]:
+            dims = ("images", shape.n_head, length, depth)
+            names = [f"{name}.{number}.{part}" for number in range(shape.n_layer) for part in ("key", "value")]
+            return [helper.make_tensor_value_info(n, TensorProto.FLOAT, dims) for n in names]
+
+        tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, ("images", "given"))
+        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("images", shape.n_vocab))
+        inputs, outputs = [tokens, *cache("past", "past")], [logits, *cache("present", "present")]
+        graph = helper.make_graph(self.nodes, "igpt", inputs, outputs, self.initializers)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8, producer_name="igpt")
+
+    def block(self, h: str, state: dict[str, Tensor], number: int, mask: str, heads: int) -> str:
+        """The block's output (B, S, C); its keys and values become outputs of the graph."""
+
+        def weight(name: str, tensor: Tensor) -> str:
+            return self.weight(f"blocks.{number}.{name}", tensor)
+
+        width = len(state["ln_1.g"])
+        depth = width // heads
+        normed = self.norm(h, weight("ln_1.g", state["ln_1.g"]))
+        mixed = self.node("MatMul", normed, weight("qkv", state["attn.qkv.weight"].T))
+        mixed = self.node("Reshape", mixed, self.integers(f"heads.{number}", 0, 0, 3, heads, depth))  # (B, S, 3, H, D)
+        query, key, value = (
+            self.node("Gather", mixed, self.integers(f"part.{number}.{part}", part, scalar=True), axis=2) for part in range(3)
+        )
+        # The scale goes into the query, which is smaller than the scores.
+        query = self.node("Mul", query, self.floats(f"scale.{number}", depth**-0.5))
+        query, key, value = (self.node("Transpose", part, perm=[0, 2, 1, 3]) for part in (query, key, value))  # (B, H, S, D)
+        keys = self.node("Concat", f"past.{number}.key", key, axis=2, out=f"present.{number}.key")  # (B, H, P + S, D)
+        values = self.node("Concat", f"past.{number}.value", value, axis=2, out=f"present.{number}.value")
+        scores = self.node("MatMul", query, self.node("Transpose", keys, perm=[0, 1, 3, 2]))  # (B, H, S, P + S)
+        attention = self.node("Softmax", self.node("Add", scores, mask), axis=-1)
+        seen = self.node("MatMul", attention, values)  # (B, H, S, D)
+        seen = self.node("Transpose", seen, perm=[0, 2, 1, 3])
+        seen = self.node("Reshape", seen, self.integers(f"width.{number}", 0, 0, width))
+        h = self.node("Add", h, self.node("MatMul", seen, weight("attn.c_proj", state["attn.c_proj.weight"].T)))
+        inner = self.norm(h, weight("ln_2.g", state["ln_2.g"]))
+        inner = self.node("MatMul", inner, weight("c_fc", state["c_fc.weight"].T))
+        gate = self.node("Sigmoid", self.node("Mul", inner, self.floats(f"gelu.{number}", GELU)))
+        inner = self.node("MatMul", self.node("Mul", inner, gate), weight("c_proj", state["c_proj.weight"].T))
+        return self.node("Add", h, inner)
+
+    def norm(self, h: str, gain: str) -> str:
+        """As `igpt.model.Norm`, in the five operators that runtimes know how to fuse."""
+        at = len(self.nodes)
+        squared = self.node("Pow", h, self.floats(f"two.{at}", 2.0))
+        mean = self.node("ReduceMean", squared, axes=[-1], keepdims=1)
+        root = self.node("Sqrt", self.node("Add", mean, self.floats(f"epsilon.{at}", 1e-5)))
+        return self.node("Mul", self.node("Div", h, root), gain)
+
+    def length(self, name: str, axis: int) -> str:
+        """One side of an input, int64 (1,)."""
+        return self.node("Shape", name, start=axis, end=axis + 1)
+
+    def node(self, operator: str, *inputs: str, out: str = "", **attributes: int | list[int]) -> str:
+        """Add a node; the name of its output."""
+        out = out or f"{operator.lower()}.{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [out], **attributes))  # type: ignore[arg-type]  # of its own keywords
+        return out
+
+    def integers(self, name: str, *values: int, scalar: bool = False) -> str:
+        """A constant, int64."""
+        self.initializers.append(helper.make_tensor(name, TensorProto.INT64, [] if scalar else [len(values)], values))
+        return name
+
+    def floats(self, name: str, value: float) -> str:
+        """A constant, float32, without dimensions."""
+        self.initializers.append(helper.make_tensor(name, TensorProto.FLOAT, [], [value]))
+        return name
+
+    def weight(self, name: str, tensor: Tensor) -> str:
+        """Write a weight; the name under which a node has it in float32."""
+        stored = tensor.to(self.dtype).contiguous()
+        if not stored.isfinite().all():
+            raise UsageError(f"the weight {name} is beyond float16's range: export without --half")
+        self.stream.write(b"\0" * (-self.stream.tell() % ALIGNED))
+        proto = TensorProto(
+            name=name,
+            data_type=TensorProto.FLOAT16 if self.dtype == torch.float16 else TensorProto.FLOAT,
+            dims=list(stored.shape),
+            data_location=TensorProto.EXTERNAL,
+        )
+        content = stored.numpy().tobytes()  # little-endian wherever torch runs
+        for key, value in (("location", WEIGHTS), ("offset", self.stream.tell()), ("length", len(content))):
+            proto.external_data.add(key=key, value=str(value))
+        self.stream.write(content)
+        self.initializers.append(proto)
+        if self.dtype == torch.float16:
+            return self.node("Cast", name, to=TensorProto.FLOAT)
+        return name

@@ -1,0 +1,94 @@
+"""A reader's own records: beside ours, labelled, never among them, and their disagreements pointed out."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import igpt
+from test_tables import cell_of, write_records
+
+from igpt.errors import UsageError
+from igpt.project import Project
+from igpt.report.provenance import yours_table
+from igpt.report.tables import result_table
+from igpt.results.record import Record, write_record
+from igpt.results.store import ReaderStore
+
+COLUMN = "Yours (mine): Tiny tier (digits)"
+
+
+@pytest.fixture
+def mine(project: Project) -> Path:
+    """The records of one experiment, moved out of the project into a folder of any layout."""
+    write_records(project, "headline-001")
+    folder = project.root / "mine"
+    shutil.copytree(project.records / "tiny", folder / "deep" / "er")
+    return folder
+
+
+def change(folder: Path, seed: int, shift: float, *, interval: float | None = None) -> None:
+    """Move a record's accuracy, and give it an interval."""
+    path = next(folder.rglob(f"linear_probe,*seed={seed}.json"))
+    record = Record.model_validate_json(path.read_bytes())
+    value = record.values["accuracy"]
+    moved = value.value + shift
+    update = {"value": moved, **({} if interval is None else {"low": moved - interval, "high": moved + interval})}
+    write_record(path, record.model_copy(update={"values": {**record.values, "accuracy": value.model_copy(update=update)}}))
+
+
+def test_they_fill_a_column_of_their_own_and_leave_ours_alone(project: Project, mine: Path) -> None:
+    shutil.rmtree(project.records / "tiny")
+    table = result_table("headline", project, ReaderStore(project, mine))
+    assert cell_of(table, COLUMN, "headline-001").text.startswith("92.0")
+    assert "from the folder mine" in dict(cell_of(table, COLUMN, "headline-001").receipt)["Whose"]
+    assert cell_of(table, COLUMN, "headline-001").records[0].startswith("../yours/deep/er/linear_probe")
+    assert cell_of(table, "Tiny tier (digits)", "headline-001").text == "pending"
+    assert COLUMN in result_table("scoreboard", project, ReaderStore(project, mine)).columns
+    assert COLUMN not in result_table("headline", project).columns
+    assert COLUMN not in result_table("released-losses", project, ReaderStore(project, mine)).columns
+
+
+def test_agreement_is_not_remarked_and_disagreement_is(project: Project, mine: Path) -> None:
+    yours = ReaderStore(project, mine)
+    assert "disagrees" not in cell_of(result_table("headline", project, yours), COLUMN, "headline-001").text
+    for seed in range(3):
+        change(mine, seed, -0.4)
+    cell = cell_of(result_table("headline", project, ReaderStore(project, mine)), COLUMN, "headline-001")
+    assert cell.text.endswith("disagrees with ours")
+    assert "0.5200 in yours and 0.9200 in ours" in dict(cell.receipt)["Disagrees"]
+
+
+def test_one_record_beyond_its_interval_is_listed(project: Project, mine: Path) -> None:
+    assert yours_table(project, ReaderStore(project, mine)).rows == ()
+    change(project.records, 1, 0.0, interval=0.01)
+    change(mine, 1, 0.1, interval=0.01)
+    table = yours_table(project, ReaderStore(project, mine))
+    assert [cell.text for cell in table.rows[0]][1:4] == ["accuracy", "1.02 [1.01, 1.03]", "0.92 [0.91, 0.93]"]
+    assert table.rows[0][5].text == "ours"
+    assert "1 value beyond" in table.caption
+
+
+def test_two_of_theirs_that_disagree_are_listed_and_the_later_one_counts(project: Project, mine: Path) -> None:
+    change(mine, 0, 0.0, interval=0.01)
+    shutil.copytree(mine / "deep", mine / "again")
+    change(mine / "again", 0, -0.2, interval=0.01)
+    path = next((mine / "again").rglob("*seed=0.json"))
+    record = Record.model_validate_json(path.read_bytes())
+    write_record(path, record.model_copy(update={"receipt": record.receipt.model_copy(update={"finished": "2027"})}))
+    yours = ReaderStore(project, mine)
+    assert len(yours_table(project, yours).rows) == 1
+    assert "0.7000" in dict(cell_of(result_table("headline", project, yours), COLUMN, "headline-001").receipt)["Values"]
+
+
+def test_a_folder_that_is_none_or_holds_none_is_one_sentence(project: Project) -> None:
+    with pytest.raises(UsageError, match="there is no folder of records"):
+        ReaderStore(project, project.root / "absent")
+    (project.root / "empty").mkdir()
+    with pytest.raises(UsageError, match="holds no records"):
+        ReaderStore(project, project.root / "empty")
+    (project.root / "empty" / "text.json").write_text("text")
+    done = igpt("table", "headline", "--records", "empty", root=project.root)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "is not a record" in done.stderr
