@@ -16,7 +16,7 @@ from igpt.project import Project
 from igpt.slurm.ledger import Array, Ledger, homes
 from igpt.slurm.local import gpus
 from igpt.slurm.profile import Profile, find_profile
-from igpt.slurm.scheduler import call, job_parameters
+from igpt.slurm.scheduler import call, job_parameters, require
 from igpt.slurm.snapshot import check_clean
 
 FREE_GIB = 5.0  # below which a folder is said to be nearly full
@@ -32,25 +32,35 @@ def examine(profile_name: str) -> tuple[str, int]:
         ("records", lambda: _unread(project)),
     ]
     if profile.scheduler == "slurm":
-        questions += [
-            ("scheduler", lambda: call("sinfo", "--version").strip() + _answers()),
+        questions += [("scheduler", _answers)]
+        further: list[tuple[str, Callable[[], str]]] = [
             ("array size", lambda: _array_size(profile)),
             ("queue again", _requeue),
             ("accounting", _accounting),
             ("python", lambda: _python(profile)),
+            *((f"a job of {name}", partial(_try, project, profile, name)) for name in profile.stages),
         ]
-        questions += [(f"a job of {name}", partial(_try, project, profile, name)) for name in profile.stages]
     else:
         questions += [("this machine", lambda: f"{os.cpu_count()} cores, {len(gpus())} GPUs")]
-    lines, bad = [], 0
+        further = []
+    lines, wrong = _ask(questions)
+    if not any(line.startswith("wrong  scheduler") for line in lines):  # or each would only say so again
+        more, also = _ask(further)
+        lines, wrong = lines + more, wrong + also
+    lines.append(f"{wrong} of {len(lines)} answers are wrong" if wrong else "nothing is wrong")
+    return "\n".join(lines), int(bool(wrong))
+
+
+def _ask(questions: list[tuple[str, Callable[[], str]]]) -> tuple[list[str], int]:
+    """A line an answer, and how many of them are wrong."""
+    lines, wrong = [], 0
     for what, ask in questions:
         try:
             lines.append(f"ok     {what}: {ask()}")
         except (UsageError, OSError) as error:
-            bad += 1
+            wrong += 1
             lines.append(f"wrong  {what}: {error}")
-    lines.append(f"{bad} of {len(questions)} answers are wrong" if bad else "nothing is wrong")
-    return "\n".join(lines), int(bool(bad))
+    return lines, wrong
 
 
 def _folder(runs: Path) -> str:
@@ -75,9 +85,10 @@ def _unread(project: Project) -> str:
 
 
 def _answers() -> str:
-    """What the controller says of its nodes."""
-    states = call("sinfo", "-h", "-o", "%D %T").split("\n")
-    return ", " + ", ".join(line for line in states if line) + " nodes"
+    """The scheduler's version, and what its controller says of its nodes."""
+    require()
+    states = [line for line in call("sinfo", "-h", "-o", "%D %T").splitlines() if line]
+    return f"{call('sinfo', '--version').strip()}, {', '.join(states)} nodes"
 
 
 def _settings() -> dict[str, str]:

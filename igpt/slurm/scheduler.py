@@ -169,7 +169,7 @@ def call(*command: str) -> str:
     except subprocess.TimeoutExpired:
         raise UsageError(f"{command[0]} has not answered for {SECONDS} s: the scheduler may be down, try again later") from None
     if done.returncode:
-        said = " ".join(done.stderr.split())
+        said = " ".join(done.stderr.rpartition("fatal: ")[2].split())
         raise UsageError(f"{command[0]} refuses ({said}): see whether the scheduler is up, `sinfo` says")
     return done.stdout
 

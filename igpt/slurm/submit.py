@@ -31,6 +31,7 @@ from igpt.slurm.scheduler import Queue, look, require, submit
 from igpt.slurm.snapshot import check_clean, take_snapshot
 from igpt.slurm.targets import chosen
 from igpt.stage import Stage
+from igpt.train.cost import CARD
 from igpt.train.recipes import recipe
 
 WEIGHTS_KEPT = 3 * 2  # copies of the weights in two checkpoints: they and Adam's two moments
@@ -211,13 +212,13 @@ def describe(decided: Submission) -> str:
                 f"{written:,.2f}",
             )
         )
-    heads = ("Array", "Jobs", "Notebooks", "After", "Asks for", "GiB", "Minutes", "H100-hours", "Disk GiB")
+    heads = ("Array", "Jobs", "Notebooks", "After", "Asks for", "GiB", "Minutes", f"{CARD}-hours", "Disk GiB")
     table = tabulate(rows, heads, disable_numparse=True)
     count = sum(len(batch.stages) for batch in decided.batches)
     lines = [table, ""] if rows else []
     lines += [f"  {numbers[p.stage]}: {p.stage.name}" for batch in decided.batches for p in batch.stages][:LISTED]
     lines += [f"  and {count - LISTED} more"] if count > LISTED else []
-    said = f"{count} jobs in {len(rows)} arrays, {hours:,.1f} GPU-hours of an H100, {disk:,.2f} GiB of weights"
+    said = f"{count} jobs in {len(rows)} arrays, {hours:,.1f} GPU-hours of an {CARD}, {disk:,.2f} GiB of weights"
     waiting = f"; {len(decided.active)} stages are queued or running, {decided.fresh} finished"
     return "\n".join([*lines, f"{said}{waiting}; nothing was submitted"])
 
