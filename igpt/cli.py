@@ -320,15 +320,19 @@ def verify(
 
 
 @app.command()
-def panel(model: ModelOption = "tiny-l") -> None:
+def panel(
+    model: ModelOption = "tiny-l",
+    measure: Annotated[bool, typer.Option("--measure", help="Instead, time the built one in Chromium, for a record.")] = False,
+) -> None:
     """Make what the book's live panel loads; `make book` does.
 
     The model as ONNX, held-out images out of its record of samples, and the runtime that npm has installed.
     """
     from igpt.run.live import prepare_live
+    from igpt.run.live_speed import measure_panel
 
     with _stoppable():
-        typer.echo(prepare_live(model))
+        typer.echo(measure_panel() if measure else prepare_live(model))
 
 
 def main() -> None:

@@ -109,7 +109,8 @@ function load(section, about, base, backend, total, say) {
 }
 
 // After the press: choose, complete, look, save.
-function panel(section, about, { worker, backend }, say) {
+function panel(section, about, { worker, backend, seconds }, say) {
+  section.dataset.start = seconds; // from the end of the download until ready
   const positions = about.n_ctx, side = about.side;
   section.querySelector(".live-panel").innerHTML = FORM;
   const form = section.querySelector("form"), results = section.querySelector(".live-results");

@@ -15,6 +15,7 @@ from igpt.experiments.cells import ACCURACY_MARGIN, SEEDS
 from igpt.experiments.published import published_rows
 from igpt.measure import LEVEL
 from igpt.project import Project
+from igpt.report.live import live_number
 from igpt.report.tables import Cell, published_cell, tier_cell
 from igpt.results.notebooks import near_misses
 from igpt.results.store import RecordStore
@@ -23,7 +24,7 @@ from igpt.train.recipes import PAPER, TINY, recipe
 
 
 def number(name: str, project: Project) -> Cell:
-    """The cell that a name stands for: ``published ROW``, ``measured ROW TIER`` or ``fact NAME``.
+    """The cell that a name stands for: ``published ROW``, ``measured ROW TIER``, ``live KEY`` or ``fact NAME``.
 
     Raises UsageError for a name that stands for nothing.
     """
@@ -37,12 +38,14 @@ def number(name: str, project: Project) -> Cell:
             experiment = next((e for e in experiments() if e.name == row_id), None)
             if experiment is not None and experiment.run_in(tier):
                 return tier_cell(experiment, tier, RecordStore(project))
+        case "live", [key]:
+            return live_number(key, project)
         case "fact", [fact]:
             facts = _facts()
             if fact in facts:
                 return Cell(facts[fact])
             raise UsageError(f"there is no fact {fact!r}{near_misses(fact, list(facts))}")
-    raise UsageError(f"{name!r} names no number: write published ROW, measured ROW TIER, or fact NAME")
+    raise UsageError(f"{name!r} names no number: write published ROW, measured ROW TIER, live KEY, or fact NAME")
 
 
 def _facts() -> dict[str, str]:

@@ -64,7 +64,7 @@ def test_a_clean_record_of_this_checkout_can_be_trusted(project: Project, commit
         ({"by_hand": True}, "run by hand"),
         ({"signature": "0" * 64}, "not that of its parts"),
         ({"stage": "palette,seed=0,colour=3"}, "has no parameter 'colour'"),
-        ({"stage": "pallette,seed=0"}, "there is no experiment, table or notebook 'pallette,seed=0'"),
+        ({"stage": "palettes,seed=0"}, "there is no experiment, table or notebook 'palettes,seed=0'"),
     ],
 )
 def test_each_doubt_is_named(project: Project, commit: str, changes: dict[str, object], doubt: str) -> None:
