@@ -4,6 +4,7 @@
     ```{igpt-figure} depth            a figure by name, with :alt: and a caption as its content
     ```{igpt-api} igpt.model          the public names of a module
     ```{igpt-live}                    the panel that completes pictures in the reader's browser
+    ```{igpt-layers}                  the nearest neighbours that each layer finds
     ```{igpt-palette}                 a reader's photo in the released colours
     ```{igpt-yours}                   how a reader's own records (make book RECORDS=path) compare; nothing without them
     {igpt}`measured headline-001 tiny`    a number by name, with its receipt
@@ -223,6 +224,24 @@ class PaletteDirective(SphinxDirective):
         return [nodes.raw("", frame, format="html")]
 
 
+class LayersDirective(SphinxDirective):
+    """``igpt-layers``: along the depth curve, the training images that each layer finds nearest to held-out ones."""
+
+    def run(self) -> list[nodes.Node]:
+        """A frame that its script fills; a sentence without the file."""
+        root = "../" * self.env.docname.count("/")
+        if not (Path(self.env.srcdir) / "live" / "layers.json").exists():
+            said = "This copy of the book was built without the neighbours: make book finds them where npm is installed."
+            return [nodes.paragraph("", said)]
+        frame = (
+            f'<section class="igpt-live igpt-layers" data-live="{root}live/" aria-label="Neighbours by layer">'
+            "<p>The neighbours would stand here where scripts run and the page comes from a web server, as with"
+            " <code>make serve</code>.</p></section>"
+            f'<link rel="stylesheet" href="{root}live/live.css"><script type="module" src="{root}live/layers.js"></script>'
+        )
+        return [nodes.raw("", frame, format="html")]
+
+
 class ApiDirective(SphinxDirective):
     """``igpt-api MODULE``: what a module offers, from its source."""
 
@@ -321,6 +340,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     )
     app.add_directive("igpt-table", TableDirective)
     app.add_directive("igpt-figure", FigureDirective)
+    app.add_directive("igpt-layers", LayersDirective)
     app.add_directive("igpt-palette", PaletteDirective)
     app.add_directive("igpt-yours", YoursDirective)
     app.add_directive("igpt-live", LiveDirective)

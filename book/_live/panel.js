@@ -31,7 +31,7 @@ const FORM = `
 </form>
 <div class="live-results" role="group" aria-label="Given, completed, original"></div>`;
 
-for (const section of document.querySelectorAll(".igpt-live[data-live]")) offer(section);
+for (const section of document.querySelectorAll(".igpt-live:has(.live-load)")) offer(section);
 
 // Before the press: the button, with what it costs.
 async function offer(section) {

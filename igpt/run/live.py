@@ -21,6 +21,7 @@ from igpt.files import write_text
 from igpt.project import Project
 from igpt.results.record import Record, read_record
 from igpt.results.signature import Signer, module_digest
+from igpt.run.live_layers import find_neighbours, probe_record
 from igpt.stage import Stage
 from igpt.train.recipes import TINY
 
@@ -75,7 +76,8 @@ def prepare_live(model: str) -> str:
         shutil.rmtree(folder, ignore_errors=True)
         return "the book's panel is left out: its runtime is missing (install npm, then run make book again)"
     record = _samples_record(project, model)
-    source = _source(project, model, record)
+    probes = probe_record(project, model)
+    source = _source(project, model, [found[1].signature for found in (record, probes) if found])
     if _made_from(folder) == source:
         return f"the book's panel is as it was: {folder}"
     from igpt.run.samples import find_weights
@@ -92,6 +94,9 @@ def prepare_live(model: str) -> str:
             "images": _images(record, weights.shape.n_ctx),
             "record": str(record[0].relative_to(project.records)) if record else None,
         }
+        if probes:
+            neighbours = find_neighbours(model, weights, palette, probes, project)
+            write_text(part / "layers.json", json.dumps(neighbours) + "\n")
         write_text(part / "live.json", json.dumps(about, indent=1) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
@@ -176,7 +181,7 @@ def _samples_record(project: Project, model: str) -> tuple[Path, Record] | None:
     return None
 
 
-def _source(project: Project, model: str, record: tuple[Path, Record] | None) -> str:
+def _source(project: Project, model: str, records: list[str]) -> str:
     """SHA-256 over all that the folder is made from."""
     if model in TINY:
         signer = Signer(project.notebooks)
@@ -186,9 +191,9 @@ def _source(project: Project, model: str, record: tuple[Path, Record] | None) ->
         weights = " ".join([model, *(File.of(path).integrity for path in paths)])
     parts = {
         "weights": weights,
-        "code": [module_digest(name) for name in ("igpt.run.live", "igpt.weights.onnx")],
+        "code": [module_digest(name) for name in ("igpt.run.live", "igpt.run.live_layers", "igpt.weights.onnx")],
         "runtime": (project.root / "package-lock.json").read_text(),
-        "record": record[1].signature if record else "",
+        "records": records,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

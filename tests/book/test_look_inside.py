@@ -1,7 +1,8 @@
-"""The scoreboard's filters, and the palette of a reader's photo, in a real Chromium."""
+"""The scoreboard's filters, the neighbours by layer, and the palette of a reader's photo, in a real Chromium."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -102,4 +103,41 @@ def test_a_photo_is_shown_in_the_released_colours_with_its_tokens(
     size = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert size[0] <= size[1]
     assert serious(page, ".igpt-palette") == []
+    page.close()
+
+
+@pytest.mark.parametrize("view", ["dark", "phone"])
+def test_the_neighbours_follow_the_layer_by_key_and_by_pointer(browser: Browser, address: str, html: Path, view: str) -> None:
+    if not (html / "live" / "layers.json").exists():
+        pytest.skip("the book was built without its live panel (Debian: apt install npm)")
+    found = json.loads((html / "live" / "layers.json").read_text())
+    page, wrong = watched(browser, address, view)
+    page.goto(address + "chapters/depth.html", wait_until="networkidle")
+    section = page.locator(".igpt-layers")
+    slider, last = section.get_by_role("slider"), len(found["curve"]) - 1
+    slider.focus()
+    for layer, key in ((0, "Home"), (1, "ArrowRight"), (last, "End")):
+        page.keyboard.press(key)
+        same = sum(
+            found["shown"][index]["label"] == image["label"]
+            for image, row in zip(found["images"], found["neighbours"][layer], strict=True)
+            for index in row
+        )
+        said = section.locator("output").inner_text()
+        assert said.startswith(f"{layer}")
+        assert f"{100 * found['curve'][layer]['accuracy']:.1f} %" in said
+        assert f"{same} of {len(found['images']) * len(found['neighbours'][0][0])} neighbours" in said
+        names = [found["shown"][index]["label"] for index in found["neighbours"][layer][0]]
+        shown = section.locator("tbody tr").first.locator("td canvas")
+        assert [shown.nth(i).get_attribute("aria-label") for i in range(len(names))] == [
+            f"Neighbour {place + 1}, class {label}" for place, label in enumerate(names)
+        ]
+    box = section.locator("svg").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 2, box["y"] + box["height"] / 2)
+    assert section.locator("output").inner_text().startswith("0:")
+    assert wrong == []
+    size = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert size[0] <= size[1]
+    assert serious(page, ".igpt-layers") == []
     page.close()
