@@ -35,13 +35,12 @@ from igpt.report.datasets import datasets_table, terms_table
 from igpt.report.formats import render
 from igpt.report.numbers import number
 from igpt.report.palettes import released_palette_json
-from igpt.report.provenance import provenance_table, record_schema, records_table, yours_table
+from igpt.report.provenance import provenance_table, reader_records, record_schema, records_table, yours_table
 from igpt.report.speed import seconds_table, speed_table
 from igpt.report.tables import Cell, ResultTable, result_table, score_counts, table_names
-from igpt.results.store import ReaderStore
 
 PROJECT = Project.here()
-YOURS = ReaderStore(PROJECT, Path(os.environ["IGPT_RECORDS"])) if os.environ.get("IGPT_RECORDS") else None
+YOURS = reader_records(PROJECT, os.environ.get("IGPT_RECORDS"))
 PLAIN_TABLES = {  # of this book alone
     "score-counts": score_counts,
     "provenance": provenance_table,

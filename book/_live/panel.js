@@ -123,7 +123,7 @@ function panel(section, about, { worker, backend, seconds }, say) {
   let original = null; // tokens; null where there is no picture, and all is drawn
   let busy = false, run = null;
   slider.max = positions - 1;
-  slider.value = positions / 2;
+  slider.value = Math.floor(positions / 2);
 
   about.images.forEach((tokens, i) => addChoice(`Held-out image ${i + 1}`, tokens, i === 0));
   addChoice("Nothing", null, about.images.length === 0);
@@ -153,7 +153,7 @@ function panel(section, about, { worker, backend, seconds }, say) {
   function given() {
     if (!original) return blank();
     const keep = form.elements.keep.value;
-    const count = keep === "top" ? Math.ceil(positions / 2) : Number(slider.value);
+    const count = keep === "top" ? Math.floor(positions / 2) : Number(slider.value);
     return original.map((token, i) => ((keep === "left" ? i % side < Math.floor(side / 2) : i < count) ? token : -1));
   }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from igpt.errors import UsageError
 from igpt.project import Project
@@ -51,6 +52,11 @@ def records_table(project: Project) -> ResultTable:
         rows.append((stage, Cell(path.partition("/")[0]), seconds, commit, Cell(clean)))
     columns = ("Record", "Tier", "Seconds", "Commit", "Checkout")
     return ResultTable("records", "Every record behind this book", columns, tuple(rows))
+
+
+def reader_records(project: Project, folder: str | None) -> ReaderStore | None:
+    """A reader's own records, where a folder of them is named. Raises UsageError as `ReaderStore` does."""
+    return ReaderStore(project, Path(folder)) if folder else None
 
 
 def yours_table(project: Project, yours: ReaderStore) -> ResultTable:

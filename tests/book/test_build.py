@@ -224,3 +224,29 @@ def test_definition_lists_are_lists(html: Path) -> None:
     text = (html / "index.html").read_text()
     assert re.search(r"<dt>\s*Tiny tier", text)
     assert "Tiny tier :" not in text
+
+
+def test_a_readers_records_stand_beside_ours_and_never_among_them(
+    html: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "linear_probe,model=tiny-l,seed=0.json"
+    mine, ours = copy / "mine", copy / "book" / "records" / "tiny"
+    mine.mkdir()
+    ours.mkdir()
+    for seed in range(3):
+        for folder in (mine, ours):
+            shutil.copy(html / "records" / "tiny" / name.replace("seed=0", f"seed={seed}"), folder)
+    record = json.loads((mine / name).read_text())
+    record["values"]["accuracy"] |= {"value": 0.1, "low": 0.09, "high": 0.11}
+    (mine / name).write_text(json.dumps(record))
+    monkeypatch.setenv("IGPT_RECORDS", str(mine))
+    done = build(copy)
+    assert done.returncode == 0, done.stderr
+    built = copy / "book" / "_build" / "html"
+    page = (built / "chapters" / "linear-probes.html").read_text()
+    assert "Yours (mine): Tiny tier (digits)" in page
+    assert "disagrees with ours" in page
+    assert f"../records/../yours/{name}" in page
+    assert (built / "yours" / name).exists()
+    assert sorted(path.name for path in (built / "records" / "tiny").iterdir()) == sorted(path.name for path in ours.iterdir())
+    assert "1 value beyond the intervals" in (built / "chapters" / "provenance.html").read_text()
