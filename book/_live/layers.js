@@ -10,9 +10,9 @@ for (const section of document.querySelectorAll(".igpt-layers")) show(section).c
 });
 
 async function show(section) {
-  const responses = await Promise.all(["live", "layers"].map((name) => fetch(new URL(`${section.dataset.live}${name}.json`, document.baseURI))));
-  if (!responses.every((response) => response.ok)) throw new Error();
-  const [{ model, side, colours }, { images, shown, neighbours, curve, record }] = await Promise.all(responses.map((response) => response.json()));
+  const response = await fetch(new URL(`${section.dataset.live}layers.json`, document.baseURI));
+  if (!response.ok) throw new Error();
+  const { model, side, colours, images, shown, neighbours, curve, record } = await response.json();
   section.innerHTML = `
     <p><label>Layer <input type="range" min="0" max="${curve.length - 1}" value="0"></label> <output></output></p>
     <svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="Test accuracy of the probe by layer"></svg>

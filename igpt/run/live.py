@@ -76,7 +76,8 @@ def prepare_live(model: str) -> str:
         shutil.rmtree(folder, ignore_errors=True)
         return "the book's panel is left out: its runtime is missing (install npm, then run make book again)"
     record = _samples_record(project, model)
-    probes = probe_record(project, model)
+    looked_into = model if model in TINY else "tiny-l"  # whose data and labels are always at hand
+    probes = probe_record(project, looked_into)
     source = _source(project, model, [found[1].signature for found in (record, probes) if found])
     if _made_from(folder) == source:
         return f"the book's panel is as it was: {folder}"
@@ -95,7 +96,8 @@ def prepare_live(model: str) -> str:
             "record": str(record[0].relative_to(project.records)) if record else None,
         }
         if probes:
-            neighbours = find_neighbours(model, weights, palette, probes, project)
+            known = (weights, palette) if looked_into == model else find_weights(looked_into)
+            neighbours = find_neighbours(looked_into, *known, probes, project)
             write_text(part / "layers.json", json.dumps(neighbours) + "\n")
         write_text(part / "live.json", json.dumps(about, indent=1) + "\n")
         shutil.rmtree(folder, ignore_errors=True)

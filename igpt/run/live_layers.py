@@ -57,6 +57,9 @@ def find_neighbours(
         return [{"tokens": row.tolist(), "label": int(label)} for row, label in zip(tokens, labels, strict=True)]
 
     return {
+        "model": model,
+        "side": plan.side,
+        "colours": palette.dequantize(np.arange(len(palette))).tolist(),
         "images": pictures(test.images[:IMAGES], test.labels[:IMAGES]),
         "shown": pictures(train.images[shown], train.labels[shown]),
         "neighbours": place.reshape(nearest.shape).tolist(),
