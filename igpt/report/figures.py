@@ -115,7 +115,7 @@ def probe_settings(record: Record) -> Figure:
             label=f"{scaling} features, {'the optimum' if solver == 'optimum' else 'scikit-learn as it comes'}",
         )
     axes.set(xscale="log", xlabel="strength C", ylabel="validation accuracy (%)", title=_model(record))
-    axes.legend(fontsize=9)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     return figure
 
 
