@@ -28,6 +28,7 @@ class BookFigure:
     draw: str
     stages: tuple[Stage, ...]
     one: bool = False  # drawn from a single record rather than from a list of them
+    whole: bool = True  # only when every record is there; else of those that are, and the caption says what is pending
 
 
 def _figures_of(tier: str) -> dict[str, BookFigure]:
@@ -52,12 +53,12 @@ def _figures_of(tier: str) -> dict[str, BookFigure]:
     settings = (Stage.of("probe_settings", model=large, dataset=dataset),)
     return {
         "losses": BookFigure("losses", (*models("pretrain"), *seeds("pretrain", objective="bert"))),
-        "losses-autoregressive": BookFigure("losses", models("pretrain")),
+        "losses-autoregressive": BookFigure("losses", models("pretrain"), whole=tier == "tiny"),
         "samples": BookFigure("samples", samples, one=True),
         "completions": BookFigure("completions", samples, one=True),
-        "depth": BookFigure("depth", models("linear_probe")),
+        "depth": BookFigure("depth", models("linear_probe"), whole=tier == "tiny"),
         "depth-bert": BookFigure("depth", seeds("linear_probe", objective="bert")),
-        "loss-against-probe": BookFigure("loss_against_probe", models("loss_against_probe")),
+        "loss-against-probe": BookFigure("loss_against_probe", models("loss_against_probe"), whole=tier == "tiny"),
         "fine-tune-search": BookFigure("search", seeds("fine_tune")[:1], one=True),
         "bert": BookFigure("bert", both),
         "low-data": BookFigure("low_data", seeds("low_data")),
@@ -74,11 +75,13 @@ FIGURES = {
 
 
 def figure_records(name: str, store: RecordStore) -> list[Record] | None:
-    """A figure's records, None when one is missing. Raises UsageError for an unknown figure."""
+    """A figure's records, None when one is missing that it needs. Raises UsageError for an unknown figure."""
     if name not in FIGURES:
         raise UsageError(f"there is no figure {name!r}{near_misses(name, list(FIGURES))}")
-    found = [store.read(stage) for stage in FIGURES[name].stages]
-    return None if any(record is None for record in found) else [record for record in found if record is not None]
+    figure = FIGURES[name]
+    found = [record for stage in figure.stages if (record := store.read(stage)) is not None]
+    enough = len(found) == len(figure.stages) or (found and not figure.whole)
+    return found if enough else None
 
 
 def figure_note(name: str, project: Project) -> str:
@@ -86,6 +89,8 @@ def figure_note(name: str, project: Project) -> str:
     store = RecordStore(project)
     records = figure_records(name, store) or []
     notes = []
+    if records and (missing := [s for s in FIGURES[name].stages if store.read(s) is None]):
+        notes.append(f"Pending: {', '.join(str(stage.parameters['model']) for stage in missing)}.")
     if any(store.changed(stage) for stage in FIGURES[name].stages):
         notes.append("Stale: its records were made before the code or its inputs changed.")
     if any(record.receipt.dirty for record in records):

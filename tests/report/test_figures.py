@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
+from conftest import ROOT
 from test_tables import write_records
 
 from igpt.errors import UsageError
@@ -13,6 +16,16 @@ def test_a_figure_without_its_records_is_not_drawn(project: Project) -> None:
     for name, figure in FIGURES.items():
         drawn = draw_figure(name, project, project.root / "figures")
         assert (drawn is None) == bool(figure.stages), name
+
+
+def test_a_figure_of_several_models_shows_those_that_have_run_and_names_the_others(project: Project) -> None:
+    shown = FIGURES["laptop-depth"].stages[1]
+    published = ROOT / "book" / "records" / "laptop" / "linear_probe,dataset=cifar10,model=laptop-m,seed=0.json"
+    path = RecordStore(project).path(shown)
+    path.parent.mkdir(parents=True)
+    shutil.copy(published, path)
+    assert draw_figure("laptop-depth", project, project.root / "figures") is not None
+    assert "Pending: laptop-s, laptop-l." in figure_note("laptop-depth", project)
 
 
 def test_an_unknown_figure_is_refused(project: Project) -> None:
