@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from igpt.project import Project
 from igpt.report.tables import Cell, ResultTable
+from igpt.results.store import RecordStore
 from igpt.shape import Objective
+from igpt.stage import Stage
 from igpt.train.cost import CARD, CARD_FLOPS, UTILISATION, forward_flops, gpu_hours, pretraining_flops
+from igpt.train.memory import GIB, Kept, step_memory
 from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY, Recipe, recipe
 
 CARD_GIB = 80
@@ -42,12 +45,22 @@ def recipe_table(_: Project) -> ResultTable:
     return ResultTable("recipes", caption, columns, tuple(tuple(Cell(text) for text in row) for row in rows))
 
 
-def memory_table(_: Project) -> ResultTable:
-    """Each published model on one card and on many: how it is spread, what fits, how long it takes."""
+def memory_table(project: Project) -> ResultTable:
+    """Each published model on one card and on many: how it is spread, what fits, how long it takes.
+
+    What a step keeps of an image comes from the record of the parameters' notebook; it is counted now where there is none.
+    """
     rows = []
+    record = RecordStore(project).read(Stage.of("parameters"))
+    counted = {str(row["model"]): row for row in (record.series.get("kept", []) if record else [])}
     for plan in (recipe(name) for name in PAPER):
         for devices in DEVICES:
-            fit = fitting(plan, devices)
+            row = counted.get(plan.name)
+            kept = Kept(float(row["block"]), float(row["outside"])) if row else None  # type: ignore[arg-type]
+            try:
+                fit = fitting(plan, devices, kept)
+            except ImportError:  # without torch nothing is counted
+                return ResultTable("memory", "Not counted yet: make book counts it", ("Status",), ((Cell("pending"),),))
             if plan.batch % devices:
                 cells = ("–", "–", "–", f"no: {plan.batch} images cannot be shared by {devices} cards", "–")
             elif fit is None:
@@ -80,17 +93,18 @@ class Fit:
     gib: float
 
 
-def fitting(plan: Recipe, devices: int) -> Fit | None:
-    """The first that fits: replicated before sharded, activations kept before recomputed, as many images as may be."""
-    from igpt.train.memory import GIB, step_memory  # brings torch
+def fitting(plan: Recipe, devices: int, kept: Kept | None = None) -> Fit | None:
+    """The first that fits: replicated before sharded, activations kept before recomputed, as many images as may be.
 
+    kept : as `igpt.train.memory.step_memory` takes it
+    """
     if plan.batch % devices:
         return None
     share = plan.batch // devices
     for shard in (False, True) if devices > 1 else (False,):
         for recompute in (False, True):
             for images in sorted((n for n in range(1, share + 1) if share % n == 0), reverse=True):
-                need = step_memory(plan.shape, images=images, devices=devices, shard=shard, recompute=recompute)
+                need = step_memory(plan.shape, images=images, devices=devices, shard=shard, recompute=recompute, kept=kept)
                 if need.total <= USED * CARD_GIB * GIB:
                     return Fit(shard, recompute, images, need.total / GIB)
     return None

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TYPE_CHECKING
 
-import torch
-
-from igpt.model import ImageGPT
 from igpt.shape import ModelShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FLOAT, HALF = 4, 2  # bytes
 GIB = 2**30
@@ -35,24 +36,34 @@ class Memory:
 
 
 def step_memory(
-    shape: ModelShape, *, images: int, devices: int = 1, shard: bool = False, recompute: bool = False, half: bool = True
+    shape: ModelShape,
+    *,
+    images: int,
+    devices: int = 1,
+    shard: bool = False,
+    recompute: bool = False,
+    half: bool = True,
+    kept: Kept | None = None,
 ) -> Memory:
-    """Memory of a step on each of ``devices``; ``images`` go through each at once, see `igpt.train.spread.Spread`."""
+    """Memory of a step on each of ``devices``; ``images`` go through each at once, see `igpt.train.spread.Spread`.
+
+    kept : what `kept_per_image` found, where it has been counted already
+    """
     block = 12 * shape.n_embd**2 + 2 * shape.n_embd
     outside = shape.parameters - shape.n_layer * block
     parts = devices if shard else 1
     on_their_way = FLOAT * shape.parameters if devices > 1 else 0
     # Sharded: of two blocks, the next one being fetched early, and of what lies outside of blocks.
     passing = FLOAT * (2 * 2 * block + 2 * outside) if shard else on_their_way
-    image = kept_per_image(shape, half)
-    kept = shape.n_layer * image.block + image.outside
+    image = kept or kept_per_image(shape, half)
+    bytes_of_one = shape.n_layer * image.block + image.outside
     if recompute:
-        kept = shape.n_layer * FLOAT * shape.n_ctx * shape.n_embd + image.block + image.outside
+        bytes_of_one = shape.n_layer * FLOAT * shape.n_ctx * shape.n_embd + image.block + image.outside
     return Memory(
         state=4 * FLOAT * shape.parameters / parts,
         passing=passing,
         copies=HALF * shape.parameters if half else 0,
-        activations=images * kept,
+        activations=images * bytes_of_one,
     )
 
 
@@ -81,11 +92,14 @@ def kept_per_image(shape: ModelShape, half: bool) -> Kept:
 
 def _saved(shape: ModelShape, images: int, half: bool) -> int:
     """Bytes of everything that the loss keeps for its gradients, parameters apart."""
+    import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from igpt.model import ImageGPT
 
     sizes: dict[int, int] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         sizes[storage._cdata] = storage.nbytes()
         return tensor
