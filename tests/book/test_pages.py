@@ -103,9 +103,10 @@ def test_one_image_of_each_figure_is_shown_by_the_readers_mode(browser: Browser,
         page.goto(address + "chapters/depth.html", wait_until="networkidle")
         images = page.locator("figure img")
         visible = [images.nth(i).get_attribute("class") for i in range(images.count()) if images.nth(i).is_visible()]
-        assert len(visible) == 2
+        captions = page.locator("figcaption")
+        assert len(visible) == captions.count() > 1
         assert all(shown in str(classes) for classes in visible)
-        assert all(page.locator("figcaption").nth(i).is_visible() for i in range(2))
+        assert all(captions.nth(i).is_visible() for i in range(captions.count()))
         assert page.evaluate("[...document.images].every(i => i.offsetParent === null || i.naturalWidth > 0)")
         page.close()
 
