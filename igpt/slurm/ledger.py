@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -99,6 +99,10 @@ class Ledger:
         """The last job of each stage, by the stage's folder."""
         return {listed.folder: (array, index) for array in self.arrays() for index, listed in enumerate(array.stages)}
 
+    def finished(self, folder: str) -> bool:
+        """Whether the record of a stage stands, by the stage's folder."""
+        return (self.home.runs / folder / "record.json").exists()
+
     def write(self, array: Array) -> None:
         """Keep an array as it now is."""
         write_text(self.folder / f"{array.token}.json", json.dumps(array.model_dump(), indent=1) + "\n")
@@ -139,6 +143,11 @@ class Ledger:
             raise UsageError(
                 f"another submission has been at work in {self.folder} for minutes: wait for it, or end it"
             ) from None
+
+
+def arrays_of(jobs: Iterable[tuple[Array, int]]) -> list[Array]:
+    """The arrays of some jobs, once each."""
+    return list({array.token: array for array, _ in jobs}.values())
 
 
 def homes(project: Project) -> list[Project]:

@@ -49,6 +49,11 @@ class Queue:
         """One job, if the scheduler still knows it."""
         return self._jobs.get((array.title, index))
 
+    def active(self, array: Array, index: int) -> Queued | None:
+        """One job, if it is queued or running."""
+        job = self.find(array, index)
+        return job if job is not None and not job.over else None
+
 
 def require() -> None:
     """Raise UsageError where there is no SLURM, before anything is written for it."""

@@ -22,7 +22,7 @@ from igpt.results.record import read_record, write_record
 from igpt.results.signature import Signer
 from igpt.results.store import record_path
 from igpt.run.folder import read_progress, run_folder
-from igpt.slurm.ledger import Array, Ledger, homes, scheduler_word
+from igpt.slurm.ledger import Array, Ledger, arrays_of, homes, scheduler_word
 from igpt.slurm.scheduler import Queue, Queued, cancel, look
 from igpt.slurm.targets import chosen
 
@@ -84,13 +84,11 @@ def watch_status(targets: list[str], *, every: bool) -> Iterator[str]:
 def rows(ledger: Ledger, targets: list[str]) -> list[Row]:
     """One row a stage, by its last job; one question to the scheduler."""
     latest = chosen(ledger, targets)
-    unfinished = {
-        array.token: array
-        for folder, (array, index) in latest.items()
-        if not (ledger.home.runs / folder / "record.json").exists() or _says(ledger, array, index) == "running"
-    }
+    unfinished = arrays_of(
+        each for folder, each in latest.items() if not ledger.finished(folder) or _says(ledger, *each) == "running"
+    )
     try:
-        queue: Queue | None = look(list(unfinished.values()))
+        queue: Queue | None = look(unfinished)
     except UsageError:
         queue = None  # the login node of another cluster, say: what the jobs wrote is still to be read
     return [_row(ledger, array, index, queue) for array, index in latest.values()]
@@ -131,7 +129,7 @@ def _row(ledger: Ledger, array: Array, index: int, queue: Queue | None) -> Row:
 def _state(ledger: Ledger, array: Array, index: int, job: Queued | None, *, known: bool) -> tuple[str, str]:
     """A job's state, one of `STATES`, and why it is so."""
     mark = ledger.mark(array.token, index)
-    if (ledger.home.runs / array.stages[index].folder / "record.json").exists():
+    if ledger.finished(array.stages[index].folder):
         ending = job is not None and not job.over and mark is not None and mark.state == "running"
         return ("running", "its record stands") if ending else ("done", "")
     if job is not None and job.state in WAITING:
@@ -224,10 +222,8 @@ def cancel_targets(targets: list[str]) -> str:
         ledger = Ledger(home)
         with ledger.alone():
             latest = chosen(ledger, targets)
-            arrays = list({array.token: array for array, _ in latest.values()}.values())
-            queue = look(arrays)
-            found = [queue.find(array, index) for array, index in latest.values()]
-            active = [job.job for job in found if job is not None and not job.over]
+            queue = look(arrays_of(latest.values()))
+            active = [job.job for each in latest.values() if (job := queue.active(*each))]
             cancel(active)
             count += len(active)
     return (

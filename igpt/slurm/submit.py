@@ -25,7 +25,7 @@ from igpt.run.local import check_data, plan_stages
 from igpt.run.targets import find_stages
 from igpt.slurm.batches import Batch, make_batches
 from igpt.slurm.job import StageJob
-from igpt.slurm.ledger import Array, Ledger, Listed, homes, remember_home
+from igpt.slurm.ledger import Array, Ledger, Listed, arrays_of, homes, remember_home
 from igpt.slurm.profile import Profile, find_profile
 from igpt.slurm.scheduler import Queue, look, require, submit
 from igpt.slurm.snapshot import check_clean, take_snapshot
@@ -102,15 +102,10 @@ def prepare(profile_name: str, profile: Profile, plan: Plan, ledger: Ledger) -> 
 
 def _active(ledger: Ledger, known: dict[Stage, tuple[Array, int]]) -> dict[Stage, str]:
     """Of stages that were submitted once, those whose jobs are still queued or running; and their jobs."""
-    arrays = list({array.token: array for array, _ in known.values()}.values())
+    arrays = arrays_of(known.values())
     queue = look(arrays)
     settle(ledger, arrays, queue)
-    found = {}
-    for stage, (array, index) in known.items():
-        job = queue.find(array, index)
-        if job is not None and not job.over:
-            found[stage] = job.job
-    return found
+    return {stage: job.job for stage, each in known.items() if (job := queue.active(*each))}
 
 
 def settle(ledger: Ledger, arrays: Sequence[Array], queue: Queue) -> None:
@@ -277,11 +272,7 @@ def _plan_of(code: Project, names: list[str]) -> Plan:
 def _lost(ledger: Ledger, targets: list[str]) -> list[tuple[Array, int]]:
     """The last jobs of stages that have neither a record nor a job at work; all, or those that a target names."""
     latest = chosen(ledger, targets)
-    arrays = list({array.token: array for array, _ in latest.values()}.values())
+    arrays = arrays_of(latest.values())
     queue = look(arrays)
     settle(ledger, arrays, queue)
-    return [
-        (array, index)
-        for folder, (array, index) in latest.items()
-        if not (ledger.home.runs / folder / "record.json").exists() and ((job := queue.find(array, index)) is None or job.over)
-    ]
+    return [each for folder, each in latest.items() if not ledger.finished(folder) and queue.active(*each) is None]
