@@ -47,10 +47,13 @@ class FeatureStore:
         return len(self.order)
 
     def layer(self, layer: int) -> NDArray[np.floating]:
-        """Features (N, width) of one layer in the store's order, memory-mapped. Raises UsageError for a missing one."""
+        """Features (N, width) of one layer in the store's order, memory-mapped. Raises UsageError for a missing one.
+
+        What is written to them stays in memory: torch warns of arrays that it may not write to.
+        """
         if layer not in self.layers:
             raise UsageError(f"{self.folder} has layers {self.layers}, not {layer}: compute it too")
-        found: NDArray[np.floating] = np.load(self.folder / f"layer-{layer:03d}.npy", mmap_mode="r", allow_pickle=False)
+        found: NDArray[np.floating] = np.load(self.folder / f"layer-{layer:03d}.npy", mmap_mode="c", allow_pickle=False)
         return found
 
     def every_layer(self) -> list[NDArray[np.floating]]:

@@ -11,7 +11,6 @@ import os
 import platform
 import subprocess
 import time
-import warnings
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -114,8 +113,6 @@ def open_stage(notebook: str, **parameters: Literal) -> OpenStage:
 
     Raises UsageError for a parameter the notebook does not declare, or when another process runs the stage.
     """
-    # torch warns of the read-only maps that features are read from; nothing writes to them.
-    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     project = Project.here()
     return OpenStage(project, Stage.of(notebook, **parameters), Signer(project.notebooks))
 
