@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from igpt.project import TIERS
+
+if TYPE_CHECKING:
+    from igpt.train.recipe import Recipe
 
 Literal = str | int | float | bool
 ALWAYS_SAID = ("model", "seed", "task")  # in a stage's name
@@ -49,13 +53,11 @@ def needed_stages(notebook: str, parameters: dict[str, Literal]) -> dict[str, St
 
     The one place that says what is built on what; a notebook asks for its parents by these names.
     """
-    if "model" not in parameters or notebook == "released_loss":  # which reads the released weights
+    if not (plans := needed_recipes(notebook, parameters)) or notebook in ("parameters", "rate_search"):
         return {}
-    from igpt.train.recipes import recipe
-
-    model, objective = str(parameters["model"]), str(parameters.get("objective", "autoregressive"))
+    [plan] = plans
+    model, objective = plan.name, plan.shape.objective
     if notebook == "pretrain":
-        plan = recipe(model, objective)  # type: ignore[arg-type]  # refused there when it is no objective
         return (
             {} if plan.released_palette else {"palette": Stage.of("palette", dataset=plan.dataset, colours=plan.palette_colours)}
         )
@@ -76,11 +78,20 @@ def needed_datasets(notebook: str, parameters: dict[str, Literal]) -> list[str]:
     """The data sets whose content a notebook's result depends on."""
     if "dataset" in parameters:
         return [str(parameters["dataset"])]
-    if "model" not in parameters or notebook == "released_loss":  # and the released tokens
-        return []
-    from igpt.train.recipes import recipe
+    return [] if notebook == "parameters" else [plan.dataset for plan in needed_recipes(notebook, parameters)]
 
-    return [recipe(str(parameters["model"])).dataset]
+
+def needed_recipes(notebook: str, parameters: dict[str, Literal]) -> list[Recipe]:
+    """The recipes that decide a notebook's result; the rate is what a search is for, so none is part of it."""
+    from igpt.train.recipes import PAPER, recipe
+
+    if notebook == "parameters":
+        return [recipe(name) for name in PAPER]
+    if "model" not in parameters or notebook == "released_loss":  # which reads the released weights
+        return []
+    objective = str(parameters.get("objective", "autoregressive"))
+    plan = recipe(str(parameters["model"]), objective)  # type: ignore[arg-type]  # refused there when it is no objective
+    return [replace(plan, learning_rate=0.0)] if notebook == "rate_search" else [plan]
 
 
 def tier_of(stage: Stage) -> str:

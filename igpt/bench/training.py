@@ -18,7 +18,7 @@ from igpt.bench.work import Contestant, Task, Work, both
 from igpt.fast import Linear, packed
 from igpt.shape import ModelShape
 from igpt.train.loop import Machine, Stopped, _Run, draw_batch
-from igpt.train.recipes import Recipe
+from igpt.train.recipe import Recipe
 from igpt.train.spread import Spread
 from igpt.weights.own import released_palette
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 
@@ -11,13 +10,14 @@ import torch
 
 from igpt.bench.work import load_task
 from igpt.errors import UsageError
+from igpt.machine import cores
 
 
 def main() -> None:
     """``python -m igpt.bench.worker TASK CONTESTANT [toy]``; one JSON object a line on stdout."""
     task, name, *toy = sys.argv[1:]
     stdout, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
-    torch.set_num_threads(cores())
+    torch.set_num_threads(cores())  # every contestant uses them all
     try:
         work = load_task(task).contestant(name).prepare(bool(toy))
     except UsageError as error:
@@ -29,11 +29,6 @@ def main() -> None:
         work.run()
         seconds = work.times * (time.perf_counter() - start)
         print(json.dumps({"seconds": seconds}), file=stdout, flush=True)
-
-
-def cores() -> int:
-    """Processor cores that this process may use; every contestant uses them all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

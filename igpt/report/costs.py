@@ -11,7 +11,8 @@ from igpt.shape import Objective
 from igpt.stage import Stage
 from igpt.train.cost import CARD, CARD_FLOPS, UTILISATION, forward_flops, gpu_hours, pretraining_flops
 from igpt.train.memory import GIB, Kept, step_memory
-from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY, Recipe, recipe
+from igpt.train.recipe import Recipe
+from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY, recipe
 
 CARD_GIB = 80
 USED = 0.9  # of a card's memory; the rest is for what no count sees: workspaces, fragments, the collectives' buffers

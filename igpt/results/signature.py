@@ -1,6 +1,6 @@
 """Signatures: everything a stage's result depends on, as named parts and one digest over them.
 
-Parts are the parameters, the notebook's code, each module of igpt that the notebook reaches, the data's
+Parts are the parameters, the recipe, the notebook's code, each module of igpt that the notebook reaches, the data's
 digests, the parents' signatures, and the major versions of the libraries that decide numbers. Code counts as
 its syntax tree without docstrings, so a comment or a reformatting changes nothing. Defaults count at their
 values: a changed default is a changed result.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -20,12 +20,13 @@ from pathlib import Path
 from igpt.data import split_digest
 from igpt.errors import UsageError
 from igpt.results.notebooks import Notebook, check_stage, read_notebook
-from igpt.stage import Stage, chosen_modules, needed_datasets, needed_stages
+from igpt.stage import Stage, chosen_modules, needed_datasets, needed_recipes, needed_stages
 
 # Modules that present or carry out decide no result.
 OUTSIDE = (
     *("igpt.cli", "igpt.report", "igpt.run", "igpt.slurm", "igpt.results", "igpt.experiments", "igpt.project"),
-    "igpt.stage",
+    # A recipe is a part by itself, so that others may change beside it.
+    *("igpt.stage", "igpt.train.recipes"),
 )
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn")
 
@@ -82,6 +83,8 @@ class Signer:
             parts = {f"parameter {name}": json.dumps(value) for name, value in parameters.items()}
             parts |= {f"library {name}": major_version(name) for name in LIBRARIES}
             parts |= {f"data {name}": split_digest(name) for name in needed_datasets(stage.notebook, parameters)}
+            recipes = needed_recipes(stage.notebook, parameters)
+            parts |= {f"recipe {plan.name}": json.dumps(asdict(plan), sort_keys=True) for plan in recipes}
             parts |= {f"stage {parent.name}": self.sign(parent).digest for parent in self.parents(stage).values()}
             self._signatures[stage] = Signature(
                 {**parts, **self._reached_code(stage.notebook, *chosen_modules(stage.notebook, parameters))}

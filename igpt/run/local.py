@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from igpt.errors import StageError, UsageError
 from igpt.experiments import declared_stages
+from igpt.machine import cores
 from igpt.project import Project
 from igpt.results.plan import Plan, PlannedStage, make_plan
 from igpt.results.record import Record, write_record
@@ -135,11 +135,6 @@ def _walk(project: Project, todo: list[PlannedStage], declared: set[Stage], room
 def _devices(part: Room) -> dict[str, str]:
     """What a kernel is told of its part of the machine."""
     return {"CUDA_VISIBLE_DEVICES": ",".join(part.gpus), "OMP_NUM_THREADS": str(part.cores)}
-
-
-def cores() -> int:
-    """Processor cores that this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _descendants(stage: Stage, waiting: dict[Stage, PlannedStage]) -> list[Stage]:

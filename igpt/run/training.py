@@ -19,7 +19,8 @@ from igpt.run.bar import Bar
 from igpt.train.cost import training_flops
 from igpt.train.group import Group, train_store
 from igpt.train.loop import WINDOW, Machine, Stopped, weights_name
-from igpt.train.recipes import Recipe, recipe
+from igpt.train.recipe import Recipe
+from igpt.train.recipes import recipe
 from igpt.weights.own import released_palette
 
 STOPPED = 75  # "temporary failure, try again": what schedulers take for one

@@ -6,9 +6,10 @@ import os
 import subprocess
 
 from igpt.errors import UsageError
+from igpt.machine import cores
 from igpt.project import Project
 from igpt.results.plan import Plan
-from igpt.run.local import Room, cores, run_plan
+from igpt.run.local import Room, run_plan
 from igpt.slurm.profile import Profile
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from igpt.shape import ModelShape
-from igpt.train.recipes import Recipe
+from igpt.train.recipe import Recipe
 
 # What pending cells are priced at: an 80-GiB H100 at 40 % of its 989 dense bfloat16 TFLOP/s (data sheet).
 CARD = "H100"

@@ -27,7 +27,7 @@ from igpt.palette import Palette
 from igpt.shape import ModelShape
 from igpt.train.checkpoint import Losses
 from igpt.train.loop import Machine, Stopped, pretrain
-from igpt.train.recipes import Recipe
+from igpt.train.recipe import Recipe
 
 JOB, PALETTE, OUTCOME, STOP, LOG = "group.json", "group-palette.npy", ".outcome.json", ".group-stop", "group.log"
 WAIT = 900  # seconds that nodes wait for each other at the start
@@ -157,9 +157,9 @@ def _command(folder: Path, group: Group, *, first: bool) -> list[str]:
 
 
 def _environment(group: Group) -> dict[str, str]:
-    """The processes' environment: each its share of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {**os.environ, "OMP_NUM_THREADS": str(max(cores // group.devices, 1))}
+    """The processes' environment: each its share of this one's threads; those that wait leave the core to others."""
+    share = max(torch.get_num_threads() // group.devices, 1)
+    return {"OMP_WAIT_POLICY": "passive", **os.environ, "OMP_NUM_THREADS": str(share)}
 
 
 def _report(metrics: Path, steps: int, report: Callable[[int, int], None]) -> None:

@@ -32,7 +32,7 @@ from igpt.model import ImageGPT, draw_mask
 from igpt.palette import Palette
 from igpt.shape import ModelShape
 from igpt.train.checkpoint import Losses, Progress, checkpoints, load_checkpoint, save_checkpoint, step_of
-from igpt.train.recipes import Recipe
+from igpt.train.recipe import Recipe
 from igpt.train.spread import Spread
 from igpt.weights.own import save_weights
 
@@ -231,7 +231,8 @@ class _Run:
             part = tokens[start : start + size].to(machine.device)
             hidden = None if masked is None else masked[start : start + size].to(machine.device)
             with spread.gathering(last=start + size > mine[-1]):
-                with torch.autocast(machine.device, torch.bfloat16, enabled=machine.bfloat16):
+                # Each weight is used once, so nothing is gained by keeping its half-precision copy for a second time.
+                with torch.autocast(machine.device, torch.bfloat16, enabled=machine.bfloat16, cache_enabled=False):
                     loss = spread.loss(part, hidden) * (size / share)
                 loss.backward()
             total += loss.detach()

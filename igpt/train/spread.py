@@ -81,7 +81,7 @@ class Spread:
         if compiled and not self.sharded:
             self.loss.compile()
         if self.size > 1 and not self.sharded:
-            self.loss = DistributedDataParallel(self.loss, broadcast_buffers=False)
+            self.loss = DistributedDataParallel(self.loss)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, betas=betas, fused=True)
 
     @contextmanager

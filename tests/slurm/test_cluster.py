@@ -206,7 +206,7 @@ from igpt.palette import Palette
 from igpt.shape import ModelShape
 from igpt.train.group import Group, train_store
 from igpt.train.loop import Machine
-from igpt.train.recipes import Recipe
+from igpt.train.recipe import Recipe
 parent = stage.parent("palette")
 palette = Palette.fit(torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).numpy(), k=16, seed=0)
 store = make_store(Wanted("digits", "train", 8), palette)[0].folder

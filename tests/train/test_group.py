@@ -18,7 +18,7 @@ from igpt.shape import ModelShape
 from igpt.train.checkpoint import checkpoints, step_of
 from igpt.train.group import Group, _Job, train_store
 from igpt.train.loop import Machine, Stopped, pretrain
-from igpt.train.recipes import Recipe
+from igpt.train.recipe import Recipe
 
 TWO = Group(devices=2)
 

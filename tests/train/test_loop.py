@@ -24,7 +24,7 @@ from igpt.shape import ModelShape
 from igpt.train import loop
 from igpt.train.checkpoint import checkpoints, step_of
 from igpt.train.loop import Machine, Stopped, evaluate_loss, pretrain, schedule, weights_name
-from igpt.train.recipes import Recipe
+from igpt.train.recipe import Recipe
 from igpt.weights.own import load_weights
 
 RECIPE = Recipe(
