@@ -40,21 +40,24 @@ class FineTuneSettings:
     augment: bool = False  # pad, crop and flip, anew in each epoch
     betas: tuple[float, float] = (0.9, 0.95)
     mask_rate: float = 0.15
+    bfloat16: bool = False  # products in half precision, on float32 weights and moments, as pre-training has them
+    compiled: bool = False  # by torch.compile
 
 
 class Classifier(nn.Module):
     """A model and a linear head on its pooled final features, without bias, zero at the start (as released)."""
 
-    def __init__(self, model: ImageGPT, classes: int) -> None:
+    def __init__(self, model: ImageGPT, classes: int, *, bfloat16: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._bfloat16 = model, bfloat16
         self.head = nn.Linear(model.shape.n_embd, classes, bias=False)
         nn.init.zeros_(self.head.weight)
 
     def forward(self, tokens: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Class logits float (B, classes) and token logits float (B, T, V)."""
-        hidden = self.model.hidden(tokens, masked)
-        return self.head(hidden.mean(dim=1)), self.model.logits(hidden)
+        """Class logits float32 (B, classes) and token logits float32 (B, T, V)."""
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self._bfloat16, cache_enabled=False):
+            hidden = self.model.hidden(tokens, masked)
+            return self.head(hidden.mean(dim=1)).float(), self.model.logits(hidden)
 
     def mask(self, tokens: Tensor, *, rate: float, generator: torch.Generator) -> Tensor | None:
         """A BERT model's mask, which it sees in training and in use; None for an autoregressive one."""
@@ -89,10 +92,16 @@ DIGITS_RATES, DIGITS_BATCH = (1.0, 0.3), 16
 AUGMENTED = ("cifar10", "cifar100")  # as published; ImageNet's crops are drawn when it is tokenised
 
 
-def settings_grid(dataset: str, pretraining_rate: float, *, epochs: int) -> list[FineTuneSettings]:
+def settings_grid(
+    dataset: str, pretraining_rate: float, *, epochs: int, bfloat16: bool = False, compiled: bool = False
+) -> list[FineTuneSettings]:
     """The settings to search on a data set, one a rate, with at most ``epochs`` epochs."""
     rates, batch = (DIGITS_RATES, DIGITS_BATCH) if dataset == "digits" else (RATES, FineTuneSettings.batch)
-    return [FineTuneSettings(pretraining_rate * part, epochs, batch=batch, augment=dataset in AUGMENTED) for part in rates]
+    augment = dataset in AUGMENTED
+    return [
+        FineTuneSettings(pretraining_rate * part, epochs, batch=batch, augment=augment, bfloat16=bfloat16, compiled=compiled)
+        for part in rates
+    ]
 
 
 def search(
@@ -132,7 +141,9 @@ def fine_tune(
 ) -> Classifier:
     """A copy of ``model`` with a head, trained on every image once an epoch; ``model`` itself is left alone."""
     device = model.wte.device
-    classifier = Classifier(copy.deepcopy(model), int(train[1].max()) + 1).to(device)
+    classifier = Classifier(copy.deepcopy(model), int(train[1].max()) + 1, bfloat16=settings.bfloat16).to(device)
+    if settings.compiled:
+        classifier.compile()
     optimizer = torch.optim.Adam(classifier.parameters(), lr=settings.learning_rate, betas=settings.betas)
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(1, settings.epochs + 1):

@@ -7,7 +7,7 @@ from igpt.experiments.speed import SPEED_STAGES
 from igpt.experiments.tables import TABLES, Table
 from igpt.stage import Stage
 
-__all__ = ["TABLES", "Experiment", "Table", "declared_stages", "experiments"]
+__all__ = ["TABLES", "Experiment", "Table", "declared_stages", "experiments", "rate_searches"]
 
 
 def _settings(tier: str) -> Stage:
@@ -15,9 +15,16 @@ def _settings(tier: str) -> Stage:
     return Stage.of("probe_settings", model=f"{tier}-l", dataset=DATASET[tier]["cifar10"])
 
 
+def rate_searches(tier: str) -> tuple[Stage, ...]:
+    """The searches behind a tier's learning rates: of each size, and of the largest one's BERT."""
+    sizes = tuple(Stage.of("rate_search", model=f"{tier}-{size}", seed=100) for size in "sml")
+    return (*sizes, Stage.of("rate_search", model=f"{tier}-l", seed=100, objective="bert"))
+
+
 # Stages that fill figures or the tables of speed, and no cell of a published table.
 FIGURE_STAGES: dict[str, tuple[Stage, ...]] = {
-    **{tier: (Stage.of("samples", model=f"{tier}-l"), _settings(tier)) for tier in ("tiny", "laptop", "small")},
+    "tiny": (Stage.of("samples", model="tiny-l"), _settings("tiny")),
+    **{tier: (Stage.of("samples", model=f"{tier}-l"), _settings(tier), *rate_searches(tier)) for tier in ("laptop", "small")},
     "speed": SPEED_STAGES,
 }
 

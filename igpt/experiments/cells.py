@@ -21,6 +21,9 @@ DATASET = {
     "laptop": {"cifar10": "cifar10", "imagenet": "cifar10"},
     "small": {"cifar10": "cifar10", "imagenet": "tiny-imagenet"},
 }
+# Where a notebook's own defaults are more than a tier can pay for: two cores fine-tune for hours on all of CIFAR-10.
+EFFORT: dict[tuple[str, str], dict[str, Literal]] = {("laptop", "fine_tune"): {"images": 10_000, "epochs": 2}}
+SEARCH_STEPS = 300  # of a run of rate_search, its default
 LOW_DATA_DIGITS = ("40", "250")  # the digits hold too few images for 4,000 labels
 BY_SGD: dict[str, dict[str, Literal]] = {"linear_probe": {}, "concatenated_features": {"count": 5}}
 STEPS = ("65k", "131k", "262k", "524k", "1000k")  # figure 3's checkpoints, our milestones 0 to 4
@@ -86,7 +89,7 @@ class _Names:
     """Stages of one row in one tier."""
 
     def __init__(self, row: Published, tier: str) -> None:
-        self.seeds = SEEDS[tier]
+        self.tier, self.seeds = tier, SEEDS[tier]
         if tier == "paper":
             self.model = row.model.lower() + ("-48" if row.resolution == "48x48" else "")
             self.dataset = row.dataset
@@ -96,7 +99,7 @@ class _Names:
 
     def of(self, notebook: str, key: str, *, objective: str = "autoregressive", minus: Quantity | None = None) -> Quantity:
         """The quantity ``key`` of a notebook's records, one a seed."""
-        given: dict[str, Literal] = {"model": self.model, "dataset": self.dataset}
+        given: dict[str, Literal] = {"model": self.model, "dataset": self.dataset, **EFFORT.get((self.tier, notebook), {})}
         if self.dataset == "imagenet" and notebook in BY_SGD:  # too large for L-BFGS, section 3.4
             given |= {"iterations": 1_000_000, **BY_SGD[notebook]}
             notebook = "sgd_probe"

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from igpt.data import data_card
+from igpt.experiments.cells import SEARCH_STEPS
 from igpt.stage import Stage, needed_stages
 from igpt.train.cost import forward_flops, gpu_hours, pretraining_flops, training_flops
 from igpt.train.recipes import recipe
 
-FINE_TUNE_EPOCHS = 4 * (3 + 3)  # three rates and three refits of four epochs, the notebook's default; the paper names none
+RATES_TRIED = 5  # about so many, from large to small
+FINE_TUNINGS = 3 + 3  # three rates and three refits
+FINE_TUNE_EPOCHS = 4  # of each, the notebook's default; the paper names none
 
 
 def stage_gpu_hours(stage: Stage) -> float:
@@ -24,7 +27,10 @@ def stage_gpu_hours(stage: Stage) -> float:
     if stage.notebook == "released_loss":
         return gpu_hours(forward_flops(plan.shape) * card.test)
     if stage.notebook == "fine_tune":
-        return gpu_hours(training_flops(plan.shape, FINE_TUNE_EPOCHS * card.train))
+        images = FINE_TUNINGS * int(given.get("epochs", FINE_TUNE_EPOCHS)) * (int(given.get("images", 0)) or card.train)
+        return gpu_hours(training_flops(plan.shape, images))
+    if stage.notebook == "rate_search":
+        return gpu_hours(training_flops(plan.shape, RATES_TRIED * int(given.get("steps", SEARCH_STEPS)) * plan.batch))
     # The trained and the untrained network, or the weights of each milestone.
     passes = {"loss_against_probe": len(plan.milestones), "linear_probe": 2, "low_data": 2}.get(stage.notebook, 1)
     return gpu_hours(passes * forward_flops(plan.shape) * (card.train + card.test))

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt.errors import UsageError
-from igpt.experiments.cells import DATASET, SEEDS
+from igpt.experiments import rate_searches
+from igpt.experiments.cells import DATASET, EFFORT, SEEDS
 from igpt.files import write_atomically
 from igpt.project import Project
 from igpt.report.style import Mode, save_svg, theme
@@ -38,7 +39,8 @@ def _figures_of(tier: str) -> dict[str, BookFigure]:
     def seeds(notebook: str, model: str = large, **given: str) -> tuple[Stage, ...]:
         if notebook != "pretrain":
             given["dataset"] = dataset
-        return tuple(Stage.of(notebook, model=model, seed=seed, **given) for seed in SEEDS[tier])
+        effort = EFFORT.get((tier, notebook), {})
+        return tuple(Stage.of(notebook, model=model, seed=seed, **given, **effort) for seed in SEEDS[tier])
 
     def models(notebook: str) -> tuple[Stage, ...]:
         return tuple(stage for size in "sml" for stage in seeds(notebook, f"{tier}-{size}"))
@@ -63,13 +65,14 @@ def _figures_of(tier: str) -> dict[str, BookFigure]:
         "bert": BookFigure("bert", both),
         "low-data": BookFigure("low_data", seeds("low_data")),
         "probe-settings": BookFigure("probe_settings", settings, one=True),
+        "rates": BookFigure("rate_search", rate_searches(tier)),
     }
 
 
 FIGURES = {
     "palette": BookFigure("palette", (Stage.of("palette", dataset="digits", colours=16),), one=True),
     "published-depth": BookFigure("published_depth", ()),
-    **{name: figure for name, figure in _figures_of("tiny").items() if name != "losses-autoregressive"},
+    **{name: figure for name, figure in _figures_of("tiny").items() if name not in ("losses-autoregressive", "rates")},
     **{f"laptop-{name}": figure for name, figure in _figures_of("laptop").items() if name != "losses"},
 }
 

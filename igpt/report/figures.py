@@ -119,6 +119,26 @@ def probe_settings(record: Record) -> Figure:
     return figure
 
 
+def rate_search(records: Sequence[Record]) -> Figure:
+    """Held-out loss of short runs over the learning rate, a line a model and objective."""
+    figure = _figure(5.5, 3.3)
+    axes = figure.subplots()
+    for record in records:
+        rows = pd.DataFrame(record.series["rates"]).sort_values("rate")
+        bert = record.parameters["objective"] == "bert"
+        axes.plot(
+            rows["rate"],
+            rows["loss"],
+            color=MODEL_COLOURS[_model(record)],
+            marker=MARKERS[_model(record)],
+            linestyle="--" if bert else "-",
+            label=f"{_model(record)}, BERT" if bert else _model(record),
+        )
+    axes.set(xscale="log", xlabel="learning rate", ylabel="held-out loss (nats per token)")
+    axes.legend(fontsize=9)
+    return figure
+
+
 def published_depth() -> Figure:
     """The paper's Figure 2, digitised: iGPT-L's probes by layer."""
     points = [p for p in curve_points() if p.curve == "figure-2"]

@@ -11,7 +11,7 @@ from igpt.evaluate.low_data import STRENGTH
 from igpt.evaluate.sgd_probe import BATCH, MOMENTUM, RATES
 from igpt.evaluate.sgd_probe import ITERATIONS as SGD_ITERATIONS
 from igpt.experiments import experiments
-from igpt.experiments.cells import ACCURACY_MARGIN, SEEDS
+from igpt.experiments.cells import ACCURACY_MARGIN, EFFORT, SEARCH_STEPS, SEEDS
 from igpt.experiments.published import published_rows
 from igpt.measure import LEVEL
 from igpt.project import Project
@@ -68,7 +68,11 @@ def _facts() -> dict[str, str]:
             f"{model}.rate": f"{plan.learning_rate:g}",
             f"{model}.colours": str(plan.palette_colours),
         }
+    effort = EFFORT["laptop", "fine_tune"]
     return facts | {
+        "laptop-l.fine_tune_images": f"{effort['images']:,}",
+        "laptop-l.fine_tune_epochs": str(effort["epochs"]),
+        "search.steps": str(SEARCH_STEPS),
         "digits.images": f"{data_card('digits').train + data_card('digits').test:,}",
         "sgd.rates": ", ".join(f"{rate:g}" for rate in RATES),
         "sgd.batch": str(BATCH),

@@ -7,8 +7,8 @@ from conftest import ROOT
 
 from igpt.evaluate.fine_tune import RATES
 from igpt.experiments import declared_stages, experiments
-from igpt.experiments.cells import SEEDS
-from igpt.experiments.costs import FINE_TUNE_EPOCHS, run_gpu_hours, stage_gpu_hours, with_parents
+from igpt.experiments.cells import SEARCH_STEPS, SEEDS
+from igpt.experiments.costs import FINE_TUNE_EPOCHS, FINE_TUNINGS, run_gpu_hours, stage_gpu_hours, with_parents
 from igpt.results.notebooks import check_stage, read_notebook
 from igpt.stage import Stage, needed_stages, tier_of
 
@@ -23,7 +23,12 @@ def test_every_number_of_ours_but_settings_and_costs_has_an_experiment() -> None
 def test_a_fine_tune_is_priced_at_the_epochs_that_its_notebook_runs() -> None:
     notebook = read_notebook(ROOT / "notebooks", "fine_tune")
     refits = 3  # tuned, without the generative loss, from scratch
-    assert int(notebook.defaults["epochs"]) * (len(RATES) + refits) == FINE_TUNE_EPOCHS
+    assert notebook.defaults["epochs"] == FINE_TUNE_EPOCHS
+    assert len(RATES) + refits == FINE_TUNINGS
+
+
+def test_a_search_is_as_long_as_the_book_says() -> None:
+    assert read_notebook(ROOT / "notebooks", "rate_search").defaults["steps"] == SEARCH_STEPS
 
 
 def test_other_systems_rows_have_no_runs() -> None:

@@ -156,6 +156,19 @@ def test_a_line_of_the_probe_stales_the_probes_and_not_the_pre_training(project:
     assert differ["fine_tune"] == ["module igpt.evaluate.linear_probe"]  # it takes the vote from there
 
 
+def test_a_recipe_stales_its_own_model_and_no_other(project: Project, tmp_path: Path) -> None:
+    signer = Signer(project.notebooks)
+    for copy, row, changed in (("one", '"tiny-s": Row(2, 16, 1, 0.02', True), ("other", '"tiny-m": Row(3, 24, 2, 0.01', False)):
+        parts = signed_in_a_copy(tmp_path / copy, ("train/recipes.py", row, f"{row}5"))
+        differ = signer.sign(PRETRAIN).difference(parts["pretrain"])
+        assert differ == (["recipe tiny-s"] if changed else [])
+
+
+def test_the_rate_that_a_search_is_for_is_no_part_of_it(project: Project) -> None:
+    parts = Signer(project.notebooks).sign(Stage.of("rate_search", model="tiny-s")).parts
+    assert json.loads(parts["recipe tiny-s"])["learning_rate"] == 0
+
+
 @pytest.mark.parametrize(
     "edit",
     [
