@@ -126,6 +126,15 @@ def low_data_subset(labels: NDArray[np.int64], *, per_class: int, draw: int) -> 
     return np.sort(np.concatenate(chosen))
 
 
+def a_part(train: Split, validation: Split, *, images: int, seed: int) -> tuple[Split, Split]:
+    """Random images of both, ``images`` together and in proportion, in their order; all of them for 0."""
+    if not images:
+        return train, validation
+    total, generator = len(train) + len(validation), np.random.default_rng(seed)
+    parts = [np.sort(generator.permutation(len(split))[: len(split) * images // total]) for split in (train, validation)]
+    return train[parts[0]], validation[parts[1]]
+
+
 def tokenize(images: NDArray[np.uint8], palette: Palette) -> Tensor:
     """Tokens int64 (N, H * W) in raster order, of images uint8 (N, H, W, channels)."""
     import torch

@@ -21,9 +21,12 @@ DATASET = {
     "laptop": {"cifar10": "cifar10", "imagenet": "cifar10"},
     "small": {"cifar10": "cifar10", "imagenet": "tiny-imagenet"},
 }
-# Where a notebook's own defaults are more than a tier can pay for: two cores fine-tune for hours on all of CIFAR-10.
-EFFORT: dict[tuple[str, str], dict[str, Literal]] = {("laptop", "fine_tune"): {"images": 10_000, "epochs": 2}}
-SEARCH_STEPS = 300  # of a run of rate_search, its default
+# Where a notebook's own defaults are more than a tier can pay for: two cores fine-tune for a day on all of CIFAR-10.
+EFFORT: dict[tuple[str, str], dict[str, Literal]] = {
+    ("laptop", "fine_tune"): {"images": 6_000, "epochs": 2},
+    ("laptop", "loss_against_probe"): {"images": 10_000},
+}
+SEARCH_STEPS = 200  # of a run of rate_search, its default
 LOW_DATA_DIGITS = ("40", "250")  # the digits hold too few images for 4,000 labels
 BY_SGD: dict[str, dict[str, Literal]] = {"linear_probe": {}, "concatenated_features": {"count": 5}}
 STEPS = ("65k", "131k", "262k", "524k", "1000k")  # figure 3's checkpoints, our milestones 0 to 4

@@ -72,6 +72,7 @@ def _facts() -> dict[str, str]:
     return facts | {
         "laptop-l.fine_tune_images": f"{effort['images']:,}",
         "laptop-l.fine_tune_epochs": str(effort["epochs"]),
+        "laptop-l.milestone_images": f"{EFFORT['laptop', 'loss_against_probe']['images']:,}",
         "search.steps": str(SEARCH_STEPS),
         "digits.images": f"{data_card('digits').train + data_card('digits').test:,}",
         "sgd.rates": ", ".join(f"{rate:g}" for rate in RATES),
