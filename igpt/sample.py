@@ -1,8 +1,8 @@
 """Samples and completions (the blog's method): one token at a time, temperature 1, from the model's own logits.
 
-The released sampler runs a full forward pass for each pixel; here keys and values are kept, and the prefix
-goes through in one pass. Restricting the choice to the likeliest tokens (``top_k``, ``top_p``) is not in the
-paper, and off unless asked for.
+The released sampler runs a full forward pass for each pixel; here keys and values are kept, the prefix goes
+through in one pass, and a GPU replays each later position from a recording (`igpt.captured`). Restricting the
+choice to the likeliest tokens (``top_k``, ``top_p``) is not in the paper, and off unless asked for.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from igpt.captured import continue_captured
 from igpt.errors import UsageError
 from igpt.fast import packed
 from igpt.model import Cache, ImageGPT
@@ -91,6 +92,8 @@ def _continue(
     positions = model.shape.n_ctx
     drawn_from = (given >= 0).all(0).long().cumprod(0).sum().item()  # the first position that some image lacks
     tokens = given[:, : int(drawn_from)]
+    if model.wte.is_cuda and tokens.shape[1] < positions:
+        return continue_captured(model, given, uniform, choose, report, start=tokens.shape[1], graphs=True)
     cache = Cache(model.shape, len(given), like=model.wte)
     for position in range(tokens.shape[1], positions):
         chosen = choose(model.next_logits(tokens, cache), uniform[:, position])

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from conftest import random_model
 from scipy.stats import chisquare
 
+from igpt.captured import Choose, continue_captured
 from igpt.errors import UsageError
 from igpt.model import ImageGPT
 from igpt.sample import complete, sample
@@ -109,3 +112,36 @@ def test_settings_outside_their_range_are_refused(model: ImageGPT, settings: dic
 def test_tokens_of_another_palette_are_refused(model: ImageGPT) -> None:
     with pytest.raises(UsageError, match=r"tokens outside 0 \.\. 7"):
         complete(model, torch.tensor([[8]]), n=1, seed=0)
+
+
+@pytest.mark.parametrize("length", [0, 3, 8, 9])
+@pytest.mark.parametrize("draw", [{}, {"temperature": 0.0}, {"top_k": 3}, {"top_p": 0.8, "temperature": 0.7}])
+def test_the_steps_that_a_gpu_replays_draw_the_same_images(
+    model: ImageGPT, tokens: torch.Tensor, length: int, draw: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = tokens[:, :length].clone()
+    if length > 5:
+        given[:3, 5] = -1  # another shape than a prefix
+    expected = complete(model, given, n=2, seed=4, **draw)  # type: ignore[arg-type]
+    monkeypatch.setattr("igpt.captured.STRETCH", 4)
+    monkeypatch.setattr("igpt.sample._continue", step_by_step)
+    assert torch.equal(complete(model, given, n=2, seed=4, **draw), expected)  # type: ignore[arg-type]
+
+
+def step_by_step(
+    model: ImageGPT, given: torch.Tensor, uniform: torch.Tensor, choose: Choose, report: Callable[[int], None]
+) -> torch.Tensor:
+    """As a GPU continues images, launched one by one."""
+    start = int((given >= 0).all(0).long().cumprod(0).sum())
+    if start == model.shape.n_ctx:
+        return given
+    said: list[int] = []
+    found = continue_captured(model, given, uniform, choose, said.append, start=start, graphs=False)
+    assert said == list(range(start + 1, model.shape.n_ctx + 1))
+    return found
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_replays_what_a_cpu_draws(model: ImageGPT, tokens: torch.Tensor) -> None:
+    expected = complete(model, tokens[:, :3], n=2, seed=4)
+    assert torch.equal(complete(model.cuda(), tokens[:, :3].cuda(), n=2, seed=4).cpu(), expected)
