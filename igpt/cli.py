@@ -260,7 +260,10 @@ def publish(model: Annotated[str, typer.Argument(help="A recipe that has been tr
 def bench(
     tasks: Annotated[
         list[str] | None,
-        typer.Argument(help="sampling, features, quantise, tokenise, loading, training, training_s, probe; or all."),
+        typer.Argument(
+            help="sampling, features, quantise, tokenise, loading, training, training_s, probe; on a GPU sampling_gpu,"
+            " features_gpu, training_gpu; all if left out."
+        ),
     ] = None,
     toy: Annotated[bool, typer.Option("--toy", help="Tiny sizes, to see that it works; such records stay in runs/.")] = False,
 ) -> None:

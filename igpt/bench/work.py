@@ -17,6 +17,9 @@ TASKS = (
     "training",
     "training_s",
     "probe",
+    "sampling_gpu",
+    "features_gpu",
+    "training_gpu",
 )  # each a module of this package
 
 # glibc told to keep its memory, which alone makes some programs twice as fast.

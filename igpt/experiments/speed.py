@@ -1,7 +1,7 @@
 """What this code is to be faster than, and by how much: written before the records, after a first look at what is possible.
 
-Factors are those of two cores without a GPU; peers as they are installed, and with glibc's allocator tuned, which
-helps them more than us. Where the aim is a fraction of the machine's limit, the limit is measured in the same run.
+Factors are those of two cores without a GPU, but where a task is named for one; peers as they are installed, and with
+glibc's allocator tuned, which helps them more than us. Where the aim is a fraction of the machine's limit, the limit is measured in the same run.
 """
 
 from __future__ import annotations
@@ -44,5 +44,12 @@ AIMS = (
     Aim("training_s", "igpt, tuned", "nanoGPT's step, tuned", 1.0),
     Aim("training_s", "igpt in bfloat16, tuned", "nanoGPT's step in bfloat16, tuned", 1.0),
     Aim("tokenise", "igpt", "the same decoding and resizing, no tokens", 0.9),
+    # On a GPU, in bfloat16; written without one at hand.
+    Aim("sampling_gpu", "igpt", "transformers", 3.5),
+    Aim("sampling_gpu", "igpt", "limit: copying the memory", 0.3),
+    Aim("features_gpu", "igpt", "transformers", 1.25),
+    Aim("features_gpu", "igpt", "limit: matrix products", 0.45),
+    Aim("training_gpu", "iGPT-S", "limit: matrix products of iGPT-S", 0.45),
+    Aim("training_gpu", "iGPT-L", "limit: matrix products of iGPT-L", 0.45),
 )
 SPEED_STAGES = tuple(dict.fromkeys(aim.stage for aim in AIMS))

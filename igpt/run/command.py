@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from igpt.errors import UsageError
 from igpt.experiments import declared_stages
+from igpt.machine import gpus
 from igpt.project import Project
 from igpt.results.plan import Plan
 from igpt.results.signature import Signer
@@ -23,6 +24,8 @@ def plan_targets(targets: list[str], tier: str | None) -> tuple[Plan, Signer]:
 def run_speed(tasks: list[str], *, toy: bool) -> list[str]:
     """Run comparisons of speed again, one after the other and each alone; the names of those that ran.
 
+    Without names all of them, those of GPUs where there is one.
+
     toy : one round at sizes that show that it works; such records are no experiment's and stay in ``runs/``
 
     Raises UsageError for an unknown task, before anything starts.
@@ -33,14 +36,15 @@ def run_speed(tasks: list[str], *, toy: bool) -> list[str]:
     known = [str(stage.parameters["task"]) for stage in SPEED_STAGES]
     if unknown := [task for task in tasks if task not in known]:
         raise UsageError(f"there is no comparison {unknown[0]!r}; choose from {', '.join(known)}")
-    for task in tasks or known:
+    chosen = tasks or [task for task in known if gpus() or not task.endswith("_gpu")]
+    for task in chosen:
         stage = signer.canonical(Stage.of("speed", task=task, **({"rounds": 1, "toy": True} if toy else {})))
         folder = run_folder(project, stage, signer.sign(stage))
         if folder.exists():
             hold(folder)
             empty(folder)
         run_plan(project, plan_stages(project, [stage]), wanted=[stage])
-    return tasks or known
+    return chosen
 
 
 def run_targets(targets: list[str], tier: str | None, overrides: list[str]) -> str:

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from igpt.errors import UsageError
+from igpt.machine import gpus
 from igpt.project import Project
 from igpt.slurm.ledger import Array, Ledger, homes
-from igpt.slurm.local import gpus
 from igpt.slurm.profile import Profile, find_profile
 from igpt.slurm.scheduler import call, job_parameters, require
 from igpt.slurm.snapshot import check_clean

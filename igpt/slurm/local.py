@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-
 from igpt.errors import UsageError
-from igpt.machine import cores
+from igpt.machine import cores, gpus
 from igpt.project import Project
 from igpt.results.plan import Plan
 from igpt.run.local import Room, run_plan
@@ -30,14 +27,3 @@ def run_here(project: Project, plan: Plan, profile: Profile, *, dry_run: bool) -
         return f"{waiting} stages would run here on {room.cores} cores and {len(room.gpus)} GPUs; nothing was run"
     ran = run_plan(project, plan, room=room, needs=lambda stage: (min(wanted[stage].cpus, room.cores), wanted[stage].gpus))
     return f"{ran} stages run, {len(plan) - ran} were finished" if ran else f"nothing to run: all {len(plan)} stages are finished"
-
-
-def gpus() -> list[str]:
-    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
-    try:
-        found = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [str(number) for number, line in enumerate(found.stdout.splitlines()) if line.startswith("GPU")]

@@ -1,0 +1,60 @@
+"""A training step on a GPU, as `igpt train` takes it there, against the card's rate of products: iGPT-S and iGPT-L."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from igpt.bench.gpu import multiplying, place, waited
+from igpt.bench.models import our_model
+from igpt.bench.training import TOY
+from igpt.bench.work import Contestant, Task, Work
+from igpt.shape import SIZES, ModelShape
+from igpt.train.cost import training_flops
+from igpt.train.spread import Spread
+
+IMAGES = {"igpt-s": 64, "igpt-l": 8}  # at once, of each model
+
+
+def _ours(toy: bool, *, size: str) -> Work:
+    device = place(toy)
+    model = our_model(toy, _shape(toy, size))
+    size_of_batch = (2 if toy else IMAGES[size], model.shape.n_ctx)
+    tokens = torch.randint(model.shape.n_vocab, size_of_batch, generator=torch.Generator().manual_seed(2)).to(device)
+    spread = Spread(model, learning_rate=1e-4, betas=(0.9, 0.95), device=device, compiled=not toy)
+
+    def run() -> None:
+        spread.optimizer.zero_grad()
+        with torch.autocast(device, torch.bfloat16, cache_enabled=False):
+            loss = spread.loss(tokens)
+        loss.backward()
+        spread.optimizer.step()
+
+    run()
+    run()
+    return waited(run, device, [])
+
+
+def _products(toy: bool, *, size: str) -> Work:
+    """As many operations in square products, attention in full as it is usually counted."""
+    total = training_flops(_shape(toy, size), 2 if toy else IMAGES[size])
+    return multiplying(place(toy), toy=toy, total=total)
+
+
+def _shape(toy: bool, size: str) -> ModelShape:
+    """A published size at 32x32, or one that only shows that the comparison works."""
+    return TOY if toy else ModelShape(*SIZES[size], 512, 1024)
+
+
+TASK = Task(
+    "A training step on a GPU, bfloat16, at 32x32: iGPT-S on 64 images, iGPT-L on 8",
+    tuple(
+        contestant
+        for size, name in (("igpt-s", "iGPT-S"), ("igpt-l", "iGPT-L"))
+        for contestant in (
+            Contestant(name, partial(_ours, size=size)),
+            Contestant(f"limit: matrix products of {name}", partial(_products, size=size)),
+        )
+    ),
+)
