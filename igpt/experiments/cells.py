@@ -26,7 +26,7 @@ EFFORT: dict[tuple[str, str], dict[str, Literal]] = {
     ("laptop", "fine_tune"): {"images": 6_000, "epochs": 2},
     ("laptop", "loss_against_probe"): {"images": 10_000},
 }
-SEARCH_STEPS = 200  # of a run of rate_search, its default
+SEARCH_STEPS = 400  # of a run of rate_search, its default
 LOW_DATA_DIGITS = ("40", "250")  # the digits hold too few images for 4,000 labels
 BY_SGD: dict[str, dict[str, Literal]] = {"linear_probe": {}, "concatenated_features": {"count": 5}}
 STEPS = ("65k", "131k", "262k", "524k", "1000k")  # figure 3's checkpoints, our milestones 0 to 4

@@ -1,7 +1,8 @@
 """What this code is to be faster than, and by how much: written before the records, after a first look at what is possible.
 
 Factors are those of two cores without a GPU, but where a task is named for one; peers as they are installed, and with
-glibc's allocator tuned, which helps them more than us. Where the aim is a fraction of the machine's limit, the limit is measured in the same run.
+glibc's allocator tuned, which helps them more than us. Where the aim is a fraction of the machine's limit, the limit
+is measured in the same run.
 """
 
 from __future__ import annotations
