@@ -47,8 +47,9 @@ book: $(READY) $(RUNTIME)  ## run the tiny tier and build the book
 	@IGPT_RECORDS='$(if $(RECORDS),$(abspath $(RECORDS)))' $(BIN)/jupyter-book build book -W --keep-going --quiet
 	@echo "the book is built: open $(HTML)/index.html, or run make serve"
 
+# Two at once: much of the time goes to waiting for a scheduler, a browser or a kernel.
 test: $(READY)  ## run all tests
-	@$(BIN)/python -m pytest tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadgroup
 
 lint: $(READY)  ## ruff, mypy, import contracts, spelling, clean notebooks
 	@$(BIN)/ruff check .

@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under `-n`, tests that share something costly go to one process: the built book, the cluster, a module's fixtures."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        item.add_marker(pytest.mark.xdist_group(folder if folder in ("book", "slurm") else str(item.path)))
+
+
 @pytest.fixture(autouse=True)
 def no_data_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Data sets and weights on the machine that runs the tests are not theirs to find, nor to add to."""
@@ -173,12 +180,17 @@ def html() -> Path:
     return ROOT / "book" / "_build" / "html"
 
 
+def browser_path() -> str | None:
+    """The Chromium that is installed."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """A headless Chromium; without one its tests are skipped, in CI they fail."""
     from playwright.sync_api import sync_playwright
 
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    path = browser_path()
     if path is None:
         if os.environ.get("CI"):
             pytest.fail("CI has no Chromium")

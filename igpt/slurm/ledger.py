@@ -177,9 +177,12 @@ def scheduler_word(log: Path | None) -> str:
     for word, why in _WORDS.items():
         if any(word.lower() in line.lower() for line in said):
             return why
+    if any("No space left on device" in line for line in lines):  # so that the job could not say so itself
+        return DISK_WAS_FULL
     return said[-1].partition("error: ")[2].strip("* ") if said else ""
 
 
+DISK_WAS_FULL = "its disk was full: make room"
 _WORDS = {
     "exceeded job memory limit": "killed for memory: raise memory_gib in the profile",
     "exceeded memory limit": "killed for memory: raise memory_gib in the profile",

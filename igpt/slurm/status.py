@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from igpt.results.record import read_record, write_record
 from igpt.results.signature import Signer
 from igpt.results.store import record_path
 from igpt.run.folder import read_progress, run_folder
-from igpt.slurm.ledger import Array, Ledger, arrays_of, homes, scheduler_word
+from igpt.slurm.ledger import DISK_WAS_FULL, Array, Ledger, arrays_of, homes, scheduler_word
 from igpt.slurm.scheduler import Queue, Queued, cancel, look
 from igpt.slurm.targets import chosen
 
@@ -68,6 +69,7 @@ def status_text(targets: list[str], *, every: bool) -> str:
     return "\n".join([*([tabulate(table, heads, disable_numparse=True), ""] if shown else []), said])
 
 
+FULL = 2**20  # bytes that are as good as none
 STATES = ("done", "running", "queued", "stopped", "failed", "cancelled", "lost", "unknown")
 
 
@@ -144,6 +146,8 @@ def _state(ledger: Ledger, array: Array, index: int, job: Queued | None, *, know
     if not known:
         return "unknown", "the scheduler does not answer"
     said = scheduler_word(ledger.log(array, index))
+    if not said and shutil.disk_usage(ledger.folder).free < FULL:  # where neither log nor mark could be written
+        said = DISK_WAS_FULL
     if job is not None and job.state == "CANCELLED" and not said.startswith("killed"):
         return "cancelled", "by scancel"
     if job is not None and job.state == "TIMEOUT":

@@ -14,6 +14,7 @@ import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from chromium import watched
+from conftest import browser_path
 from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route
@@ -349,3 +350,75 @@ def test_ten_completions_leave_the_memory_as_it_was(panel: tuple[Page, list[str]
     for _ in range(10):
         finish(page)
     assert renderers() < 1.1 * before
+
+
+@pytest.fixture(scope="module")
+def graphics(browser: Browser) -> Iterator[Browser]:
+    """A Chromium whose graphics card is played by the processor: slow, but WebGPU."""
+    flags = ["--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+    found = browser.browser_type.launch(executable_path=browser_path(), args=flags)
+    yield found
+    found.close()
+
+
+def test_on_a_graphics_card_a_seed_gives_the_samplers_pixels(
+    graphics: Browser, address: str, about: dict[str, list[list[int]]], trained: tuple[ImageGPT, Palette]
+) -> None:
+    page, wrong = watched(graphics, address, "light")
+    # The panel leaves cards that a processor plays alone; this one has to do.
+    page.add_init_script("Object.defineProperty(GPUAdapterInfo.prototype, 'isFallbackAdapter', {get: () => false})")
+    wishes = json.dumps({**about, "preferred": ["webgpu", "wasm"]})
+    page.route("**/live.json", lambda route: route.fulfill(body=wishes, content_type="application/json"))
+    page.goto(address + "chapters/samples.html", wait_until="networkidle")
+    load(page)
+    assert said(page).endswith("ready on the graphics card.")
+    page.get_by_label("Completions").fill("2")
+    page.get_by_label("Temperature").fill("0")
+    assert finish(page).startswith("Done")
+    half = len(about["images"][0]) // 2
+    assert (completions(page) == expected(trained, about["images"][0], lambda i: i < half, n=2, seed=0, temperature=0.0)).all()
+    assert wrong == []
+    page.close()
+
+
+def test_a_press_of_stop_ends_the_drawing_and_the_next_begins_anew(panel: tuple[Page, list[str]]) -> None:
+    page, wrong = panel
+    page.get_by_role("radio", name="Nothing").check()
+    page.get_by_label("Completions").fill("8")
+    page.get_by_role("button", name="Complete", exact=True).click()
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_function("() => /^(Done|Stopped)/.test(document.querySelector('.live-status').textContent)")
+    assert said(page).startswith("Stopped: ")
+    assert (completions_alpha(page) == 0).any()  # not all pixels were drawn
+    page.get_by_label("Completions").fill("1")
+    assert finish(page).startswith("Done")
+    assert (completions_alpha(page) > 0).all()
+    assert wrong == []
+
+
+def completions_alpha(page: Page) -> NDArray[np.uint8]:
+    """Where the completions' canvases have been drawn on."""
+    found = shown(page, "Completion")
+    return np.stack([pixels(found.nth(i))[..., 3] for i in range(found.count())])
+
+
+def test_a_picture_is_dropped_on_the_panel(panel: tuple[Page, list[str]]) -> None:
+    page, wrong = panel
+    drop = """async () => {
+        const canvas = new OffscreenCanvas(48, 32);
+        const context = canvas.getContext("2d");
+        context.fillStyle = "rgb(200, 40, 40)";
+        context.fillRect(0, 0, 48, 32);
+        const files = new DataTransfer();
+        files.items.add(new File([await canvas.convertToBlob()], "red.png", {type: "image/png"}));
+        const panel = document.querySelector(".igpt-live");
+        const told = panel.dispatchEvent(new DragEvent("dragover", {dataTransfer: files, bubbles: true, cancelable: true}));
+        panel.dispatchEvent(new DragEvent("drop", {dataTransfer: files, bubbles: true, cancelable: true}));
+        return told;
+    }"""
+    assert page.evaluate(drop) is False  # the panel takes it, so the browser does not open the file
+    page.wait_for_function("() => /central square/.test(document.querySelector('.live-status').textContent)")
+    taken = pixels(shown(page, "Original"))[..., :3]
+    assert len(np.unique(taken.reshape(-1, 3), axis=0)) == 1
+    assert finish(page).startswith("Done")
+    assert wrong == []

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -165,6 +168,54 @@ def test_a_job_whose_node_is_lost_continues_on_another(cluster: Cluster, checkou
         checkout.wait_for(LONG, "done", "failed", "lost")
     finally:
         cluster.run("start-node", "n2")
+    assert found(checkout, LONG) == {"total": total_of(120)}
+
+
+def test_a_job_killed_without_warning_continues_from_its_checkpoint(cluster: Cluster, checkout: Checkout) -> None:
+    checkout.submit(LONG)
+    job = checkout.wait_for_step(LONG, 15).job
+    subprocess.run(["scontrol", "requeue", job], check=True)  # what preemption without a grace time does
+    checkout.wait_for(LONG, "done", "failed", "lost")
+    assert found(checkout, LONG) == {"total": total_of(120)}
+
+
+def test_a_shell_that_is_hung_up_takes_no_job_with_it(cluster: Cluster, checkout: Checkout) -> None:
+    words = f"{sys.executable} -m igpt submit {PROBE} --profile {checkout.profile()} && echo submitted && sleep 600"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    shell = subprocess.Popen(["bash", "-c", words], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert shell.stdout is not None
+    assert any(line == "submitted\n" for line in shell.stdout)
+    os.killpg(shell.pid, signal.SIGHUP)
+    shell.wait(timeout=20)
+    checkout.wait_for(PROBE, "done", "failed", "cancelled", "lost")
+    assert found(checkout, PROBE) == {"answer": total_of(8) + 0.5}
+
+
+@pytest.fixture
+def small_disk(checkout: Checkout) -> Iterator[Path]:
+    """A disk of four megabytes under the checkout's runs."""
+    runs = checkout.project.runs
+    runs.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(runs)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"a small disk can be mounted by root only: {done.stderr.strip()}")
+    yield runs
+    subprocess.run(["umount", "--lazy", str(runs)], check=True)
+
+
+def test_a_disk_that_is_full_ends_a_job_in_a_sentence_and_with_room_it_goes_on(
+    cluster: Cluster, checkout: Checkout, small_disk: Path
+) -> None:
+    checkout.submit(LONG)
+    checkout.wait_for_step(LONG, 15)
+    with suppress(OSError), (small_disk / "ballast").open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(4096))
+    row = checkout.wait_for(LONG, "done", "failed", "lost")
+    assert row.why == "its disk was full: make room; `igpt resume` continues it"
+    (small_disk / "ballast").unlink()
+    assert resume([LONG]).startswith("1 jobs submitted again")
+    checkout.wait_for(LONG, "done", "failed")
     assert found(checkout, LONG) == {"total": total_of(120)}
 
 

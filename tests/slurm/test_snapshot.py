@@ -172,6 +172,7 @@ def test_a_mark_that_is_damaged_is_no_word(tmp_path: Path) -> None:
         ("slurmstepd: error: *** STEP 5.0 ON n1 CANCELLED AT 2026 DUE TO NODE FAILURE ***", "its node was lost"),
         ("srun: error: n1: task 0: Killed", "n1: task 0: Killed"),
         ("python: error: exceeded memory limit", ""),
+        ("OSError: [Errno 28] No space left on device", "its disk was full: make room"),
     ],
 )
 def test_the_schedulers_word_is_read_from_the_log(tmp_path: Path, line: str, why: str) -> None:
