@@ -1,6 +1,6 @@
 // A photo in the palette's colours: what is lost, where, and the tokens. The file never leaves the page.
 
-import { paint, quantize, readPicture } from "./picture.js";
+import { addFigure, paint, quantize, readPicture, takeDrops } from "./picture.js";
 
 const VIEW = `
 <p><label>A photo: <input type="file" accept="image/png,image/jpeg,image/webp,image/gif"></label>
@@ -40,7 +40,7 @@ async function show(section) {
     const lost = tokens.map((token, i) => Math.sqrt([0, 1, 2].reduce((sum, c) => sum + (pixels[3 * i + c] - colours[token][c]) ** 2, 0) / 3));
     const most = Math.max(...lost), whole = Math.sqrt(lost.reduce((sum, e) => sum + e * e, 0) / lost.length);
     results.replaceChildren();
-    const original = figure("As it is"), reduced = figure("In nine bits"), map = figure("What is lost");
+    const [original, reduced, map] = ["As it is", "In nine bits", "What is lost"].map((name) => addFigure(results, name));
     const each = tokens.map((_, i) => i);
     paint(original, each, each.map((i) => [...pixels.slice(3 * i, 3 * i + 3)]), side);
     paint(reduced, tokens, colours, side);
@@ -76,25 +76,9 @@ async function show(section) {
     tell();
   }
 
-  function figure(name) {
-    const element = document.createElement("figure"), canvas = document.createElement("canvas"), caption = document.createElement("figcaption");
-    canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", name);
-    caption.textContent = name;
-    element.append(canvas, caption);
-    results.append(element);
-    return canvas;
-  }
-
   file.addEventListener("change", () => { draw(file.files[0] ?? chosen); file.value = ""; });
   sides.addEventListener("change", () => draw(chosen));
-  section.addEventListener("dragover", (event) => { event.preventDefault(); section.classList.add("live-over"); });
-  section.addEventListener("dragleave", () => section.classList.remove("live-over"));
-  section.addEventListener("drop", (event) => {
-    event.preventDefault();
-    section.classList.remove("live-over");
-    if (event.dataTransfer.files[0]) draw(event.dataTransfer.files[0]);
-  });
+  takeDrops(section, draw);
   await draw(null);
 }
 

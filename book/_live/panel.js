@@ -1,7 +1,7 @@
 // The live panel of the chapter on completions. Nothing is fetched but one small description until the reader
 // presses the button; pictures and pixels stay in this page.
 
-import { paint, quantize, readPicture } from "./picture.js";
+import { addFigure, paint, quantize, readPicture, takeDrops } from "./picture.js";
 
 const FORM = `
 <form class="live-form">
@@ -158,12 +158,7 @@ function panel(section, about, { worker, backend, seconds }, say) {
   }
 
   function figure(name, tokens) {
-    const element = document.createElement("figure"), canvas = document.createElement("canvas"), caption = document.createElement("figcaption");
-    canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", name);
-    caption.textContent = name;
-    element.append(canvas, caption);
-    results.append(element);
+    const canvas = addFigure(results, name);
     paint(canvas, tokens, about.colours, side);
     return canvas;
   }
@@ -218,13 +213,7 @@ function panel(section, about, { worker, backend, seconds }, say) {
     }
   }
   file.addEventListener("change", () => { take(file.files[0]); file.value = ""; });
-  section.addEventListener("dragover", (event) => { event.preventDefault(); section.classList.add("live-over"); });
-  section.addEventListener("dragleave", () => section.classList.remove("live-over"));
-  section.addEventListener("drop", (event) => {
-    event.preventDefault();
-    section.classList.remove("live-over");
-    take(event.dataTransfer.files[0]);
-  });
+  takeDrops(section, take);
 
   form.addEventListener("submit", (event) => {
     event.preventDefault();

@@ -142,3 +142,25 @@ export function paint(canvas, tokens, colours, side) {
   });
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
+
+// A canvas with its name under it, at the end of `results`; a screen reader hears the name.
+export function addFigure(results, name) {
+  const element = document.createElement("figure"), canvas = document.createElement("canvas"), caption = document.createElement("figcaption");
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", name);
+  caption.textContent = name;
+  element.append(canvas, caption);
+  results.append(element);
+  return canvas;
+}
+
+// Files that are dropped on a section go to `take`, the first of them.
+export function takeDrops(section, take) {
+  section.addEventListener("dragover", (event) => { event.preventDefault(); section.classList.add("live-over"); });
+  section.addEventListener("dragleave", () => section.classList.remove("live-over"));
+  section.addEventListener("drop", (event) => {
+    event.preventDefault();
+    section.classList.remove("live-over");
+    if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
+  });
+}

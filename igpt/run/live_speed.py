@@ -20,7 +20,8 @@ from igpt.project import Project
 from igpt.report.live import live_about, live_parts, live_record_path
 from igpt.results.record import SCHEMA, Receipt, Record, Value, write_record
 from igpt.results.signature import Signature
-from igpt.run.notebook import _commit, _hardware
+from igpt.run.git import head_and_dirt
+from igpt.run.notebook import hardware
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -60,7 +61,7 @@ def measure_panel() -> str:
             browser.close()
     except Error as error:
         raise StageError(f"the panel could not be measured: {str(error).splitlines()[0]}") from None
-    commit, dirty = _commit(project.root)
+    commit, dirty = head_and_dirt(project.root)
     units = {
         "pixels_per_second": "pixels a second",
         "pixels_per_second_of_four": "pixels a second",
@@ -82,7 +83,7 @@ def measure_panel() -> str:
             dirty=dirty,
             command="igpt panel --measure",
             notebook="igpt/run/live_speed.py",
-            hardware=_hardware(),
+            hardware=hardware(),
             seconds=round(time.monotonic() - begun, 2),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             versions={"igpt": version("igpt"), "chromium": chromium, str(runtime["name"]): str(runtime["version"])},

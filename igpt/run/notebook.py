@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from igpt.project import Project
 from igpt.results.record import SCHEMA, Receipt, Record, Value, read_record, write_record
 from igpt.results.signature import Signer
 from igpt.run.folder import PLANNED, STOP, empty, hold, read_progress, run_folder
+from igpt.run.git import head_and_dirt
 from igpt.run.local import ensure
 from igpt.stage import Literal, Stage
 
@@ -36,7 +36,7 @@ class OpenStage:
         self._parameters = signer.parameters(self.stage)
         self._signer = signer
         self.parents = signer.parents(self.stage)
-        self._commit, self._dirty = _commit(project.root)
+        self._commit, self._dirty = head_and_dirt(project.root)
         hold(self.folder)
         if (self.folder / "record.json").exists() and PLANNED not in os.environ:
             empty(self.folder)  # run again by hand: from the start, as its receipt will say
@@ -84,7 +84,7 @@ class OpenStage:
             dirty=self._dirty,
             command=f"igpt run {self.stage.name}",
             notebook=f"notebooks/{self.stage.notebook}.ipynb{by_hand}",
-            hardware=_hardware(),
+            hardware=hardware(),
             seconds=round(self._seconds(), 2),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             versions={name: version(name) for name in ("igpt", "torch", "numpy", "scikit-learn", *peers)}
@@ -117,22 +117,7 @@ def open_stage(notebook: str, **parameters: Literal) -> OpenStage:
     return OpenStage(project, Stage.of(notebook, **parameters), Signer(project.notebooks))
 
 
-def _commit(root: Path) -> tuple[str, bool]:
-    """The checkout's commit, and whether anything but records differs from it; unknown outside git."""
-    try:
-        commit = _git(root, "rev-parse", "HEAD")
-        changes = _git(root, "status", "--porcelain", "--", ".", ":!book/records")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown", True
-    return commit, bool(changes)
-
-
-def _git(root: Path, *arguments: str) -> str:
-    """What a git command prints."""
-    return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _hardware() -> str:
+def hardware() -> str:
     """The processor by its own name, the threads used, and the GPU if there is one."""
     import torch
 

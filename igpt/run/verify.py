@@ -14,6 +14,7 @@ from igpt.project import Project
 from igpt.results.agree import apart
 from igpt.results.record import SCHEMA, Record, read_record
 from igpt.results.signature import Signature, Signer
+from igpt.run.git import git
 from igpt.run.targets import find_stages
 from igpt.stage import Stage
 
@@ -93,11 +94,11 @@ def _is_commit(project: Project, commit: str) -> bool:
     """Whether this repository has the commit."""
     if not commit.isalnum():
         return False
-    asked = ["git", "-C", str(project.root), "cat-file", "-e", f"{commit}^{{commit}}"]
     try:
-        return subprocess.run(asked, capture_output=True).returncode == 0
-    except OSError:
+        git(project.root, "cat-file", "-e", f"{commit}^{{commit}}")
+    except (OSError, subprocess.CalledProcessError):
         return False
+    return True
 
 
 def _repeat(stage: Stage, project: Project) -> Record:

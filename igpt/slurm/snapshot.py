@@ -10,8 +10,7 @@ from pathlib import Path
 
 from igpt.errors import UsageError
 from igpt.project import Project
-
-OTHER = (".", ":!book/records")  # records are made by runs and change no code
+from igpt.run.git import CODE, changes, git, head
 
 
 def check_clean(project: Project, *, dirty: bool) -> str:
@@ -20,18 +19,16 @@ def check_clean(project: Project, *, dirty: bool) -> str:
     Raises UsageError outside git, and for changes that no commit holds.
     """
     try:
-        commit = _git(project.root, "rev-parse", "HEAD")
-        changes = _git(project.root, "status", "--porcelain", "--", *OTHER)
+        commit, changed = head(project.root), changes(project.root)
     except (OSError, subprocess.CalledProcessError):
         raise UsageError(
             f"{project.root} is no git checkout, and jobs run a commit: clone igpt, or `git init` and commit"
         ) from None
-    if not changes:
+    if not changed:
         return commit
     if not dirty:
-        first = changes.splitlines()[0][2:].strip()
         raise UsageError(
-            f"the checkout differs from its commit ({first}, {len(changes.splitlines())} in all): commit first,"
+            f"the checkout differs from its commit ({changed[0]}, {len(changed)} in all): commit first,"
             " or give --dirty, and the receipts will say so"
         )
     content = hashlib.sha256()
@@ -51,8 +48,8 @@ def take_snapshot(project: Project, home: Project, name: str) -> Project:
     shutil.rmtree(part, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _git(project.root, "clone", "--quiet", "--no-checkout", str(project.root), str(part))
-        _git(part, "checkout", "--quiet", "--detach", name.partition("-")[0])
+        git(project.root, "clone", "--quiet", "--no-checkout", str(project.root), str(part))
+        git(part, "checkout", "--quiet", "--detach", name.partition("-")[0])
         if "-dirty-" in name:
             for path in _changed_files(project.root):
                 source, target = project.root / path, part / path
@@ -80,12 +77,6 @@ def take_snapshot(project: Project, home: Project, name: str) -> Project:
 
 def _changed_files(root: Path) -> list[str]:
     """Tracked files that differ from the commit, and those that git neither tracks nor ignores."""
-    changed = _git(root, "diff", "HEAD", "--name-only", "-z", "--no-renames", "--", *OTHER)
-    new = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *OTHER)
+    changed = git(root, "diff", "HEAD", "--name-only", "-z", "--no-renames", "--", *CODE)
+    new = git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *CODE)
     return sorted(path for path in (changed + new).split("\0") if path and not (root / path).is_symlink())
-
-
-def _git(root: Path, *arguments: str) -> str:
-    """What a git command prints."""
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
-    return done.stdout if "-z" in arguments else done.stdout.strip()

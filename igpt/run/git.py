@@ -1,0 +1,32 @@
+"""What git says of a checkout."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+CODE = (".", ":!book/records")  # records are made by runs and change no code
+
+
+def git(root: Path, *arguments: str) -> str:
+    """What a git command prints; with ``-z`` to the last zero. Raises OSError without git, CalledProcessError when it fails."""
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout if "-z" in arguments else done.stdout.strip()
+
+
+def head(root: Path) -> str:
+    """The checkout's commit. Raises as `git` does."""
+    return git(root, "rev-parse", "HEAD")
+
+
+def changes(root: Path) -> list[str]:
+    """What differs from the commit, records aside, a path each. Raises as `git` does."""
+    return [line[2:].strip() for line in git(root, "status", "--porcelain", "--", *CODE).splitlines()]
+
+
+def head_and_dirt(root: Path) -> tuple[str, bool]:
+    """The checkout's commit, and whether anything but records differs from it; unknown outside git."""
+    try:
+        return head(root), bool(changes(root))
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", True
