@@ -32,6 +32,11 @@ class Project:
         return self.root / "runs"
 
     @property
+    def models(self) -> Path:
+        """The published models, one folder each."""
+        return self.root / "book" / "models"
+
+    @property
     def records(self) -> Path:
         """The records that the book reads, one folder a tier."""
         return self.root / "book" / "records"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from igpt.experiments.cells import DATASET, Experiment, experiments
+from igpt.experiments.cells import DATASET, EFFORT, Experiment, experiments
 from igpt.experiments.speed import SPEED_STAGES
 from igpt.experiments.tables import TABLES, Table
 from igpt.stage import Stage
 
-__all__ = ["TABLES", "Experiment", "Table", "declared_stages", "experiments", "rate_searches"]
+__all__ = ["TABLES", "Experiment", "Table", "declared_stages", "experiments", "rate_searches", "samples_of"]
+
+
+def samples_of(tier: str) -> Stage:
+    """A tier's samples and completions, by its largest model."""
+    return Stage.of("samples", model=f"{tier}-l", **EFFORT.get((tier, "samples"), {}))
 
 
 def _settings(tier: str) -> Stage:
@@ -23,8 +28,8 @@ def rate_searches(tier: str) -> tuple[Stage, ...]:
 
 # Stages that fill figures or the tables of speed, and no cell of a published table.
 FIGURE_STAGES: dict[str, tuple[Stage, ...]] = {
-    "tiny": (Stage.of("samples", model="tiny-l"), _settings("tiny")),
-    **{tier: (Stage.of("samples", model=f"{tier}-l"), _settings(tier), *rate_searches(tier)) for tier in ("laptop", "small")},
+    "tiny": (samples_of("tiny"), _settings("tiny")),
+    **{tier: (samples_of(tier), _settings(tier), *rate_searches(tier)) for tier in ("laptop", "small")},
     "speed": SPEED_STAGES,
 }
 

@@ -21,10 +21,12 @@ DATASET = {
     "laptop": {"cifar10": "cifar10", "imagenet": "cifar10"},
     "small": {"cifar10": "cifar10", "imagenet": "tiny-imagenet"},
 }
-# Where a notebook's own defaults are more than a tier can pay for: two cores fine-tune for a day on all of CIFAR-10.
+# Where a notebook's defaults are more than a tier can pay for: two cores fine-tune for a day on all of CIFAR-10.
 EFFORT: dict[tuple[str, str], dict[str, Literal]] = {
     ("laptop", "fine_tune"): {"images": 6_000, "epochs": 2},
     ("laptop", "loss_against_probe"): {"images": 10_000},
+    # And where they are less than a reader wants to page through.
+    **{(tier, "samples"): {"images": 64} for tier in ("laptop", "small")},
 }
 SEARCH_STEPS = 400  # of a run of rate_search, its default
 LOW_DATA_DIGITS = ("40", "250")  # the digits hold too few images for 4,000 labels

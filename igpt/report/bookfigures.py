@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt.errors import UsageError
-from igpt.experiments import rate_searches
+from igpt.experiments import rate_searches, samples_of
 from igpt.experiments.cells import DATASET, EFFORT, SEEDS
 from igpt.files import write_atomically
 from igpt.project import Project
@@ -29,6 +29,7 @@ class BookFigure:
     draw: str
     stages: tuple[Stage, ...]
     one: bool = False  # drawn from a single record rather than from a list of them
+    page: int | None = None  # of a record with more images than a figure shows
     whole: bool = True  # only when every record is there; else of those that are, and the caption says what is pending
 
 
@@ -45,7 +46,7 @@ def _figures_of(tier: str) -> dict[str, BookFigure]:
     def models(notebook: str) -> tuple[Stage, ...]:
         return tuple(stage for size in "sml" for stage in seeds(notebook, f"{tier}-{size}"))
 
-    samples = (Stage.of("samples", model=large),)
+    samples = (samples_of(tier),)
     both = tuple(
         stage
         for notebook in ("linear_probe", "fine_tune")
@@ -74,6 +75,8 @@ FIGURES = {
     "published-depth": BookFigure("published_depth", ()),
     **{name: figure for name, figure in _figures_of("tiny").items() if name not in ("losses-autoregressive", "rates")},
     **{f"laptop-{name}": figure for name, figure in _figures_of("laptop").items() if name != "losses"},
+    **{f"laptop-gallery-{n}": BookFigure("completions", (samples_of("laptop"),), one=True, page=n) for n in range(1, 9)},
+    **{f"laptop-gallery-samples-{n}": BookFigure("samples", (samples_of("laptop"),), one=True, page=n) for n in range(1, 5)},
 }
 
 
@@ -112,7 +115,8 @@ def draw_figure(name: str, project: Project, folder: Path) -> dict[Mode, Path] |
 
     spec = FIGURES[name]
     function: Callable[..., Figure] = getattr(figures, spec.draw)
-    arguments: Sequence[object] = () if not spec.stages else (records[0] if spec.one else records,)
+    arguments: list[object] = [] if not spec.stages else [records[0] if spec.one else records]
+    arguments += [] if spec.page is None else [spec.page]
     paths: dict[Mode, Path] = {}
     for mode in ("light", "dark"):
         paths[mode] = folder / f"{name}-{mode}.svg"

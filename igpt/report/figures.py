@@ -251,17 +251,22 @@ def search(record: Record) -> Figure:
     return figure
 
 
-def samples(record: Record) -> Figure:
-    """Images drawn from nothing, in a row, as they came."""
+SHOWN = 8  # images in a figure's row of samples, or in its rows of completions
+
+
+def samples(record: Record, page: int = 0) -> Figure:
+    """Images drawn from nothing, as they came: the first ones in a row; from page 1 on, two rows a page."""
     images = [row["tokens"] for row in record.series["samples"]]
-    return _grid(record, [images], [])
+    rows = [images[start : start + SHOWN] for start in range(0, len(images), SHOWN)]
+    return _grid(record, rows[2 * page - 2 : 2 * page] if page else rows[:1], [])
 
 
-def completions(record: Record) -> Figure:
+def completions(record: Record, page: int = 1) -> Figure:
     """One row an image: the kept half, its completions, the original."""
     rows = record.series["completions"]
     columns = []
-    for image in dict.fromkeys(row["image"] for row in rows):
+    images = list(dict.fromkeys(row["image"] for row in rows))
+    for image in images[SHOWN * (page - 1) : SHOWN * page]:
         mine = [row for row in rows if row["image"] == image]
         kept, original = int(mine[0]["kept"]), mine[0]["original"]  # type: ignore[arg-type]
         assert isinstance(original, list)

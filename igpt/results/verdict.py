@@ -54,18 +54,18 @@ def judge(quantity: Quantity, rule: Rule, record_of: RecordOf, *, published: flo
     A claim of a side (above, below) is reproduced when the interval (see `Outcome`) lies on it, differs when it lies
     on the other, and is undecided when it holds zero.
     """
-    found = outcome(quantity, record_of)
-    if found is None:
+    measured = _measured(quantity, record_of)
+    if measured is None:
         return Verdict("pending", "not run")
     if rule.kind == "shown":
         return Verdict("shown", rule.claim)
     if rule.kind == "matches":
-        word: Word = "reproduced" if abs(found.mean - published) <= rule.margin else "differs"
-        return Verdict(word, f"{rule.claim}: {found.mean:.6g} against {published:.6g}")
+        mean, _, _ = _interval(measured)
+        word: Word = "reproduced" if abs(mean - published) <= rule.margin else "differs"
+        return Verdict(word, f"{rule.claim}: {mean:.6g} against {published:.6g}")
     if rule.kind == "inside":
-        inside = [0 < value < 1 for value in found.values]
+        inside = [0 < value < 1 for value, _ in measured]
         return Verdict("reproduced" if all(inside) else "differs", f"{rule.claim}: in {sum(inside)} of {len(inside)} seeds")
-    measured = _measured(quantity, record_of) or []
     against = _measured(rule.against, record_of) if rule.against else [(0.0, 0.0)] * len(measured)
     if against is None:
         return Verdict("pending", "what it is compared with has not run")

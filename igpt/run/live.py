@@ -176,7 +176,7 @@ def _images(record: tuple[Path, Record] | None, positions: int) -> list[list[int
 
 def _samples_record(project: Project, model: str) -> tuple[Path, Record] | None:
     """The first published record of a model's samples, and where it is."""
-    for path in sorted(project.records.glob(f"*/samples,model={Path(model).name},*.json")):
+    for path in sorted(project.records.glob(f"*/samples,*model={Path(model).name},*.json")):
         record = read_record(path)
         if record is not None:
             return path, record

@@ -1,10 +1,9 @@
-"""What ``igpt publish`` does: a trained model's last weights into the book, in half precision, with a card."""
+"""What ``igpt publish`` does: a trained model's last weights into the book, in half precision, with a card and samples."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 from igpt.data import data_card
 from igpt.errors import UsageError
@@ -14,14 +13,16 @@ from igpt.results.record import Record
 from igpt.results.signature import Signer
 from igpt.results.store import RecordStore
 from igpt.run.folder import finished_record, run_folder
+from igpt.run.samples import Draw, write_samples
 from igpt.stage import Stage
 from igpt.train.recipes import recipe
 
+SAMPLES = 64  # on the sheet beside the weights
 LIMIT = 20 * 2**20  # bytes of a model that belongs into the repository
 
 
 def publish(model: str) -> str:
-    """Write ``book/models/MODEL``: weights of the first seed in float16, palette, ``card.json``; what to say of it.
+    """Write ``book/models/MODEL``: the first seed's weights in float16, palette, card and a sheet of samples; what to say.
 
     Raises UsageError for a model that has not been trained here or is too large for a repository.
     """
@@ -37,7 +38,7 @@ def publish(model: str) -> str:
     if (size := 2 * plan.shape.parameters) > LIMIT:
         raise UsageError(f"{model} takes {size:,} bytes in half precision, more than the {LIMIT:,} that a repository should hold")
     weights, palette = load_weights(run_folder(project, stage, signer.sign(stage)) / weights_name(plan.steps))
-    folder = published_folder(project, model)
+    folder = project.models / model
     save_weights(folder, weights.half(), palette)
     store = RecordStore(project)
     probes = [store.read(Stage.of("linear_probe", model=model, dataset=name, seed=0)) for name in ("cifar10", "tiny-imagenet")]
@@ -52,12 +53,8 @@ def publish(model: str) -> str:
         "probes": [_card(probe, ("accuracy", "untrained", "pixels", "colours", "indices")) for probe in probes if probe],
     }
     write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
+    write_samples(model, Draw(n=SAMPLES, seed=0), out=folder / "samples.png")
     return f"{model}, {size / 1e6:.1f} MB: {folder}"
-
-
-def published_folder(project: Project, model: str) -> Path:
-    """Where a published model lies."""
-    return project.root / "book" / "models" / model
 
 
 def _card(record: Record, names: tuple[str, ...]) -> dict[str, object]:

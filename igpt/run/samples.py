@@ -14,7 +14,6 @@ from igpt.results.signature import Signer
 from igpt.run.bar import Bar
 from igpt.run.folder import finished_record, run_folder
 from igpt.run.local import ensure
-from igpt.run.publish import published_folder
 from igpt.stage import Stage
 from igpt.train.recipes import LAPTOP, SMALL, TINY, recipe
 
@@ -140,7 +139,7 @@ def _trained(model: str) -> tuple[ImageGPT, Palette]:
     from igpt.weights.own import load_weights
 
     project = Project.here()
-    published = published_folder(project, model)
+    published = project.models / model
     if (published / "config.json").exists():
         return load_weights(published)
     signer = Signer(project.notebooks)

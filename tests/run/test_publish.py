@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import random_model, some_receipt
+from PIL import Image
+
+from igpt.errors import UsageError
+from igpt.palette import Palette
+from igpt.project import Project
+from igpt.results.record import SCHEMA, Record, Value, write_record
+from igpt.results.signature import Signer
+from igpt.run.folder import run_folder
+from igpt.run.publish import publish
+from igpt.run.samples import find_weights
+from igpt.stage import Stage
+from igpt.train.loop import weights_name
+from igpt.train.recipes import recipe
+from igpt.weights.own import save_weights
+
+
+def test_a_model_that_was_trained_is_published_with_its_card_and_found_by_its_name(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("igpt.run.publish.SAMPLES", 3)
+    plan, signer = recipe("tiny-s"), Signer(project.notebooks)
+    stage = signer.canonical(Stage.of("pretrain", model="tiny-s", seed=0))
+    folder = run_folder(project, stage, signer.sign(stage))
+    trained = random_model(plan.shape)
+    save_weights(folder / weights_name(plan.steps), trained, Palette(torch.linspace(-1, 1, 16)[:, None].numpy()))
+    record = Record(
+        schema_version=SCHEMA,
+        stage=stage.name,
+        parameters=signer.parameters(stage),
+        signature=signer.sign(stage).digest,
+        parts=signer.sign(stage).parts,
+        values={"validation_loss": Value(value=1.25, unit="nats per token")},
+        series={},
+        receipt=some_receipt(stage),
+    )
+    write_record(folder / "record.json", record)
+    assert publish("tiny-s").startswith("tiny-s, 0.0 MB: ")
+    card = json.loads((project.models / "tiny-s" / "card.json").read_text())
+    assert card["recipe"]["steps"] == plan.steps
+    assert card["pretrain"]["values"]["validation_loss"]["value"] == 1.25
+    assert card["pretrain"]["receipt"]["command"] == f"igpt run {stage.name}"
+    found, _ = find_weights("tiny-s")
+    tokens = torch.arange(64)[None] % 16
+    assert torch.allclose(found(tokens), trained(tokens), atol=0.03)  # float16
+    assert Image.open(project.models / "tiny-s" / "samples.png").size[0] > 100
+
+
+def test_what_was_not_trained_is_not_published(project: Project) -> None:
+    with pytest.raises(
+        UsageError, match="tiny-m has not been trained here as this checkout stands: igpt run pretrain,model=tiny-m"
+    ):
+        publish("tiny-m")
+    assert not (project.models / "tiny-m").exists()
