@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from igpt.data.augment import augmented
+from igpt.evaluate.linear_probe import check_classes
 from igpt.model import ImageGPT, draw_mask, generative_loss
 
 Labelled = tuple[Tensor, Tensor]  # tokens int64 (images, positions), labels int64 (images,)
@@ -113,7 +114,11 @@ def search(
     seed: int,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Search:
-    """Run each of ``settings`` and choose by validation accuracy; the first and the earliest of equals."""
+    """Run each of ``settings`` and choose by validation accuracy; the first and the earliest of equals.
+
+    Raises UsageError for validation labels of classes that no training image has.
+    """
+    check_classes(train[1].numpy(), validation[1].numpy())
     total = sum(candidate.epochs for candidate in settings)
     seen: list[tuple[float, int, float]] = []
     best = (-1.0, settings[0])

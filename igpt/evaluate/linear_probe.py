@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from igpt.errors import UsageError
 from igpt.evaluate.logistic import Classifier, Features, Labels, fit_path
 from igpt.measure import accuracy
 
@@ -59,8 +60,12 @@ def probe_layers(
     features : train, validation and the views of test, each float32 (layers, images, width); test has one
     view, or one for each mask of BERT
     labels : train and validation, int64 (images,). The test labels are not needed to choose or to fit.
+    Raises UsageError where the validation images are the test's, or have classes that train lacks.
     """
     train, validation, views = features
+    check_classes(*labels)
+    if _shared(validation[0], views[0][0]) > 0.5:  # a few double images are in many data sets
+        raise UsageError("the images to choose by are those of the test: take the held-out part of train, and leave test alone")
     layers = []
     for layer in range(len(train)):
         path = fit_path(train[layer], labels[0], strengths=strengths, device=device)
@@ -72,6 +77,20 @@ def probe_layers(
     # The first of equals: the shallower layer.
     chosen = max(range(len(layers)), key=lambda layer: layers[layer].validation)
     return ProbeResult(layers, chosen)
+
+
+def check_classes(train: Labels, validation: Labels) -> None:
+    """Raises UsageError for validation labels of classes that no training image has."""
+    if outside := sorted(set(np.unique(validation).tolist()) - set(np.unique(train).tolist())):
+        raise UsageError(f"validation has labels {outside}, which no training image has: take both from one data set")
+
+
+def _shared(some: Features, others: Features) -> float:
+    """The part of ``some`` rows that are among the ``others``; none where these hardly differ, and so tell nothing."""
+    known = {np.asarray(row).tobytes() for row in others}
+    if len(known) < len(others) / 2:
+        return 0.0
+    return float(np.mean([np.asarray(row).tobytes() in known for row in some]))
 
 
 def depth_series(result: ProbeResult, test_labels: Labels) -> list[dict[str, float | int | bool]]:

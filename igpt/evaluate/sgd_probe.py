@@ -4,6 +4,7 @@ Trained: one multinomial logistic regression a learning rate, all of them side b
 by SGD with momentum 0.9 and a cosine to zero.
 Chosen on validation: the rate. Then the held-out images return to train, as everywhere in the paper, and the chosen
 rate is trained once more.
+Reported: the test accuracy of that last one, once.
 
 The paper names the optimiser, the rates it began with and a million iterations. Batch, weight decay, augmentation and
 the scaling of the features are not published: 128 as in pre-training, none, none, and standardised.

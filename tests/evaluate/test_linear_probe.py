@@ -1,7 +1,11 @@
 from __future__ import annotations
 
-import numpy as np
+from importlib import import_module
 
+import numpy as np
+import pytest
+
+from igpt.errors import UsageError
 from igpt.evaluate.linear_probe import choose, depth_series, probe_layers, vote
 from igpt.evaluate.logistic import fit_path
 
@@ -67,3 +71,20 @@ def test_the_majority_wins_a_vote_and_ties_fall_both_ways() -> None:
     assert set(winners.tolist()) == {0, 7}
     assert 140 < (winners == 7).sum() < 260  # 200 expected, six sigma
     np.testing.assert_array_equal(winners, vote(tied, seed=0))
+
+
+def test_a_test_split_offered_for_selection_and_labels_of_no_class_are_refused() -> None:
+    generator = np.random.default_rng(0)
+    train, held_out, test = (generator.normal(size=(2, n, 4)).astype(np.float32) for n in (30, 10, 12))
+    labels = (np.arange(30) % 3, np.arange(10) % 3)
+    probe_layers((train, held_out, [test]), labels)
+    with pytest.raises(UsageError, match="the images to choose by are those of the test"):
+        probe_layers((train, test, [test]), (labels[0], np.arange(12) % 3))
+    with pytest.raises(UsageError, match=r"validation has labels \[7\], which no training image has"):
+        probe_layers((train, held_out, [test]), (labels[0], np.full(10, 7)))
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "sgd_probe", "fine_tune", "low_data"])
+def test_every_protocol_says_what_is_trained_what_is_chosen_and_what_is_reported(name: str) -> None:
+    text = import_module(f"igpt.evaluate.{name}").__doc__ or ""
+    assert [word for word in ("Trained:", "Chosen", "Reported:", "section") if word not in text] == []
