@@ -189,7 +189,8 @@ def _source(project: Project, model: str, records: list[str]) -> str:
         signer = Signer(project.notebooks)
         weights = signer.sign(Stage.of("pretrain", model=model, objective="autoregressive", seed=0)).digest
     else:
-        paths = [path for path in sorted(Path(model).glob("*")) if path.is_file()]
+        folder = project.models / model if (project.models / model).is_dir() else Path(model)
+        paths = [path for path in sorted(folder.glob("*")) if path.is_file()]
         weights = " ".join([model, *(File.of(path).integrity for path in paths)])
     parts = {
         "weights": weights,

@@ -6,6 +6,7 @@ import base64
 import gzip
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,12 @@ def test_what_is_too_large_for_a_reader_or_of_another_size_is_refused_and_leaves
         live.prepare_live(model)
     assert made(ready) == before
     assert not Path(ready.root / "book" / ".live.part").exists()
+
+
+def test_a_published_model_counts_by_its_files(ready: Project) -> None:
+    shutil.copytree(ready.root / "nine", ready.models / "laptop-s")
+    live.prepare_live("laptop-s")
+    assert live.prepare_live("laptop-s").startswith("the book's panel is as it was")
+    path = ready.models / "laptop-s" / "config.json"
+    path.write_text(path.read_text() + "\n")
+    assert live.prepare_live("laptop-s").startswith("the book's panel has laptop-s")
