@@ -21,7 +21,7 @@ DATASET = {
     "laptop": {"cifar10": "cifar10", "imagenet": "cifar10"},
     "small": {"cifar10": "cifar10", "imagenet": "tiny-imagenet"},
 }
-# Where a notebook's defaults are more than a tier can pay for: two cores fine-tune for a day on all of CIFAR-10.
+# Where a notebook's defaults are more than a tier can pay for: two cores fine-tune for hours on all of CIFAR-10.
 EFFORT: dict[tuple[str, str], dict[str, Literal]] = {
     ("laptop", "fine_tune"): {"images": 6_000, "epochs": 2},
     ("laptop", "loss_against_probe"): {"images": 10_000},

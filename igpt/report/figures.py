@@ -216,6 +216,14 @@ def low_data(records: Sequence[Record]) -> Figure:
     return figure
 
 
+# What pre-training has to beat, by stage and value: its name, and its line.
+CONTROLS = {
+    ("linear_probe", "untrained"): ("before training", "--"),
+    ("linear_probe", "pixels"): ("raw pixels", ":"),
+    ("fine_tune", "from_scratch"): ("from scratch, with labels", "-."),
+}
+
+
 def bert(records: Sequence[Record]) -> Figure:
     """Autoregressive against BERT, with one mask and with five, under probe and fine-tuning; the counterpart of Figure 4."""
     rows = []
@@ -233,6 +241,10 @@ def bert(records: Sequence[Record]) -> Figure:
         pd.DataFrame(rows), x="evaluation", y="percent", hue="objective", hue_order=order, palette=colours,
         errorbar=_interval, err_kws={"color": BASELINE}, capsize=0.1, ax=axes,
     )  # fmt: skip
+    for (stage, key), (label, line) in CONTROLS.items():
+        found = [r.values[key].value for r in records if r.stage.startswith(stage) and r.parameters["objective"] != "bert"]
+        place = ["linear_probe", "fine_tune"].index(stage)
+        axes.hlines(100 * float(np.mean(found)), place - 0.4, place + 0.4, BASELINE, linestyle=line, label=label)
     axes.set(ylim=(0, 100), xlabel="", ylabel="test accuracy (%)")
     axes.legend(fontsize=9, loc="lower right", title=None, frameon=True, facecolor="none")
     sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1))
