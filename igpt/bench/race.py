@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 from igpt.bench import worker
 from igpt.bench.work import TUNED, Contestant, Task, load_task
@@ -26,6 +27,8 @@ def race(name: str, *, rounds: int, toy: bool = False, report: Callable[[int, in
     if rounds < 1:
         raise UsageError(f"a comparison takes at least one round, not {rounds}")
     task = load_task(name)
+    if toy:  # the same programs with another allocator show nothing more there
+        task = replace(task, contestants=tuple(c for c in task.contestants if not _is_twin(c, task)))
     seconds: Seconds = {contestant.name: [] for contestant in task.contestants}
     with ExitStack() as stack:
         workers = {c.name: stack.enter_context(_worker(name, c, toy=toy)) for c in task.contestants}
@@ -36,6 +39,11 @@ def race(name: str, *, rounds: int, toy: bool = False, report: Callable[[int, in
             seconds[who].append(workers[who].once())
             report(done + 1, total)
     return seconds
+
+
+def _is_twin(contestant: Contestant, task: Task) -> bool:
+    """Whether it is another one with the allocator tuned."""
+    return any(f"{other.name}, tuned" == contestant.name for other in task.contestants)
 
 
 class _Worker:

@@ -16,7 +16,10 @@ from igpt.measure import ratios
 def test_every_comparison_works_at_toy_size(name: str) -> None:
     said: list[tuple[int, int]] = []
     seconds = race(name, rounds=2, toy=True, report=lambda done, total: said.append((done, total)))
-    assert list(seconds) == [contestant.name for contestant in load_task(name).contestants]
+    names = [contestant.name for contestant in load_task(name).contestants]
+    assert list(seconds) == [
+        each for each in names if each.removesuffix(", tuned") == each or each.removesuffix(", tuned") not in names
+    ]
     assert all(len(found) == 2 and min(found) > 0 for found in seconds.values())
     assert said[-1] == (2 * len(seconds), 2 * len(seconds))
 

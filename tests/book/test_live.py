@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -238,13 +238,18 @@ def test_nothing_is_fetched_before_the_press_and_nothing_from_elsewhere_after(
 def test_without_a_graphics_card_the_processor_takes_over(browser: Browser, address: str, about: dict[str, object]) -> None:
     page, wrong = watched(browser, address, "light")
     page.add_init_script("Object.defineProperty(Navigator.prototype, 'gpu', {get: () => undefined})")
+    load_on_graphics(page, address, about)
+    assert said(page).endswith("ready on the processor.")
+    assert wrong == []
+    page.close()
+
+
+def load_on_graphics(page: Page, address: str, about: Mapping[str, object]) -> None:
+    """The panel, as one that would rather have a graphics card."""
     wishes = json.dumps({**about, "preferred": ["webgpu", "wasm"]})
     page.route("**/live.json", lambda route: route.fulfill(body=wishes, content_type="application/json"))
     page.goto(address + "chapters/samples.html", wait_until="networkidle")
     load(page)
-    assert said(page).endswith("ready on the processor.")
-    assert wrong == []
-    page.close()
 
 
 def missing(route: Route) -> None:
@@ -367,10 +372,7 @@ def test_on_a_graphics_card_a_seed_gives_the_samplers_pixels(
     page, wrong = watched(graphics, address, "light")
     # The panel leaves cards that a processor plays alone; this one has to do.
     page.add_init_script("Object.defineProperty(GPUAdapterInfo.prototype, 'isFallbackAdapter', {get: () => false})")
-    wishes = json.dumps({**about, "preferred": ["webgpu", "wasm"]})
-    page.route("**/live.json", lambda route: route.fulfill(body=wishes, content_type="application/json"))
-    page.goto(address + "chapters/samples.html", wait_until="networkidle")
-    load(page)
+    load_on_graphics(page, address, about)
     assert said(page).endswith("ready on the graphics card.")
     page.get_by_label("Completions").fill("2")
     page.get_by_label("Temperature").fill("0")
