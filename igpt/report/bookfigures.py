@@ -57,6 +57,7 @@ def _figures_of(tier: str) -> dict[str, BookFigure]:
     return {
         "losses": BookFigure("losses", (*models("pretrain"), *seeds("pretrain", objective="bert"))),
         "losses-autoregressive": BookFigure("losses", models("pretrain"), whole=tier == "tiny"),
+        "compute": BookFigure("compute", models("pretrain"), whole=tier == "tiny"),
         "samples": BookFigure("samples", samples, one=True),
         "completions": BookFigure("completions", samples, one=True),
         "depth": BookFigure("depth", models("linear_probe"), whole=tier == "tiny"),
@@ -73,7 +74,7 @@ def _figures_of(tier: str) -> dict[str, BookFigure]:
 FIGURES = {
     "palette": BookFigure("palette", (Stage.of("palette", dataset="digits", colours=16),), one=True),
     "published-depth": BookFigure("published_depth", ()),
-    **{name: figure for name, figure in _figures_of("tiny").items() if name not in ("losses-autoregressive", "rates")},
+    **{name: figure for name, figure in _figures_of("tiny").items() if name not in ("losses-autoregressive", "rates", "compute")},
     **{f"laptop-{name}": figure for name, figure in _figures_of("laptop").items() if name != "losses"},
     **{f"laptop-gallery-{n}": BookFigure("completions", (samples_of("laptop"),), one=True, page=n) for n in range(1, 9)},
     **{f"laptop-gallery-samples-{n}": BookFigure("samples", (samples_of("laptop"),), one=True, page=n) for n in range(1, 5)},

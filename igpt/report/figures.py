@@ -21,6 +21,8 @@ from igpt.measure import mean_interval
 from igpt.report.style import BASELINE, MARKERS, MODEL_COLOURS, theme
 from igpt.results.record import Record
 from igpt.stage import Stage, tier_of
+from igpt.train.cost import training_flops
+from igpt.train.recipes import recipe
 
 # What a probe reads where there is no network, and its line.
 INPUTS = {
@@ -65,6 +67,21 @@ def losses(records: Sequence[Record]) -> Figure:
         sns.lineplot(part, x="step", y="nats", hue="model", style="loss of", palette=MODEL_COLOURS, errorbar=_interval, ax=axes)
         axes.set(title=str(objective), xlabel="step", ylabel="loss (nats per token)")
         axes.legend(fontsize=9)
+    return figure
+
+
+def compute(records: Sequence[Record]) -> Figure:
+    """Held-out loss over the operations spent so far, a line a model: which size a budget is best spent on."""
+    figure = _figure(5.5, 3.3)
+    axes = figure.subplots()
+    for record in records:
+        plan = recipe(_model(record), "autoregressive")
+        rows = [row for row in record.series["losses"] if float(row["step"]) > 0]  # type: ignore[arg-type]
+        spent = [training_flops(plan.shape, plan.batch * float(row["step"])) for row in rows]  # type: ignore[arg-type]
+        losses = [row["validation"] for row in rows]
+        axes.plot(spent, losses, color=MODEL_COLOURS[plan.name], marker=MARKERS[plan.name], label=plan.name)
+    axes.set(xscale="log", xlabel="operations of training so far", ylabel="held-out loss (nats per token)")
+    axes.legend(fontsize=9)
     return figure
 
 
