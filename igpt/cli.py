@@ -133,7 +133,7 @@ def table(
 @app.command("samples", hidden=True)  # as it was called first
 @app.command()
 def sample(
-    model: ModelOption = "tiny-l",
+    model: ModelOption = "laptop-l",
     n: Annotated[int, typer.Option(min=1, max=256, help="How many images.")] = 16,
     seed: SeedOption = 0,
     temperature: TemperatureOption = 1.0,
@@ -152,7 +152,7 @@ def sample(
 @app.command()
 def complete(
     images: Annotated[list[Path], typer.Argument(help="Image files of any kind; their central squares are taken.")],
-    model: ModelOption = "tiny-l",
+    model: ModelOption = "laptop-l",
     keep: Annotated[
         str, typer.Option(metavar="top|left|FRACTION", help="What is given: a half, or a part from the top.")
     ] = "top",
@@ -238,7 +238,7 @@ def export(
     to: Annotated[
         Make, typer.Option(help="Ours (safetensors and palette), transformers', or ONNX (one graph for prefill and step).")
     ] = Make.huggingface,
-    model: ModelOption = "tiny-l",
+    model: ModelOption = "laptop-l",
     half: Annotated[bool, typer.Option("--half", help="ONNX only: weights in half precision, half the size.")] = False,
 ) -> None:
     """Write weights as a folder that other programs open."""
@@ -361,7 +361,7 @@ def verify(
 
 @app.command()
 def panel(
-    model: ModelOption = "tiny-l",
+    model: ModelOption = "laptop-l",
     measure: Annotated[bool, typer.Option("--measure", help="Instead, time the built one in Chromium, for a record.")] = False,
 ) -> None:
     """Make what the book's live panel loads; `make book` does.

@@ -22,8 +22,9 @@ def _settings(tier: str) -> Stage:
 
 def rate_searches(tier: str) -> tuple[Stage, ...]:
     """The searches behind a tier's learning rates: of each size, and of the largest one's BERT."""
-    sizes = tuple(Stage.of("rate_search", model=f"{tier}-{size}", seed=100) for size in "sml")
-    return (*sizes, Stage.of("rate_search", model=f"{tier}-l", seed=100, objective="bert"))
+    effort = EFFORT.get((tier, "rate_search"), {})
+    sizes = tuple(Stage.of("rate_search", model=f"{tier}-{size}", seed=100, **effort) for size in "sml")
+    return (*sizes, Stage.of("rate_search", model=f"{tier}-l", seed=100, objective="bert", **effort))
 
 
 # Stages that fill figures or the tables of speed, and no cell of a published table.

@@ -25,6 +25,8 @@ DATASET = {
 EFFORT: dict[tuple[str, str], dict[str, Literal]] = {
     ("laptop", "fine_tune"): {"images": 6_000, "epochs": 2},
     ("laptop", "loss_against_probe"): {"images": 10_000},
+    ("small", "fine_tune"): {"images": 10_000, "epochs": 3},  # or the tier would take two hours of its GPU
+    ("small", "rate_search"): {"steps": 200},
     # And where they are less than a reader wants to page through.
     **{(tier, "samples"): {"images": 64} for tier in ("laptop", "small")},
 }

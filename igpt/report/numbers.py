@@ -68,10 +68,9 @@ def _facts() -> dict[str, str]:
             f"{model}.rate": f"{plan.learning_rate:g}",
             f"{model}.colours": str(plan.palette_colours),
         }
-    effort = EFFORT["laptop", "fine_tune"]
     return facts | {
-        "laptop-l.fine_tune_images": f"{effort['images']:,}",
-        "laptop-l.fine_tune_epochs": str(effort["epochs"]),
+        **{f"{tier}-l.fine_tune_images": f"{EFFORT[tier, 'fine_tune']['images']:,}" for tier in ("laptop", "small")},
+        **{f"{tier}-l.fine_tune_epochs": str(EFFORT[tier, "fine_tune"]["epochs"]) for tier in ("laptop", "small")},
         "laptop-l.milestone_images": f"{EFFORT['laptop', 'loss_against_probe']['images']:,}",
         "search.steps": str(SEARCH_STEPS),
         "digits.images": f"{data_card('digits').train + data_card('digits').test:,}",

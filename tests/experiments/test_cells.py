@@ -10,6 +10,7 @@ from igpt.experiments import declared_stages, experiments
 from igpt.experiments.cells import SEARCH_STEPS, SEEDS
 from igpt.experiments.costs import FINE_TUNE_EPOCHS, FINE_TUNINGS, run_gpu_hours, stage_gpu_hours, with_parents
 from igpt.results.notebooks import check_stage, read_notebook
+from igpt.results.signature import Signer
 from igpt.stage import Stage, needed_stages, tier_of
 
 
@@ -85,3 +86,9 @@ def test_the_papers_stages_cost_what_their_parts_cost() -> None:
     assert pretraining == pytest.approx(1.2e21 / (0.40 * 989e12) / 3600, rel=0.03)
     assert 0 < rest < pretraining / 100
     assert stage_gpu_hours(Stage.of("palette", dataset="imagenet", colours=512)) == 0
+
+
+def test_the_small_tier_is_priced_within_an_hour_of_its_card() -> None:
+    signer = Signer(ROOT / "notebooks")
+    stages = [signer.canonical(stage) for stage in declared_stages("small")]
+    assert sum(run_gpu_hours(Stage.of(stage.notebook, **signer.parameters(stage)) for stage in stages)) < 1
