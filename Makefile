@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUNTIME := node_modules/.ready
 # The model of the book's live panel: a name, or a folder of weights.
-LIVE ?= tiny-l
+LIVE ?= laptop-l
 # A folder of the reader's own records, shown in columns of their own.
 RECORDS ?=
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
