@@ -149,9 +149,12 @@ def rate_search(records: Sequence[Record]) -> Figure:
             color=MODEL_COLOURS[_model(record)],
             marker=MARKERS[_model(record)],
             linestyle="--" if bert else "-",
-            label=f"{_model(record)}, BERT" if bert else _model(record),
+            label=_model(record),
         )
     axes.set(xscale="log", xlabel="learning rate", ylabel="held-out loss (nats per token)")
+    rates = sorted({float(row["rate"]) for record in records for row in record.series["rates"]})  # type: ignore[arg-type]
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.minorticks_off()
     axes.legend(fontsize=9)
     return figure
 
@@ -277,6 +280,7 @@ def search(record: Record) -> Figure:
     axes = figure.subplots()
     sns.lineplot(data, x="epoch", y="percent", style="learning rate", color=MODEL_COLOURS["tiny-l"], markers=True, ax=axes)
     axes.set(ylabel="validation accuracy (%)", xticks=sorted(set(data["epoch"])))
+    sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

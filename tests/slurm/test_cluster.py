@@ -148,7 +148,7 @@ def test_a_preempted_job_continues_when_there_is_room_again(cluster: Cluster, ch
     checkout.submit(LONG, profile=checkout.profile(partition="low", options={"nodelist": "n1"}))
     checkout.wait_for_step(LONG, 15)
     subprocess.run(
-        ["sbatch", "-p", "high", "-w", "n1", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3"],
+        ["sbatch", "-p", "high", "-w", "n1", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 15"],
         check=True,
         capture_output=True,
     )
@@ -182,7 +182,13 @@ def test_a_job_killed_without_warning_continues_from_its_checkpoint(cluster: Clu
 def test_a_shell_that_is_hung_up_takes_no_job_with_it(cluster: Cluster, checkout: Checkout) -> None:
     words = f"{sys.executable} -m igpt submit {PROBE} --profile {checkout.profile()} && echo submitted && sleep 600"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    shell = subprocess.Popen(["bash", "-c", words], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    shell = subprocess.Popen(
+        ["env", "--default-signal=HUP", "bash", "-c", words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     assert shell.stdout is not None
     assert any(line == "submitted\n" for line in shell.stdout)
     os.killpg(shell.pid, signal.SIGHUP)
