@@ -28,7 +28,7 @@ EFFORT: dict[tuple[str, str], dict[str, Literal]] = {
     ("small", "fine_tune"): {"images": 10_000, "epochs": 3},  # or the tier would take two hours of its GPU
     ("small", "rate_search"): {"steps": 200},
     # And where they are less than a reader wants to page through.
-    **{(tier, "samples"): {"images": 64} for tier in ("laptop", "small")},
+    **{(tier, "samples"): {"images": 32} for tier in ("laptop", "small")},
 }
 SEARCH_STEPS = 400  # of a run of rate_search, its default
 LOW_DATA_DIGITS = ("40", "250")  # the digits hold too few images for 4,000 labels

@@ -76,8 +76,8 @@ FIGURES = {
     "published-depth": BookFigure("published_depth", ()),
     **{name: figure for name, figure in _figures_of("tiny").items() if name not in ("losses-autoregressive", "rates", "compute")},
     **{f"laptop-{name}": figure for name, figure in _figures_of("laptop").items() if name != "losses"},
-    **{f"laptop-gallery-{n}": BookFigure("completions", (samples_of("laptop"),), one=True, page=n) for n in range(1, 9)},
-    **{f"laptop-gallery-samples-{n}": BookFigure("samples", (samples_of("laptop"),), one=True, page=n) for n in range(1, 5)},
+    **{f"laptop-gallery-{n}": BookFigure("completions", (samples_of("laptop"),), one=True, page=n) for n in range(1, 5)},
+    **{f"laptop-gallery-samples-{n}": BookFigure("samples", (samples_of("laptop"),), one=True, page=n) for n in (1, 2)},
 }
 
 
