@@ -42,7 +42,7 @@ if seed == 19:
     kept = bytearray(1 << 30); time.sleep(30)
 if seed == 23:
     raise OSError(28, "No space left on device")
-steps = {40: 120, 41: 800, 42: 120}.get(seed, 8)
+steps = {40: 120, 41: 800, 42: 120, 43: 300}.get(seed, 8)
 found = sorted(stage.folder.glob("checkpoint-*"))
 done, total = json.loads(found[-1].read_text()) if found else (0, 0)
 while done < steps:
@@ -50,7 +50,8 @@ while done < steps:
     done, total = done + 1, (total * 31 + done) % 1000003
     stage.report(done, steps)
     if done % 10 == 0 or stage.stopping():
-        (stage.folder / f"checkpoint-{done:07d}").write_text(json.dumps([done, total]))
+        (stage.folder / "part").write_text(json.dumps([done, total]))
+        (stage.folder / "part").rename(stage.folder / f"checkpoint-{done:07d}")
     if stage.stopping():
         raise Stopped(f"stopped after {done} of {steps} steps; the same command continues")
 """

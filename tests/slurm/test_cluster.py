@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
 PROBE = "linear_probe,model=tiny-s,seed=0"
 LONG = "pretrain,model=tiny-s,seed=40"  # 120 steps of a tenth of a second
+SLOW = "pretrain,model=tiny-s,seed=43"  # 300, as a scheduler takes its time to preempt
 LONGER = "pretrain,model=tiny-s,seed=41"  # 800
 DEAF = "pretrain,model=tiny-s,seed=17"  # looks for no file to stop by
 
@@ -145,17 +146,17 @@ def test_a_job_asked_to_stop_continues_where_it_was_with_srun_and_without(cluste
 
 
 def test_a_preempted_job_continues_when_there_is_room_again(cluster: Cluster, checkout: Checkout) -> None:
-    checkout.submit(LONG, profile=checkout.profile(partition="low", options={"nodelist": "n1"}))
-    checkout.wait_for_step(LONG, 15)
+    checkout.submit(SLOW, profile=checkout.profile(partition="low", options={"nodelist": "n1"}))
+    checkout.wait_for_step(SLOW, 15)
     subprocess.run(
         ["sbatch", "-p", "high", "-w", "n1", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 15"],
         check=True,
         capture_output=True,
     )
-    row = checkout.wait(LONG, lambda row: row.state == "queued")
+    row = checkout.wait(SLOW, lambda row: row.state == "queued")
     assert row.why == "preempted: queued again"
-    checkout.wait_for(LONG, "done", "failed", "lost")
-    assert found(checkout, LONG) == {"total": total_of(120)}
+    checkout.wait_for(SLOW, "done", "failed", "lost")
+    assert found(checkout, SLOW) == {"total": total_of(300)}
 
 
 def test_a_job_whose_node_is_lost_continues_on_another(cluster: Cluster, checkout: Checkout) -> None:
