@@ -49,7 +49,7 @@ book: $(READY) $(RUNTIME)  ## run the tiny tier and build the book
 
 # Two at once: much of the time goes to waiting for a scheduler, a browser or a kernel.
 test: $(READY)  ## run all tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadgroup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadscope
 
 lint: $(READY)  ## ruff, mypy, import contracts, spelling, clean notebooks
 	@$(BIN)/ruff check .

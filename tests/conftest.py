@@ -27,16 +27,25 @@ from igpt.stage import Stage
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     """Under `-n`, tests that share something costly go to one process: the built book, the cluster, a module's fixtures."""
-    for item in items:
-        folder = item.path.relative_to(ROOT / "tests").parts[0]
-        item.add_marker(pytest.mark.xdist_group(folder if folder in ("book", "slurm") else str(item.path)))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        """Whole folders where a folder shares, else whole files. (Groups by a mark are lost in pytest 9.2's node ids.)"""
+
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return next((shared for shared in ("tests/book/", "tests/slurm/") if path.startswith(shared)), path)
+
+    return Together(config, log)
 
 
 @pytest.fixture(autouse=True)

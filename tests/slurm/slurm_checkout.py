@@ -42,7 +42,7 @@ if seed == 19:
     kept = bytearray(1 << 30); time.sleep(30)
 if seed == 23:
     raise OSError(28, "No space left on device")
-steps = {40: 120, 41: 800, 42: 120, 43: 300}.get(seed, 8)
+steps = {40: 120, 41: 800, 42: 120, 43: 600}.get(seed, 8)
 found = sorted(stage.folder.glob("checkpoint-*"))
 done, total = json.loads(found[-1].read_text()) if found else (0, 0)
 while done < steps:

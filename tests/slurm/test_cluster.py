@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
 PROBE = "linear_probe,model=tiny-s,seed=0"
 LONG = "pretrain,model=tiny-s,seed=40"  # 120 steps of a tenth of a second
-SLOW = "pretrain,model=tiny-s,seed=43"  # 300, as a scheduler takes its time to preempt
+SLOW = "pretrain,model=tiny-s,seed=43"  # 600, as a scheduler takes its time to preempt
 LONGER = "pretrain,model=tiny-s,seed=41"  # 800
 DEAF = "pretrain,model=tiny-s,seed=17"  # looks for no file to stop by
 
@@ -156,7 +156,7 @@ def test_a_preempted_job_continues_when_there_is_room_again(cluster: Cluster, ch
     row = checkout.wait(SLOW, lambda row: row.state == "queued")
     assert row.why == "preempted: queued again"
     checkout.wait_for(SLOW, "done", "failed", "lost")
-    assert found(checkout, SLOW) == {"total": total_of(300)}
+    assert found(checkout, SLOW) == {"total": total_of(600)}
 
 
 def test_a_job_whose_node_is_lost_continues_on_another(cluster: Cluster, checkout: Checkout) -> None:
