@@ -47,8 +47,8 @@ book: $(READY) $(RUNTIME)  ## run the tiny tier and build the book
 	@IGPT_RECORDS='$(if $(RECORDS),$(abspath $(RECORDS)))' $(BIN)/jupyter-book build book -W --keep-going --quiet
 	@echo "the book is built: open $(HTML)/index.html, or run make serve"
 
-# Two at once: much of the time goes to waiting for a scheduler, a browser or a kernel.
-test: $(READY)  ## run all tests
+# The book first, which takes all cores. Then two tests at once: much of their time is waiting, for a scheduler or a browser.
+test: book  ## build the book and run all tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadscope
 
 lint: $(READY)  ## ruff, mypy, import contracts, spelling, clean notebooks
