@@ -33,12 +33,12 @@ def run_speed(tasks: list[str], *, toy: bool) -> list[str]:
     from igpt.experiments.speed import SPEED_STAGES
 
     project, signer = Project.here(), Signer(Project.here().notebooks)
-    known = [str(stage.parameters["task"]) for stage in SPEED_STAGES]
+    known = {str(stage.parameters["task"]): stage for stage in SPEED_STAGES}
     if unknown := [task for task in tasks if task not in known]:
         raise UsageError(f"there is no comparison {unknown[0]!r}; choose from {', '.join(known)}")
     chosen = tasks or [task for task in known if gpus() or not task.endswith("_gpu")]
     for task in chosen:
-        stage = signer.canonical(Stage.of("speed", task=task, **({"rounds": 1, "toy": True} if toy else {})))
+        stage = signer.canonical(Stage.of("speed", task=task, rounds=1, toy=True) if toy else known[task])
         folder = run_folder(project, stage, signer.sign(stage))
         if folder.exists():
             hold(folder)

@@ -256,6 +256,25 @@ def test_a_submission_cut_off_before_it_knew_its_number_is_found_again(cluster: 
     cancel_targets([])
 
 
+BOXED = """
+import os
+parent = stage.parent("palette")
+stage.write_record(values={name: {"value": float(os.environ.get(name, 0)), "unit": "none"} for name in ("SET_UP", "BOXED")})
+"""
+
+
+def test_setup_lines_come_first_and_a_container_goes_around_python(cluster: Cluster, checkout: Checkout) -> None:
+    box = checkout.root.with_name("box")  # as a container's runtime: its own surroundings, then the command in its place
+    box.write_text('#!/bin/sh\nBOXED=$((SET_UP + 1)) exec "$@"\n')
+    box.chmod(0o755)
+    checkout.write("pretrain", BOXED)
+    stage = "pretrain,model=tiny-s,seed=0"
+    checkout.submit(stage, profile=checkout.profile(python=f"{box} {sys.executable}", setup=["export SET_UP=1"]))
+    row = checkout.wait_for(stage, "done", "failed", "lost", "cancelled")
+    assert row.state == "done", (row, checkout.logs())
+    assert found(checkout, stage) == {"SET_UP": 1, "BOXED": 2}
+
+
 TWO_NODES = """
 import os
 import torch

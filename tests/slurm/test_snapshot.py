@@ -13,6 +13,7 @@ from conftest import ROOT
 
 from igpt.errors import UsageError
 from igpt.project import Project
+from igpt.run.git import head_and_dirt
 from igpt.slurm.doctor import examine
 from igpt.slurm.ledger import Array, Ledger, Listed, Mark, scheduler_word
 from igpt.slurm.snapshot import check_clean, take_snapshot
@@ -33,6 +34,16 @@ def test_a_snapshot_is_the_commit_and_shares_the_runs(checkout: Checkout) -> Non
     assert status.stdout == ""  # so that receipts say clean
     before = code.root.stat().st_ino
     assert take_snapshot(checkout.project, checkout.project, name).root.stat().st_ino == before
+
+
+def test_a_snapshot_of_another_user_has_its_commit(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = check_clean(checkout.project, dirty=False)
+    code = take_snapshot(checkout.project, checkout.project, name)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own way to play another user
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    plain = subprocess.run(["git", "-C", code.root, "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert "dubious ownership" in plain.stderr
+    assert head_and_dirt(code.root) == (name, False)
 
 
 def test_changes_are_refused_or_taken_along(checkout: Checkout) -> None:
