@@ -8,7 +8,7 @@ from igpt.machine import gpus
 from igpt.project import Project
 from igpt.results.plan import Plan
 from igpt.results.signature import Signer
-from igpt.run.folder import empty, hold, run_folder
+from igpt.run.folder import empty, hold, release, run_folder
 from igpt.run.local import plan_stages, run_plan
 from igpt.run.targets import find_stages, parameters_of
 from igpt.stage import Stage
@@ -43,6 +43,7 @@ def run_speed(tasks: list[str], *, toy: bool) -> list[str]:
         if folder.exists():
             hold(folder)
             empty(folder)
+            release(folder)  # for the kernel
         run_plan(project, plan_stages(project, [stage]), wanted=[stage])
     return chosen
 

@@ -70,6 +70,11 @@ def hold(folder: Path) -> None:
     write_text(owner, f"process {os.getpid()} on {platform.node()} since {started}")
 
 
+def release(folder: Path) -> None:
+    """Let another process hold what this one has held."""
+    _HELD.pop(folder).release()
+
+
 def empty(folder: Path) -> None:
     """Remove a run.
 

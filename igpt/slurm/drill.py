@@ -11,10 +11,10 @@ from pathlib import Path
 
 from igpt.errors import StageError, UsageError
 from igpt.project import Project
-from igpt.results.plan import Plan
+from igpt.results.plan import Plan, make_plan
 from igpt.results.record import Record, Value, read_record, write_record
+from igpt.results.signature import Signer
 from igpt.run.folder import read_progress, run_folder
-from igpt.run.local import plan_stages
 from igpt.slurm.ledger import Ledger
 from igpt.slurm.profile import Profile, find_profile
 from igpt.slurm.scheduler import call, require
@@ -41,7 +41,7 @@ def run_drill(profile_name: str, *, seed: int | None) -> str:
         raise UsageError("a drill needs a scheduler that kills jobs: give another profile, local-cluster for one on this machine")
     require()
     code = check_clean(project, dirty=False)
-    plan = plan_stages(project, [STAGE])
+    plan = make_plan([STAGE], Signer(project.notebooks), lambda stage: None)  # whatever has been trained here already
     base = profile.home(project).runs / ".drill" / secrets.token_hex(4)
     alone, killed = (Project(base / name) for name in ("left-alone", "killed"))
     for home in (alone, killed):

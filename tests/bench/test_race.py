@@ -9,6 +9,8 @@ from igpt.bench.work import TASKS, Contestant, Task, Work, load_task
 from igpt.errors import UsageError
 from igpt.experiments.speed import AIMS
 from igpt.measure import ratios
+from igpt.project import Project
+from igpt.run.command import run_speed
 
 
 @pytest.mark.slow
@@ -22,6 +24,14 @@ def test_every_comparison_works_at_toy_size(name: str) -> None:
     ]
     assert all(len(found) == 2 and min(found) > 0 for found in seconds.values())
     assert said[-1] == (2 * len(seconds), 2 * len(seconds))
+
+
+@pytest.mark.slow
+def test_a_comparison_is_run_again_when_asked_again(project: Project) -> None:
+    for _ in range(2):
+        assert run_speed(["loading"], toy=True) == ["loading"]
+        (record,) = project.runs.glob("speed,*/record.json")
+        record.write_text("{}")  # of another time
 
 
 def test_every_aim_names_contestants_that_there_are() -> None:

@@ -338,6 +338,8 @@ def test_a_drill_shows_that_a_killed_training_ends_as_one_left_alone(cluster: Cl
     notebook = checkout.root / "notebooks" / "pretrain.ipynb"
     notebook.write_text(notebook.read_text().replace(".get(seed, 8)", ".get(seed, 80)"))
     checkout.commit()
+    local = checkout.root / "slurm" / "profiles" / "local.yaml"
+    submit_targets(["pretrain,model=tiny-s"], None, str(local), dry_run=False, dirty=False)  # it has been trained before
     said = run_drill(checkout.profile(), seed=3)
     assert said.endswith("it continued and ended equal to the bit; its record is in the book")
     (path,) = checkout.project.records.glob("drill/*.json")
