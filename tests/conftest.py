@@ -28,22 +28,22 @@ from igpt.stage import Stage
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
     from xdist.remote import Producer
-    from xdist.scheduler import LoadScopeScheduling
+    from xdist.scheduler import LoadFileScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
     """Under `-n`, tests that share something costly go to one process: the built book, the cluster, a module's fixtures."""
-    from xdist.scheduler import LoadScopeScheduling
+    from xdist.scheduler import LoadFileScheduling
 
-    class Together(LoadScopeScheduling):
+    class Together(LoadFileScheduling):
         """Whole folders where a folder shares, else whole files. (Groups by a mark are lost in pytest 9.2's node ids.)"""
 
         def _split_scope(self, nodeid: str) -> str:
-            path = nodeid.partition("::")[0]
-            return next((shared for shared in ("tests/book/", "tests/slurm/") if path.startswith(shared)), path)
+            shared = (folder for folder in ("tests/book/", "tests/slurm/") if nodeid.startswith(folder))
+            return next(shared, super()._split_scope(nodeid))
 
     return Together(config, log)
 

@@ -22,7 +22,7 @@ from igpt.results.record import read_record
 from igpt.slurm.doctor import examine
 from igpt.slurm.drill import run_drill
 from igpt.slurm.status import cancel_targets, collect, log_lines, status_text
-from igpt.slurm.submit import resume, submit_targets
+from igpt.slurm.submit import resume
 
 if TYPE_CHECKING:
     from slurm_checkout import Checkout, Cluster
@@ -91,8 +91,7 @@ def test_a_plan_runs_in_its_order_from_the_commit_that_was_submitted(cluster: Cl
 def test_the_same_plan_here_and_on_the_cluster_gives_the_same_records(
     cluster: Cluster, checkout: Checkout, tmp_path: Path
 ) -> None:
-    local = checkout.root / "slurm" / "profiles" / "local.yaml"
-    assert submit_targets([PROBE], None, str(local), dry_run=False, dirty=False) == "3 stages run, 0 were finished"
+    assert checkout.submit(PROBE, profile="local") == "3 stages run, 0 were finished"
     here = found(checkout, PROBE)
     shutil.rmtree(checkout.root / "book" / "records")
     shared = type(checkout)(tmp_path / "shared")  # another disk, which the nodes see
@@ -338,8 +337,7 @@ def test_a_drill_shows_that_a_killed_training_ends_as_one_left_alone(cluster: Cl
     notebook = checkout.root / "notebooks" / "pretrain.ipynb"
     notebook.write_text(notebook.read_text().replace(".get(seed, 8)", ".get(seed, 80)"))
     checkout.commit()
-    local = checkout.root / "slurm" / "profiles" / "local.yaml"
-    submit_targets(["pretrain,model=tiny-s"], None, str(local), dry_run=False, dirty=False)  # it has been trained before
+    checkout.submit("pretrain,model=tiny-s", profile="local")  # it has been trained before
     said = run_drill(checkout.profile(), seed=3)
     assert said.endswith("it continued and ended equal to the bit; its record is in the book")
     (path,) = checkout.project.records.glob("drill/*.json")
