@@ -71,7 +71,11 @@ def needed_stages(notebook: str, parameters: dict[str, Literal]) -> dict[str, St
 
 def chosen_modules(notebook: str, parameters: dict[str, Literal]) -> list[str]:
     """The modules that a notebook picks by a parameter; those that it imports itself need not be named."""
-    return [f"igpt.bench.{parameters['task']}"] if notebook == "speed" else []
+    from igpt.data.cards import data_card
+
+    if notebook == "speed":
+        return [f"igpt.bench.{parameters['task']}"]
+    return sorted({data_card(name).reader for name in needed_datasets(notebook, parameters)} - {""})
 
 
 def needed_datasets(notebook: str, parameters: dict[str, Literal]) -> list[str]:

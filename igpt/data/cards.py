@@ -28,6 +28,7 @@ class DataCard:
     terms: str
     content: str = ""  # SHA-256 of digits' images and labels; the others' files have their sums in the manifest
     split: str = ""  # SHA-256 of the held-out indices, where there is an official test split
+    reader: str = ""  # the module that reads its files; digits come with scikit-learn
 
     @property
     def validation(self) -> int:
@@ -60,6 +61,7 @@ DATASETS = {
             0.1,
             CIFAR_TERMS,
             split="7f11483b808e23c3a6b8929b0dc17b475484649c576bc81efd430b887dfff2fb",
+            reader="igpt.data.cifar",
         ),
         DataCard(
             "cifar100",
@@ -72,21 +74,25 @@ DATASETS = {
             0.1,
             CIFAR_TERMS,
             split="554b0b35b5c4634f158b046ff2b380c80a45a4d4a8cf4b3ec5bd83aa3eda1aca",
+            reader="igpt.data.cifar",
         ),
         DataCard(
             *("stl10", "STL-10", 5_000, 8_000, 10, 96, 3, 0.1),
             "images acquired from ImageNet; cite Coates, Lee and Ng, AISTATS 2011",
             split="b0de6f7496eb428579253786f72ff13baf35ea4a6551b6450686c013fb50775f",
+            reader="igpt.data.stl",
         ),
         DataCard(
             *("tiny-imagenet", "Tiny ImageNet", 100_000, 10_000, 200, 64, 3, 0.1),
             "images from ImageNet, under its terms; made for Stanford's course CS231n",
             split="5d3a89901cc4336fc95d01c700d693e6bab41eb4938cee0fde13b822978d8cf4",
+            reader="igpt.data.jpegs",
         ),
         DataCard(
             *("imagenet", "ImageNet (ILSVRC 2012)", 1_281_167, 50_000, 1000, 224, 3, 0.04),
             IMAGENET_TERMS,
             split="46fb0835df039252d1256579c1bb8ad01b40d33f4ab25a63b1cd4be2b109f31a",
+            reader="igpt.data.jpegs",
         ),
     )
 }
@@ -165,9 +171,13 @@ def by_hand(name: str) -> str:
 
 
 def split_digest(name: str) -> str:
-    """SHA-256 over what decides a data set's splits: content, sizes and rule. Nothing is opened."""
+    """SHA-256 over all that decides a data set's images, labels and splits. Nothing is opened.
+
+    This module is no part of signatures, so that a new card stales nothing: what of a card can change a number is here.
+    """
     card = data_card(name)
-    decides: list[object] = [card.name, card.content, card.train, card.test, str(card.held_out)]
+    decides: list[object] = [card.name, card.content, card.train, card.validation, card.test, card.classes]
+    decides += [card.height, card.channels]
     if card.split:
         known = data_files(name)
         decides += [card.split, sorted(known.files.items()), [archive.checksum for archive in known.archives]]

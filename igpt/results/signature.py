@@ -1,9 +1,10 @@
 """Signatures: everything a stage's result depends on, as named parts and one digest over them.
 
-Parts are the parameters, the recipe, the notebook's code, each module of igpt that the notebook reaches, the data's
-digests, the parents' signatures, and the major versions of the libraries that decide numbers. Code counts as
-its syntax tree without docstrings, so a comment or a reformatting changes nothing. Defaults count at their
-values: a changed default is a changed result.
+What can change a number is a part, and nothing else is. Parts are the parameters, the recipe, the notebook's code,
+each module of igpt that the notebook reaches, the data's digests, the parents' signatures, and the major versions of
+those libraries that decide numbers and are reached. Code counts in the normal form of `igpt.results.code`, so a
+comment or a message changes nothing; a data set's reader counts for the stages that read the set. Defaults count at
+their values: a changed default is a changed result.
 """
 
 from __future__ import annotations
@@ -11,24 +12,30 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from igpt.data import split_digest
+from igpt.data import DATASETS, split_digest
 from igpt.errors import UsageError
+from igpt.results.code import code_digest
 from igpt.results.notebooks import Notebook, check_stage, read_notebook
 from igpt.stage import Stage, chosen_modules, needed_datasets, needed_recipes, needed_stages
 
 # Modules that present or carry out decide no result.
 OUTSIDE = (
     *("igpt.cli", "igpt.report", "igpt.run", "igpt.slurm", "igpt.results", "igpt.experiments", "igpt.project"),
-    # A recipe is a part by itself, so that others may change beside it.
-    *("igpt.stage", "igpt.train.recipes"),
+    # A recipe is a part by itself, and so is what decides a data set's splits: others may change beside them.
+    *("igpt.stage", "igpt.train.recipes", "igpt.data.cards"),
 )
-LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn")
+# They import the readers of all data sets and call that of one.
+DISPATCHERS = ("igpt.data.splits", "igpt.data.tokens")
+READERS = {card.reader for card in DATASETS.values()} - {""}
+# The libraries that decide numbers, by the name under which they are imported.
+LIBRARIES = {"torch": "torch", "numpy": "numpy", "scipy": "scipy", "sklearn": "scikit-learn", "PIL": "pillow"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,6 @@ class Signer:
         if stage not in self._signatures:
             parameters = self.parameters(stage)
             parts = {f"parameter {name}": json.dumps(value) for name, value in parameters.items()}
-            parts |= {f"library {name}": major_version(name) for name in LIBRARIES}
             parts |= {f"data {name}": split_digest(name) for name in needed_datasets(stage.notebook, parameters)}
             recipes = needed_recipes(stage.notebook, parameters)
             parts |= {f"recipe {plan.name}": json.dumps(asdict(plan), sort_keys=True) for plan in recipes}
@@ -92,12 +98,14 @@ class Signer:
         return self._signatures[stage]
 
     def _reached_code(self, name: str, *chosen: str) -> dict[str, str]:
-        """Digests of the notebook's code and of every igpt module it reaches, by import or by choice."""
+        """Digests of the notebook's code and of every igpt module it reaches, by import or by choice; the libraries."""
         key = (name, *chosen)
         if key not in self._code:
             tree = self.notebook(name).tree
+            modules = reached_modules(tree, *chosen)
             code = {"notebook": code_digest(tree)}
-            code |= {f"module {module}": module_digest(module) for module in reached_modules(tree, *chosen)}
+            code |= {f"module {module}": module_digest(module) for module in modules}
+            code |= {f"library {library}": major_version(library) for library in reached_libraries(tree, modules)}
             self._code[key] = code
         return self._code[key]
 
@@ -106,16 +114,6 @@ class Signer:
 def major_version(library: str) -> str:
     """A library's version up to its first point."""
     return version(library).split(".")[0]
-
-
-def code_digest(tree: ast.Module) -> str:
-    """SHA-256 of a syntax tree without its docstrings."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-                node.body = node.body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()  # ast.dump differs between versions of Python
 
 
 @cache
@@ -131,31 +129,43 @@ def reached_modules(tree: ast.Module, *chosen: str) -> list[str]:
     graph = _import_graph()
     if unknown := [name for name in chosen if name not in graph]:
         raise UsageError(f"there is no module {unknown[0]}: give a parameter that names one")
-    queue = [name for name in (*_imported(tree, set(graph)), *chosen) if not name.startswith(OUTSIDE)]
+    queue = [*(_imported(tree, graph) & graph.keys()), *chosen]
     reached: set[str] = set()
     while queue:
         module = queue.pop()
-        if module not in reached:
+        if module not in reached and not _is_outside(module):
             reached.add(module)
-            queue += [name for name in graph[module] if not name.startswith(OUTSIDE)]
-    return sorted(reached)
+            queue += [name for name in graph[module] if not (module in DISPATCHERS and name in READERS)]
+    return sorted(name for name in reached if name.partition(".")[0] == "igpt")
+
+
+def reached_libraries(tree: ast.Module, modules: Iterable[str]) -> list[str]:
+    """Of the libraries that decide numbers, those that code imports itself or by the igpt modules that it reaches."""
+    graph = _import_graph()
+    imported = _imported(tree, graph).union(*(graph[module] for module in modules))
+    return sorted(LIBRARIES[name] for name in {name.partition(".")[0] for name in imported} & LIBRARIES.keys())
+
+
+def _is_outside(module: str) -> bool:
+    """Whether a module, or a package that it lies in, decides no result."""
+    return any(module == name or module.startswith(f"{name}.") for name in OUTSIDE)
 
 
 _GRAPH: dict[str, set[str]] = {}
 
 
 def _import_graph() -> dict[str, set[str]]:
-    """Direct imports between igpt's modules, built once a process."""
+    """Direct imports of igpt's modules, those for type checkers alone left out; built once a process."""
     if not _GRAPH:
         import grimp
 
-        graph = grimp.build_graph("igpt", cache_dir=None)
+        graph = grimp.build_graph("igpt", include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None)
         _GRAPH.update({module: graph.find_modules_directly_imported_by(module) for module in graph.modules})
     return _GRAPH
 
 
-def _imported(tree: ast.Module, modules: set[str]) -> list[str]:
-    """igpt modules that a syntax tree imports itself, public names of the package resolved to their modules."""
+def _imported(tree: ast.Module, modules: Iterable[str]) -> set[str]:
+    """Modules that a syntax tree imports itself; names in one of ``modules``, and igpt's public ones, by their own module."""
     from igpt import _PUBLIC
 
     found: set[str] = set()
@@ -167,4 +177,4 @@ def _imported(tree: ast.Module, modules: set[str]) -> list[str]:
                 home = _PUBLIC.get(alias.name, "igpt") if node.module == "igpt" else node.module
                 child = f"{node.module}.{alias.name}"
                 found.add(child if child in modules else home)
-    return sorted(found & modules)
+    return found
