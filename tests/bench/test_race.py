@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from igpt.bench.race import _same_answers, race
+from igpt.bench.race import _is_twin, _same_answers, race
 from igpt.bench.work import TASKS, Contestant, Task, Work, load_task
 from igpt.errors import UsageError
 from igpt.experiments.speed import AIMS
@@ -16,14 +17,24 @@ from igpt.run.command import run_speed
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_every_comparison_works_at_toy_size(name: str) -> None:
+    task = load_task(name)
+    task = replace(task, contestants=tuple(c for c in task.contestants if not _is_twin(c, task)))
+    works = {contestant.name: contestant.prepare(True) for contestant in task.contestants}
+    _same_answers(task, {who: work.answer for who, work in works.items()})
+    for work in works.values():
+        work.run()
+
+
+@pytest.mark.slow
+def test_contestants_take_turns_in_processes_of_their_own() -> None:
     said: list[tuple[int, int]] = []
-    seconds = race(name, rounds=2, toy=True, report=lambda done, total: said.append((done, total)))
-    names = [contestant.name for contestant in load_task(name).contestants]
+    seconds = race("tokenise", rounds=2, toy=True, report=lambda done, total: said.append((done, total)))
+    names = [contestant.name for contestant in load_task("tokenise").contestants]
     assert list(seconds) == [
-        each for each in names if each.removesuffix(", tuned") == each or each.removesuffix(", tuned") not in names
+        name for name in names if name.removesuffix(", tuned") == name or name.removesuffix(", tuned") not in names
     ]
     assert all(len(found) == 2 and min(found) > 0 for found in seconds.values())
-    assert said[-1] == (2 * len(seconds), 2 * len(seconds))
+    assert said == [(done, 2 * len(seconds)) for done in range(1, 2 * len(seconds) + 1)]
 
 
 @pytest.mark.slow
