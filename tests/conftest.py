@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -180,6 +182,21 @@ def igpt(*words: str, root: Path, **environment: str) -> subprocess.CompletedPro
         cwd=root,
         env={**os.environ, "IGPT_ROOT": str(root), **environment},
     )
+
+
+def igpt_here(*words: str, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The same within this process, so that Python and its libraries need not start; for commands that run no stage."""
+    from igpt import cli
+
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name, value in {"IGPT_ROOT": str(root), "COLUMNS": "80", **environment}.items():
+            patch.setenv(name, value)
+        patch.chdir(root)
+        patch.setattr(sys, "argv", ["igpt", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return subprocess.CompletedProcess(words, int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import igpt
+from conftest import igpt as igpt_started
+from conftest import igpt_here as igpt
 
 from igpt.model import ImageGPT
 from igpt.palette import Palette
@@ -30,6 +31,12 @@ def test_help_reads_well(project: Project, command: str) -> None:
     assert "..." not in done.stdout.replace("]...", "]").replace("targets...", "").replace("images...", "").replace(
         "tasks...", ""
     ).replace("{images}...", ""), "a line of help was cut"
+
+
+def test_the_command_starts(project: Project) -> None:
+    done = igpt_started("plan", "hedline-001", root=project.root)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("igpt: there is no experiment, table or notebook 'hedline-001'; did you mean headline-001")
 
 
 def test_help_and_plan_import_no_torch(project: Project) -> None:
@@ -128,7 +135,7 @@ def test_samples_are_drawn_from_a_model_that_is_trained_first(project: Project, 
 
     out = tmp_path / "sheet.png"
     for _ in range(2):
-        done = igpt("sample", "--model", "tiny-s", "--n", "5", "--seed", "1", "--out", str(out), root=project.root)
+        done = igpt_started("sample", "--model", "tiny-s", "--n", "5", "--seed", "1", "--out", str(out), root=project.root)
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"5 samples of tiny-s, seed 1: {out}\n"
     with Image.open(out) as picture:
