@@ -91,7 +91,7 @@ def _without_effect(tree: ast.Module) -> set[int]:
         if isinstance(node, ast.Module | ast.ClassDef | Function) and ast.get_docstring(node, clean=False) is not None:
             found.append(node.body[0])
         if isinstance(node, Function):
-            found += [node.returns, *_texts_for_messages(node)]
+            found += [node.returns, *(n for n in _texts_for_messages(node) if id(n) not in fields)]
             found += [n.annotation for n in ast.walk(node) if isinstance(n, ast.AnnAssign) and id(n) not in fields]
     return {id(node) for node in found if node is not None}
 

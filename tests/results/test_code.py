@@ -170,6 +170,8 @@ def test_what_can_change_a_number_changes_the_digest(old: str, new: str) -> None
 def test_a_text_that_decides_something_is_code_though_a_message_reads_it_too() -> None:
     source = "def f(a):\n    kind = 'one'\n    if a == kind:\n        raise UsageError(f'not {kind}')"
     assert digest(source) != digest(source.replace("'one'", "'two'"))
+    field = "def f():\n    class C:\n        kind = 'one'\n    return C"
+    assert digest(field) != digest(field.replace("'one'", "'two'"))
     said = "def f(a):\n    kind = 'one'\n    raise UsageError(f'not {kind}')"
     assert digest(said) == digest(said.replace("'one'", "'two'"))
 
