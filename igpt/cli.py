@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from igpt.errors import StageError, UsageError
+from igpt.text import visible
 
 app = typer.Typer(
     name="igpt",
@@ -515,5 +516,5 @@ def _stoppable() -> Iterator[None]:
 
 def _say(message: object, code: int) -> int:
     """Print one sentence on stderr; the exit code."""
-    print(f"igpt: {message}", file=sys.stderr)
+    print(f"igpt: {visible(str(message))}", file=sys.stderr)
     return code

@@ -21,6 +21,7 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import quote
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -41,6 +42,7 @@ from igpt.report.provenance import provenance_table, reader_records, record_sche
 from igpt.report.speed import seconds_table, speed_table
 from igpt.report.tables import Cell, ResultTable, result_table, score_counts, table_names
 from igpt.stage import tier_of
+from igpt.text import visible
 
 PROJECT = Project.here()
 YOURS = reader_records(PROJECT, os.environ.get("IGPT_RECORDS"))
@@ -66,8 +68,8 @@ class receipt(nodes.inline):
 def number_node(cell: Cell, place: str) -> nodes.Node:
     """A cell's text, behind a button when it has a receipt. ``place`` is unique on the page."""
     if not cell.receipt:
-        return nodes.inline("", cell.text)
-    node = receipt("", cell.text)
+        return nodes.inline("", visible(cell.text))
+    node = receipt("", visible(cell.text))
     node["place"] = re.sub(r"[^a-z0-9]+", "-", place.lower())
     node["lines"], node["records"], node["word"] = cell.receipt, cell.records, cell.word
     return node
@@ -87,13 +89,16 @@ def visit_receipt(translator, node: receipt) -> None:
     )
     root = "../" * translator.builder.current_docname.count("/")
     for name, text in node["lines"]:
-        text = html.escape(text)
+        text = html.escape(visible(text))
         if name in ("Command", "Notebook", "Commit", "Row"):
             text = f"<code>{text}</code>"
         if name == "Notebook":
             text = re.sub(r"(notebooks/\w+)\.ipynb", rf'<a href="{root}\1.html">\g<0></a>', text)
         translator.body.append(f"<b>{html.escape(name)}</b> {text}<br>")
-    links = [f'<a href="{root}records/{html.escape(path)}">{html.escape(Path(path).stem)}</a>' for path in node["records"]]
+    links = [
+        f'<a href="{root}records/{quote(path, safe="/,=")}">{html.escape(visible(Path(path).stem))}</a>'
+        for path in node["records"]
+    ]
     if links:
         translator.body.append(f"<b>Records</b> {', '.join(links)}")
     translator.body.append("</span>")
@@ -134,12 +139,12 @@ class TableDirective(SphinxDirective):
 def table_node(table: ResultTable) -> nodes.table:
     """A table of real nodes, so that captions, numbers, search and LaTeX follow."""
     node = nodes.table(classes=["igpt-table"], ids=[f"table-{table.name}"])
-    node += nodes.title("", table.caption)
+    node += nodes.title("", visible(table.caption))
     group = nodes.tgroup(cols=len(table.columns))
     node += group
     group.extend(nodes.colspec(colwidth=1) for _ in table.columns)
     head = nodes.row()
-    head.extend(nodes.entry("", nodes.paragraph("", column)) for column in table.columns)
+    head.extend(nodes.entry("", nodes.paragraph("", visible(column))) for column in table.columns)
     group += nodes.thead("", head)
     body = nodes.tbody()
     for y, cells in enumerate(table.rows):

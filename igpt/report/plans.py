@@ -5,6 +5,7 @@ from __future__ import annotations
 from igpt.experiments import experiments
 from igpt.results.plan import Plan, State
 from igpt.results.signature import Signer
+from igpt.text import visible
 
 
 def plan_text(plan: Plan, signer: Signer, *, why: bool) -> str:
@@ -23,7 +24,7 @@ def plan_text(plan: Plan, signer: Signer, *, why: bool) -> str:
                 lines.append(f"{_worst(mine):8} {run.tier:6} {experiment.name}")
     lines += ["", "Stages"]
     for planned in plan:
-        lines.append(f"{planned.state:8} {planned.stage.name:{width}}{'  ' + planned.why if why else ''}".rstrip())
+        lines.append(f"{planned.state:8} {planned.stage.name:{width}}{'  ' + visible(planned.why) if why else ''}".rstrip())
     counts = [f"{sum(p.state == state for p in plan)} {state}" for state in ("fresh", "stale", "missing")]
     return "\n".join([*lines, "", f"{len(plan)} stages: {', '.join(counts)}; nothing was run"])
 

@@ -26,6 +26,7 @@ from igpt.run.folder import read_progress, run_folder
 from igpt.slurm.ledger import DISK_WAS_FULL, Array, Ledger, arrays_of, homes, scheduler_word
 from igpt.slurm.scheduler import Queue, Queued, cancel, look
 from igpt.slurm.targets import chosen
+from igpt.text import visible
 
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 REASONS = {  # the scheduler's most usual words, in others
@@ -66,7 +67,7 @@ def status_text(targets: list[str], *, every: bool) -> str:
     counts = [f"{n} {state}" for state in STATES if (n := sum(row.state == state for row in found))]
     used, planned = sum(row.used for row in found), sum(row.planned for row in found)
     said = f"{len(found)} jobs: {', '.join(counts)}; {used:.2f} GPU-hours used, {planned:.2f} planned"
-    return "\n".join([*([tabulate(table, heads, disable_numparse=True), ""] if shown else []), said])
+    return "\n".join([*([tabulate([map(visible, row) for row in table], heads, disable_numparse=True), ""] if shown else []), said])
 
 
 FULL = 2**20  # bytes that are as good as none
@@ -215,7 +216,7 @@ def _news(path: Path, name: str, places: dict[Path, int]) -> Iterator[str]:
         lines = stream.read().splitlines()
         if lines:
             yield f"== {name}: {path}"
-            yield from lines
+            yield from map(visible, lines)
         places[path] = stream.tell()
 
 
