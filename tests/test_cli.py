@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -92,16 +93,32 @@ def test_an_option_outside_its_choices_is_refused(project: Project, words: list[
     assert "Traceback" not in done.stderr
 
 
-def test_a_broken_record_is_one_sentence_that_names_the_remedy(project: Project) -> None:
+def test_a_damaged_record_is_told_of_in_one_sentence_and_blocks_nothing(project: Project) -> None:
     path = project.records / "tiny" / "linear_probe,model=tiny-l,seed=0.json"
     path.parent.mkdir()
     path.write_text("{")
-    for words in (["plan", "linear-probes"], ["table", "headline"], ["run", "linear-probes"]):
+    for words in (["plan", "linear-probes"], ["table", "headline"], ["collect"]):
         done = igpt(*words, root=project.root)
-        assert done.returncode == 2
+        assert (done.returncode, done.stderr.count("\n")) == (0, 1)
         assert done.stderr.startswith(f"igpt: {path} is not a record")
-        assert done.stderr.endswith("delete it and run `igpt run linear_probe,model=tiny-l,seed=0`\n")
+        assert "`igpt run linear_probe,model=tiny-l,seed=0` makes it anew; until then it counts as missing" in done.stderr
     assert path.read_text() == "{"
+
+
+@pytest.mark.slow
+def test_a_run_replaces_damaged_records_in_its_folder_and_in_the_book(project: Project) -> None:
+    igpt("run", "palette,seed=0", root=project.root)
+    published = project.records / "tiny" / "palette,seed=0.json"
+    [kept] = project.runs.glob("palette,seed=0-*/record.json")
+    whole = published.read_bytes()
+    published.write_bytes(whole[:100])
+    done = igpt("run", "palette,seed=0", root=project.root)
+    assert (done.returncode, published.read_bytes()) == (0, whole)
+    for path in (published, kept):
+        path.write_bytes(whole[:100])
+    done = igpt("run", "palette,seed=0", root=project.root)
+    assert (done.returncode, done.stdout) == (0, "1 stages run, 0 were fresh\n")
+    assert json.loads(published.read_bytes())["values"] == json.loads(kept.read_bytes())["values"] == json.loads(whole)["values"]
 
 
 def test_a_bug_keeps_its_traceback(project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

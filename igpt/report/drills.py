@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from igpt.project import Project
 from igpt.report.tables import Cell, ResultTable
-from igpt.results.record import read_record
+from igpt.results.record import usable_record
 
 
 def drills_table(project: Project) -> ResultTable:
     """One row a drill."""
     rows = []
     for path in sorted(project.records.glob("drill/*.json")):
-        record = read_record(path)
+        record = usable_record(path)
         if record is None:
             continue
         receipt = record.receipt

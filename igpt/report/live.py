@@ -9,7 +9,7 @@ from pathlib import Path
 from igpt.errors import UsageError
 from igpt.project import Project
 from igpt.report.tables import Cell
-from igpt.results.record import Record, Value, read_record
+from igpt.results.record import Record, Value, usable_record
 
 KEYS = {  # how a sentence names a value, and how it is shown
     "rate": ("pixels_per_second", "{:,.0f}"),
@@ -58,7 +58,7 @@ def live_number(key: str, project: Project) -> Cell:
     except UsageError:
         return pending
     path = live_record_path(project, model)
-    record = read_record(path)
+    record = usable_record(path)
     if record is None:
         return pending
     name, form = KEYS[key]

@@ -138,10 +138,11 @@ def _digits(found: Outcome, row: Published) -> int:
     printed = len(row.value.partition(".")[2])
     if row.metric == "loss":
         printed = 4
-    if math.isinf(found.low) or found.high == found.low:
-        return printed
     scale = 100 if row.unit in ("percent", "points") else 1
-    supported = -math.floor(math.log10(scale * (found.high - found.low) / 2))
+    half = scale * (found.high - found.low) / 2
+    if not 0 < half < math.inf:  # below zero where somebody's record has its bounds in the wrong order
+        return printed
+    supported = -math.floor(math.log10(half))
     return max(0, min(printed, supported + 1))
 
 

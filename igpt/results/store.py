@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from igpt.errors import UsageError
 from igpt.project import Project
-from igpt.results.record import Record, read_record
+from igpt.results.record import Record, claims_to_be_record, read_record, tell, usable_record
 from igpt.results.signature import Signer
 from igpt.stage import Stage, tier_of
 
@@ -29,9 +31,9 @@ class RecordStore:
         return record_path(self.project, self.signer.canonical(stage))
 
     def read(self, stage: Stage) -> Record | None:
-        """A stage's record; None when there is none. Raises UsageError for a file that is not one."""
+        """A stage's record; None when there is none, or a damaged one, which is told of: the next run replaces it."""
         if stage not in self._read:
-            self._read[stage] = read_record(self.path(stage))
+            self._read[stage] = usable_record(self.path(stage))
         return self._read[stage]
 
     def place(self, stage: Stage) -> str:
@@ -49,8 +51,8 @@ class RecordStore:
 class ReaderStore(RecordStore):
     """A reader's own records, from a folder of any layout: of `book/records`, of ``runs/``, or all in one place.
 
-    Of two records of one stage the later one counts. Raises UsageError for a folder that is none or holds no record,
-    and for a JSON file in it that is not one.
+    Of two records of one stage the later one counts. Other JSON files are passed over; a damaged record is told of, on
+    stderr, and left out. Raises UsageError for a folder that is none or holds no record.
     """
 
     def __init__(self, project: Project, folder: Path) -> None:
@@ -59,14 +61,21 @@ class ReaderStore(RecordStore):
         self.all: list[tuple[Path, Record]] = []
         if not folder.is_dir():
             raise UsageError(f"there is no folder of records at {folder}: name one that holds records as JSON files")
-        for path in sorted(folder.rglob("*.json")):
-            if path.name in ("progress.json", "schema.json", "config.json") or path.name.startswith("."):
-                continue  # what lies beside records in runs/ and in a built book
-            record = read_record(path)
-            if record is not None:
-                self.all.append((path, record))
+        damaged = []
+        for path in _json_files(folder):
+            if claims_to_be_record(path):
+                try:
+                    record = read_record(path)
+                except UsageError as error:
+                    damaged.append(str(error))
+                    continue
+                if record is not None:
+                    self.all.append((path, record))
         if not self.all:
-            raise UsageError(f"{folder} holds no records: name a folder that holds records as JSON files")
+            found = f" that can be read ({damaged[0]})" if damaged else ""
+            raise UsageError(f"{folder} holds no records{found}: name a folder that holds records as JSON files")
+        for sentence in damaged:
+            tell(f"igpt: {sentence}; it is left out")
         self._latest = {
             record.stage: (path, record) for path, record in sorted(self.all, key=lambda found: found[1].receipt.finished)
         }
@@ -89,3 +98,10 @@ class ReaderStore(RecordStore):
     def place(self, stage: Stage) -> str:
         """Where the book puts it: never among its own."""
         return f"../yours/{self.path(stage).relative_to(self.folder)}"
+
+
+def _json_files(folder: Path) -> Iterator[Path]:
+    """The JSON files below a folder, in order, less what begins with a dot; linked folders and closed ones are passed over."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place) / name for name in sorted(names) if name.endswith(".json") and not name.startswith("."))

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from igpt.errors import UsageError
 from igpt.files import write_text
 from igpt.project import Project
-from igpt.results.record import Record, read_record
+from igpt.results.record import Record, usable_record
 from igpt.results.signature import Signature
 from igpt.stage import Stage
 
@@ -32,8 +32,8 @@ def run_folder(project: Project, stage: Stage, signature: Signature) -> Path:
 
 
 def finished_record(project: Project, stage: Stage, signature: Signature) -> Record | None:
-    """The record of a finished run folder; None when the stage has not ended there."""
-    record = read_record(run_folder(project, stage, signature) / "record.json")
+    """The record of a finished run folder; None when the stage has not ended there, or its record is damaged."""
+    record = usable_record(run_folder(project, stage, signature) / "record.json")
     return record if record is not None and record.signature == signature.digest else None
 
 

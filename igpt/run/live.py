@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from igpt.errors import UsageError
 from igpt.files import write_text
 from igpt.project import Project
-from igpt.results.record import Record, read_record
+from igpt.results.record import Record, usable_record
 from igpt.results.signature import Signer, module_digest
 from igpt.run.live_layers import find_neighbours, probe_record
 from igpt.stage import Stage
@@ -177,7 +177,7 @@ def _images(record: tuple[Path, Record] | None, positions: int) -> list[list[int
 def _samples_record(project: Project, model: str) -> tuple[Path, Record] | None:
     """The first published record of a model's samples, and where it is."""
     for path in sorted(project.records.glob(f"*/samples,*model={Path(model).name},*.json")):
-        record = read_record(path)
+        record = usable_record(path)
         if record is not None:
             return path, record
     return None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt.project import Project
-from igpt.results.record import Record, read_record
+from igpt.results.record import Record, usable_record
 from igpt.stage import Stage
 from igpt.train.recipes import TINY, recipe
 
@@ -25,7 +25,7 @@ def probe_record(project: Project, model: str) -> tuple[Path, Record] | None:
     if model not in TINY:
         return None
     path = project.records / "tiny" / f"{Stage.of('linear_probe', model=model, seed=0).name}.json"
-    record = read_record(path)
+    record = usable_record(path)
     return None if record is None else (path, record)
 
 

@@ -10,11 +10,14 @@ from conftest import igpt
 from test_tables import cell_of, write_records
 
 from igpt.errors import UsageError
+from igpt.experiments.published import published_rows
 from igpt.project import Project
+from igpt.report.formats import render
 from igpt.report.provenance import yours_table
-from igpt.report.tables import result_table
+from igpt.report.tables import measured_text, result_table
 from igpt.results.record import Record, write_record
 from igpt.results.store import ReaderStore
+from igpt.results.verdict import Outcome
 
 COLUMN = "Yours (mine): Tiny tier (digits)"
 
@@ -91,4 +94,58 @@ def test_a_folder_that_is_none_or_holds_none_is_one_sentence(project: Project) -
     (project.root / "empty" / "text.json").write_text("text")
     done = igpt("table", "headline", "--records", "empty", root=project.root)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "is not a record" in done.stderr
+    assert "holds no records" in done.stderr
+    (project.root / "empty" / "record.json").write_text("{")
+    with pytest.raises(UsageError, match="holds no records that can be read .*is not a record"):
+        ReaderStore(project, project.root / "empty")
+
+
+def test_what_runs_leave_beside_records_is_passed_over(project: Project, mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    leave = {
+        "run/trained-0-0/header.json": '{"layers": [0, 1], "seed": 0}',
+        "run/weights/config.json": '{"model_type": "imagegpt"}',
+        "run/metrics.json": "[1, 2]",
+        "run/card.json": '{"model": "laptop-l", "seed": 0}',
+        "run/half.json": '{"a": ',
+        ".jobs/0a.json": (mine / "deep/er").glob("*.json").__next__().read_text(),
+    }
+    for name, text in leave.items():
+        (mine / name).parent.mkdir(parents=True, exist_ok=True)
+        (mine / name).write_text(text)
+    (mine / "loop").symlink_to(mine)
+    (mine / "ends.json").symlink_to(mine / "ends.json")
+    found = ReaderStore(project, mine).all
+    assert [path.parent.name for path, _ in found] == ["er"] * len(found)
+    assert len(found) == len(list((mine / "deep/er").glob("*.json")))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_damaged_record_among_others_is_told_of_and_left_out(
+    project: Project, mine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = len(ReaderStore(project, mine).all)
+    path = next(mine.rglob("linear_probe,*seed=1.json"))
+    path.write_text(path.read_text()[:200])
+    assert len(ReaderStore(project, mine).all) == whole - 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"igpt: {path} is not a record")
+    assert said.endswith("it is left out\n")
+    assert "delete" not in said
+
+
+def test_bounds_in_the_wrong_order_do_not_end_a_table(project: Project, mine: Path) -> None:
+    for seed in range(3):
+        change(mine, seed, 0.0, interval=-0.1)
+    assert "92.0" in cell_of(result_table("headline", project, ReaderStore(project, mine)), COLUMN, "headline-001").text
+    row = published_rows()[0]
+    assert measured_text(Outcome((0.5,), 0.5, 0.6, 0.4, ()), row).startswith("50.0")
+
+
+def test_a_folders_name_is_text_in_every_format(project: Project, mine: Path) -> None:
+    folder = mine.rename(mine.parent / "a|<b>\x1b[2J\u202e")
+    table = result_table("headline", project, ReaderStore(project, folder))
+    for form in ("md", "html", "csv", "latex"):
+        text = render(table, form)
+        assert all(c.isprintable() or c == "\n" for c in text)
+        assert ("<b>" in text.replace("\\<b>", "")) == (form == "csv")
+    assert all(line.replace("\\|", "").count("|") == len(table.columns) + 1 for line in render(table, "md").splitlines())

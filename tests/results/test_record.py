@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpt.errors import UsageError
-from igpt.results.record import SCHEMA, Receipt, Record, Value, read_record, write_record
+from igpt.results.record import (
+    SCHEMA,
+    Receipt,
+    Record,
+    Value,
+    claims_to_be_record,
+    read_record,
+    usable_record,
+    write_record,
+)
 
 RECEIPT = Receipt(
     commit="c0ffee",
@@ -68,7 +78,75 @@ def test_what_is_no_record_is_refused_with_the_remedy(tmp_path: Path, text: str,
     path.write_text(text)
     with pytest.raises(UsageError, match=message) as caught:
         read_record(path)
-    assert "delete it and run `igpt run palette,colours=16`" in str(caught.value)
+    assert "`igpt run palette,colours=16` makes it anew" in str(caught.value)
+    assert "delete" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "remedy"),
+    [
+        ("runs/palette,seed=0-0123456789ab/record.json", "`igpt run palette,seed=0` makes it anew"),
+        ("records/drill/local-cluster.json", "`igpt drill --profile local-cluster` makes it anew"),
+        ("records/speed/live,model=laptop-l.json", "`igpt panel --measure` makes it anew"),
+        ("somewhere/mine.json", "give the JSON file of a record"),
+    ],
+)
+def test_a_damaged_record_names_the_command_that_makes_it_anew(tmp_path: Path, place: str, remedy: str) -> None:
+    path = tmp_path / place
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with pytest.raises(UsageError, match="is not a record") as caught:
+        read_record(path)
+    assert str(caught.value).endswith(remedy)
+
+
+def test_what_is_no_plain_file_or_too_large_is_refused_unread(tmp_path: Path) -> None:
+    folder, pipe, huge, loop = (tmp_path / f"{name}.json" for name in ("folder", "pipe", "huge", "loop"))
+    folder.mkdir()
+    os.mkfifo(pipe)
+    with huge.open("wb") as stream:
+        stream.truncate(2**40)
+    loop.symlink_to(loop)
+    for path, reason in (
+        (folder, "it is a folder"),
+        (pipe, "no regular file"),
+        (huge, "more than the"),
+        (loop, "symbolic links"),
+    ):
+        with pytest.raises(UsageError, match=rf"cannot be read \(.*{reason}"):
+            read_record(path)
+        assert usable_record(path) is None
+        assert not claims_to_be_record(path)
+
+
+def test_a_damaged_record_counts_as_missing_and_is_told_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "palette,seed=0.json"
+    path.write_text(damaged()[:300])
+    assert [usable_record(path) for _ in range(3)] == [None] * 3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith(f"igpt: {path} is not a record")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "claims"),
+    [
+        ("record.json", "", True),
+        ("palette,seed=0.json", "", True),
+        ("mine.json", damaged(), True),
+        ("mine.json", damaged()[:-40], True),
+        ("mine.json", damaged(schema_version=2), True),
+        ("header.json", '{"layers": [0], "weights": "a"}', False),
+        ("config.json", '{"schema_version": 3, "model_type": "imagegpt"}', False),
+        ("list.json", "[1, 2]", False),
+        ("text.json", "text", False),
+    ],
+)
+def test_only_what_has_the_name_or_the_fields_of_a_record_claims_to_be_one(
+    tmp_path: Path, name: str, text: str, claims: bool
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert claims_to_be_record(tmp_path / name) is claims
 
 
 @settings(deadline=None)
