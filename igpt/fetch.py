@@ -152,7 +152,7 @@ def _stands(file: RemoteFile, path: Path) -> bool:
     if not path.exists():
         return False
     if fault := _fault(file, path):
-        raise UsageError(f"{path} {fault}: remove it, and the same command fetches it anew")
+        raise UsageError(f"{path} {fault}: move it away, and the same command fetches it anew")
     return True
 
 

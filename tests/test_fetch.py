@@ -285,7 +285,7 @@ def test_a_file_that_stands_needs_no_net_and_another_is_never_overwritten(tmp_pa
     assert fetch(remote("http://127.0.0.1:1"), tmp_path) == tmp_path / "data.bin" and left(tmp_path) == ["data.bin"]
     for other in (CONTENT[1:], OTHER):
         (tmp_path / "data.bin").write_bytes(other)
-        assert re.search("data.bin has .*: remove it", failure(remote("http://127.0.0.1:1"), tmp_path))
+        assert re.search("data.bin has .*: move it away", failure(remote("http://127.0.0.1:1"), tmp_path))
         assert (tmp_path / "data.bin").read_bytes() == other
 
 

@@ -74,7 +74,7 @@ def checked_bytes(path: Path, md5: str) -> bytes:
         raise UsageError(f"{path} is missing: fetch the data set again") from None
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
-        raise UsageError(f"{path} is damaged or another file (MD5 {found}, published is {md5}): remove it and fetch it again")
+        raise UsageError(f"{path} is damaged or another file (MD5 {found}, published is {md5}): move it away and fetch again")
     return content
 
 

@@ -45,7 +45,7 @@ def fetch_dataset(name: str, *, report: Report = lambda done, total: None) -> Pa
     if is_present(name):
         return folder
     if folder.exists():
-        raise UsageError(f"{folder} is there and is not {card.title} as published: remove it, and the same command fetches it")
+        raise UsageError(f"{folder} is there and is not {card.title} as published: move it away, and the same command fetches it")
     if not all(archive.addresses for archive in files.archives):
         raise UsageError(f"{card.title} may be had from its owner only, under {card.terms}: {by_hand(name)}")
     data_home().mkdir(parents=True, exist_ok=True)

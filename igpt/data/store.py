@@ -50,7 +50,7 @@ class TokenStore:
         self._maps: dict[int, NDArray[np.uint16]] = {}
         for place in range(shard_count(self.header.images)):
             if not shard_path(folder, place).is_file():
-                raise UsageError(f"{shard_path(folder, place)} is missing: remove {folder} and tokenise again")
+                raise UsageError(f"{shard_path(folder, place)} is missing: move {folder} away and tokenise again")
 
     def __len__(self) -> int:
         """Number of stored images."""
@@ -117,12 +117,12 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: type[Number]) -> NDArray[
         found = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # numpy's reader of headers raises whatever Python's parser does
         says = str(error).partition("\n")[0].partition(". ")[0]
-        raise UsageError(f"{path} is damaged ({says}): remove {path.parent} and tokenise again") from None
+        raise UsageError(f"{path} is damaged ({says}): move {path.parent} away and tokenise again") from None
     if found.offset + found.nbytes != path.stat().st_size:  # a shorter head would shift every token
-        raise UsageError(f"{path} is damaged (it is longer than it says): remove {path.parent} and tokenise again")
+        raise UsageError(f"{path} is damaged (it is longer than it says): move {path.parent} away and tokenise again")
     if found.shape != shape or found.dtype != dtype:
         raise UsageError(
-            f"{path} holds {found.dtype} {found.shape}, not {dtype.__name__} {shape}: remove {path.parent} and tokenise again"
+            f"{path} holds {found.dtype} {found.shape}, not {dtype.__name__} {shape}: move {path.parent} away and tokenise again"
         )
     return found
 
@@ -140,7 +140,7 @@ def read_header(folder: Path) -> Header:
         raise UsageError(f"{folder} is not a finished token store: `igpt data tokenize` makes and continues one") from None
     except (ValueError, AttributeError, RecursionError) as error:  # pydantic's error is a ValueError
         raise UsageError(
-            f"{folder / HEADER} is damaged ({str(error).splitlines()[0]}): remove the folder and tokenise again"
+            f"{folder / HEADER} is damaged ({str(error).splitlines()[0]}): move the folder away and tokenise again"
         ) from None
 
 

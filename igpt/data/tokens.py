@@ -110,7 +110,7 @@ def check_stores(name: str) -> list[str]:
             continue
         for place, expected in enumerate(store.header.shards):
             if _digest(shard_path(store.folder, place)) != expected:
-                raise UsageError(f"{shard_path(store.folder, place)} is damaged: remove {store.folder} and tokenise again")
+                raise UsageError(f"{shard_path(store.folder, place)} is damaged: move {store.folder} away and tokenise again")
         lines.append(f"tokens: {store.folder.name}, {len(store):,} images, every shard as it was written")
     return lines
 
@@ -131,7 +131,7 @@ def train_parts(store: TokenStore) -> tuple[StorePart, StorePart]:
         raise UsageError(f"{store.folder} holds the test images of {header.dataset}: training and choosing want the train store")
     places = validation_places(header.dataset)
     if header.held_out_sha256 and header.held_out_sha256 != index_digest(places):
-        raise UsageError(f"{store.folder} was made under another rule for the held-out part: remove it and tokenise again")
+        raise UsageError(f"{store.folder} was made under another rule for the held-out part: move it away and tokenise again")
     pictures = np.arange(len(store)) % (len(store) // max(header.crops, 1))
     validation = np.isin(pictures, places)
     return StorePart(store, np.flatnonzero(~validation)), StorePart(store, np.flatnonzero(validation))
@@ -179,9 +179,12 @@ def _continue(folder: Path, header: Header) -> None:
         except ValidationError:
             begun = None
         if begun != header:
-            raise UsageError(f"{folder} was begun by another version or from other data: remove it, then tokenise again")
+            raise UsageError(
+                f"{folder} was begun by another version or from other data: when no command is at work there, move it away"
+                " and tokenise again"
+            )
     elif any(folder.glob("tokens-*.npy")):
-        raise UsageError(f"{folder} has shards and nothing says of what: remove it, then tokenise again")
+        raise UsageError(f"{folder} has shards and nothing says of what: move it away, then tokenise again")
     else:
         write_header(plan, header)
 

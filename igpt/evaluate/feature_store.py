@@ -129,7 +129,7 @@ def _finished(folder: Path, key: dict[str, str], layers: Sequence[int]) -> Featu
     found = FeatureStore(folder)
     found.check_for(key)
     if missing := sorted(set(layers) - set(found.layers)):
-        raise UsageError(f"{folder} has layers {found.layers}, not {missing}: remove it, then compute again")
+        raise UsageError(f"{folder} has layers {found.layers}, not {missing}: move it away, then compute again")
     return found
 
 
@@ -148,7 +148,7 @@ def _begun(folder: Path, key: dict[str, str], layers: list[int]) -> int:
     except (FileNotFoundError, ValueError):
         return 0
     if (note["key"], note["layers"]) != (key, layers):
-        raise UsageError(f"{folder} was begun with other weights, tokens or layers: remove it, then compute again")
+        raise UsageError(f"{folder} was begun with other weights, tokens or layers: move it away, then compute again")
     return int(note["done"])
 
 

@@ -76,7 +76,7 @@ def load_checkpoint(folder: Path, run: str, shapes: dict[str, torch.Size]) -> tu
             kept = json.loads(metadata["progress"])
             progress = Progress(**{**kept, "losses": Losses(**kept["losses"])})
             if metadata["run"] != run:
-                raise OtherRun(f"{path} is of another recipe, seed or data: give another folder, or remove that run")
+                raise OtherRun(f"{path} is of another recipe, seed or data: give another folder")
             if {name: t.shape for name, t in tensors.items()} != _with_moments(shapes):
                 raise ValueError("it holds other tensors than this run has")
         except OtherRun:

@@ -89,7 +89,7 @@ def test_one_flipped_bit_is_seen(home: Path, publish: Publish) -> None:
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     text = refusal(load_split, "cifar10", "train")
-    assert text.startswith(f"{path} is damaged or another file") and "remove it and fetch it again" in text
+    assert text.startswith(f"{path} is damaged or another file") and "move it away and fetch again" in text
     assert refusal(check_dataset, "cifar10") == text
     assert len(load_split("cifar10", "test")) == 20  # which is whole
 

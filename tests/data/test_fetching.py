@@ -146,7 +146,7 @@ def test_imagenet_is_refused_with_what_to_put_where(home: Path) -> None:
 def test_a_folder_that_is_something_else_is_left_alone(home: Path, publish: Publish, site: Site) -> None:
     publish_at(publish, site)
     write(home / ROOT, {"thesis.txt": b"years of work"})
-    assert "remove it, and the same command fetches it" in refusal(fetch_dataset, "cifar10")
+    assert "move it away, and the same command fetches it" in refusal(fetch_dataset, "cifar10")
     assert tree(home) == {f"{ROOT}/thesis.txt": b"years of work"} and not site.asked
 
 

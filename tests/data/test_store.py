@@ -93,7 +93,7 @@ def test_an_unfinished_store_and_no_store_are_told(tmp_path: Path, folder: Path)
 @pytest.mark.parametrize("place", range(3))
 def test_a_missing_shard_is_named(folder: Path, place: int) -> None:
     shard_path(folder, place).unlink()
-    assert refusal(TokenStore, folder).startswith(f"{shard_path(folder, place)} is missing: remove {folder}")
+    assert refusal(TokenStore, folder).startswith(f"{shard_path(folder, place)} is missing: move {folder} away")
 
 
 def test_other_labels_are_refused(folder: Path) -> None:

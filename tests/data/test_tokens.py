@@ -279,7 +279,7 @@ def test_shards_of_something_else_are_not_continued(home: Path, publish: Publish
     if damage != "no plan":
         (folder / PLAN).write_text("{" if damage == "plan is none" else header)
     before = final(folder)
-    assert "remove it, then tokenise again" in refusal(make_store, SMALL, COLOURS)
+    assert "move it away" in refusal(make_store, SMALL, COLOURS)
     assert final(folder) == before
 
 
@@ -433,7 +433,7 @@ def test_a_bit_that_flipped_on_disk_is_found_by_a_check(home: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"tokens-00000\.npy is damaged: remove"):
+    with pytest.raises(UsageError, match=r"tokens-00000\.npy is damaged: move "):
         check_stores("digits")
 
 

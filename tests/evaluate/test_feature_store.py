@@ -76,7 +76,7 @@ def test_features_of_other_weights_or_precision_are_refused(model: ImageGPT, man
         store_features(tmp_path / "f", model, many, layers=[0], key={**KEY, "weights": "c"})
     with pytest.raises(UsageError, match="features of another dtype"):
         store_features(tmp_path / "f", model, many, layers=[0], key=KEY, dtype="float32")
-    with pytest.raises(UsageError, match=r"has layers \[0\], not \[1\]: remove it"):
+    with pytest.raises(UsageError, match=r"has layers \[0\], not \[1\]: move it away"):
         store_features(tmp_path / "f", model, many, layers=[0, 1], key=KEY)
 
 

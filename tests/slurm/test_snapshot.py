@@ -150,7 +150,7 @@ def test_the_ledger_gives_back_what_it_was_given(tmp_path: Path) -> None:
     assert ledger.arrays() == [an_array()]
     assert [an_array().job_of(index) for index in range(2)] == ["7_0", "7_1"]
     (ledger.folder / "cut.json").write_text('{"token": "1')
-    with pytest.raises(UsageError, match="does not describe jobs: delete it"):
+    with pytest.raises(UsageError, match="does not describe jobs: move it away"):
         ledger.arrays()
 
 
