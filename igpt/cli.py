@@ -348,16 +348,17 @@ def verify(
     record: Annotated[Path, typer.Argument(help="A record's JSON file, ours or anyone's.")],
     repeat: Annotated[bool, typer.Option("--repeat", help="Run its stage afresh, in a folder of its own, and compare.")] = False,
 ) -> None:
-    """Say whether a record can be trusted; exit 1 if not.
+    """Say what speaks against a record; exit 1 if anything.
 
-    Looks at schema, signature against this checkout, clean tree or not, notebook, and names the command that repeats it.
+    Compares its parameters, signature and receipt with this checkout, its values with their intervals, with its series
+    and with the executed notebook where that is at hand. Only --repeat says whether the values come out again.
     """
     from igpt.run.verify import verify_record
 
     with _stoppable():
-        said, trusted = verify_record(record, repeat=repeat)
+        said, undoubted = verify_record(record, repeat=repeat)
     typer.echo(said)
-    raise typer.Exit(0 if trusted else 1)
+    raise typer.Exit(0 if undoubted else 1)
 
 
 @app.command()

@@ -22,7 +22,7 @@ class Stage:
     given: tuple[tuple[str, Literal], ...] = ()
 
     @classmethod
-    def of(cls, notebook: str, **parameters: Literal) -> Stage:
+    def of(cls, notebook: str, /, **parameters: Literal) -> Stage:
         """A stage from keyword arguments."""
         return cls(notebook, tuple(sorted(parameters.items())))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from igpt.files import write_text
 from igpt.measure import Measured
 from igpt.project import Project
+from igpt.results.executed import shown_line
 from igpt.results.record import SCHEMA, Receipt, Record, Value, read_record, write_record
 from igpt.results.signature import Signer
 from igpt.run.folder import PLANNED, STOP, empty, hold, read_progress, run_folder
@@ -75,6 +76,8 @@ class OpenStage:
     ) -> Record:
         """Write the stage's record: the last thing a notebook does, and what makes it finished.
 
+        A line that is printed binds the executed notebook to the record: `igpt verify` looks for it.
+
         peers : further packages whose versions belong into the receipt
         """
         # A notebook that is open in an editor may differ from the file that the signature was taken of.
@@ -101,6 +104,7 @@ class OpenStage:
             receipt=receipt,
         )
         write_record(self.folder / "record.json", record)
+        print(shown_line(record))
         return record
 
     def _seconds(self) -> float:
