@@ -46,6 +46,11 @@ def plan_stages(project: Project, stages: Iterable[Stage]) -> Plan:
     return make_plan(stages, store.signer, store.read)
 
 
+def publishable_stages(project: Project) -> Plan:
+    """The plan of all stages whose records belong into the book: the declared ones, and what they stand on."""
+    return plan_stages(project, declared_stages())
+
+
 def ensure(project: Project, stages: Iterable[Stage]) -> None:
     """Have the outputs of ``stages`` at hand, for a notebook that was opened by itself."""
     plan = plan_stages(project, stages)
@@ -68,7 +73,7 @@ def run_plan(
 
     todo = plan.to_run(finished, wanted)
     check_data(project, plan)
-    declared = {planned.stage for planned in plan_stages(project, declared_stages())} if len(plan) else set()
+    declared = {planned.stage for planned in publishable_stages(project)} if len(plan) else set()
     for planned in plan:
         if planned.state != "fresh" and planned.stage in declared and planned not in todo:
             record = finished_record(project, planned.stage, planned.signature)

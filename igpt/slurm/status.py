@@ -17,12 +17,11 @@ from pathlib import Path
 from tabulate import tabulate
 
 from igpt.errors import StageError, UsageError
-from igpt.experiments import declared_stages
 from igpt.project import Project
-from igpt.results.record import read_record, write_record
-from igpt.results.signature import Signer
+from igpt.results.record import usable_record, write_record
 from igpt.results.store import record_path
 from igpt.run.folder import read_progress, run_folder
+from igpt.run.local import publishable_stages
 from igpt.slurm.ledger import DISK_WAS_FULL, Array, Ledger, arrays_of, homes, scheduler_word
 from igpt.slurm.scheduler import Queue, Queued, cancel, look
 from igpt.slurm.targets import chosen
@@ -67,7 +66,9 @@ def status_text(targets: list[str], *, every: bool) -> str:
     counts = [f"{n} {state}" for state in STATES if (n := sum(row.state == state for row in found))]
     used, planned = sum(row.used for row in found), sum(row.planned for row in found)
     said = f"{len(found)} jobs: {', '.join(counts)}; {used:.2f} GPU-hours used, {planned:.2f} planned"
-    return "\n".join([*([tabulate([map(visible, row) for row in table], heads, disable_numparse=True), ""] if shown else []), said])
+    return "\n".join(
+        [*([tabulate([map(visible, row) for row in table], heads, disable_numparse=True), ""] if shown else []), said]
+    )
 
 
 FULL = 2**20  # bytes that are as good as none
@@ -237,38 +238,31 @@ def cancel_targets(targets: list[str]) -> str:
 
 
 def collect() -> str:
-    """Copy the records of finished stages into the book, where an experiment declares them and the code is as it was.
+    """Copy the records of finished stages into the book: those that a run here would publish, where the code is as it was.
 
     What to say of it. Raises StageError naming the records that are not accepted.
     """
     project = Project.here()
-    signer = Signer(project.notebooks)
-    declared = {signer.canonical(stage) for stage in declared_stages()}
+    plan = publishable_stages(project)
     taken = fresh = 0
     refused = []
-    for stage in sorted(declared):
-        signature = signer.sign(stage)
-        published = read_record(record_path(project, stage))
-        if published is not None and published.signature == signature.digest:
+    for planned in plan:
+        if planned.state == "fresh":
             fresh += 1
             continue
         for home in homes(project):
-            path = run_folder(home, stage, signature) / "record.json"
-            try:
-                record = read_record(path)
-            except UsageError as error:
-                refused.append(str(error))
-                continue
+            path = run_folder(home, planned.stage, planned.signature) / "record.json"
+            record = usable_record(path)
             if record is None:
                 continue
-            if record.signature != signature.digest or record.stage != stage.name:
+            if record.signature != planned.signature.digest or record.stage != planned.stage.name:
                 refused.append(f"{path} is not of this stage")
                 continue
-            write_record(record_path(project, stage), record)
+            write_record(record_path(project, planned.stage), record)
             taken += 1
             break
-    pending = len(declared) - taken - fresh
-    said = f"{taken} records collected, {fresh} were there, {pending} of {len(declared)} declared stages have none of this code"
+    pending = len(plan) - taken - fresh
+    said = f"{taken} records collected, {fresh} were there, {pending} of the book's {len(plan)} stages have none of this code"
     if refused:
         raise StageError(f"{said}; not accepted: {'; '.join(refused)}")
     return said

@@ -100,8 +100,8 @@ def test_the_same_plan_here_and_on_the_cluster_gives_the_same_records(
     assert found(shared, PROBE) == here
     assert status_text([], every=False).startswith("3 jobs: ")
     shutil.rmtree(checkout.folder(PROBE))
-    assert collect().startswith("1 records collected, 0 were there")
-    assert collect().startswith("0 records collected, 1 were there")
+    assert collect().startswith("3 records collected, 0 were there")
+    assert collect().startswith("0 records collected, 3 were there")
 
 
 def test_each_failure_says_why_and_holds_up_only_what_stands_on_it(cluster: Cluster, checkout: Checkout) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from conftest import WriteNotebook
 from hypothesis import given
@@ -15,6 +17,7 @@ from igpt.run.folder import run_folder
 from igpt.run.local import Room, plan_stages, run_plan
 from igpt.slurm.local import run_here
 from igpt.slurm.profile import Profile, Resources
+from igpt.slurm.status import collect
 from igpt.stage import Stage
 
 PARAMETERS = "seed = 0"
@@ -29,6 +32,42 @@ class Stopped(Exception):
     pass
 raise Stopped("stopped after 3 of 9 steps; the same command continues")
 """
+
+
+CHAIN = """
+from igpt.run import open_stage
+stage = open_stage({name!r}, {parameters})
+{parent}
+stage.write_record(values={{"answer": {{"value": 1.0, "unit": "none"}}}})
+"""
+
+
+def test_what_a_run_publishes_is_collected_the_parents_with_it(project: Project, write_notebook: WriteNotebook) -> None:
+    chain = {
+        "palette": ('dataset = "digits"\ncolours = 16\nseed = 0', "dataset=dataset, colours=colours, seed=seed", ""),
+        "pretrain": (
+            'model = "tiny-s"\nobjective = "autoregressive"\nseed = 0',
+            "model=model, objective=objective, seed=seed",
+            'stage.parent("palette")',
+        ),
+        "linear_probe": (
+            'model = "tiny-s"\nobjective = "autoregressive"\ndataset = "digits"\nseed = 0',
+            "model=model, objective=objective, dataset=dataset, seed=seed",
+            'stage.parent("pretrain")',
+        ),
+    }
+    for name, (defaults, parameters, parent) in chain.items():
+        write_notebook(name, defaults, CHAIN.format(name=name, parameters=parameters, parent=parent))
+    assert run_plan(project, plan_stages(project, [Stage.of("linear_probe")])) == 3
+    published = {path: path.read_bytes() for path in project.records.glob("*/*.json")}
+    assert sorted(path.stem.partition(",")[0] for path in published) == ["linear_probe", "palette", "pretrain"]
+    shutil.rmtree(project.records / "tiny")
+    assert collect().startswith("3 records collected, 0 were there")
+    assert {path: path.read_bytes() for path in project.records.glob("*/*.json")} == published
+    assert collect().startswith("0 records collected, 3 were there")
+    damaged = next(iter(published))
+    damaged.write_bytes(published[damaged][:50])
+    assert collect().startswith("1 records collected, 2 were there")
 
 
 @given(st.integers(0, 8), st.integers(0, 4), st.lists(st.tuples(st.integers(1, 4), st.integers(0, 2)), max_size=8))
