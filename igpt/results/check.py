@@ -53,7 +53,7 @@ def doubts_of_values(record: Record) -> list[str]:
             mine = getattr(found, key, None)
             if mine is not None and not math.isclose(mine, number, rel_tol=CLOSE, abs_tol=CLOSE):
                 what = name if key == "value" else f"the {key} of {name}"
-                doubts.append(f"{what} is {mine:.6g}, and {number:.6g} by its series")
+                doubts.append(f"{what} is {mine:.6g}, and {number:.6g} by the rest of the record")
     return doubts
 
 

@@ -216,7 +216,7 @@ def _news(path: Path, name: str, places: dict[Path, int]) -> Iterator[str]:
         stream.seek(places.get(path, 0))
         lines = stream.read().splitlines()
         if lines:
-            yield f"== {name}: {path}"
+            yield visible(f"== {name}: {path}")
             yield from map(visible, lines)
         places[path] = stream.tell()
 

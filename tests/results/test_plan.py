@@ -6,6 +6,7 @@ import pytest
 from test_record import record
 
 from igpt.project import Project
+from igpt.report.plans import plan_text
 from igpt.results.plan import make_plan
 from igpt.results.record import Record
 from igpt.results.signature import Signer
@@ -81,3 +82,11 @@ def test_what_is_wanted_runs_although_its_record_is_fresh(signer: Signer) -> Non
 def test_a_stage_that_is_finished_in_its_folder_is_not_run_again(signer: Signer) -> None:
     plan = make_plan(PROBES, signer, lambda stage: None)
     assert plan.to_run(lambda planned: True) == []
+
+
+def test_the_parts_of_a_record_are_shown_as_text(signer: Signer) -> None:
+    stage = signer.canonical(PROBES[0])
+    old = record(stage.name, "0" * 64).model_copy(update={"parts": {"\x1b[2J\nfresh\u202e": "a"}})
+    text = plan_text(make_plan([stage], signer, {stage: old}.get), signer, why=True)
+    assert r"\x1b[2J\nfresh\u202e" in text
+    assert all(c.isprintable() or c == "\n" for c in text)

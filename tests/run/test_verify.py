@@ -171,7 +171,7 @@ def test_a_value_that_the_series_state_otherwise_is_doubted(project: Project, co
     write_record(path, made.model_copy(update={"values": {"accuracy": forged}, "series": {"trained": rows}}))
     said, undoubted = verify_record(path)
     assert not undoubted
-    assert "accuracy is 0.988889, and 0.9 by its series" in said
+    assert "accuracy is 0.988889, and 0.9 by the rest of the record" in said
 
 
 def test_a_name_of_file_or_folder_that_is_another_stages_is_doubted(project: Project, commit: str) -> None:

@@ -10,14 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igpt.errors import UsageError
+from igpt.files import write_text
 from igpt.project import Project
 from igpt.results.record import read_record
 from igpt.run.execute import StageStopped
 from igpt.run.folder import run_folder
 from igpt.run.local import Room, plan_stages, run_plan
+from igpt.slurm.ledger import Array, Ledger, Listed, Mark
 from igpt.slurm.local import run_here
 from igpt.slurm.profile import Profile, Resources
-from igpt.slurm.status import collect
+from igpt.slurm.status import collect, log_lines, status_text
 from igpt.stage import Stage
 
 PARAMETERS = "seed = 0"
@@ -68,6 +70,22 @@ def test_what_a_run_publishes_is_collected_the_parents_with_it(project: Project,
     damaged = next(iter(published))
     damaged.write_bytes(published[damaged][:50])
     assert collect().startswith("1 records collected, 2 were there")
+
+
+def test_what_jobs_wrote_reaches_the_terminal_as_text(project: Project) -> None:
+    nasty = "a\x1b[2J\x07\nb\u202e"
+    listed = Listed(name=f"palette,seed=0{nasty}", folder="palette,seed=0-0123456789ab", planned=0.0)
+    array = Array(
+        **{"token": "0a", "number": 1, "job": "7", "profile": "p", "snapshot": "s", "submitted": "t", "by": "me"},
+        **{"gpus": 0, "nodes": 1, "minutes": 1, "stages": (listed,)},
+    )
+    ledger = Ledger(project)
+    ledger.write(array)
+    write_text(ledger.mark_path("0a", 0), Mark(state="failed", why=nasty).model_dump_json())
+    write_text(ledger.logs("0a") / "7_0_log.err", nasty)
+    text = "\n".join([status_text([], every=True), *log_lines("7", follow=False)])
+    assert r"a\x1b[2J\x07\nb\u202e" in text
+    assert all(c.isprintable() or c == "\n" for c in text)
 
 
 @given(st.integers(0, 8), st.integers(0, 4), st.lists(st.tuples(st.integers(1, 4), st.integers(0, 2)), max_size=8))
