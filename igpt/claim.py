@@ -26,7 +26,8 @@ class Rule:
     """When a claim counts as reproduced; written before the run, in words and as data.
 
     matches : the mean lies within ``margin`` of the published value
-    above, below : the 95 % interval over seeds of the quantity minus ``against`` lies on that side of zero
+    above, below : the 95 % interval over seeds of the quantity minus ``against`` lies on that side of zero; notebooks
+    give every value of such a rule an interval of its own, which decides where there is one seed
     inside : every seed's value lies strictly between 0 and 1
     shown : nothing is claimed in this tier; the value is shown
     """

@@ -133,7 +133,7 @@ def _measure(row: Published, names: _Names) -> tuple[Quantity, Rule] | None:
         case "validation-loss", "loss":
             return names.of("loss_against_probe", f"loss_{_milestone(row)}"), _SHOWN
         case "linear-probe", "accuracy" if row.features == "15360":
-            single = names.of("concatenated_features", "single_layer")
+            single = names.of("linear_probe", "accuracy")  # where the best layer's accuracy was measured
             return names.of("concatenated_features", "accuracy"), Rule("above", "five layers beat the best one", single)
         case "linear-probe", "accuracy":
             untrained = names.of("linear_probe", "untrained", objective=bert)

@@ -113,8 +113,10 @@ def tier_cell(experiment: Experiment, tier: str, store: RecordStore) -> Cell:
         return Cell("–")
     found = outcome(run.quantity, store.read)
     verdict = judge(run.quantity, run.rule, store.read, published=experiment.published.number)
-    if found is None or verdict.word == "pending":
+    if found is None:
         return Cell("pending", _price(experiment, run), "pending", word="pending")
+    if verdict.word == "pending":
+        return Cell("pending", (("Status", verdict.sentence), *_price(experiment, run)[1:]), "pending", word="pending")
     word = WORDS[tier][verdict.word]
     stale = sorted({name for stage in run.stages() for name in store.changed(stage)})
     text = f"{measured_text(found, experiment.published)}, {word}{', stale' if stale else ''}"

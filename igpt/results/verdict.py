@@ -9,7 +9,7 @@ from typing import Literal
 
 from igpt.claim import Quantity, Rule
 from igpt.measure import mean_interval
-from igpt.results.record import Record
+from igpt.results.record import Record, Value
 from igpt.stage import Stage
 
 Word = Literal["reproduced", "differs", "undecided", "shown", "pending"]
@@ -52,7 +52,8 @@ def judge(quantity: Quantity, rule: Rule, record_of: RecordOf, *, published: flo
     """The verdict of a rule; pending until every record it needs stands.
 
     A claim of a side (above, below) is reproduced when the interval (see `Outcome`) lies on it, differs when it lies
-    on the other, and is undecided when it holds zero.
+    on the other, and is undecided when it holds zero. With a single seed every value must have an interval of its own:
+    a record that lacks it was made before its notebook wrote one, and the claim is pending until it is made again.
     """
     measured = _measured(quantity, record_of)
     if measured is None:
@@ -69,6 +70,10 @@ def judge(quantity: Quantity, rule: Rule, record_of: RecordOf, *, published: flo
     against = _measured(rule.against, record_of) if rule.against else [(0.0, 0.0)] * len(measured)
     if against is None:
         return Verdict("pending", "what it is compared with has not run")
+    lacking = _without_interval(quantity, record_of) or (rule.against and _without_interval(rule.against, record_of))
+    if len(measured) == 1 and lacking:
+        key, stage = lacking
+        return Verdict("pending", f"{key} has no interval in an older record, make it again: igpt run {stage.name}")
     mean, low, high = _interval([_less(a, b) for a, b in zip(measured, against, strict=True)])
     over = f"over {len(measured)} seeds" if len(measured) > 1 else "with one seed, the interval over test images or draws"
     sentence = f"{rule.claim}: difference {_span(mean, low, high)} {over}"
@@ -86,11 +91,25 @@ def _measured(quantity: Quantity, record_of: RecordOf) -> list[Uncertain] | None
     found = [value for record in records if (value := record.values.get(quantity.key)) is not None]
     if len(found) < len(quantity.stages):
         return None
-    mine = [(v.value, math.inf if v.low is None or v.high is None else (v.high - v.low) / 2) for v in found]
+    mine = [(v.value, _half(v)) for v in found]
     if quantity.minus is None:
         return mine
     others = _measured(quantity.minus, record_of)
     return None if others is None else [_less(a, b) for a, b in zip(mine, others, strict=True)]
+
+
+def _without_interval(quantity: Quantity, record_of: RecordOf) -> tuple[str, Stage] | None:
+    """The first value that has no interval of its own, by its key and stage."""
+    for stage in quantity.stages:
+        record = record_of(stage)
+        if record is not None and math.isinf(_half(record.values[quantity.key])):
+            return quantity.key, stage
+    return _without_interval(quantity.minus, record_of) if quantity.minus else None
+
+
+def _half(value: Value) -> float:
+    """Half the width of a value's interval; infinite without one."""
+    return math.inf if value.low is None or value.high is None else (value.high - value.low) / 2
 
 
 def _less(a: Uncertain, b: Uncertain) -> Uncertain:
@@ -108,6 +127,4 @@ def _interval(found: list[Uncertain]) -> tuple[float, float, float]:
 
 def _span(mean: float, low: float, high: float) -> str:
     """A difference of fractions with its interval, in points."""
-    if math.isinf(low):
-        return f"{100 * mean:+.1f} points"
     return f"{100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"

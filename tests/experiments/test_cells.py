@@ -1,17 +1,61 @@
 from __future__ import annotations
 
+import ast
+import re
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from conftest import ROOT
 
+from igpt.claim import Quantity
 from igpt.evaluate.fine_tune import RATES
+from igpt.evaluate.low_data import DRAWS, STRENGTH, draw_values
 from igpt.experiments import declared_stages, experiments
 from igpt.experiments.cells import SEARCH_STEPS, SEEDS
 from igpt.experiments.costs import FINE_TUNE_EPOCHS, FINE_TUNINGS, run_gpu_hours, stage_gpu_hours, with_parents
+from igpt.project import Project
 from igpt.results.notebooks import check_stage, read_notebook
 from igpt.results.signature import Signer
+from igpt.results.store import RecordStore
+from igpt.results.verdict import judge
 from igpt.stage import Stage, needed_stages, tier_of
+
+
+def compared_values() -> list[tuple[str, str]]:
+    """Every notebook's value that some rule holds against another one, in any tier."""
+    found = set()
+
+    def add(quantity: Quantity | None) -> None:
+        if quantity is not None:
+            found.update((stage.notebook, quantity.key) for stage in quantity.stages)
+            add(quantity.minus)
+
+    for experiment in experiments():
+        for run in experiment.runs:
+            if run.rule.kind in ("above", "below"):
+                add(run.quantity)
+                add(run.rule.against)
+    return sorted(found)
+
+
+def written_values(tree: ast.Module) -> Iterator[tuple[re.Pattern[str], str]]:
+    """What a notebook's record has under a name, given in a dictionary or by ``values[name] = ...``: a pattern, the source."""
+    names = {n.targets[0].id: n.value for n in ast.walk(tree) if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)}
+    for node in ast.walk(tree):
+        pairs: list[tuple[ast.expr | None, ast.expr]] = []
+        if isinstance(node, ast.keyword) and node.arg == "values" and isinstance(node.value, ast.Dict):
+            pairs = list(zip(node.value.keys, node.value.values, strict=True))
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith("values["):
+            assert isinstance(node.targets[0], ast.Subscript)
+            pairs = [(node.targets[0].slice, node.value)]
+        for name, value in pairs:
+            source = ast.unparse(names[value.id] if isinstance(value, ast.Name) else value)
+            if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                yield re.compile(re.escape(name.value)), source
+            elif isinstance(name, ast.JoinedStr):
+                parts = (re.escape(p.value) if isinstance(p, ast.Constant) else ".*" for p in name.values)
+                yield re.compile("".join(map(str, parts))), source
 
 
 def test_every_number_of_ours_but_settings_and_costs_has_an_experiment() -> None:
@@ -75,6 +119,32 @@ def test_claims_of_the_tiny_tier_name_what_they_compare_with() -> None:
                     assert len(run.rule.against.stages) == len(run.quantity.stages)
     assert kinds["above"] > 10
     assert kinds["below"] > 2
+
+
+@pytest.mark.parametrize(("notebook", "key"), compared_values())
+def test_a_notebook_gives_every_value_that_a_rule_compares_an_interval(notebook: str, key: str) -> None:
+    tree = read_notebook(ROOT / "notebooks", notebook).tree
+    written = [source for name, source in written_values(tree) if name.fullmatch(key)]
+    if "**draw_values(rows)" in ast.unparse(tree) and not written:
+        rows: list[dict[str, float | int | str]] = [
+            {"input": kind, "labels": labels, "strength": STRENGTH, "draw": draw, "accuracy": 0.5 + draw / 100}
+            for kind in ("features", "pixels")
+            for labels in (40, 250, 4000)
+            for draw in range(DRAWS)
+        ]
+        found = draw_values(rows)[key]
+        assert found["low"] < found["value"] < found["high"]
+    else:
+        assert len(written) == 1
+        assert written[0].startswith("accuracy("), f"is {written[0]} known to have an interval?"
+
+
+def test_the_published_records_have_every_interval_that_their_rules_need() -> None:
+    store = RecordStore(Project(ROOT))
+    runs = [(e, run) for e in experiments() for run in e.runs if run.rule.kind in ("above", "below")]
+    verdicts = [judge(run.quantity, run.rule, store.read, published=e.published.number) for e, run in runs]
+    assert [verdict.sentence for verdict in verdicts if "no interval" in verdict.sentence] == []
+    assert any(verdict.word == "reproduced" for verdict in verdicts)
 
 
 def test_the_papers_stages_cost_what_their_parts_cost() -> None:

@@ -23,10 +23,10 @@ from igpt.results.store import record_path
 ACCURACY = {0: 0.90, 1: 0.92, 2: 0.94}
 
 
-def write_records(project: Project, name: str, *, dirty: bool = False, signature: str | None = None) -> None:
-    """Records for the tiny run of an experiment, by hand: every value 0.5, ``accuracy`` as above."""
+def write_records(project: Project, name: str, *, dirty: bool = False, signature: str | None = None, tier: str = "tiny") -> None:
+    """Records for one tier's run of an experiment, by hand: every value 0.5, ``accuracy`` as above."""
     signer = Signer(project.notebooks)
-    run = next(e for e in experiments() if e.name == name).run_in("tiny")
+    run = next(e for e in experiments() if e.name == name).run_in(tier)
     assert run is not None
     for stage in map(signer.canonical, run.stages()):
         seed = int(stage.parameters["seed"])
@@ -189,3 +189,12 @@ def test_a_cell_whose_comparison_has_not_run_is_pending(project: Project) -> Non
         path.unlink()
     cell = cell_of(result_table("bert", project), "Tiny tier (digits)", "bert-112")
     assert (cell.text, cell.kind) == ("pending", "pending")
+
+
+def test_a_comparison_of_one_seed_without_its_interval_is_pending_and_says_what_to_run(project: Project) -> None:
+    write_records(project, "probe-paper-103", tier="laptop")
+    cell = cell_of(result_table("scoreboard", project), "Laptop tier (CIFAR-10, 16x16)", "probe-paper-103")
+    assert (cell.text, cell.kind) == ("pending", "pending")
+    assert dict(cell.receipt)["Status"].startswith(
+        "final_layer has no interval in an older record, make it again: igpt run linear_probe,"
+    )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from test_record import record
 
 from igpt.claim import Quantity, Rule
 from igpt.measure import mean_interval
-from igpt.results.record import Record
+from igpt.results.record import Record, Value
 from igpt.results.verdict import judge, outcome
 from igpt.stage import Stage
 
@@ -79,6 +81,48 @@ def test_the_sentence_carries_the_difference_and_the_seeds() -> None:
     verdict = judge(VALUE, ABOVE, store(*CLEAR).get, published=0.9)
     assert verdict.sentence.startswith("more: difference +41.0 points [+38.5, +43.5]")
     assert verdict.sentence.endswith("over 3 seeds")
+
+
+def single(**bounds: tuple[float, float, float] | tuple[float]) -> Callable[[Stage], Record]:
+    """The record of a single seed, whose values have the intervals given, or none."""
+    found = record()
+    values = {
+        name: Value(value=v[0], unit="fraction", **({"low": v[1], "high": v[2]} if len(v) == 3 else {}))
+        for name, v in bounds.items()
+    }
+    return lambda stage: found.model_copy(update={"values": values})
+
+
+ONE_VALUE, ONE_OTHER = Quantity(STAGES[:1], "value"), Quantity(STAGES[:1], "other")
+
+
+@pytest.mark.parametrize(
+    ("value", "other", "expected"),
+    [
+        ((0.9, 0.89, 0.91), (0.8, 0.79, 0.81), "reproduced"),
+        ((0.7, 0.69, 0.71), (0.8, 0.79, 0.81), "differs"),
+        ((0.81, 0.79, 0.83), (0.8, 0.78, 0.82), "undecided"),
+        ((0.9, 0.89, 0.91), (0.8,), "pending"),
+        ((0.9,), (0.8, 0.79, 0.81), "pending"),
+        ((0.9,), (0.8,), "pending"),
+    ],
+)
+@pytest.mark.parametrize("as_minus", [False, True])
+def test_with_one_seed_the_values_own_intervals_decide_and_without_one_the_claim_is_pending(
+    value: tuple[float, float, float] | tuple[float],
+    other: tuple[float, float, float] | tuple[float],
+    expected: str,
+    as_minus: bool,
+) -> None:
+    quantity = Quantity(STAGES[:1], "value", minus=ONE_OTHER) if as_minus else ONE_VALUE
+    rule = Rule("above", "more") if as_minus else Rule("above", "more", ONE_OTHER)
+    verdict = judge(quantity, rule, single(value=value, other=other), published=0.9)
+    assert verdict.word == expected
+    if expected == "pending":
+        bare = "value" if len(value) == 1 else "other"
+        assert verdict.sentence == f"{bare} has no interval in an older record, make it again: igpt run {STAGES[0].name}"
+    else:
+        assert "[" in verdict.sentence
 
 
 def test_a_record_from_before_a_value_was_measured_leaves_it_pending() -> None:
