@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import struct
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,19 +16,31 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from igpt.errors import UsageError
 from igpt.files import write_atomically
 
+# Pillow logs some damage besides raising it; without a handler of the caller's that would be a second line.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
 LINE = 128  # grey between the images of a grid
+SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")  # whose grey of more than 8 bits is unsigned, and by Pillow of 16
+PHOTOMETRIC, BITS, SAMPLE_FORMAT, LEAST, GREATEST = 262, 258, 339, 340, 341  # TIFF's tags; the last two name black and white
 
 
-def read_picture(path: Path, *, side: int, channels: int) -> NDArray[np.uint8]:
+def read_picture(path: Path, *, side: int, channels: int, resample: int = Image.Resampling.BICUBIC) -> NDArray[np.uint8]:
     """An image file as uint8 (side, side, channels): upright, its central square, reduced by bicubic filtering.
 
-    Grey, palette, CMYK and 16-bit files are converted; transparent parts are laid on white. Raises UsageError
-    for a file that is missing, empty, no image, cut short, or far too large to be decoded safely.
+    resample : another of Pillow's filters, see `PIL.Image.Resampling`
+
+    Grey, palette, CMYK, LAB and YCbCr files are converted, transparent parts are laid on white, and of several frames the
+    first is taken. Colours of 16 bits are cut to their higher 8. Grey of more than 8 bits is scaled by what the file says
+    is black and white (TIFF's SMinSampleValue and SMaxSampleValue), else by the range of its unsigned integers of up to 16
+    bits; floats without such a statement are taken as 0 to 1. Raises UsageError for values that cannot be scaled so (signed
+    or 32-bit integers, floats outside 0 to 1), and for a file that is missing, empty, no image, cut short, or far too large
+    to be decoded safely.
     """
     try:
-        with Image.open(path) as file:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:  # of EXIF and of large pictures
             picture = ImageOps.exif_transpose(file)
             picture.load()
+            rgb = _rgb(picture, file)
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}") from None
     except IsADirectoryError:
@@ -33,18 +49,57 @@ def read_picture(path: Path, *, side: int, channels: int) -> NDArray[np.uint8]:
         raise UsageError(f"{path} has too many pixels to be read safely: reduce it first") from None
     except UnidentifiedImageError:
         raise UsageError(f"{path} is not an image that can be read: give a PNG, a JPEG or the like") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except UsageError as error:
+        raise UsageError(f"{path} {error}") from None
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error) as error:
         raise UsageError(f"{path} is damaged ({error}): copy it again") from None
-    square = ImageOps.fit(_eight_bits(picture), (side, side), Image.Resampling.BICUBIC)
+    square = ImageOps.fit(rgb, (side, side), Image.Resampling(resample))
     pixels = np.asarray(square.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
     return pixels.reshape(side, side, channels)
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """The picture as RGB without transparency."""
-    if picture.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would cut off, not scale
-        levels = np.asarray(picture, dtype=np.int64)
-        return Image.fromarray((levels.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+def grey_levels(picture: Image.Image, file: Image.Image) -> NDArray[np.uint8]:
+    """A grey picture of more than 8 bits as uint8 (height, width), black at 0 and white at 255.
+
+    picture : of mode ``F``, or one whose name begins with ``I``, from ``file`` as it was opened
+    Raises UsageError, a sentence without the file's name, where nothing says which values are black and white.
+    """
+    values = np.asarray(picture).astype(np.float64)
+    tags: dict[int, Any] = dict(getattr(file, "tag_v2", {}))
+    unsigned = tags.get(SAMPLE_FORMAT, (1,))[0] == 1
+    bits = tags.get(BITS, (16,))[0]
+    if unsigned and bits == 32:
+        values %= 2**32  # Pillow reads them as signed
+    if LEAST in tags and GREATEST in tags:
+        black, white = (float(np.ravel(tags[tag])[0]) for tag in (LEAST, GREATEST))
+    elif picture.mode == "F":
+        black, white = 0.0, 1.0
+    elif bits <= 16 and unsigned and (tags or file.format in SIXTEEN_BITS):
+        black, white = 0.0, 2.0**bits - 1
+    else:
+        raise UsageError("has signed or 32-bit integers, and does not say which are black and white: save it with 8 or 16 bits")
+    if not np.isfinite(values).all() or not np.isfinite([black, white]).all() or black >= white:
+        raise UsageError(f"has values that are not numbers, or none between {black:g} and {white:g}: save it with 8 or 16 bits")
+    if picture.mode == "F" and GREATEST not in tags and not 0 <= values.min() <= values.max() <= 1:
+        raise UsageError(
+            f"has floats from {values.min():g} to {values.max():g}, and does not say which are black and white: scale them"
+            " to 0 to 1, or save it with 8 or 16 bits"
+        )
+    levels = np.rint(255 * (values - black) / (white - black)).clip(0, 255).astype(np.uint8)
+    if tags.get(PHOTOMETRIC) == 0:  # white is zero
+        levels = 255 - levels
+    transparent = picture.info.get("transparency")  # a PNG's one clear value
+    return np.where(values == transparent, np.uint8(255), levels) if isinstance(transparent, int) else levels
+
+
+def _rgb(picture: Image.Image, file: Image.Image) -> Image.Image:
+    """The picture as RGB of 8 bits without transparency; as `grey_levels` raises."""
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        return Image.fromarray(grey_levels(picture, file)).convert("RGB")
+    if set(np.ravel(getattr(file, "tag_v2", {}).get(SAMPLE_FORMAT, 1))) & {2, 3}:
+        raise UsageError("has signed values, which Pillow reads as unsigned: save it with 8 or 16 unsigned bits")
+    if picture.mode == "La":
+        picture = picture.convert("LA")
     if picture.has_transparency_data:
         ground = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")

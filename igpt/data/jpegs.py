@@ -19,6 +19,7 @@ from PIL import Image, ImageFile
 
 from igpt.data.cards import data_card, data_folder
 from igpt.errors import UsageError
+from igpt.pictures import grey_levels
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 FORMATS = ("JPEG", "PNG")  # one file of ImageNet is a PNG under a JPEG's name; Pillow's others include PostScript, which is run
@@ -91,6 +92,8 @@ def decode(content: bytes) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as file:
+            if file.mode.startswith("I"):  # a PNG of 16 bits, of which Pillow's own conversion would cut off all but the darkest
+                return Image.fromarray(grey_levels(file, file)).convert("RGB")
             return file.convert("RGB")
     except OSError:
         if not content.startswith(b"\xff\xd8"):

@@ -375,6 +375,14 @@ def test_a_damaged_image_is_a_picture_or_a_sentence(tmp_path_factory: pytest.Tem
         assert "\n" not in str(error)
 
 
+def test_a_grey_png_of_sixteen_bits_is_scaled_and_not_cut_off() -> None:
+    levels = np.round(np.linspace(0, 65535, 64).reshape(8, 8)).astype(np.uint16)
+    out = io.BytesIO()
+    Image.fromarray(levels).save(out, "PNG")
+    found = np.asarray(decode(out.getvalue())).astype(int)
+    np.testing.assert_allclose(found, np.broadcast_to(levels[..., None] / 257, (8, 8, 3)), atol=1)
+
+
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason=f"needs the sample of ImageNet in {SAMPLE}")
 def test_the_real_images_decode_to_their_listed_sizes() -> None:
     with (SAMPLE / "LIST.csv").open() as stream:
