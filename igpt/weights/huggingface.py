@@ -8,9 +8,11 @@ and nothing shifts the input, so a caller puts token 512 in front. They have no 
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +32,27 @@ _BLOCK = {  # ours to theirs, and whether the matrix lies the other way round
     "c_proj.weight": ("mlp.c_proj.weight", True),
 }
 
+# What decides a model's shape: transformers' names, its second names for four of them, and what it takes where one is missing.
+_SIZES = {"n_layer": 24, "n_embd": 512, "n_head": 8, "vocab_size": 513, "n_positions": 1024}
+_SECOND_NAMES = {
+    "num_hidden_layers": "n_layer",
+    "hidden_size": "n_embd",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+    "n_ctx": "n_positions",
+}
+# Every other field that changes logits, and the only value that `igpt.model` computes with.
+_ARITHMETIC: dict[str, Any] = {
+    "activation_function": "quick_gelu",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "tie_word_embeddings": False,
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+}
+_ABSENT = ("quantization_config", "per_layer_config", "pruned_heads")  # each would change weights or layers
+
 
 def is_huggingface(folder: Path) -> bool:
     """Whether a folder's ``config.json`` is one of transformers' Image GPT."""
@@ -42,20 +65,22 @@ def is_huggingface(folder: Path) -> bool:
 def read_huggingface(folder: Path) -> ImageGPT:
     """The model of a folder, in evaluation mode on the CPU.
 
+    Of the configuration, every field that changes logits is read, and refused where it says another thing than this
+    model computes. Ignored are those that change nothing here: dropout, the order and precision of attention's products
+    (all is computed in float32, whatever ``dtype`` says), what is returned or sampled, and what transformers does not know.
     Reads ``model.safetensors``, or ``pytorch_model.bin`` by PyTorch's restricted unpickler. Raises UsageError
     for a missing or damaged file, other tensors than the configuration says, or biases that are not zero.
     """
     try:
         config = json.loads((folder / "config.json").read_bytes())
-        shape = ModelShape(config["n_layer"], config["n_embd"], config["n_head"], config["vocab_size"] - 1, config["n_positions"])
+        shape = _shape(config)
         with torch.device("meta"):
             model = ImageGPT(shape)
     except FileNotFoundError:
         raise UsageError(f"{folder} holds no weights: config.json is missing") from None
-    except (ValueError, TypeError, KeyError, ZeroDivisionError, RuntimeError) as error:
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise UsageError(f"{folder / 'config.json'} does not describe an Image GPT ({error}): copy it again") from None
-    if config.get("activation_function", "quick_gelu") != "quick_gelu" or config.get("tie_word_embeddings"):
-        raise UsageError(f"{folder} is another model than the released one: its activation or its output matrix differ")
+    _check_arithmetic(config, folder / "config.json")
     tensors = {name.removeprefix("transformer."): t for name, t in _read_tensors(folder).items()}
     state = {}
     for name, expected in model.state_dict().items():
@@ -142,3 +167,31 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
         raise UsageError(f"{pickled} does not hold tensors by name: copy it again")
     return found
+
+
+def _shape(config: dict[str, Any]) -> ModelShape:
+    """The shape that a configuration gives. Raises ValueError where it gives two, or an MLP of another width."""
+    sizes = {name: config.get(name, default) for name, default in _SIZES.items()}
+    for second, name in _SECOND_NAMES.items():
+        if second in config and name not in config and second != "n_ctx":
+            sizes[name] = config[second]
+        elif config.get(second, sizes[name]) != sizes[name]:
+            raise ValueError(f"{name} is {sizes[name]}, but {second} {config[second]}")
+    for name, size in sizes.items():
+        if type(size) is not int or size < 1:
+            raise ValueError(f"{name} is a whole number from 1 on, not {size!r}")
+    if config.get("n_inner") not in (None, 4 * sizes["n_embd"]):
+        raise ValueError(f"n_inner is {config['n_inner']!r}, not four times n_embd ({sizes['n_embd']})")
+    return ModelShape(sizes["n_layer"], sizes["n_embd"], sizes["n_head"], sizes["vocab_size"] - 1, sizes["n_positions"])
+
+
+def _check_arithmetic(config: dict[str, Any], path: Path) -> None:
+    """Refuse a model of another kind than the released ones."""
+    for field, ours in _ARITHMETIC.items():
+        found = config.get(field, ours)
+        equal = math.isclose(found, ours, rel_tol=1e-6) if type(found) is type(ours) is float else found == ours
+        if not equal or type(found) is not type(ours):
+            raise UsageError(f"{path} has {field} {found!r}, and Image GPT as released {ours!r}: choose other weights")
+    for field in _ABSENT:
+        if config.get(field):
+            raise UsageError(f"{path} has a {field}, which is not supported: choose weights without one")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import random_model
 from torch.testing import assert_close
 
 from igpt.errors import UsageError
 from igpt.model import ImageGPT
 from igpt.sample import complete
+from igpt.shape import ModelShape
 from igpt.weights.huggingface import is_huggingface, read_huggingface, write_huggingface
 from igpt.weights.own import load_tensors, save_tensors
 from igpt.weights.read import read_weights
@@ -23,9 +26,9 @@ def folder(model: ImageGPT, tmp_path: Path) -> Path:
     return tmp_path / "hf"
 
 
-def theirs(folder: Path) -> torch.nn.Module:
+def theirs(folder: Path, **words: object) -> torch.nn.Module:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed: make install")
-    loaded, report = transformers.ImageGPTForCausalImageModeling.from_pretrained(folder, output_loading_info=True)
+    loaded, report = transformers.ImageGPTForCausalImageModeling.from_pretrained(folder, output_loading_info=True, **words)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     return loaded.eval()
 
@@ -113,11 +116,142 @@ def test_a_config_that_does_not_fit_is_refused(folder: Path, change: dict[str, o
         read_huggingface(folder)
 
 
-@pytest.mark.parametrize("change", [{"activation_function": "gelu"}, {"tie_word_embeddings": True}])
-def test_a_model_of_another_kind_is_refused(folder: Path, change: dict[str, object]) -> None:
+# Another value of every field that transformers' configuration knows, of its own and of all models.
+OTHERWISE: dict[str, object] = {
+    "vocab_size": 10,
+    "n_positions": 8,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_inner": 32,
+    "activation_function": "gelu",
+    "resid_pdrop": 0.5,
+    "embd_pdrop": 0.5,
+    "attn_pdrop": 0.5,
+    "layer_norm_epsilon": 0.01,
+    "initializer_range": 1.0,
+    "scale_attn_weights": False,
+    "use_cache": False,
+    "tie_word_embeddings": True,
+    "scale_attn_by_inverse_layer_idx": True,
+    "reorder_and_upcast_attn": True,
+    "add_cross_attention": True,
+    "pad_token_id": 3,
+    "bos_token_id": 3,
+    "eos_token_id": 3,
+    "transformers_version": "4.13.0",
+    "architectures": ["ImageGPTModel"],
+    "output_hidden_states": True,
+    "return_dict": False,
+    "dtype": "float16",
+    "chunk_size_feed_forward": 1,
+    "is_encoder_decoder": True,
+    "id2label": {"0": "a", "1": "b"},
+    "label2id": {"a": 0, "b": 1},
+    "problem_type": "regression",
+    # Second names, older ones, and some that no field of the class says.
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 8,
+    "n_ctx": 8,
+    "torch_dtype": "float16",
+    "per_layer_config": {"0": {"layer_norm_epsilon": 0.01}},
+    "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    "pruned_heads": {"0": [1]},
+    "is_decoder": True,
+    "gradient_checkpointing": True,
+    "layer_norm_eps": 0.01,
+    "a_note": "unknown to transformers, so without effect there and here",
+}
+# What changes nothing here: it is read, and the logits are those of transformers.
+HARMLESS = {
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range", "use_cache", "reorder_and_upcast_attn"),
+    *("pad_token_id", "bos_token_id", "eos_token_id", "transformers_version", "architectures", "output_hidden_states"),
+    *("return_dict", "dtype", "torch_dtype", "chunk_size_feed_forward", "id2label", "label2id", "problem_type", "is_decoder"),
+    *("gradient_checkpointing", "layer_norm_eps", "a_note"),
+    *("n_head", "num_attention_heads"),  # no tensor's shape tells them
+}
+
+
+def configure(folder: Path, **changes: object) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(UsageError, match="another model than the released one"):
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def test_the_list_of_fields_is_that_of_the_installed_library() -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: make install")
+    known = {f.name for f in dataclasses.fields(transformers.ImageGPTConfig)} | set(transformers.ImageGPTConfig.attribute_map)
+    assert known <= set(OTHERWISE)
+
+
+@pytest.mark.parametrize("field", OTHERWISE)
+def test_each_field_of_the_configuration_gives_their_logits_or_is_refused(
+    folder: Path, model: ImageGPT, tokens: torch.Tensor, field: str
+) -> None:
+    if field == "num_attention_heads":
+        config = json.loads((folder / "config.json").read_text())
+        del config["n_head"]
+        (folder / "config.json").write_text(json.dumps(config))
+    configure(folder, **{field: OTHERWISE[field]})
+    if field not in HARMLESS:
+        with pytest.raises(UsageError, match=str(folder)) as caught:
+            read_huggingface(folder)
+        assert "\n" not in str(caught.value)
+        return
+    with torch.no_grad():
+        theirs_ = theirs(folder, dtype=torch.float32)(input_ids=shifted(tokens), return_dict=True).logits
+        ours = read_huggingface(folder)(tokens)
+        assert_close(ours, theirs_, atol=2e-5, rtol=1e-5)
+        heads = field in ("n_head", "num_attention_heads")
+        assert torch.allclose(ours, model(tokens), atol=1e-4) != heads
+
+
+@pytest.mark.parametrize("field", sorted(set(OTHERWISE) - HARMLESS))
+def test_the_usual_value_of_each_field_is_read(folder: Path, model: ImageGPT, tokens: torch.Tensor, field: str) -> None:
+    usual = {
+        **{"n_inner": 64, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 9, "n_ctx": 9},
+        **{"per_layer_config": {}, "quantization_config": None, "pruned_heads": {}, "is_encoder_decoder": False},
+        **{"add_cross_attention": False, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
+    }
+    if field in usual:
+        configure(folder, **{field: usual[field]})
+    elif field == "layer_norm_epsilon":
+        configure(folder, layer_norm_epsilon=9.999999747378752e-06)  # 1e-5 in float32
+    assert torch.equal(read_huggingface(folder)(tokens), model(tokens))
+
+
+def test_a_field_that_is_left_out_has_their_default(tmp_path: Path) -> None:
+    small = random_model(ModelShape(1, 512, 8, 512, 9))
+    write_huggingface(tmp_path / "hf", small)
+    config = {"model_type": "imagegpt", "n_layer": 1, "n_positions": 9}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    ids = torch.zeros(1, 9, dtype=torch.int64)
+    with torch.no_grad():
+        found = theirs(tmp_path / "hf")(input_ids=torch.cat([torch.full((1, 1), 512), ids[:, :-1]], dim=1)).logits
+        assert_close(read_huggingface(tmp_path / "hf")(ids), found, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("layer_norm_epsilon", "1e-5"),
+        ("layer_norm_epsilon", float("nan")),
+        ("layer_norm_epsilon", None),
+        ("layer_norm_epsilon", 1e-6),
+        ("scale_attn_weights", 1),
+        ("scale_attn_weights", None),
+        ("activation_function", None),
+        ("activation_function", "gelu_new"),
+        ("n_head", 2.0),
+        ("n_head", True),
+        ("vocab_size", -9),
+        ("n_inner", 0),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(folder: Path, field: str, value: object) -> None:
+    configure(folder, **{field: value})
+    with pytest.raises(UsageError, match=field):
         read_huggingface(folder)
 
 
