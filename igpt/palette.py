@@ -19,6 +19,7 @@ from igpt.files import write_atomically
 
 TABLE_PAYS = 2**16  # pixels from which on a table of all colours costs less than it saves
 PIECE = 2**15  # pixels
+BEYOND = 1e-3  # an eighth of a level: k-means rounds, other scales are far outside
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +29,16 @@ class Palette:
     centres: NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        """Refuse anything but finite float32 (k, channels)."""
+        """Refuse anything but finite float32 (k, channels) in [-1, 1]."""
         c = self.centres
         if c.ndim != 2 or c.dtype != np.float32 or not 1 <= len(c) <= 65536 or not np.isfinite(c).all():
             raise UsageError(
                 f"a palette is finite float32 (colours, channels), this one is {c.dtype} {c.shape}: fit or fetch it again"
+            )
+        if np.abs(c).max(initial=0) > 1 + BEYOND:
+            raise UsageError(
+                f"a palette's colours lie in [-1, 1], these reach from {c.min():g} to {c.max():g}: divide levels of 0 to 255"
+                " by 127.5 and subtract 1"
             )
 
     @classmethod

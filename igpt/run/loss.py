@@ -15,6 +15,7 @@ from igpt.fast import packed
 from igpt.run.bar import Bar
 from igpt.run.samples import find_weights
 from igpt.train.loop import evaluate_loss
+from igpt.weights.own import released_palette
 from igpt.weights.released import read_tokens, released_tokens
 
 BATCH = 64  # images; as many as the released code has in one step of its eight GPUs
@@ -34,8 +35,12 @@ def loss_line(model: str, tokens: Path | None, images: int | None) -> str:
         found = TokenStore(tokens)
         found.check_for(palette, positions=weights.shape.n_ctx)
         place = tokens
+    elif tokens is not None:
+        place, found = tokens, read_tokens(tokens)
+    elif palette.digest != released_palette().digest:
+        raise UsageError(f"{model} has other colours than the released tokens: give tokens of its palette (--tokens)")
     else:
-        place, found = (tokens, read_tokens(tokens)) if tokens else released_tokens()
+        place, found = released_tokens()
     count = min(images or max(len(found) // BATCH, 1) * BATCH, len(found))
     part = StorePart(found, np.arange(count)) if isinstance(found, TokenStore) else found[:count]
     _check(part, weights.shape.n_ctx, weights.shape.n_vocab, place)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from igpt.palette import Palette
 
 
+OURS = (*TINY, *LAPTOP, *SMALL)  # recipes, which come before folders of the same name
+
+
 @dataclass(frozen=True)
 class Draw:
     """How tokens are drawn; see `igpt.sample.complete`."""
@@ -40,28 +43,31 @@ def find_weights(model: str) -> tuple[ImageGPT, Palette]:
     """A model by its name or place, and the palette of its tokens; one of the tiny tier is trained when it has not been.
 
     Of our own recipes, what was published with the book comes before what was trained here. Raises UsageError for a
-    recipe that has not been trained, as `igpt.weights.read.read_weights` does, and for weights of an unknown palette.
+    recipe that has not been trained, as `igpt.weights.read.read_weights` does, and for weights of an unknown palette or of
+    another number of colours.
     """
-    if model in (*TINY, *LAPTOP, *SMALL):
+    if model in OURS:
         return _trained(model)
-    from igpt.palette import Palette
     from igpt.weights.huggingface import is_huggingface
     from igpt.weights.own import load_weights, released_palette
+    from igpt.weights.processor import read_colours
     from igpt.weights.read import read_weights
 
     folder = Path(model)
-    if (folder / "palette.npy").exists():
-        if not is_huggingface(folder):
-            return load_weights(folder)
-        return read_weights(model), Palette.load(folder / "palette.npy")
+    if (folder / "palette.npy").exists() and not is_huggingface(folder):
+        return load_weights(folder)
     found = read_weights(model)
-    released = released_palette()
-    if found.shape.n_vocab != len(released):
+    checkpoint = folder.with_name(folder.name + ".index").exists()  # of TensorFlow, whose files lie in a folder of any name
+    own = read_colours(folder if folder.is_dir() else folder.parent) if folder.is_dir() or checkpoint else None
+    palette = released_palette() if own is None else own
+    if found.shape.n_vocab != len(palette):
         raise UsageError(
-            f"{model} has {found.shape.n_vocab} colours and no palette.npy beside it; only the {len(released)} released"
-            " ones are known: put its palette there"
+            f"{model} has {found.shape.n_vocab} colours, and the palette beside it {len(palette)}: copy both from one place"
+            if own is not None
+            else f"{model} has {found.shape.n_vocab} colours and no palette beside it; only the {len(palette)} released"
+            " ones are known: put its palette.npy there"
         )
-    return found, released
+    return found, palette
 
 
 def write_samples(model: str, draw: Draw, *, out: Path) -> str:
@@ -92,7 +98,8 @@ def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: st
     _kept(keep, side=2)  # a wrong word is said before anything is trained
     weights, palette = find_weights(model)
     side, channels = math.isqrt(weights.shape.n_ctx), palette.centres.shape[1]
-    pictures = np.stack([read_picture(path, side=side, channels=channels) for path in paths])
+    filter_ = _resample(model)
+    pictures = np.stack([read_picture(path, side=side, channels=channels, resample=filter_) for path in paths])
     tokens = tokenize(pictures, palette)
     kept = _kept(keep, side=side)
     given = torch.where(torch.from_numpy(kept), tokens, -1)
@@ -128,9 +135,16 @@ def export_weights(model: str, folder: Path, *, to: str, half: bool = False) -> 
 
         write_onnx(folder, weights, palette, half=half)
     else:
-        write_huggingface(folder, weights)
-        palette.save(folder / "palette.npy")
+        write_huggingface(folder, weights, palette)
     return f"{model} as {to}: {folder}"
+
+
+def _resample(model: str) -> int:
+    """Pillow's number of the filter by which a model's pictures are reduced: what a Hugging Face folder names, else bicubic."""
+    from igpt.weights.huggingface import is_huggingface
+    from igpt.weights.processor import BICUBIC, read_resample
+
+    return read_resample(Path(model)) if model not in OURS and is_huggingface(Path(model)) else BICUBIC
 
 
 def _trained(model: str) -> tuple[ImageGPT, Palette]:

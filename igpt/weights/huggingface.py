@@ -3,6 +3,7 @@
 Theirs differ from ours in four ways: the start vector is row 512 of the token embedding; the matrices of
 attention and MLP lie (in, out); there are biases, which are zero in every conversion of the released weights;
 and nothing shifts the input, so a caller puts token 512 in front. They have no BERT objective.
+Their image processor, which holds the colours, is in `igpt.weights.processor`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from torch import Tensor
 from igpt.errors import UsageError
 from igpt.files import write_text
 from igpt.model import ImageGPT
+from igpt.palette import Palette
 from igpt.shape import ModelShape
 from igpt.weights.own import load_tensors, save_tensors
+from igpt.weights.processor import write_processor
 
 _BLOCK = {  # ours to theirs, and whether the matrix lies the other way round
     "ln_1.g": ("ln_1.weight", False),
@@ -92,8 +95,8 @@ def read_huggingface(folder: Path) -> ImageGPT:
     return model.eval()
 
 
-def write_huggingface(folder: Path, model: ImageGPT) -> None:
-    """Write a model as a folder that ``from_pretrained`` of transformers opens; ``config.json`` comes last.
+def write_huggingface(folder: Path, model: ImageGPT, palette: Palette | None = None) -> None:
+    """Write a model, and its palette, as a folder that ``from_pretrained`` of transformers opens; ``config.json`` comes last.
 
     Raises UsageError for a BERT model, which transformers has no class for.
     """
@@ -115,6 +118,8 @@ def write_huggingface(folder: Path, model: ImageGPT) -> None:
                 bias = f"transformer.h.{layer}.{their_name.removesuffix('weight')}bias"
                 theirs[bias] = tensor.new_zeros(len(tensor))
     save_tensors(folder / "model.safetensors", theirs, {"format": "pt"})
+    if palette is not None:
+        write_processor(folder, palette, side=math.isqrt(shape.n_ctx))
     config = {
         "architectures": ["ImageGPTForCausalImageModeling"],
         "model_type": "imagegpt",
