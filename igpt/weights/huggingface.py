@@ -153,7 +153,8 @@ def _theirs(tensors: dict[str, Tensor], name: str, folder: Path) -> Tensor:
         tensor = tensors[f"h.{match[1]}.{their_name}"]
         bias = tensors.get(f"h.{match[1]}.{their_name.removesuffix('weight')}bias")
     except KeyError as error:
-        raise UsageError(f"{folder} lacks the tensor {error}: copy it again") from None
+        other = "choose weights of ImageGPTForCausalImageModeling" if name == "wtet" else "copy it again"
+        raise UsageError(f"{folder} lacks the tensor {error}: {other}") from None
     if turned and bias is not None and bias.any():
         raise UsageError(f"{folder} has biases that are not zero (layer {match[1]}): Image GPT as released has none")
     return tensor.T if turned else tensor

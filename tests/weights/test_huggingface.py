@@ -255,6 +255,14 @@ def test_a_value_of_another_kind_is_refused(folder: Path, field: str, value: obj
         read_huggingface(folder)
 
 
+@pytest.mark.parametrize("kind", ["ImageGPTForImageClassification", "ImageGPTModel"])
+def test_weights_without_an_output_matrix_are_refused(folder: Path, tmp_path: Path, kind: str) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: make install")
+    getattr(transformers, kind).from_pretrained(folder).save_pretrained(tmp_path / "other")
+    with pytest.raises(UsageError, match=r"lacks the tensor 'lm_head.weight': choose weights of ImageGPTForCausalImageModeling"):
+        read_huggingface(tmp_path / "other")
+
+
 def test_bert_weights_are_not_exported(bert: ImageGPT, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="transformers has no Image GPT with BERT's objective"):
         write_huggingface(tmp_path / "hf", bert)
