@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from igpt.errors import UsageError
-from igpt.files import sync_folder, write_text
+from igpt.files import sync_folder, wait_for_lock, write_text
 
 if TYPE_CHECKING:
     import requests
@@ -73,22 +73,17 @@ def fetch(
     patience : seconds without a byte after which a connection counts as dead
     attempts : tries in a row without progress before an address is given up for the next
     wait : seconds before the second try, doubled before each further one
-    Raises UsageError when every address fails or sends another file, when another file stands under the name,
-    when another process is fetching it, and for too little free space; OSError with its file's name when
-    writing fails. What has come is kept for the next call, also when this one is stopped or killed.
+    While another process fetches the file, this one waits for it, and continues what has come when that process ends early.
+    Raises UsageError when every address fails or sends another file, when another file stands under the name, and for
+    too little free space; OSError with its file's name when writing fails. What has come is kept for the next call, also
+    when this one is stopped or killed.
     """
-    from filelock import FileLock, Timeout
-
     path = folder / file.name
     if _stands(file, path):
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        held = FileLock(folder / f".{file.name}.lock").acquire(timeout=0)
-    except Timeout:
-        raise UsageError(f"{file.name} is being fetched by another process into {folder}: wait for it, or stop it") from None
-    with held:
-        if not _stands(file, path):  # the other process may have ended between the look and the lock
+    with wait_for_lock(folder / f".{file.name}.lock", f"{file.name} is being fetched by another process into {folder}"):
+        if not _stands(file, path):  # that process may have finished it
             part = _Part(folder / f".{file.name}.part", folder / f".{file.name}.part.json")
             _check_space(file, part)
             _fetch_from_any(file, part, path, _Manner(report, patience, attempts, wait))

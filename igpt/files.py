@@ -1,12 +1,19 @@
-"""One rule for every file: a final name means complete. Written beside, synced, renamed."""
+"""Two rules for every file: a final name means complete (written beside, synced, renamed), and a lock guards shared work."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+import sys
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from filelock import AcquireReturnProxy
+
+POLL = 0.5  # seconds between two looks at a lock that another process holds
 
 
 @contextmanager
@@ -38,6 +45,12 @@ def write_text(path: Path, text: str) -> None:
         stream.write(text.encode())
 
 
+def remove_parts(folder: Path, *patterns: str, keep: Collection[Path] = ()) -> None:
+    """Remove what killed processes left beside the files they wrote; the caller holds the lock under which they do."""
+    for path in [path for pattern in patterns for path in folder.glob(pattern) if path not in keep]:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the rename itself durable, where folders can be opened (not on Windows)."""
     if os.name == "posix":
@@ -46,3 +59,31 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def try_lock(path: Path, *, seconds: float = 0) -> AcquireReturnProxy[Any] | None:
+    """Hold the lock file ``path``: until the end of a ``with`` over the result, or of this process, however it ends.
+
+    seconds : to wait for another process that holds it; None is the result when it still does.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        return FileLock(path).acquire(timeout=seconds)
+    except Timeout:
+        return None
+
+
+def wait_for_lock(path: Path, held: str) -> AcquireReturnProxy[Any]:
+    """As `try_lock`, but wait for as long as another process holds it, for work whose result both need.
+
+    held : the beginning of the one line on stderr that then says what is waited for
+    """
+    from filelock import FileLock
+    from tqdm import tqdm
+
+    lock = try_lock(path)
+    if lock is None:
+        tqdm.write(f"igpt: {held}: waiting until it is done", file=sys.stderr)  # beside a bar, where there is one
+        lock = FileLock(path).acquire(poll_interval=POLL)
+    return lock

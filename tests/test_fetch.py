@@ -289,12 +289,21 @@ def test_a_file_that_stands_needs_no_net_and_another_is_never_overwritten(tmp_pa
         assert (tmp_path / "data.bin").read_bytes() == other
 
 
-def test_a_second_process_is_told_and_touches_nothing(tmp_path: Path, start: Start) -> None:
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_second_process_waits_and_touches_nothing_meanwhile(tmp_path: Path, start: Start, finished: bool) -> None:
     server = start()
     (tmp_path / ".data.bin.part").write_bytes(b"theirs")
+    code = f"from igpt.fetch import *; fetch({remote(server)}, Path({str(tmp_path)!r}))"
     with FileLock(tmp_path / ".data.bin.lock"):
-        assert "is being fetched by another process" in failure(remote(server), tmp_path)
-    assert (tmp_path / ".data.bin.part").read_bytes() == b"theirs" and not server.asked
+        second = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+        assert second.stderr is not None
+        line = second.stderr.readline()
+        assert line == f"igpt: data.bin is being fetched by another process into {tmp_path}: waiting until it is done\n"
+        assert (tmp_path / ".data.bin.part").read_bytes() == b"theirs" and not server.asked
+        if finished:
+            (tmp_path / "data.bin").write_bytes(CONTENT)
+    assert second.wait(60) == 0
+    assert (tmp_path / "data.bin").read_bytes() == CONTENT and len(server.asked) == (0 if finished else 1)
 
 
 def test_a_killed_process_is_continued_from_what_it_told(tmp_path: Path, start: Start) -> None:

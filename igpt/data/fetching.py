@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from igpt.data import cifar, stl
 from igpt.data.cards import DATASETS, Archive, by_hand, check_present, data_card, data_files, data_folder, data_home, is_present
@@ -24,7 +23,7 @@ from igpt.data.jpegs import class_ids, open_jpegs
 from igpt.data.splits import held_out, index_digest, load_official
 from igpt.errors import UsageError
 from igpt.fetch import RemoteFile, fetch
-from igpt.files import sync_folder
+from igpt.files import sync_folder, wait_for_lock
 
 Report = Callable[[int, int | None], None]
 DAMAGE = (  # what reading an archive raises when it is not whole, or its members lie in each other's place
@@ -36,7 +35,8 @@ DAMAGE = (  # what reading an archive raises when it is not whole, or its member
 def fetch_dataset(name: str, *, report: Report = lambda done, total: None) -> Path:
     """The folder of a data set, downloaded from its official address, verified and unpacked; at once if it is there.
 
-    The archive is removed once its content stands. Raises UsageError for a data set that may only be had from its
+    The archive is removed once its content stands. While another process fetches the same set, this one waits for it,
+    and continues when that process ends before the set stands. Raises UsageError for a data set that may only be had from its
     owner, saying what to put where; otherwise as `igpt.fetch.fetch` does, and for an archive that is not as it should be.
     """
     if name == "digits":
@@ -49,15 +49,13 @@ def fetch_dataset(name: str, *, report: Report = lambda done, total: None) -> Pa
     if not all(archive.addresses for archive in files.archives):
         raise UsageError(f"{card.title} may be had from its owner only, under {card.terms}: {by_hand(name)}")
     data_home().mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
-            for archive in files.archives if not is_present(name) else ():  # another process may have ended just now
-                remote = RemoteFile(archive.name, archive.addresses, archive.bytes, archive.checksum)
-                path = fetch(remote, data_home(), report=report)
-                unpack(path, folder, limit=files.unpacked_bytes)
-                path.unlink()
-    except Timeout:
-        raise UsageError(f"{card.title} is being fetched by another process into {folder}: wait for it, or stop it") from None
+    held = f"{card.title} is being fetched by another process into {folder}"
+    with wait_for_lock(folder.with_name(f".{folder.name}.lock"), held):
+        for archive in files.archives if not is_present(name) else ():  # that process may have finished it
+            remote = RemoteFile(archive.name, archive.addresses, archive.bytes, archive.checksum)
+            path = fetch(remote, data_home(), report=report)
+            unpack(path, folder, limit=files.unpacked_bytes)
+            path.unlink()
     return folder
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -38,6 +37,7 @@ from igpt.data.store import (
     write_shard,
 )
 from igpt.errors import UsageError
+from igpt.files import remove_parts, wait_for_lock
 from igpt.palette import Palette
 
 PLAN = "plan.json"  # the header without its shards, while a store is being made
@@ -70,8 +70,9 @@ def make_store(
 ) -> tuple[TokenStore, float]:
     """The store of what is wanted, made or continued; and how many images a second this call tokenised (0 if none).
 
-    Raises UsageError for a data set that is not at hand or damaged, a resolution, filter or number of crops that it
-    does not have, or a store that another process is making.
+    While another process makes it, this one waits for the store, and continues it when that process ends before it does.
+    Raises UsageError for a data set that is not at hand or damaged, and for a resolution, filter or number of crops that
+    it does not have.
     """
     _check(wanted, palette, workers)
     folder = store_folder(wanted, palette)
@@ -79,13 +80,11 @@ def make_store(
         return _open_store(folder, wanted, palette), 0.0
     check_present(wanted.dataset)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            if (folder / HEADER).exists():  # another process may have ended between the look and the lock
-                return _open_store(folder, wanted, palette), 0.0
-            return _make(wanted, palette, folder, workers=workers, report=report)
-    except Timeout:
-        raise UsageError(f"{folder} is being made by another process: wait for it, or stop it first") from None
+    with wait_for_lock(folder / ".lock", f"{folder} is being made by another process"):
+        if (folder / HEADER).exists():  # that process has finished it
+            return _open_store(folder, wanted, palette), 0.0
+        remove_parts(folder, ".*.part")
+        return _make(wanted, palette, folder, workers=workers, report=report)
 
 
 def _open_store(folder: Path, wanted: Wanted, palette: Palette) -> TokenStore:

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from igpt.data.store import TokenStore
 from igpt.errors import UsageError
 from igpt.evaluate.features import masked_features
 from igpt.fast import packed
-from igpt.files import write_atomically, write_text
+from igpt.files import remove_parts, wait_for_lock, write_atomically, write_text
 from igpt.model import ImageGPT
 
 HEADER, PROGRESS = "header.json", "progress.json"
@@ -85,42 +84,41 @@ def store_features(
     mask_seed : of BERT's masks
     key : what decides them, such as the digests of weights and tokens; another one in the folder is refused
     dtype : of the numbers on disk; they are computed in the model's precision and averaged in float32
-    Raises UsageError for a folder of other features, or one that another process is filling.
+    While another process fills the folder, this one waits for it, and continues when that process ends before it is done.
+    Raises UsageError for a folder of other features.
     """
     layers = range(model.shape.n_layer + 1) if layers is None else layers
     key = {**key, "dtype": dtype, "order": str(seed), "masks": str(mask_seed)}
     if (folder / HEADER).exists():
         return _finished(folder, key, layers)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            if (folder / HEADER).exists():  # another process may have ended between the look and the lock
-                return _finished(folder, key, layers)
-            _check_space(folder, len(tokens) * model.shape.n_embd * len(layers) * np.dtype(dtype).itemsize)
-            order = np.arange(len(tokens)) if seed is None else np.random.default_rng(seed).permutation(len(tokens))
-            done = _begun(folder, key, list(layers))
-            size = (len(tokens), model.shape.n_embd)
-            mode = "r+" if done else "w+"
-            maps = {n: np.lib.format.open_memmap(folder / f"layer-{n:03d}.npy", mode, dtype, size) for n in layers}
-            with packed(model):
-                for place, start in enumerate(range(done, len(order), batch), start=1):
-                    rows = order[start : start + batch]
-                    part = torch.from_numpy(tokens[rows].astype(np.int64)).to(model.wte.device)
-                    # A mask of BERT's depends on the seed and on where the batch begins, which a continued run keeps.
-                    generator = torch.Generator().manual_seed(mask_seed * 1_000_003 + start)
-                    for layer, averages in masked_features(model, part, layers=layers, generator=generator).items():
-                        maps[layer][start : start + len(rows)] = averages.cpu().numpy()
-                    if place % FLUSH == 0:
-                        _note(folder, key, list(layers), start + len(rows), maps)
-                    report(start + len(rows), len(order))
-            for mapped in maps.values():
-                mapped.flush()
-            with write_atomically(folder / "order.npy") as stream:
-                np.save(stream, order)
-            write_text(folder / HEADER, json.dumps({"layers": list(layers), "key": key}, indent=1) + "\n")
-            (folder / PROGRESS).unlink(missing_ok=True)
-    except Timeout:
-        raise UsageError(f"{folder} is being filled by another process: wait for it, or stop it first") from None
+    with wait_for_lock(folder / ".lock", f"{folder} is being filled by another process"):
+        if (folder / HEADER).exists():  # that process has finished it
+            return _finished(folder, key, layers)
+        remove_parts(folder, ".*.part")
+        _check_space(folder, len(tokens) * model.shape.n_embd * len(layers) * np.dtype(dtype).itemsize)
+        order = np.arange(len(tokens)) if seed is None else np.random.default_rng(seed).permutation(len(tokens))
+        done = _begun(folder, key, list(layers))
+        size = (len(tokens), model.shape.n_embd)
+        mode = "r+" if done else "w+"
+        maps = {n: np.lib.format.open_memmap(folder / f"layer-{n:03d}.npy", mode, dtype, size) for n in layers}
+        with packed(model):
+            for place, start in enumerate(range(done, len(order), batch), start=1):
+                rows = order[start : start + batch]
+                part = torch.from_numpy(tokens[rows].astype(np.int64)).to(model.wte.device)
+                # A mask of BERT's depends on the seed and on where the batch begins, which a continued run keeps.
+                generator = torch.Generator().manual_seed(mask_seed * 1_000_003 + start)
+                for layer, averages in masked_features(model, part, layers=layers, generator=generator).items():
+                    maps[layer][start : start + len(rows)] = averages.cpu().numpy()
+                if place % FLUSH == 0:
+                    _note(folder, key, list(layers), start + len(rows), maps)
+                report(start + len(rows), len(order))
+        for mapped in maps.values():
+            mapped.flush()
+        with write_atomically(folder / "order.npy") as stream:
+            np.save(stream, order)
+        write_text(folder / HEADER, json.dumps({"layers": list(layers), "key": key}, indent=1) + "\n")
+        (folder / PROGRESS).unlink(missing_ok=True)
     return FeatureStore(folder)
 
 

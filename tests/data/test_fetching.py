@@ -5,8 +5,10 @@ import io
 import stat
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -150,13 +152,20 @@ def test_a_folder_that_is_something_else_is_left_alone(home: Path, publish: Publ
     assert tree(home) == {f"{ROOT}/thesis.txt": b"years of work"} and not site.asked
 
 
-def test_a_second_process_is_told_and_does_not_disturb_the_first(home: Path, publish: Publish, site: Site) -> None:
+def test_a_second_fetch_waits_and_does_not_disturb_the_first(
+    home: Path, publish: Publish, site: Site, capfd: pytest.CaptureFixture[str]
+) -> None:
     publish_at(publish, site)
     write(home, {f".{ROOT}.part/data_batch_1": b"theirs", NAME: ARCHIVE})
-    with FileLock(home / f".{ROOT}.lock"):
-        assert "by another process" in refusal(fetch_dataset, "cifar10")
-        assert tree(home) == {f".{ROOT}.part/data_batch_1": b"theirs", NAME: ARCHIVE}
-    fetch_dataset("cifar10")
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(home / f".{ROOT}.lock"):
+            second = pool.submit(fetch_dataset, "cifar10")
+            deadline, said = time.monotonic() + 60, ""
+            while not said and time.monotonic() < deadline:
+                said = capfd.readouterr().err
+            assert said == f"igpt: CIFAR-10 is being fetched by another process into {home / ROOT}: waiting until it is done\n"
+            assert tree(home) == {f".{ROOT}.part/data_batch_1": b"theirs", NAME: ARCHIVE} and not second.done()
+        second.result(60)
     assert len(tree(home)) == len(FILES)
 
 

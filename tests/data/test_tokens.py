@@ -135,7 +135,6 @@ def test_a_killed_process_is_continued_to_the_same_bytes(
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"half way\n"
         folder = store_folder(CROPS, COLOURS)
-        assert "is being made by another process: wait for it" in refusal(make_store, CROPS, COLOURS)
         process.kill()
     assert sorted(final(folder)) == [PLAN, "tokens-00000.npy"]
     assert "`igpt data tokenize` makes and continues one" in refusal(TokenStore, folder)
@@ -242,32 +241,76 @@ class _Deadly:
         return os._exit, (9,)
 
 
-def test_one_process_at_a_time_makes_a_store(home: Path, publish: Publish) -> None:
-    publish_cifar10(publish, home)
-    folder = store_folder(SMALL, COLOURS)
+MAKER = """
+import sys
+sys.path.insert(0, {here!r})
+from igpt.data import store, tokens
+from igpt.palette import Palette
+from pathlib import Path
+store.SHARD = tokens.SHARD = 512
+def report(done, total):
+    print(done, flush=True)
+    sys.stdin.readline() if {stays} and done == 512 else None
+print(tokens.make_store(tokens.Wanted("digits", "train", 8), Palette.load(Path({palette!r})), report=report)[1] > 0)
+"""
+
+
+def maker(palette: Path, *, stays: bool) -> subprocess.Popen[str]:
+    """A process that makes the digits' store; one that ``stays`` holds its lock for ever after the first of its shards."""
+    code = MAKER.format(here=str(ROOT), palette=str(palette), stays=stays)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def told(process: subprocess.Popen[str], ending: str) -> str:
+    """The line with which a process says on stderr what it waits for."""
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    assert line.startswith("igpt: ") and line.endswith(f" {ending}: waiting until it is done\n"), line + process.stderr.read()
+    return line
+
+
+def test_a_second_process_waits_for_the_store_that_a_first_one_makes(home: Path, greys: Palette) -> None:
+    greys.save(home / "palette.npy")
+    second: list[subprocess.Popen[str]] = []
+
+    def report(done: int, total: int) -> None:
+        if not second:
+            second.append(maker(home / "palette.npy", stays=False))
+            assert str(store_folder(Wanted("digits", "train", 8), greys)) in told(second[0], "is being made by another process")
+
+    first, rate = make_store(Wanted("digits", "train", 8), greys, report=report)
+    said, _ = second[0].communicate(timeout=60)
+    assert said == "False\n" and second[0].returncode == 0 and rate > 0  # it has made nothing itself
+    assert len(first) == 1437
+
+
+def test_a_process_that_waits_continues_the_store_of_one_that_is_killed(home: Path, greys: Palette) -> None:
+    greys.save(home / "palette.npy")
+    with maker(home / "palette.npy", stays=True) as first:
+        assert first.stdout is not None
+        assert [first.stdout.readline() for _ in range(2)] == ["0\n", "512\n"]
+        with maker(home / "palette.npy", stays=False) as second:
+            told(second, "is being made by another process")
+            (store_folder(Wanted("digits", "train", 8), greys) / ".tokens-00001.npy.1.part").touch()  # what a kill leaves
+            first.kill()
+            assert second.communicate(timeout=60)[0] == "512\n1024\n1437\nTrue\n"
+    folder = store_folder(Wanted("digits", "train", 8), greys)
+    assert sorted(final(folder)) == [HEADER, "labels.npy", *(f"tokens-{n:05d}.npy" for n in range(3))]
+    assert not list(folder.glob("*.part"))
+
+
+def test_a_command_that_waits_is_stopped_by_ctrl_c(home: Path, greys: Palette) -> None:
+    greys.save(home / "palette.npy")
+    folder = store_folder(Wanted("digits", "train", 8), greys)
     folder.mkdir(parents=True)
-    with FileLock(folder / ".lock"):
-        assert f"{folder} is being made by another process" in refusal(make_store, SMALL, COLOURS)
-        assert final(folder) == {}
-    assert len(make_store(SMALL, COLOURS)[0]) == 60
-
-
-def test_a_store_that_another_process_finishes_just_now_is_taken(
-    home: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish_cifar10(publish, home)
-
-    class Late(FileLock):  # type: ignore[misc, valid-type]
-        """The lock of a process that looked for a store, found none, and was put to sleep."""
-
-        def acquire(self, *arguments: object, **options: object) -> object:
-            monkeypatch.setattr(tokens, "FileLock", FileLock)
-            make_store(SMALL, COLOURS)
-            return super().acquire(*arguments, **options)
-
-    monkeypatch.setattr(tokens, "FileLock", Late)
-    found, rate = make_store(SMALL, COLOURS)
-    assert len(found) == 60 and rate == 0
+    command = [sys.executable, "-m", "igpt", "data", "tokenize", "digits", "--palette", str(home / "palette.npy")]
+    with FileLock(folder / ".lock"), subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as second:
+        told(second, "is being made by another process")
+        second.send_signal(signal.SIGINT)
+        assert second.communicate(timeout=60)[1] == "igpt: stopped; the same command continues\n"
+        assert second.returncode == 130 and final(folder) == {}
 
 
 @pytest.mark.parametrize("damage", ["plan of another", "plan is none", "no plan"])

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import random_model
+from conftest import ROOT, random_model
 
 from igpt.errors import UsageError
 from igpt.evaluate import feature_store
@@ -91,9 +93,36 @@ def test_a_disk_without_room_is_said_before_a_map_is_made(
     assert not list((tmp_path / "f").glob("*.npy"))
 
 
-def test_a_store_that_another_process_fills_is_left_alone(model: ImageGPT, many: np.ndarray, tmp_path: Path) -> None:
-    from filelock import FileLock
+FILLER = """
+import sys
+import numpy as np
+from conftest import ROOT, random_model
+from igpt.evaluate.feature_store import store_features
+from igpt.shape import ModelShape
+import subprocess
+import sys
+from pathlib import Path
+done = []
+store_features(Path({folder!r}), random_model(ModelShape(2, 16, 2, 8, 9)), np.load({tokens!r}), layers=[0, 2], key={key},
+    batch=8, report=lambda part, whole: done.append(part))
+print(done)
+"""
 
-    (tmp_path / "f").mkdir()
-    with FileLock(tmp_path / "f" / ".lock"), pytest.raises(UsageError, match="being filled by another process"):
-        store_features(tmp_path / "f", model, many, layers=[0], key=KEY)
+
+def test_a_store_that_another_process_fills_is_waited_for(
+    model: ImageGPT, many: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'tests'}")
+    np.save(tmp_path / "many.npy", many)
+    code = FILLER.format(folder=str(tmp_path / "f"), tokens=str(tmp_path / "many.npy"), key=KEY)
+    second: list[subprocess.Popen[str]] = []
+
+    def report(done: int, total: int) -> None:
+        if not second:
+            second.append(subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True))
+            assert second[0].stderr is not None
+            line = second[0].stderr.readline()
+            assert line == f"igpt: {tmp_path / 'f'} is being filled by another process: waiting until it is done\n"
+
+    store_features(tmp_path / "f", model, many, layers=[0, 2], key=KEY, batch=8, report=report)
+    assert second[0].communicate(timeout=60)[0] == "[]\n" and second[0].returncode == 0
