@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from igpt.errors import StageError, UsageError
 from igpt.project import Project
 from igpt.results.plan import PlannedStage
 from igpt.results.record import Record
-from igpt.run.folder import PLANNED, finished_record, run_folder
+from igpt.run.folder import PLANNED, finished_record, kernel_log, part_notebook, run_folder
 
 # What kernels inherit. Two stages on two cores are faster with one thread each, and glibc told to keep its
 # memory saves a fifth of a training step at the tiny sizes (measured on two cores).
@@ -52,7 +53,7 @@ class Kernels:
             """As the base class, and known to `Kernels`."""
 
             async def _async_start_kernel(self, **kw: object) -> None:
-                told = {**os.environ, **environment, PLANNED: "1"}
+                told = {**os.environ, **environment, PLANNED: str(os.getpid())}
                 with log.open("wb") as stream:
                     await super()._async_start_kernel(**{**kw, "stderr": stream, "env": told})
                 with kernels._lock:
@@ -94,7 +95,7 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels, *, enviro
     if earlier is not None:
         return earlier  # another run has carried it out since the plan was made
     folder.mkdir(parents=True, exist_ok=True)
-    part, failed = folder / f".notebook.{os.getpid()}.part.ipynb", folder / "failed.ipynb"
+    part, log, failed = part_notebook(folder, os.getpid()), kernel_log(folder, os.getpid()), folder / "failed.ipynb"
     os.environ.update({"IGPT_ROOT": str(project.root), **{k: os.environ.get(k, v) for k, v in ENVIRONMENT.items()}})
     # Sockets in a folder of their own, with a short path: a shared one mixes up kernels that start together.
     with tempfile.TemporaryDirectory(prefix="igpt") as sockets:
@@ -104,18 +105,21 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels, *, enviro
                 part,
                 parameters=planned.stage.parameters,
                 kernel_name="python3",
-                kernel_manager_class=kernels.manager_class(folder / f".kernel.{os.getpid()}.log", environment or {}),
+                kernel_manager_class=kernels.manager_class(log, environment or {}),
                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}}),
                 cwd=str(folder),
                 progress_bar=False,
                 log_output=False,
+                stderr_file=_Waits(),
                 record_timing=False,
             )
         except PapermillExecutionError as error:
+            if error.ename in ("UsageError", "Stopped"):
+                part.unlink(missing_ok=True)
+                log.unlink(missing_ok=True)
             if error.ename == "UsageError":
                 raise UsageError(error.evalue) from None
             if error.ename == "Stopped":
-                part.unlink(missing_ok=True)
                 raise StageStopped(f"{name} {error.evalue}") from None
             raise StageError(f"{name} failed: {error.ename}: {error.evalue}{_keep(part, failed)}") from None
         except DeadKernelError:
@@ -137,9 +141,23 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels, *, enviro
         _clean(part)
         part.replace(folder / "notebook.ipynb")
         failed.unlink(missing_ok=True)
+        log.unlink(missing_ok=True)
     except OSError as error:
         raise StageError(f"{name} is done, but its notebook could not be kept: {error.strerror or error}") from None
     return record
+
+
+class _Waits:
+    """A stream for what notebooks say on stderr: passes on what a person has to know, such as what is waited for."""
+
+    def write(self, text: str) -> None:
+        """Lines of ours go to this process's stderr; those of libraries stay in the notebook."""
+        for line in text.splitlines():
+            if line.startswith("igpt: "):
+                print(line, file=sys.stderr)
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
 
 
 def _keep(part: Path, failed: Path) -> str:

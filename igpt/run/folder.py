@@ -8,22 +8,27 @@ import platform
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, Any
 
 from igpt.errors import UsageError
-from igpt.files import write_text
+from igpt.files import remove_parts, try_lock, write_text
 from igpt.project import Project
 from igpt.results.record import Record, usable_record
 from igpt.results.signature import Signature
 from igpt.stage import Stage
 
-# Set for the kernels that carry out a plan: their notebook never empties a finished folder, which others may be reading.
+if TYPE_CHECKING:
+    from filelock import AcquireReturnProxy
+
+# Set for the kernels that carry out a plan, to the number of the process that does: their notebook never empties a
+# finished folder, which others may be reading.
 PLANNED = "IGPT_PLANNED"
 
 STOP = "stop"  # a file in a stage's folder: its training is to write a checkpoint and end
 
-_HELD: dict[Path, FileLock] = {}  # locks of this process, so that a notebook can be run again in one kernel
+ORPHAN = 5.0  # seconds: a kernel looks every second whether its run was killed, and ends with it
+
+_HELD: dict[Path, AcquireReturnProxy[Any]] = {}  # locks of this process, so that a notebook can be run again in one kernel
 
 
 def run_folder(project: Project, stage: Stage, signature: Signature) -> Path:
@@ -52,27 +57,41 @@ def read_progress(folder: Path) -> dict[str, float]:
     return found if isinstance(found, dict) else {}
 
 
+def part_notebook(folder: Path, process: int | str) -> Path:
+    """The notebook that a process carries out in a folder, as far as it is."""
+    return folder / f".notebook.{process}.part.ipynb"
+
+
+def kernel_log(folder: Path, process: int | str) -> Path:
+    """What the kernel of a process that carries out a notebook says on stderr."""
+    return folder / f".kernel.{process}.log"
+
+
 def hold(folder: Path) -> None:
-    """Hold the folder's lock until this process ends; what an earlier run was asked to stop by is gone then."""
+    """Hold the folder's lock until this process ends; what earlier runs were asked to stop by, or left, is gone then.
+
+    What a killed run leaves are the notebook as far as it came, its kernel's log and files that it was writing. A run that
+    is refused the lock has such files too for as long as it takes, and writes its notebook anew after every cell.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if folder in _HELD:
         return
     owner = folder / ".owner"
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    lock = try_lock(folder / ".lock", seconds=ORPHAN)
+    if lock is None:
         who = owner.read_text() if owner.exists() else "another process"
-        raise UsageError(f"{folder.name} is already being run by {who}: wait for it, or stop it") from None
+        raise UsageError(f"{folder.name} is already being run by {who}: wait for it, or stop it")
     _HELD[folder] = lock
     (folder / STOP).unlink(missing_ok=True)
+    mine = {name(folder, os.environ.get(PLANNED, "")) for name in (part_notebook, kernel_log)}
+    remove_parts(folder, "**/.*.part", ".notebook.*.part.ipynb", ".kernel.*.log", keep=mine)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     write_text(owner, f"process {os.getpid()} on {platform.node()} since {started}")
 
 
 def release(folder: Path) -> None:
     """Let another process hold what this one has held."""
-    _HELD.pop(folder).release()
+    _HELD.pop(folder).lock.release()
 
 
 def empty(folder: Path) -> None:

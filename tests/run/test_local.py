@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from conftest import WriteNotebook, igpt
+from filelock import FileLock
 
 from igpt.errors import StageError, UsageError
 from igpt.project import Project
 from igpt.results.record import read_record
-from igpt.run.folder import finished_record, run_folder
+from igpt.run.folder import finished_record, kernel_log, part_notebook, run_folder
 from igpt.run.local import plan_stages, run_plan
 from igpt.stage import Stage
 
@@ -115,12 +116,17 @@ def test_a_stage_that_another_process_runs_is_refused(project: Project, write_no
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
+        theirs = [part_notebook(folder, holder.pid), kernel_log(folder, holder.pid), folder / ".layers.json.1.part"]
+        for path in theirs:
+            path.touch()
         with pytest.raises(UsageError, match=rf"is already being run by process {holder.pid} on"):
             run(project, Stage.of("slow"))
+        assert sorted(folder.glob(".*")) == sorted([folder / ".lock", folder / ".owner", *theirs])
     finally:
         holder.kill()
         holder.communicate()
     assert run(project, Stage.of("slow")) == 1
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", ".owner", "notebook.ipynb", "record.json"]
 
 
 def test_what_stands_on_a_failed_stage_is_not_run(project: Project) -> None:
@@ -159,18 +165,47 @@ def test_an_interrupted_run_can_be_started_again(project: Project, write_noteboo
     while not (folder / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     kernel = int((folder / "started").read_text())
+    if kill == signal.SIGKILL:
+        (folder / "weights").mkdir()
+        (folder / "weights" / ".model.safetensors.1.part").touch()  # as if the kernel had been writing it
     child.send_signal(kill)
     _, stderr = child.communicate(timeout=30)
     if kill == signal.SIGINT:
         assert child.returncode == 130
         assert stderr.rstrip().endswith("igpt: stopped; the same command continues")
         assert "Traceback" not in stderr
-    wait_for_end(kernel)
+    else:
+        assert part_notebook(folder, child.pid).exists() and kernel_log(folder, child.pid).exists()
     assert not (folder / "record.json").exists()
     (folder / "go").touch()
-    done = igpt("run", "slow", root=project.root)
+    done = igpt("run", "slow", root=project.root)  # the kernel of the killed run may still be there for a second
     assert done.returncode == 0, done.stderr
     assert (folder / "record.json").exists()
+    left = {path.name for path in folder.rglob(".*")}
+    assert left == {".lock", ".owner"} and not (folder / "failed.ipynb").exists()
+    wait_for_end(kernel)
+
+
+WAITS = """
+from igpt.files import wait_for_lock
+from igpt.run import open_stage
+stage = open_stage("waits", dataset=dataset, seed=seed)
+with wait_for_lock(stage.project.root / "shared.lock", "the store is being made by another process"):
+    stage.write_record(values={})
+"""
+
+
+def test_a_run_says_what_its_notebook_waits_for(project: Project, write_notebook: WriteNotebook) -> None:
+    write_notebook("waits", PARAMETERS, WAITS)
+    with FileLock(project.root / "shared.lock") as lock:
+        command = [sys.executable, "-m", "igpt", "run", "waits"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+            assert child.stderr is not None
+            said = next(line for line in child.stderr if line.startswith("igpt: "))
+            assert said == "igpt: the store is being made by another process: waiting until it is done\n"
+            lock.release()
+            child.communicate(timeout=60)
+            assert child.returncode == 0
 
 
 def wait_for_end(process: int) -> None:
