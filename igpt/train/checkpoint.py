@@ -35,6 +35,7 @@ class Progress:
 
     window : losses of the steps since the last line of the metrics; lowest : the lowest mean of a line so far
     good : the step of the last line whose mean was as it should be
+    metrics : the lines so far, whole, so that a continued run can write those of its folder anew
     """
 
     step: int = 0
@@ -43,6 +44,7 @@ class Progress:
     window: list[float] = field(default_factory=list)
     lowest: float | None = None
     good: int = 0
+    metrics: list[dict[str, float]] = field(default_factory=list)
 
 
 def save_checkpoint(folder: Path, run: str, state: dict[str, Tensor], progress: Progress) -> Path:

@@ -13,7 +13,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NoReturn, TypeAlias
@@ -21,13 +21,12 @@ from typing import NoReturn, TypeAlias
 import numpy as np
 import torch
 import torch.distributed as dist
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
 from igpt.data.store import StorePart, TokenStore
 from igpt.errors import StageError, UsageError
-from igpt.files import write_text
+from igpt.files import remove_parts, try_lock, write_text
 from igpt.model import ImageGPT, draw_mask
 from igpt.palette import Palette
 from igpt.shape import ModelShape
@@ -42,6 +41,7 @@ WINDOW = 50  # steps whose mean loss is one line of the metrics
 DRAWN = 256  # images whose masks are drawn together when a loss is evaluated
 COMPILED = 64  # width from which a model is compiled, and takes half precision on a processor
 SHARDED = 2e9  # parameters, from which a model's state is too much for one card: iGPT-XL
+PARTS = (".checkpoint-*.part", ".metrics.jsonl.*.part", "weights-*/.*.part")  # what a killed run may leave of its files
 RISE = 1.0  # nats by which the mean loss of a window may stand above the lowest one before it
 
 
@@ -100,17 +100,28 @@ def pretrain(
     tokens, validation : integers (images, positions)
     Continues from the newest good checkpoint in ``folder`` when there is one, and writes ``metrics.jsonl`` there.
     Raises Stopped when it was asked to, UsageError for tokens that are not the recipe's, a folder of another run, or
-    one that another process trains in, and StageError when the loss is no number or has risen by a nat.
+    one that another process trains in, and StageError when the loss is no number or has risen by a nat, and when a file
+    could not be written (a full disk): the run then continues from its last checkpoint.
     """
     machine = machine or Machine()
     first = not dist.is_initialized() or dist.get_rank() == 0
     _check(recipe, tokens, machine)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".training.lock", timeout=0) if first else nullcontext():
+    lock = try_lock(folder / ".training.lock") if first else nullcontext()
+    if lock is None:
+        raise UsageError(f"another process trains in {folder}: wait for it, or give another folder")
+    with lock:
+        if first:
+            remove_parts(folder, *PARTS)
+        try:
             return _Run(recipe, tokens, validation, palette, seed, folder, machine, report).finish()
-    except Timeout:
-        raise UsageError(f"another process trains in {folder}: wait for it, or give another folder") from None
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise StageError(
+                f"training stopped because {error.filename} could not be written ({error.strerror}): mend that, then the same"
+                " command continues from the last checkpoint"
+            ) from None
 
 
 @dataclass
@@ -149,7 +160,7 @@ class _Run:
         if self.progress.step:
             self.spread.restore(state)
         if self.first:
-            self.metrics = Metrics(self.folder / "metrics.jsonl", step=self.progress.step)
+            self.metrics = Metrics(self.folder / "metrics.jsonl", self.progress)
 
     def finish(self) -> Losses:
         """Take the steps that are missing."""
@@ -247,7 +258,7 @@ class _Run:
             self._give_up("the loss is no number")
         if self.first:
             rate = self.spread.optimizer.param_groups[0]["lr"]
-            self.metrics.add(progress.step, mean, rate, self.recipe.batch * self.recipe.shape.n_ctx)
+            self.metrics.add(mean, rate, self.recipe.batch * self.recipe.shape.n_ctx)
         if progress.lowest is not None and mean > progress.lowest + RISE:
             self._give_up(f"the loss is {mean:.3f} nats, after {progress.lowest:.3f}")
         progress.window = []
@@ -269,31 +280,42 @@ class _Run:
 
 
 class Metrics:
-    """The lines of ``metrics.jsonl``: step, mean loss since the last line, learning rate, tokens a second."""
+    """``metrics.jsonl``, a line a window: step, mean loss since the last line, learning rate, tokens a second.
 
-    def __init__(self, path: Path, *, step: int) -> None:
-        """Lines of steps beyond ``step``, which a run that was killed had not kept, are dropped."""
-        self._path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
-        self._last, self._step = time.monotonic(), step
+    The file is written whole each time, out of the lines in the run's progress: after a crash or on a full disk it has
+    the lines of an earlier step, and a continued run has those of its checkpoint, none lost and none twice.
+    """
 
-    def add(self, step: int, loss: float, rate: float, tokens: int) -> None:
+    def __init__(self, path: Path, progress: Progress) -> None:
+        """Lines of steps beyond the checkpoint's, which a run that was killed had not kept, are dropped."""
+        self._path, self._progress = path, progress
+        if not progress.metrics:  # a new run, or a checkpoint of before it had the lines
+            progress.metrics = _lines(path, progress.step)
+        self._write()
+        self._last, self._step = time.monotonic(), progress.step
+
+    def add(self, loss: float, rate: float, tokens: int) -> None:
         """One line more; ``tokens`` are those of a step, and only steps since the last line or the start are timed."""
-        now = time.monotonic()
+        now, step = time.monotonic(), self._progress.step
         speed = round(tokens * (step - self._step) / (now - self._last))
         self._last, self._step = now, step
-        line = {"step": step, "loss": loss, "rate": rate, "tokens_per_second": speed}
-        with self._path.open("a") as stream:
-            print(json.dumps(line), file=stream)
+        self._progress.metrics.append({"step": step, "loss": loss, "rate": rate, "tokens_per_second": speed})
+        self._write()
+
+    def _write(self) -> None:
+        """Write all lines."""
+        write_text(self._path, "".join(f"{json.dumps(line)}\n" for line in self._progress.metrics))
 
 
-def _step_of(line: str) -> float:
-    """The step of a line; beyond all others for one that was cut off."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
-        return math.inf
+def _lines(path: Path, step: int) -> list[dict[str, float]]:
+    """The whole lines of a file of metrics, up to those of ``step``."""
+    found = []
+    for text in path.read_bytes().splitlines() if path.exists() else []:
+        with suppress(ValueError, TypeError, KeyError):  # a line that was cut off
+            line = json.loads(text)
+            if line["step"] <= step:
+                found.append(line)
+    return found
 
 
 def weights_name(step: int) -> str:

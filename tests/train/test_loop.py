@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,8 +23,8 @@ from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
 from igpt.train import loop
-from igpt.train.checkpoint import checkpoints, step_of
-from igpt.train.loop import Machine, Stopped, evaluate_loss, pretrain, schedule, weights_name
+from igpt.train.checkpoint import Progress, checkpoints, step_of
+from igpt.train.loop import Machine, Metrics, Stopped, evaluate_loss, pretrain, schedule, weights_name
 from igpt.train.recipe import Recipe
 from igpt.weights.own import load_weights
 
@@ -290,6 +291,94 @@ def test_the_metrics_are_one_line_a_window_and_survive_a_stop(tmp_path: Path, gr
     )
     assert [line["step"] for line in stopped] == [50, 100, 150]
     assert [(line["loss"], line["rate"]) for line in stopped] == [(line["loss"], line["rate"]) for line in whole]
+
+
+def lines(folder: Path) -> list[tuple[float, float, float]]:
+    """What of a run's metrics is not the time that it took."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["rate"]) for line in found]
+
+
+def test_a_continued_run_has_all_lines_wherever_its_metrics_were_cut_off(tmp_path: Path, greys: Palette) -> None:
+    recipe = replace(RECIPE, steps=160)
+    asked = iter([False] * 119 + [True])
+    with pytest.raises(Stopped):
+        run(tmp_path / "cut", greys, recipe, machine=Machine(stop=lambda: next(asked)))
+    run(tmp_path / "whole", greys, recipe)
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    content, progress = metrics.read_bytes(), Progress(step=120)
+    Metrics(metrics, progress)  # as of a checkpoint without lines
+    assert [line["step"] for line in progress.metrics] == [50, 100]
+    for size in range(len(content)):
+        metrics.write_bytes(content[:size] + b"\xff" * (size % 2))
+        Metrics(metrics, Progress(step=120, metrics=list(progress.metrics)))
+        assert metrics.read_bytes() == content
+        metrics.write_bytes(content[:size])
+        Metrics(metrics, Progress(step=120))  # has the lines that are whole
+        assert len(lines(tmp_path / "cut")) == content[:size].count(b"}")
+    metrics.unlink()
+    run(tmp_path / "cut", greys, recipe)
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+
+
+FULL = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_loop import *
+torch.set_num_threads(1)
+folder, greys = Path(sys.argv[1]), Palette(np.linspace(-1, 1, 8, dtype=np.float32)[:, None])
+recipe, fill = replace(RECIPE, steps=160), folder / "fill"
+
+def stopped_after(steps):
+    asked = iter([False] * (steps - 1) + [True])
+    return Machine(stop=lambda: next(asked))
+
+def filling_at(step):
+    def report(done, total):
+        if done == step:
+            with contextlib.suppress(OSError), fill.open("wb", buffering=0) as stream:
+                while stream.write(b"x" * 512):
+                    pass
+    return report
+
+with contextlib.suppress(Stopped):
+    run(folder, greys, recipe, machine=stopped_after(70))
+for machine, step in (Machine(), 85), (Machine(minutes=0), 103), (Machine(), 155):
+    try:
+        run(folder, greys, recipe, machine=machine, report=filling_at(step))
+    except StageError as error:
+        print(error)
+    print(*sorted(path.name for path in folder.glob("*.part")))
+    fill.unlink()
+found = run(folder, greys, recipe)
+print(json.dumps([found, lines(folder)]))
+"""
+
+
+def test_a_full_disk_is_a_sentence_and_the_run_continues_to_the_bit(tmp_path: Path, greys: Palette) -> None:
+    (tmp_path / "small").mkdir()
+    mount = 'mount -t tmpfs -o size=1m none "$1" && shift && exec "$@"'
+    unprivileged = ["unshare", "-rm", "sh", "-c", mount, "sh", str(tmp_path / "small")]
+    if shutil.which("unshare") is None or subprocess.run([*unprivileged, "true"], capture_output=True).returncode:
+        pytest.skip("this system mounts no small disk without privileges (unshare -rm)")
+    code = FULL.format(tests=str(Path(__file__).parent))
+    done = subprocess.run(
+        [*unprivileged, sys.executable, "-c", code, str(tmp_path / "small")], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    *said, found = done.stdout.splitlines()
+    assert said[1::2] == ["", "", ""]
+    for sentence, name in zip(said[::2], ("metrics.jsonl", "checkpoint-0000104.safetensors", "checkpoint-0000160"), strict=True):
+        assert sentence.startswith(f"training stopped because {tmp_path / 'small' / name}"), sentence
+        assert " could not be written (No space left on device): mend that, " in sentence
+        assert sentence.endswith("the same command continues from the last checkpoint")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole = run(tmp_path / "whole", greys, replace(RECIPE, steps=160))
+    finally:
+        torch.set_num_threads(threads)
+    assert json.loads(found) == [whole, [list(line) for line in lines(tmp_path / "whole")]]
 
 
 def test_a_loss_that_is_no_number_or_has_risen_stops_the_run_and_names_the_last_good_checkpoint(
