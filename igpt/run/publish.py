@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 
 from igpt.data import data_card
@@ -24,6 +25,7 @@ LIMIT = 20 * 2**20  # bytes of a model that belongs into the repository
 def publish(model: str) -> str:
     """Write ``book/models/MODEL``: the first seed's weights in float16, palette, card and a sheet of samples; what to say.
 
+    The folder that stood there stays until the new one is whole.
     Raises UsageError for a model that has not been trained here or is too large for a repository.
     """
     from igpt.train.loop import weights_name
@@ -38,8 +40,8 @@ def publish(model: str) -> str:
     if (size := 2 * plan.shape.parameters) > LIMIT:
         raise UsageError(f"{model} takes {size:,} bytes in half precision, more than the {LIMIT:,} that a repository should hold")
     weights, palette = load_weights(run_folder(project, stage, signer.sign(stage)) / weights_name(plan.steps))
-    folder = project.models / model
-    save_weights(folder, weights.half(), palette)
+    folder, part = project.models / model, project.models / f".{model}.part"
+    shutil.rmtree(part, ignore_errors=True)
     store = RecordStore(project)
     probes = [store.read(Stage.of("linear_probe", model=model, dataset=name, seed=0)) for name in ("cifar10", "tiny-imagenet")]
     card = {
@@ -52,8 +54,14 @@ def publish(model: str) -> str:
         "pretrain": _card(record, ("validation_loss", "parameters")),
         "probes": [_card(probe, ("accuracy", "untrained", "pixels", "colours", "indices")) for probe in probes if probe],
     }
-    write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
-    write_samples(model, Draw(n=SAMPLES, seed=0), out=folder / "samples.png")
+    try:
+        save_weights(part, weights.half(), palette)
+        write_text(part / "card.json", json.dumps(card, indent=1) + "\n")
+        write_samples(str(part), Draw(n=SAMPLES, seed=0), out=part / "samples.png")
+        shutil.rmtree(folder, ignore_errors=True)  # whole at any time, but for this moment: a folder replaces none
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return f"{model}, {size / 1e6:.1f} MB: {folder}"
 
 

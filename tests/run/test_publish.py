@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import pytest
 import torch
@@ -28,8 +30,8 @@ def test_a_model_that_was_trained_is_published_with_its_card_and_found_by_its_na
     plan, signer = recipe("tiny-s"), Signer(project.notebooks)
     stage = signer.canonical(Stage.of("pretrain", model="tiny-s", seed=0))
     folder = run_folder(project, stage, signer.sign(stage))
-    trained = random_model(plan.shape)
-    save_weights(folder / weights_name(plan.steps), trained, Palette(torch.linspace(-1, 1, 16)[:, None].numpy()))
+    trained, greys = random_model(plan.shape), Palette(torch.linspace(-1, 1, 16)[:, None].numpy())
+    save_weights(folder / weights_name(plan.steps), trained, greys)
     record = Record(
         schema_version=SCHEMA,
         stage=stage.name,
@@ -50,6 +52,19 @@ def test_a_model_that_was_trained_is_published_with_its_card_and_found_by_its_na
     tokens = torch.arange(64)[None] % 16
     assert torch.allclose(found(tokens), trained(tokens), atol=0.03)  # float16
     assert Image.open(project.models / "tiny-s" / "samples.png").size[0] > 100
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = {path.name: path.read_bytes() for path in (project.models / "tiny-s").iterdir()}
+    with torch.no_grad():
+        trained.wtet.zero_()
+    save_weights(folder / weights_name(plan.steps), trained, greys)
+    monkeypatch.setattr(Image.Image, "save", full)  # the disk is full when the sheet is written, which comes last
+    with pytest.raises(OSError, match="No space left"):
+        publish("tiny-s")
+    assert {path.name: path.read_bytes() for path in (project.models / "tiny-s").iterdir()} == before
+    assert [path.name for path in project.models.iterdir()] == ["tiny-s"]
 
 
 def test_what_was_not_trained_is_not_published(project: Project) -> None:
