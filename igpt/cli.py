@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # never a bug of ours, also where the system does not say which file
 
 data = typer.Typer(help="The data sets: list, fetch, check and tokenize them.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data")
@@ -501,9 +504,10 @@ def main() -> None:
     except StageError as error:
         sys.exit(_say(error, 1))
     except OSError as error:
-        if error.errno is None or error.filename is None:
+        if error.errno is None or (error.filename is None and error.errno not in FULL):
             raise
-        sys.exit(_say(f"{error.filename}: {error.strerror}; earlier results are as they were", 1))
+        where = f"{error.filename}: " if error.filename else ""  # standard output, say
+        sys.exit(_say(f"{where}{error.strerror}; earlier results are as they were", 1))
 
 
 @contextmanager

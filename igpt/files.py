@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
@@ -12,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from filelock import AcquireReturnProxy
+    from numpy.typing import NDArray
 
 POLL = 0.5  # seconds between two looks at a lock that another process holds
 
@@ -43,6 +45,16 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 under ``path``, whole or not at all."""
     with write_atomically(path) as stream:
         stream.write(text.encode())
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write a ``.npy`` file, whole or not at all."""
+    import numpy as np
+
+    content = io.BytesIO()  # into a file itself numpy writes by C, and a full disk has no errno or is not noticed
+    np.save(content, array)
+    with write_atomically(path) as stream:
+        stream.write(content.getbuffer())
 
 
 def remove_parts(folder: Path, *patterns: str, keep: Collection[Path] = ()) -> None:

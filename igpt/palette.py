@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igpt.errors import UsageError
-from igpt.files import write_atomically
+from igpt.files import write_array
 
 TABLE_PAYS = 2**16  # pixels from which on a table of all colours costs less than it saves
 PIECE = 2**15  # pixels
@@ -77,8 +77,7 @@ class Palette:
 
     def save(self, path: Path) -> None:
         """Write the centres as ``.npy``; the name appears only when the file is whole."""
-        with write_atomically(path) as stream:
-            np.save(stream, self.centres)
+        write_array(path, self.centres)
 
     @cached_property
     def digest(self) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from conftest import igpt as igpt_started
 from conftest import igpt_here as igpt
 
@@ -144,6 +145,14 @@ def test_a_full_disk_is_one_sentence_and_exit_1(
         cli.main()
     assert caught.value.code == 1
     assert capsys.readouterr().err == "igpt: some/record.json: No space left on device; earlier results are as they were\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, a disk that is always full")
+@pytest.mark.parametrize("words", [["data", "list"], ["--help"], ["plan"]])
+def test_what_cannot_be_printed_on_a_full_disk_is_one_sentence(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "igpt", *words], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "igpt: No space left on device; earlier results are as they were\n")
 
 
 @pytest.mark.slow

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import errno
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from igpt.files import write_atomically, write_text
+from igpt.files import remove_parts, try_lock, wait_for_lock, write_array, write_atomically, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -53,3 +57,40 @@ def test_a_full_disk_is_an_error_and_leaves_the_old_file(tmp_path: Path, monkeyp
     monkeypatch.undo()
     assert caught.value.filename == str(tmp_path / "name")  # the system does not say which file did not fit
     assert (tmp_path / "name").read_text() == "old"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, a disk that is always full")
+def test_an_array_that_does_not_fit_is_an_error_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, mode="r": real(Path("/dev/full"), mode))
+    for size in (1, 100_000):
+        with pytest.raises(OSError, match="No space left") as caught:
+            write_array(tmp_path / "a.npy", np.zeros(size))
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a.npy"))
+    monkeypatch.undo()
+    assert names(tmp_path) == []
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".a.json.7.part", "weights/.b.npy.7.part", ".c.part/d", ".kept.7.part", "a.json", "e.part"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    remove_parts(tmp_path, "**/.*.part", keep={tmp_path / ".kept.7.part"})
+    assert names(tmp_path) == [".kept.7.part", "a.json", "e.part", "weights"]
+    assert names(tmp_path / "weights") == []
+
+
+def test_a_lock_that_is_held_is_said_or_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    first = try_lock(tmp_path / "lock")
+    assert first is not None and try_lock(tmp_path / "lock") is None and try_lock(tmp_path / "lock", seconds=0.01) is None
+    assert capfd.readouterr().err == ""
+    with ThreadPoolExecutor(1) as pool:
+        with first:
+            waits = pool.submit(wait_for_lock, tmp_path / "lock", "it is being made by another process")
+            deadline, said = time.monotonic() + 60, ""
+            while not said and time.monotonic() < deadline:
+                said = capfd.readouterr().err
+            assert said == "igpt: it is being made by another process: waiting until it is done\n"
+            assert not waits.done()
+        with waits.result(60):
+            assert try_lock(tmp_path / "lock") is None

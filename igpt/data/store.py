@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from igpt.errors import UsageError
-from igpt.files import write_atomically, write_text
+from igpt.files import write_array, write_text
 from igpt.palette import Palette
 
 VERSION = 1
@@ -146,20 +145,12 @@ def read_header(folder: Path) -> Header:
 
 def write_shard(folder: Path, place: int, tokens: NDArray[np.uint16]) -> None:
     """Write one shard, uint16 (images, positions), whole or not at all."""
-    _write_array(shard_path(folder, place), tokens)
+    write_array(shard_path(folder, place), tokens)
 
 
 def write_labels(folder: Path, labels: NDArray[np.int64]) -> None:
     """Write the labels, int64 (N,), whole or not at all."""
-    _write_array(folder / "labels.npy", labels)
-
-
-def _write_array(path: Path, array: NDArray[Number]) -> None:
-    """Write a .npy file, whole or not at all."""
-    content = io.BytesIO()  # into a file itself, numpy writes by C and a full disk has no errno
-    np.save(content, array)
-    with write_atomically(path) as stream:
-        stream.write(content.getbuffer())
+    write_array(folder / "labels.npy", labels)
 
 
 def write_header(path: Path, header: Header) -> None:

@@ -19,7 +19,7 @@ from igpt.data.store import TokenStore
 from igpt.errors import UsageError
 from igpt.evaluate.features import masked_features
 from igpt.fast import packed
-from igpt.files import remove_parts, wait_for_lock, write_atomically, write_text
+from igpt.files import remove_parts, wait_for_lock, write_array, write_text
 from igpt.model import ImageGPT
 
 HEADER, PROGRESS = "header.json", "progress.json"
@@ -115,8 +115,7 @@ def store_features(
                 report(start + len(rows), len(order))
         for mapped in maps.values():
             mapped.flush()
-        with write_atomically(folder / "order.npy") as stream:
-            np.save(stream, order)
+        write_array(folder / "order.npy", order)
         write_text(folder / HEADER, json.dumps({"layers": list(layers), "key": key}, indent=1) + "\n")
         (folder / PROGRESS).unlink(missing_ok=True)
     return FeatureStore(folder)
