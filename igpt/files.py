@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -57,9 +57,9 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
         stream.write(content.getbuffer())
 
 
-def remove_parts(folder: Path, *patterns: str, keep: Collection[Path] = ()) -> None:
+def remove_parts(folder: Path, *patterns: str) -> None:
     """Remove what killed processes left beside the files they wrote; the caller holds the lock under which they do."""
-    for path in [path for pattern in patterns for path in folder.glob(pattern) if path not in keep]:
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 

@@ -7,12 +7,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
 
 from jupyter_client.manager import AsyncKernelManager
 
 from igpt.errors import StageError, UsageError
+from igpt.files import try_lock
 from igpt.project import Project
 from igpt.results.plan import PlannedStage
 from igpt.results.record import Record
@@ -53,7 +55,7 @@ class Kernels:
             """As the base class, and known to `Kernels`."""
 
             async def _async_start_kernel(self, **kw: object) -> None:
-                told = {**os.environ, **environment, PLANNED: str(os.getpid())}
+                told = {**os.environ, **environment, PLANNED: "1"}
                 with log.open("wb") as stream:
                     await super()._async_start_kernel(**{**kw, "stderr": stream, "env": told})
                 with kernels._lock:
@@ -83,6 +85,18 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels, *, enviro
     Raises UsageError for what the notebook refused as the user's mistake, StageStopped for training that was asked to
     stop, StageError for a cell that raised, a kernel that died, or a notebook that ended without a valid record.
     """
+    folder = run_folder(project, planned.stage, planned.signature)
+    earlier = finished_record(project, planned.stage, planned.signature)
+    if earlier is not None:
+        return earlier  # another run has carried it out since the plan was made
+    folder.mkdir(parents=True, exist_ok=True)
+    log = kernel_log(folder, os.getpid())
+    with try_lock(log, seconds=1) or nullcontext():  # by which others see that this run lives
+        return _carry_out(planned, project, folder, kernels.manager_class(log, environment or {}), log)
+
+
+def _carry_out(planned: PlannedStage, project: Project, folder: Path, manager: type[AsyncKernelManager], log: Path) -> Record:
+    """As `execute`, in the stage's folder, with a kernel manager that keeps what the kernel says in ``log``."""
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -90,12 +104,7 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels, *, enviro
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it has to say, the errors below say better
     name = planned.stage.name
-    folder = run_folder(project, planned.stage, planned.signature)
-    earlier = finished_record(project, planned.stage, planned.signature)
-    if earlier is not None:
-        return earlier  # another run has carried it out since the plan was made
-    folder.mkdir(parents=True, exist_ok=True)
-    part, log, failed = part_notebook(folder, os.getpid()), kernel_log(folder, os.getpid()), folder / "failed.ipynb"
+    part, failed = part_notebook(folder, os.getpid()), folder / "failed.ipynb"
     os.environ.update({"IGPT_ROOT": str(project.root), **{k: os.environ.get(k, v) for k, v in ENVIRONMENT.items()}})
     # Sockets in a folder of their own, with a short path: a shared one mixes up kernels that start together.
     with tempfile.TemporaryDirectory(prefix="igpt") as sockets:
@@ -105,7 +114,7 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels, *, enviro
                 part,
                 parameters=planned.stage.parameters,
                 kernel_name="python3",
-                kernel_manager_class=kernels.manager_class(log, environment or {}),
+                kernel_manager_class=manager,
                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}}),
                 cwd=str(folder),
                 progress_bar=False,
@@ -121,7 +130,8 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels, *, enviro
                 raise UsageError(error.evalue) from None
             if error.ename == "Stopped":
                 raise StageStopped(f"{name} {error.evalue}") from None
-            raise StageError(f"{name} failed: {error.ename}: {error.evalue}{_keep(part, failed)}") from None
+            cause = error.evalue if error.ename == "StageError" else f"{error.ename}: {error.evalue}"
+            raise StageError(f"{name} failed: {cause}{_keep(part, failed)}") from None
         except DeadKernelError:
             raise StageError(
                 f"{name} failed: its kernel was killed (out of memory, perhaps){_keep(part, failed)};"
@@ -129,7 +139,9 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels, *, enviro
             ) from None
         except RuntimeError as error:  # how jupyter_client says that a kernel did not come up
             raise StageError(f"{name} failed: its kernel did not start ({error}); run the same command again") from None
-        except OSError as error:
+        except OSError as error:  # a full disk, say, on which the notebook is in part
+            part.unlink(missing_ok=True)
+            log.unlink(missing_ok=True)
             raise StageError(f"{name} failed: {error.strerror or error}; earlier results are as they were") from None
     record = finished_record(project, planned.stage, planned.signature)
     if record is None:

@@ -20,8 +20,7 @@ from igpt.stage import Stage
 if TYPE_CHECKING:
     from filelock import AcquireReturnProxy
 
-# Set for the kernels that carry out a plan, to the number of the process that does: their notebook never empties a
-# finished folder, which others may be reading.
+# Set for the kernels that carry out a plan: their notebook never empties a finished folder, which others may be reading.
 PLANNED = "IGPT_PLANNED"
 
 STOP = "stop"  # a file in a stage's folder: its training is to write a checkpoint and end
@@ -63,16 +62,23 @@ def part_notebook(folder: Path, process: int | str) -> Path:
 
 
 def kernel_log(folder: Path, process: int | str) -> Path:
-    """What the kernel of a process that carries out a notebook says on stderr."""
+    """What the kernel of such a process says on stderr; the process holds it locked for as long as it lives."""
     return folder / f".kernel.{process}.log"
 
 
-def hold(folder: Path) -> None:
-    """Hold the folder's lock until this process ends; what earlier runs were asked to stop by, or left, is gone then.
+def remove_leftovers(folder: Path) -> None:
+    """Remove notebooks in part and kernel logs of runs that were killed; those of runs at work stay."""
+    left = [*folder.glob(".notebook.*.part.ipynb"), *folder.glob(".kernel.*.log")]
+    for process in {path.name.split(".")[2] for path in left}:
+        lock = try_lock(kernel_log(folder, process))
+        if lock is not None:
+            with lock:
+                part_notebook(folder, process).unlink(missing_ok=True)
+                kernel_log(folder, process).unlink(missing_ok=True)
 
-    What a killed run leaves are the notebook as far as it came, its kernel's log and files that it was writing. A run that
-    is refused the lock has such files too for as long as it takes, and writes its notebook anew after every cell.
-    """
+
+def hold(folder: Path) -> None:
+    """Hold the folder's lock until this process ends; what earlier runs were asked to stop by, or left, is gone then."""
     folder.mkdir(parents=True, exist_ok=True)
     if folder in _HELD:
         return
@@ -83,8 +89,8 @@ def hold(folder: Path) -> None:
         raise UsageError(f"{folder.name} is already being run by {who}: wait for it, or stop it")
     _HELD[folder] = lock
     (folder / STOP).unlink(missing_ok=True)
-    mine = {name(folder, os.environ.get(PLANNED, "")) for name in (part_notebook, kernel_log)}
-    remove_parts(folder, "**/.*.part", ".notebook.*.part.ipynb", ".kernel.*.log", keep=mine)
+    remove_leftovers(folder)
+    remove_parts(folder, "**/.*.part")
     started = datetime.now(UTC).isoformat(timespec="seconds")
     write_text(owner, f"process {os.getpid()} on {platform.node()} since {started}")
 

@@ -15,7 +15,7 @@ from igpt.results.record import Record, write_record
 from igpt.results.signature import Signer
 from igpt.results.store import RecordStore, record_path
 from igpt.run.execute import Kernels, StageStopped, execute
-from igpt.run.folder import finished_record, run_folder
+from igpt.run.folder import finished_record, remove_leftovers, run_folder
 from igpt.run.progress import Progress
 from igpt.stage import Stage
 
@@ -79,6 +79,9 @@ def run_plan(
             record = finished_record(project, planned.stage, planned.signature)
             assert record is not None
             write_record(record_path(project, planned.stage), record)
+    for planned in plan:
+        if planned not in todo:
+            remove_leftovers(run_folder(project, planned.stage, planned.signature))  # killed between its record and its end
     if not todo:
         return 0
     failures = _walk(project, todo, declared, room or Room(cores()), needs)

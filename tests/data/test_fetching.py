@@ -161,8 +161,8 @@ def test_a_second_fetch_waits_and_does_not_disturb_the_first(
         with FileLock(home / f".{ROOT}.lock"):
             second = pool.submit(fetch_dataset, "cifar10")
             deadline, said = time.monotonic() + 60, ""
-            while not said and time.monotonic() < deadline:
-                said = capfd.readouterr().err
+            while not said.endswith("\n") and time.monotonic() < deadline:
+                said += capfd.readouterr().err
             assert said == f"igpt: CIFAR-10 is being fetched by another process into {home / ROOT}: waiting until it is done\n"
             assert tree(home) == {f".{ROOT}.part/data_batch_1": b"theirs", NAME: ARCHIVE} and not second.done()
         second.result(60)

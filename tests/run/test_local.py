@@ -116,16 +116,29 @@ def test_a_stage_that_another_process_runs_is_refused(project: Project, write_no
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        theirs = [part_notebook(folder, holder.pid), kernel_log(folder, holder.pid), folder / ".layers.json.1.part"]
-        for path in theirs:
-            path.touch()
+        writing = folder / ".layers.json.1.part"
+        writing.touch()
         with pytest.raises(UsageError, match=rf"is already being run by process {holder.pid} on"):
             run(project, Stage.of("slow"))
-        assert sorted(folder.glob(".*")) == sorted([folder / ".lock", folder / ".owner", *theirs])
+        assert sorted(folder.glob(".*")) == [writing, folder / ".lock", folder / ".owner"]
     finally:
         holder.kill()
         holder.communicate()
     assert run(project, Stage.of("slow")) == 1
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", ".owner", "notebook.ipynb", "record.json"]
+
+
+def test_a_run_at_work_keeps_its_files_and_a_dead_one_does_not(project: Project, write_notebook: WriteNotebook) -> None:
+    write_notebook("good", PARAMETERS, WRITE.format(name="good"))
+    folder = folder_of(project, Stage.of("good"))
+    folder.mkdir(parents=True)
+    alive, dead = ([part_notebook(folder, process), kernel_log(folder, process)] for process in ("7", "8"))
+    for path in (*alive, *dead):
+        path.write_text("so far")
+    with FileLock(alive[1]):  # as a run has it whose kernel has ended, and with it the stage's lock
+        assert run(project, Stage.of("good")) == 1
+        assert [path.read_text() for path in alive] == ["so far"] * 2 and not any(path.exists() for path in dead)
+    assert run(project, Stage.of("good")) == 0  # killed when its record stood
     assert sorted(path.name for path in folder.iterdir()) == [".lock", ".owner", "notebook.ipynb", "record.json"]
 
 
