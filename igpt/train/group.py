@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -85,8 +86,7 @@ def train_store(
     for name in (OUTCOME, STOP):
         (folder / name).unlink(missing_ok=True)
     write_text(folder / JOB, job.text())  # last: the other nodes begin with it
-    with (folder / LOG).open("ab") as log:
-        process = subprocess.Popen(_command(folder, group, first=True), stdout=log, stderr=log, env=_environment(group))
+    with _launch(folder, group, first=True) as process:
         try:
             while process.poll() is None:
                 time.sleep(0.2)
@@ -144,6 +144,21 @@ class _Job:
         )
 
 
+def _launch(folder: Path, group: Group, *, first: bool) -> subprocess.Popen[bytes]:
+    """The launcher of one node's processes; its stdin, which they inherit, ends when this process does, however it ends."""
+    with (folder / LOG).open("ab") as log:
+        return subprocess.Popen(
+            _command(folder, group, first=first), stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(group)
+        )
+
+
+def _end_with_launcher() -> None:
+    """End a process of a group whose run was killed; it would train on, and keep the folder from the next run."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os._exit(1)
+
+
 def _command(folder: Path, group: Group, *, first: bool) -> list[str]:
     """The launcher's command on one node."""
     meet = ["--standalone"]
@@ -184,6 +199,7 @@ def work(path: Path) -> None:
     """One process of a group: train, and leave word of how it ended."""
     import torch.distributed as dist
 
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     job = _Job.read(path)
     folder = Path(job.folder)
     place = int(os.environ["LOCAL_RANK"])
@@ -212,8 +228,8 @@ def main() -> None:
         if time.monotonic() > limit:
             sys.exit(f"igpt: the first node has begun nothing in {folder} for {WAIT} seconds: look at its log")
         time.sleep(1)
-    with (folder / LOG).open("ab") as log:
-        sys.exit(subprocess.run(_command(folder, group, first=False), stdout=log, stderr=log, env=_environment(group)).returncode)
+    process = _launch(folder, group, first=False)
+    sys.exit(process.wait())
 
 
 if __name__ == "__main__":

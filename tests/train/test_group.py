@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 from igpt.data.store import TokenStore
 from igpt.data.tokens import Wanted, make_store, train_parts
 from igpt.errors import UsageError
+from igpt.files import try_lock
 from igpt.palette import Palette
 from igpt.shape import ModelShape
 from igpt.train.checkpoint import checkpoints, step_of
@@ -95,6 +98,42 @@ def test_a_run_goes_on_with_another_number_of_devices(store: tuple[Path, Palette
     assert 1 < reached <= 20
     assert found.train == pytest.approx(whole.train, abs=1e-5)
     assert found.validation == pytest.approx(whole.validation, abs=1e-5)
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_group import *
+if __name__ == "__main__":
+    palette = Palette.load(Path({palette!r}))
+    train_store(recipe(steps=100_000), Path({store!r}), palette, seed=1, folder=Path({out!r}), machine=Machine(), group=TWO)
+"""
+
+
+def test_a_group_ends_with_its_run_when_that_is_killed(store: tuple[Path, Palette], tmp_path: Path) -> None:
+    store[1].save(tmp_path / "palette.npy")
+    out = tmp_path / "out"
+    given = {"tests": Path(__file__).parent, "palette": tmp_path / "palette.npy", "store": store[0], "out": out}
+    code = KILLED.format(**{name: str(path) for name, path in given.items()})
+    process = subprocess.Popen([sys.executable, "-c", code])
+    wait_for(lambda: (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text() != "")
+    assert try_lock(out / ".training.lock") is None
+    process.kill()
+    process.wait()
+
+    def free() -> bool:
+        lock = try_lock(out / ".training.lock")
+        return lock is not None and lock.lock.release() is None
+
+    wait_for(free)
+
+
+def wait_for(state: Callable[[], bool]) -> None:
+    """Until something is so, for a minute at most."""
+    deadline = time.monotonic() + 60
+    while not state():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_mistake_in_a_group_is_one_sentence_here(store: tuple[Path, Palette], tmp_path: Path) -> None:
