@@ -14,7 +14,7 @@ from threading import Lock
 from jupyter_client.manager import AsyncKernelManager
 
 from igpt.errors import StageError, UsageError
-from igpt.files import try_lock
+from igpt.files import try_lock, write_text
 from igpt.project import Project
 from igpt.results.plan import PlannedStage
 from igpt.results.record import Record
@@ -150,8 +150,8 @@ def _carry_out(planned: PlannedStage, project: Project, folder: Path, manager: t
             f" writes none{_keep(part, failed)}"
         )
     try:
-        _clean(part)
-        part.replace(folder / "notebook.ipynb")
+        write_text(folder / "notebook.ipynb", _clean(part))
+        part.unlink()
         failed.unlink(missing_ok=True)
         log.unlink(missing_ok=True)
     except OSError as error:
@@ -180,8 +180,8 @@ def _keep(part: Path, failed: Path) -> str:
     return f"; the notebook so far is {failed}"
 
 
-def _clean(path: Path) -> None:
-    """Take out what differs from run to run: times, random cell ids, folders of this machine."""
+def _clean(path: Path) -> str:
+    """A notebook without what differs from run to run: times, random cell ids, folders of this machine."""
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
@@ -190,4 +190,4 @@ def _clean(path: Path) -> None:
         cell.id = f"cell-{number}"
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
-    nbformat.write(notebook, path)
+    return f"{nbformat.writes(notebook)}\n"
