@@ -99,7 +99,7 @@ def test_a_damaged_record_is_told_of_in_one_sentence_and_blocks_nothing(project:
     path.parent.mkdir()
     path.write_text("{")
     for words in (["plan", "linear-probes"], ["table", "headline"], ["collect"]):
-        done = igpt(*words, root=project.root)
+        done = igpt_started(*words, root=project.root)
         assert (done.returncode, done.stderr.count("\n")) == (0, 1)
         assert done.stderr.startswith(f"igpt: {path} is not a record")
         assert "`igpt run linear_probe,model=tiny-l,seed=0` makes it anew; until then it counts as missing" in done.stderr
@@ -108,16 +108,16 @@ def test_a_damaged_record_is_told_of_in_one_sentence_and_blocks_nothing(project:
 
 @pytest.mark.slow
 def test_a_run_replaces_damaged_records_in_its_folder_and_in_the_book(project: Project) -> None:
-    igpt("run", "palette,seed=0", root=project.root)
+    igpt_started("run", "palette,seed=0", root=project.root)
     published = project.records / "tiny" / "palette,seed=0.json"
     [kept] = project.runs.glob("palette,seed=0-*/record.json")
     whole = published.read_bytes()
     published.write_bytes(whole[:100])
-    done = igpt("run", "palette,seed=0", root=project.root)
+    done = igpt_started("run", "palette,seed=0", root=project.root)
     assert (done.returncode, published.read_bytes()) == (0, whole)
     for path in (published, kept):
         path.write_bytes(whole[:100])
-    done = igpt("run", "palette,seed=0", root=project.root)
+    done = igpt_started("run", "palette,seed=0", root=project.root)
     assert (done.returncode, done.stdout) == (0, "1 stages run, 0 were fresh\n")
     assert json.loads(published.read_bytes())["values"] == json.loads(kept.read_bytes())["values"] == json.loads(whole)["values"]
 
