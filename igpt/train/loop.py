@@ -187,6 +187,8 @@ class _Run:
         progress, losses = self.progress, self.progress.losses
         if progress.step in self.recipe.milestone_steps and progress.step > losses.steps[-1]:
             validation = self._validate()  # which may take long, and be stopped
+            if not math.isfinite(validation):
+                self._give_up("the held-out loss is no number")
             losses.train.append(progress.running / (progress.step - losses.steps[-1]))
             losses.steps.append(progress.step)
             losses.validation.append(validation)
