@@ -20,7 +20,7 @@ from igpt.fetch import RemoteFile, fetch
 # Source: download.py of openai/image-gpt.
 ADDRESS = "https://openaipublic.blob.core.windows.net/image-gpt"
 LAST_STEP = 1_000_000
-POSITIONS = 1024
+POSITIONS, COLOURS = 1024, 512
 TOKENS = "imagenet_teX.npy"  # ImageNet's official validation images, which the released code calls test
 
 
@@ -76,8 +76,15 @@ def released_tokens() -> tuple[Path, NDArray[np.integer]]:
     if not path.exists():
         _fetch([RemoteFile(TOKENS, (f"{ADDRESS}/datasets/{TOKENS}",), None, None)], path.parent, "the released tokens")
     tokens = read_tokens(path)
-    if tokens.shape[1] != POSITIONS:
-        raise UsageError(f"{path} has {tokens.shape[1]} tokens an image, the released ones have {POSITIONS}: get it again")
+    if tokens.shape[1] != POSITIONS or not len(tokens):
+        raise UsageError(
+            f"{path} has {len(tokens):,} images of {tokens.shape[1]} tokens, the released ones have {POSITIONS} tokens:"
+            " get it again"
+        )
+    if not 0 <= int(tokens.min()) <= int(tokens.max()) < COLOURS:
+        raise UsageError(
+            f"{path} has tokens from {tokens.min()} to {tokens.max()}, the released ones {COLOURS} colours: get it again"
+        )
     return path, tokens
 
 

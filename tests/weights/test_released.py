@@ -114,8 +114,16 @@ def test_released_tokens_are_downloaded_once(site: Path) -> None:
         assert np.array_equal(released_tokens()[1], tokens)
     assert Quiet.served == [released.TOKENS]
     np.save(site.parent / "weights" / released.TOKENS, tokens[:, :4])
-    with pytest.raises(UsageError, match="has 4 tokens an image, the released ones have 1024"):
+    with pytest.raises(UsageError, match="has 3 images of 4 tokens, the released ones have 1024 tokens"):
         released_tokens()
+    np.save(site.parent / "weights" / released.TOKENS, tokens[:0])
+    with pytest.raises(UsageError, match="has 0 images of 1024 tokens"):
+        released_tokens()
+    for wrong in (512, -1):
+        tokens[1, 7] = wrong
+        np.save(site.parent / "weights" / released.TOKENS, tokens)
+        with pytest.raises(UsageError, match="has tokens from .*, the released ones 512 colours: get it again"):
+            released_tokens()
 
 
 @pytest.mark.parametrize(
