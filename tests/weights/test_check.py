@@ -183,6 +183,20 @@ def test_a_command_refuses_them_and_writes_nothing(
     assert sorted(project.root.iterdir()) == before
 
 
+@pytest.mark.parametrize(("words", "message"), [(["sample", "--out", "out.png", "--model"], "logits are not finite"), (["evaluate-loss", "--tokens", "tokens.npy"], "is nan, no number, over 2 images")])  # fmt: skip
+def test_finite_weights_whose_numbers_overflow_are_refused_by_what_they_give(
+    words: list[str], message: str, project: Project, model: Model, greys: Palette, tmp_path: Path
+) -> None:
+    np.save(project.root / "tokens.npy", np.zeros((2, 9), np.int64))
+    with torch.no_grad():
+        model.wtet.mul_(1e38)
+    save_weights(tmp_path / "w", model, greys)
+    done = igpt(*words, str(tmp_path / "w"), root=project.root)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert not (project.root / "out.png").exists()
+
+
 @pytest.mark.parametrize("write", [save_weights, write_onnx, lambda folder, model, palette: write_huggingface(folder, model)])
 def test_what_would_be_refused_is_not_written(write: Callable[..., None], model: Model, greys: Palette, tmp_path: Path) -> None:
     with torch.no_grad():
