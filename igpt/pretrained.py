@@ -15,6 +15,8 @@ from torch import Tensor
 
 from igpt import sample as sampling
 from igpt.model import ImageGPT as Model
+from igpt.train.recipes import named_shape
+from igpt.weights.check import check_name
 from igpt.weights.read import read_weights
 
 
@@ -23,8 +25,13 @@ class ImageGPT(Model):
 
     @classmethod
     def from_pretrained(cls, where: str | Path) -> Self:
-        """The model that ``where`` names, as `igpt.weights.read.read_weights` finds it."""
+        """The model that ``where`` names, as `igpt.weights.read.read_weights` finds it.
+
+        Raises UsageError as that does, and for a folder under a recipe's name that holds another model.
+        """
         found = read_weights(where)
+        if wanted := named_shape(str(where)):
+            check_name(str(where), found.shape, wanted)
         with torch.device("meta"):
             model = cls(found.shape)
         model.load_state_dict(found.state_dict(), assign=True)

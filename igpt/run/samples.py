@@ -15,7 +15,7 @@ from igpt.run.bar import Bar
 from igpt.run.folder import finished_record, run_folder
 from igpt.run.local import ensure
 from igpt.stage import Stage
-from igpt.train.recipes import LAPTOP, SMALL, TINY, recipe
+from igpt.train.recipes import LAPTOP, SMALL, TINY, named_shape, recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +37,16 @@ class Draw:
 
 
 def find_weights(model: str) -> tuple[ImageGPT, Palette]:
+    """As `_find_weights`; also raises UsageError where the name of a model is given and another model lies under it."""
+    from igpt.weights.check import check_name
+
+    found, palette = _find_weights(model)
+    if wanted := named_shape(model):
+        check_name(model, found.shape, wanted)
+    return found, palette
+
+
+def _find_weights(model: str) -> tuple[ImageGPT, Palette]:
     """A model by its name or place, and the palette of its tokens; one of the tiny tier is trained when it has not been.
 
     Of our own recipes, what was published with the book comes before what was trained here. Raises UsageError for a

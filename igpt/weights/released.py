@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from igpt.errors import UsageError
 from igpt.fetch import RemoteFile, fetch
+from igpt.shape import SIZES, ModelShape, Objective
 
 # Source: download.py of openai/image-gpt.
 ADDRESS = "https://openaipublic.blob.core.windows.net/image-gpt"
@@ -26,10 +27,11 @@ TOKENS = "imagenet_teX.npy"  # ImageNet's official validation images, which the 
 
 @dataclass(frozen=True)
 class Released:
-    """One released model: its name, and in how many shards its checkpoint lies."""
+    """One released model: its name, in how many shards its checkpoint lies, and the shape that the name promises."""
 
     name: str
     shards: int
+    shape: ModelShape
 
     @property
     def prefix(self) -> Path:
@@ -44,10 +46,11 @@ class Released:
         return [RemoteFile(name, (f"{ADDRESS}/checkpoints/{self.name}/{LAST_STEP}/{name}",), None, None) for name in names]
 
 
+OBJECTIVES: dict[str, Objective] = {"": "autoregressive", "-bert": "bert"}
 RELEASED = {
-    f"{size}{objective}": Released(f"{size}{objective}", shards)
+    f"{size}{ending}": Released(f"{size}{ending}", shards, ModelShape(*SIZES[size], COLOURS, POSITIONS, objective))
     for size, shards in (("igpt-s", 32), ("igpt-m", 32), ("igpt-l", 64))
-    for objective in ("", "-bert")
+    for ending, objective in OBJECTIVES.items()
 }
 
 
