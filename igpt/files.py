@@ -1,4 +1,4 @@
-"""One rule for every file: a final name means complete. Written beside, synced, renamed."""
+"""One rule for every file and folder: a final name means complete. Written beside, synced, renamed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from igpt.errors import UsageError
 
 
 @contextmanager
@@ -30,6 +32,41 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
             error.filename = str(path)  # a full disk does not say where
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def write_folder(folder: Path) -> Iterator[Path]:
+    """A folder to be filled, whose content stands under the name ``folder`` once the block ends well, and never in part.
+
+    It lies beside ``folder`` until then and is removed when the block raises; one that a killed process left is cleared
+    first. An OSError (a full disk, or something that stands under the name by then) passes through.
+    Raises UsageError while another process writes the same folder.
+    """
+    from shutil import rmtree
+
+    from filelock import FileLock, Timeout
+
+    part, lock = (folder.with_name(f".{folder.name}.{ending}") for ending in ("part", "lock"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(lock).acquire(timeout=0)
+    except Timeout:
+        raise UsageError(f"another process is writing {folder}: wait for it, or name another folder") from None
+    with held:
+        try:
+            rmtree(part, ignore_errors=True)
+            part.mkdir()
+            yield part
+            sync_folder(part)
+            part.rename(folder)
+        except OSError as error:
+            if error.filename is None or Path(error.filename).is_relative_to(part):
+                error.filename = str(folder)
+            raise
+        finally:
+            rmtree(part, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+    sync_folder(folder.parent)
 
 
 def write_text(path: Path, text: str) -> None:

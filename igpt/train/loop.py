@@ -27,7 +27,7 @@ from torch import Tensor
 
 from igpt.data.store import StorePart, TokenStore
 from igpt.errors import StageError, UsageError
-from igpt.files import write_text
+from igpt.files import write_folder, write_text
 from igpt.model import ImageGPT, draw_mask
 from igpt.palette import Palette
 from igpt.shape import ModelShape
@@ -198,7 +198,10 @@ class _Run:
                 with torch.device("meta"):
                     whole = ImageGPT(self.recipe.shape)
                 whole.load_state_dict(weights, assign=True)
-                save_weights(self.folder / weights_name(progress.step), whole, self.palette)
+                place = self.folder / weights_name(progress.step)
+                shutil.rmtree(place, ignore_errors=True)  # of a run that was killed before its checkpoint knew of them
+                with write_folder(place) as part:
+                    save_weights(part, whole, self.palette)
             self._save()
 
     def _save(self) -> None:

@@ -307,6 +307,21 @@ def test_a_stop_in_the_midst_of_a_milestone_loses_nothing(
     assert run(tmp_path / "cut", greys) == run(tmp_path / "whole", greys)
 
 
+def test_weights_under_a_milestones_name_are_whole(tmp_path: Path, greys: Palette, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+
+        def stopped(path: Path, text: str) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("igpt.weights.own.write_text", stopped)  # after the tensors, before config.json
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "cut", greys)
+    assert [path.name for path in (tmp_path / "cut").iterdir() if "weights" in path.name] == []
+    assert run(tmp_path / "cut", greys) == run(tmp_path / "whole", greys)
+    kept = [sorted(p.relative_to(tmp_path / name) for p in (tmp_path / name).glob("weights-*/*")) for name in ("cut", "whole")]
+    assert kept[0] == kept[1] and len(kept[0]) == 15
+
+
 def test_a_loss_is_the_same_however_many_images_go_through_at_once(tmp_path: Path, greys: Palette) -> None:
     for objective in ("autoregressive", "bert"):
         model = ImageGPT(ModelShape(1, 16, 2, 8, 9, objective))  # type: ignore[arg-type]
