@@ -16,7 +16,7 @@ from torch import Tensor
 from igpt import sample as sampling
 from igpt.model import ImageGPT as Model
 from igpt.train.recipes import named_shape
-from igpt.weights.check import check_name
+from igpt.weights.check import check_shape
 from igpt.weights.read import read_weights
 
 
@@ -31,7 +31,7 @@ class ImageGPT(Model):
         """
         found = read_weights(where)
         if wanted := named_shape(str(where)):
-            check_name(str(where), found.shape, wanted)
+            check_shape(str(where), found.shape, wanted)
         with torch.device("meta"):
             model = cls(found.shape)
         model.load_state_dict(found.state_dict(), assign=True)

@@ -27,7 +27,6 @@ def publish(model: str) -> str:
     Raises UsageError for a model that has not been trained here or is too large for a repository.
     """
     from igpt.train.loop import weights_name
-    from igpt.weights.check import check_name
     from igpt.weights.own import load_weights, save_weights
 
     project = Project.here()
@@ -38,8 +37,7 @@ def publish(model: str) -> str:
         raise UsageError(f"{model} has not been trained here as this checkout stands: igpt run {stage.name} does that")
     if (size := 2 * plan.shape.parameters) > LIMIT:
         raise UsageError(f"{model} takes {size:,} bytes in half precision, more than the {LIMIT:,} that a repository should hold")
-    weights, palette = load_weights(run_folder(project, stage, signer.sign(stage)) / weights_name(plan.steps))
-    check_name(model, weights.shape, plan.shape)
+    weights, palette = load_weights(run_folder(project, stage, signer.sign(stage)) / weights_name(plan.steps), plan.shape)
     folder = project.models / model
     save_weights(folder, weights.half(), palette)
     store = RecordStore(project)

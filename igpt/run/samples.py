@@ -39,11 +39,11 @@ class Draw:
 
 def find_weights(model: str) -> tuple[ImageGPT, Palette]:
     """As `_find_weights`; also raises UsageError where the name of a model is given and another model lies under it."""
-    from igpt.weights.check import check_name
+    from igpt.weights.check import check_shape
 
     found, palette = _find_weights(model)
     if wanted := named_shape(model):
-        check_name(model, found.shape, wanted)
+        check_shape(model, found.shape, wanted)
     return found, palette
 
 

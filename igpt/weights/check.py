@@ -47,12 +47,12 @@ def shapes_of(model: ImageGPT) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-def check_name(name: str, found: ModelShape, wanted: ModelShape) -> None:
-    """Raise UsageError unless the weights found under a model's name have the shape that the name promises."""
+def check_shape(where: Path | str, found: ModelShape, wanted: ModelShape) -> None:
+    """Raise UsageError unless weights have the shape that their place promises, a model's name or a recipe's folder."""
     if found != wanted:
         raise UsageError(
-            f"the weights found as {name} are of another model ({_words(found)}), {name} has {_words(wanted)}: put the right"
-            " ones there, or give these by their path"
+            f"the weights found as {where} are of another model ({_words(found)}) than they should be ({_words(wanted)}): put the"
+            " right ones there, or give these by a path"
         )
 
 

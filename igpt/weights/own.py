@@ -16,7 +16,7 @@ from igpt.files import write_atomically, write_text
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
-from igpt.weights.check import check_weights, shapes_of
+from igpt.weights.check import check_shape, check_weights, shapes_of
 
 
 def released_palette() -> Palette:
@@ -37,11 +37,12 @@ def save_weights(folder: Path, model: ImageGPT, palette: Palette) -> None:
     write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
 
 
-def load_weights(folder: Path) -> tuple[ImageGPT, Palette]:
+def load_weights(folder: Path, shape: ModelShape | None = None) -> tuple[ImageGPT, Palette]:
     """The model, in evaluation mode on the CPU, and its palette.
 
-    Raises UsageError when the folder is not one of weights, its three files do not belong together, or a tensor is not
-    of finite floats.
+    shape : what the model must have, as of the recipe that the folder is of; any when None
+    Raises UsageError when the folder is not one of weights, its three files do not belong together, a tensor is not of
+    finite floats, or the model has another shape.
     """
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -52,6 +53,8 @@ def load_weights(folder: Path) -> tuple[ImageGPT, Palette]:
         raise UsageError(f"{folder} holds no weights: config.json is missing") from None
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise UsageError(f"{folder / 'config.json'} does not describe an Image GPT ({error}): copy it again") from None
+    if shape is not None:
+        check_shape(folder, model.shape, shape)
     palette = Palette.load(folder / "palette.npy")
     if palette.digest != digest or len(palette) != model.shape.n_vocab:
         raise UsageError(f"{folder / 'palette.npy'} is not the palette of these weights: copy both from one place")

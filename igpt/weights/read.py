@@ -6,7 +6,7 @@ from pathlib import Path
 
 from igpt.errors import UsageError
 from igpt.model import ImageGPT
-from igpt.weights.check import check_name
+from igpt.weights.check import check_shape
 from igpt.weights.huggingface import is_huggingface, read_huggingface
 from igpt.weights.own import load_weights
 from igpt.weights.released import RELEASED, fetch_weights
@@ -23,7 +23,7 @@ def read_weights(where: str | Path) -> ImageGPT:
     """
     found = _read(where)
     if str(where) in RELEASED:
-        check_name(str(where), found.shape, RELEASED[str(where)].shape)
+        check_shape(str(where), found.shape, RELEASED[str(where)].shape)
     return found
 
 

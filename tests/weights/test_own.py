@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,13 @@ def test_weights_in_half_precision_become_float32(folder: Path, model: ImageGPT,
         loaded = load_weights(folder)[0].state_dict()
         assert {t.dtype for t in loaded.values()} == {torch.float32}
         assert all(torch.equal(loaded[name], t.float()) for name, t in halved.state_dict().items())
+
+
+def test_weights_of_another_shape_than_the_recipes_are_refused(folder: Path, model: ImageGPT) -> None:
+    assert load_weights(folder, model.shape)[0].shape == model.shape
+    for change in ({"n_layer": 3}, {"n_head": 4}, {"objective": "bert"}):
+        with pytest.raises(UsageError, match=f"the weights found as {folder} are of another model .* than they should be"):
+            load_weights(folder, replace(model.shape, **change))
 
 
 @pytest.mark.parametrize("config", ["", "[]", "{}", '{"n_layer": "two"}', "\x00"])
