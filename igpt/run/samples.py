@@ -16,7 +16,7 @@ from igpt.run.bar import Bar
 from igpt.run.folder import finished_record, run_folder
 from igpt.run.local import ensure
 from igpt.stage import Stage
-from igpt.train.recipes import LAPTOP, SMALL, TINY, named_shape, recipe
+from igpt.train.recipes import LAPTOP, SMALL, TINY, recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +39,7 @@ class Draw:
 
 def find_weights(model: str) -> tuple[ImageGPT, Palette]:
     """As `_find_weights`; also raises UsageError where the name of a model is given and another model lies under it."""
+    from igpt.pretrained import named_shape
     from igpt.weights.check import check_shape
 
     found, palette = _find_weights(model)

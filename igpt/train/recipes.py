@@ -97,15 +97,6 @@ def recipe(model: str, objective: Objective = "autoregressive") -> Recipe:
     raise UsageError(f"there is no {objective} model {model!r}; choose one of {', '.join(known)}")
 
 
-def named_shape(name: str) -> ModelShape | None:
-    """The shape that a name promises: a released model's (``igpt-s-bert``) or a recipe's; None for any other word."""
-    from igpt.weights.released import RELEASED
-
-    if name in RELEASED:
-        return RELEASED[name].shape
-    return recipe(name).shape if name in (*TINY, *LAPTOP, *SMALL, *PAPER) else None
-
-
 def _ours(model: str, objective: Objective, row: Row, setting: Setting) -> Recipe:
     """A recipe of ours."""
     return Recipe(
