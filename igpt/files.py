@@ -1,4 +1,4 @@
-"""One rule for every file and folder: a final name means complete. Written beside, synced, renamed."""
+"""One rule for every file: a final name means complete. Written beside, synced, renamed."""
 
 from __future__ import annotations
 
