@@ -47,6 +47,7 @@ class FeatureStore:
         if not np.array_equal(np.sort(self.order), np.arange(len(self.order))):
             raise UsageError(f"{folder / 'order.npy'} is damaged (it is no order of images): {AGAIN}")
         self.folder = folder
+        self._finite: set[int] = set()  # layers that have been looked at
 
     def __len__(self) -> int:
         """Number of images."""
@@ -64,9 +65,10 @@ class FeatureStore:
         found = _mapped(path, self._dtype, 2)
         if len(found) != len(self):
             raise UsageError(f"{path} has features of {len(found):,} images, not {len(self):,}: {AGAIN}")
-        for start in range(0, len(found), PIECE):
+        for start in range(0, 0 if layer in self._finite else len(found), PIECE):
             if not np.isfinite(found[start : start + PIECE]).all():
                 raise UsageError(f"{path} has features that are NaN or infinite: {AGAIN}, in float32")
+        self._finite.add(layer)
         return found
 
     def every_layer(self) -> list[NDArray[np.floating]]:
