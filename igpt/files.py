@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from igpt.errors import UsageError
+
 if TYPE_CHECKING:
     from filelock import AcquireReturnProxy
     from numpy.typing import NDArray
@@ -39,6 +41,36 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
             error.filename = str(path)  # a full disk does not say where
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def write_folder(folder: Path) -> Iterator[Path]:
+    """A folder to be filled, whose content stands under the name ``folder`` once the block ends well, and never in part.
+
+    It lies beside ``folder`` until then and is removed when the block raises; one that a killed process left is cleared
+    first. An OSError (a full disk, or something that stands under the name by then) passes through.
+    Raises UsageError while another process writes the same folder.
+    """
+    part, lock = (folder.with_name(f".{folder.name}.{ending}") for ending in ("part", "lock"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    held = try_lock(lock)
+    if held is None:
+        raise UsageError(f"another process is writing {folder}: wait for it, or name another folder")
+    with held:
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            yield part
+            sync_folder(part)
+            part.rename(folder)
+        except OSError as error:
+            if error.filename is None or Path(error.filename).is_relative_to(part):
+                error.filename = str(folder)
+            raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+    sync_folder(folder.parent)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -36,12 +36,16 @@ class Norm(nn.Module):
 
 
 class Cache:
-    """Keys and values of every block, allocated once, for sampling one position after the other."""
+    """Keys and values of every block, allocated once, for sampling one position after the other.
+
+    Zero at first: `igpt.captured` masks the positions that are not filled yet, and a weight of 0 hides any number but NaN
+    and infinity, which memory that is not set may hold.
+    """
 
     def __init__(self, shape: ModelShape, images: int, *, like: Tensor) -> None:
         size = (shape.n_layer, images, shape.n_head, shape.n_ctx, shape.n_embd // shape.n_head)
-        self.keys = like.new_empty(size)  # (L, B, H, T, D)
-        self.values = like.new_empty(size)  # (L, B, H, T, D)
+        self.keys = like.new_zeros(size)  # (L, B, H, T, D)
+        self.values = like.new_zeros(size)  # (L, B, H, T, D)
         self.length = 0  # positions filled so far, the same in every block
 
 

@@ -65,13 +65,15 @@ class Palette:
 
     @classmethod
     def load(cls, path: Path) -> Palette:
-        """The palette in a ``.npy`` file. Raises UsageError when there is none or it is not one."""
+        """The palette in a ``.npy`` file. Raises UsageError, which names the file, when there is none or it is not one."""
         try:
             return cls(np.load(path, allow_pickle=False))
         except FileNotFoundError:
             raise UsageError(f"there is no palette at {path}") from None
-        except (OSError, UsageError):
+        except OSError:
             raise
+        except UsageError as error:
+            raise UsageError(f"{path} is not a palette: {error}") from None
         except Exception as error:  # numpy's reader of headers raises whatever Python's parser does
             raise UsageError(f"{path} is not a palette ({error}): fit or fetch it again") from None
 

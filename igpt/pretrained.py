@@ -15,7 +15,11 @@ from torch import Tensor
 
 from igpt import sample as sampling
 from igpt.model import ImageGPT as Model
+from igpt.shape import ModelShape
+from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY, recipe
+from igpt.weights.check import check_shape
 from igpt.weights.read import read_weights
+from igpt.weights.released import RELEASED
 
 
 class ImageGPT(Model):
@@ -23,8 +27,13 @@ class ImageGPT(Model):
 
     @classmethod
     def from_pretrained(cls, where: str | Path) -> Self:
-        """The model that ``where`` names, as `igpt.weights.read.read_weights` finds it."""
+        """The model that ``where`` names, as `igpt.weights.read.read_weights` finds it.
+
+        Raises UsageError as that does, and for a folder under a recipe's name that holds another model.
+        """
         found = read_weights(where)
+        if wanted := named_shape(str(where)):
+            check_shape(str(where), found.shape, wanted)
         with torch.device("meta"):
             model = cls(found.shape)
         model.load_state_dict(found.state_dict(), assign=True)
@@ -54,3 +63,10 @@ class ImageGPT(Model):
     ) -> Tensor:
         """Continuations of int64 (B, P), tokens int64 (B, n, T); see `igpt.sample.complete`."""
         return sampling.complete(self, prefix, n=n, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
+
+
+def named_shape(name: str) -> ModelShape | None:
+    """The shape that a name promises: a released model's (``igpt-s-bert``) or a recipe's; None for any other word."""
+    if name in RELEASED:
+        return RELEASED[name].shape
+    return recipe(name).shape if name in (*TINY, *LAPTOP, *SMALL, *PAPER) else None

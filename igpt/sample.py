@@ -7,6 +7,7 @@ choice to the likeliest tokens (``top_k``, ``top_p``) is not in the paper, and o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -54,8 +55,8 @@ def complete(
     temperature : divides the logits; 0 takes the likeliest token
     top_k, top_p : choose among the k likeliest tokens only, or the fewest whose probabilities reach p
     One uniform number decides one token, drawn image by image: the same seed gives the same image
-    whatever the batch. Raises UsageError for BERT weights, a prefix longer than the model, or settings
-    outside their range.
+    whatever the batch. Raises UsageError for BERT weights, a prefix of another dtype, shape or palette or longer than
+    the model, settings outside their range, and logits that are not finite.
     """
     shape = model.shape
     _check(model, prefix, n=n, temperature=temperature, top_k=top_k, top_p=top_p)
@@ -63,11 +64,15 @@ def complete(
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(images, shape.n_ctx, generator=generator, dtype=torch.float64).to(model.wte.device)
     given = prefix.to(model.wte.device).repeat_interleave(n, dim=0)
+    finite = torch.ones((), dtype=torch.bool, device=model.wte.device)  # on the device: a recorded step cannot raise
 
     def choose(logits: Tensor, drawn: Tensor) -> Tensor:
+        if temperature:
+            logits = logits / temperature
+        finite.logical_and_(logits.isfinite().all())
         if temperature == 0:
             return logits.argmax(-1)
-        return _draw(_restrict(logits / temperature, top_k=top_k, top_p=top_p), drawn)
+        return _draw(_restrict(logits, top_k=top_k, top_p=top_p), drawn)
 
     parts, done = [], 0
     with packed(model):
@@ -77,6 +82,11 @@ def complete(
                 report(before + rows * positions, images * shape.n_ctx)
 
             parts.append(_continue(model, some, drawn, choose, report_part))
+            if not finite:
+                raise UsageError(
+                    f"the model's logits are not finite at temperature {temperature:g}: check its weights, or take a temperature"
+                    " of 0 or nearer to 1"
+                )
             done += len(some) * shape.n_ctx
     return torch.cat(parts).view(len(prefix), n, shape.n_ctx)
 
@@ -109,13 +119,21 @@ def _check(model: ImageGPT, prefix: Tensor, *, n: int, temperature: float, top_k
     shape = model.shape
     if shape.objective != "autoregressive":
         raise UsageError("BERT weights cannot be sampled from: use autoregressive ones")
+    if prefix.ndim != 2 or prefix.dtype != torch.int64:
+        raise UsageError(f"a prefix is int64 (images, tokens), this one {prefix.dtype} {tuple(prefix.shape)}: give tokens")
     if prefix.shape[1] > shape.n_ctx:
         raise UsageError(f"the prefix has {prefix.shape[1]} tokens, the model only {shape.n_ctx} positions")
     if prefix.numel() and not -1 <= int(prefix.min()) <= int(prefix.max()) < shape.n_vocab:
         raise UsageError(f"the prefix has tokens outside 0 .. {shape.n_vocab - 1}: quantise it with the model's palette")
-    if n < 1 or temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+    if (
+        n < 1
+        or not 0 <= temperature < math.inf
+        or (top_k is not None and top_k < 1)
+        or (top_p is not None and not 0 < top_p <= 1)
+    ):
         raise UsageError(
-            f"n and top_k are at least 1, temperature at least 0, top_p in (0, 1]: not {n}, {top_k}, {temperature}, {top_p}"
+            "n and top_k are at least 1, temperature at least 0 and finite, top_p in (0, 1]:"
+            f" not {n}, {top_k}, {temperature}, {top_p}"
         )
 
 

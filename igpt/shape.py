@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Objective = Literal["autoregressive", "bert"]
 
@@ -28,7 +28,12 @@ class ModelShape:
     objective: Objective = "autoregressive"
 
     def __post_init__(self) -> None:
-        """Refuse a width that the heads do not divide."""
+        """Refuse an unknown objective, numbers that are not whole and positive, and a width that the heads do not divide."""
+        if self.objective not in get_args(Objective):
+            raise ValueError(f"there is no objective {self.objective!r}")
+        for name in ("n_layer", "n_embd", "n_head", "n_vocab", "n_ctx"):
+            if type(number := getattr(self, name)) is not int or number < 1:
+                raise ValueError(f"{name} is a whole number from 1 on, not {number!r}")
         if self.n_embd % self.n_head:
             raise ValueError(f"{self.n_head} heads do not divide a width of {self.n_embd}")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from igpt.files import remove_parts, try_lock, wait_for_lock, write_array, write_atomically, write_text
+from igpt.files import remove_parts, try_lock, wait_for_lock, write_array, write_atomically, write_folder, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -57,6 +57,31 @@ def test_a_full_disk_is_an_error_and_leaves_the_old_file(tmp_path: Path, monkeyp
     monkeypatch.undo()
     assert caught.value.filename == str(tmp_path / "name")  # the system does not say which file did not fit
     assert (tmp_path / "name").read_text() == "old"
+
+
+def test_a_folder_stands_under_its_name_once_it_is_whole(tmp_path: Path) -> None:
+    (tmp_path / ".e.part").mkdir()  # of a process that was killed
+    write_text(tmp_path / ".e.part" / "old", "old")
+    with write_folder(tmp_path / "e") as part:
+        assert names(part) == [] and not (tmp_path / "e").exists()
+        write_text(part / "new", "new")
+    assert names(tmp_path) == ["e"] and names(tmp_path / "e") == ["new"]
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt, OSError])
+def test_a_folder_whose_block_raises_is_not_there(tmp_path: Path, fault: type[BaseException]) -> None:
+    with pytest.raises(fault), write_folder(tmp_path / "e") as part:
+        write_text(part / "new", "new")
+        raise fault
+    assert names(tmp_path) == []
+
+
+def test_what_came_under_a_folders_name_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught, write_folder(tmp_path / "e") as part:
+        write_text(part / "new", "new")
+        write_text(tmp_path / "e" / "theirs", "kept")
+    assert caught.value.filename == str(tmp_path / "e")
+    assert names(tmp_path) == ["e"] and names(tmp_path / "e") == ["theirs"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, a disk that is always full")

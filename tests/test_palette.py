@@ -83,6 +83,27 @@ def test_save_and_load_keep_the_centres(greys: Palette, tmp_path: Path) -> None:
     assert Palette.load(tmp_path / "palette.npy").digest == greys.digest
 
 
+@pytest.mark.parametrize(
+    "centres",
+    [
+        np.array([[0.0], [np.nan]], np.float32),
+        np.array([[0.0], [-np.inf]], np.float32),
+        np.zeros((4, 1)),
+        np.zeros((4, 1), np.int64),
+        np.zeros((4, 1), np.float16),
+        np.zeros(4, np.float32),
+        np.zeros((0, 3), np.float32),
+        np.zeros((2, 2, 3), np.float32),
+    ],
+    ids=["NaN", "infinite", "float64", "int64", "float16", "one axis", "no colours", "three axes"],
+)
+def test_load_names_the_file_whose_array_is_no_palette(centres: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "palette.npy", centres)
+    with pytest.raises(UsageError, match=r"palette\.npy is not a palette: a palette is finite float32") as caught:
+        Palette.load(tmp_path / "palette.npy")
+    assert "\n" not in str(caught.value)
+
+
 @given(st.binary(max_size=300))
 def test_load_refuses_whatever_is_no_palette(content: bytes) -> None:
     import tempfile

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -103,7 +104,19 @@ def test_the_likeliest_token_alone_is_the_greedy_one(model: ImageGPT) -> None:
     assert torch.equal(sample(model, n=2, seed=3, top_p=1e-9), greedy_)
 
 
-@pytest.mark.parametrize("settings", [{"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"temperature": -1.0}, {"n": 0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"top_p": math.nan},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"temperature": -1.0},
+        {"n": 0},
+    ],
+)
 def test_settings_outside_their_range_are_refused(model: ImageGPT, settings: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="at least 1, temperature at least 0"):
         sample(model, **{"n": 1, "seed": 0, **settings})  # type: ignore[arg-type]
@@ -112,6 +125,63 @@ def test_settings_outside_their_range_are_refused(model: ImageGPT, settings: dic
 def test_tokens_of_another_palette_are_refused(model: ImageGPT) -> None:
     with pytest.raises(UsageError, match=r"tokens outside 0 \.\. 7"):
         complete(model, torch.tensor([[8]]), n=1, seed=0)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [torch.zeros(4, dtype=torch.int64), torch.zeros(1, 4), torch.full((1, 4), math.nan), torch.ones(1, 4).bool(), torch.ones(1, 4).byte()],
+    ids=["one row", "float32", "NaN", "bool", "uint8"],
+)  # fmt: skip
+def test_a_prefix_of_another_shape_or_dtype_is_refused(model: ImageGPT, prefix: torch.Tensor) -> None:
+    with pytest.raises(UsageError, match=r"a prefix is int64 \(images, tokens\), this one torch\."):
+        complete(model, prefix, n=1, seed=0)
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory that torch allocates and does not set holds NaN, as it may anywhere."""
+    torch.use_deterministic_algorithms(True)  # which fills it, in order that its use is noticed
+    try:
+        assert torch.empty(3).isnan().all() and torch.empty(3).new_empty(2).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("length", [0, 4])
+def test_what_lies_in_memory_before_does_not_change_a_token(
+    captured: bool,
+    length: int,
+    model: ImageGPT,
+    tokens: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    expected = complete(model, tokens[:, :length], n=2, seed=4)
+    if captured:
+        monkeypatch.setattr("igpt.sample._continue", step_by_step)
+    request.getfixturevalue("poisoned")
+    assert torch.equal(complete(model, tokens[:, :length], n=2, seed=4), expected)
+
+
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("draw", [{}, {"temperature": 0.0}, {"top_k": 3}, {"top_p": 0.8}])
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_logit_that_is_not_finite_is_no_token(
+    captured: bool, draw: dict[str, float], number: float, model: ImageGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if captured:
+        monkeypatch.setattr("igpt.sample._continue", step_by_step)
+    with torch.no_grad():
+        model.wpe[5, 3] = number  # five positions are drawn before it
+    with pytest.raises(UsageError, match="the model's logits are not finite at temperature [01]: check its weights"):
+        sample(model, n=2, seed=0, **draw)  # type: ignore[arg-type]
+
+
+def test_a_temperature_that_overflows_the_logits_is_refused(model: ImageGPT) -> None:
+    with pytest.raises(UsageError, match="not finite at temperature 1e-39: .* take a temperature of 0"):
+        sample(model, n=2, seed=0, temperature=1e-39)
 
 
 @pytest.mark.parametrize("length", [0, 3, 8, 9])

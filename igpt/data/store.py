@@ -47,6 +47,7 @@ class TokenStore:
         self.folder = folder
         self.header = read_header(folder)
         self._maps: dict[int, NDArray[np.uint16]] = {}
+        self._colours = 2**16  # all that uint16 can name, until `check_for` knows the palette
         for place in range(shard_count(self.header.images)):
             if not shard_path(folder, place).is_file():
                 raise UsageError(f"{shard_path(folder, place)} is missing: move {folder} away and tokenise again")
@@ -66,7 +67,10 @@ class TokenStore:
         return np.array(_mapped(self.folder / "labels.npy", (len(self),), np.int64))
 
     def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.uint16]:
-        """Tokens uint16 (B, positions) of the images at ``indices``, int64 (B,). Raises IndexError outside the store."""
+        """Tokens uint16 (B, positions) of the images at ``indices``, int64 (B,).
+
+        Raises IndexError outside the store, and UsageError for tokens that the palette of `check_for` does not have.
+        """
         indices = np.asarray(indices)
         if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"images {indices.min()} to {indices.max()} are not all in a store of {len(self)}")
@@ -75,6 +79,10 @@ class TokenStore:
         for shard in np.unique(shards):
             here = shards == shard
             found[here] = self._shard(int(shard))[indices[here] % SHARD]
+        if found.size and (most := int(found.max())) >= self._colours:
+            raise UsageError(
+                f"{self.folder} has the token {most}, its palette only {self._colours} colours: move it away and tokenise again"
+            )
         return found
 
     def check_for(self, palette: Palette, *, positions: int) -> None:
@@ -86,6 +94,7 @@ class TokenStore:
             raise UsageError(
                 f"{self.folder} holds images of {side} x {side}, the model takes {wanted} x {wanted}: tokenise again"
             )
+        self._colours = len(palette)
 
     def _shard(self, place: int) -> NDArray[np.uint16]:
         """A memory map of one shard, made when it is first asked for."""

@@ -94,6 +94,7 @@ def _open_store(folder: Path, wanted: Wanted, palette: Palette) -> TokenStore:
     found = Wanted(header.dataset, header.split, header.resolution, header.crops, header.filter, header.seed)
     if (found, header.palette_sha256) != (wanted, palette.digest):
         raise UsageError(f"{folder} holds other tokens than its name says: move it away, then tokenise again")
+    store.check_for(palette, positions=wanted.resolution**2)
     return store
 
 

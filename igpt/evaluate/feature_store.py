@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from igpt.files import remove_parts, wait_for_lock, write_array, write_text
 from igpt.model import ImageGPT
 
 HEADER, PROGRESS = "header.json", "progress.json"
+AGAIN = "move its folder away and compute the features again"
+PIECE = 2**14  # images that are looked at together
 FLUSH = 32  # batches between two notes of how far the work is
 Report = Callable[[int, int], None]  # images done, images in all
 
@@ -34,25 +37,37 @@ class FeatureStore:
         """Raises UsageError for a folder that is no finished store."""
         try:
             header = json.loads((folder / HEADER).read_bytes())
-            self.layers: list[int] = header["layers"]
-            self.key: dict[str, str] = header["key"]
-            self.order: NDArray[np.int64] = np.load(folder / "order.npy", allow_pickle=False)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            self.layers: list[int] = list(map(int, header["layers"]))
+            self.key: dict[str, str] = dict(header["key"])
+            self._dtype = np.dtype(self.key["dtype"])
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UsageError(f"{folder} is not a finished store of features ({error}): compute them again") from None
+        self.order: NDArray[np.int64] = _mapped(folder / "order.npy", np.dtype(np.int64), 1)
+        if not np.array_equal(np.sort(self.order), np.arange(len(self.order))):
+            raise UsageError(f"{folder / 'order.npy'} is damaged (it is no order of images): {AGAIN}")
         self.folder = folder
+        self._finite: set[int] = set()  # layers that have been looked at
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.order)
 
     def layer(self, layer: int) -> NDArray[np.floating]:
-        """Features (N, width) of one layer in the store's order, memory-mapped. Raises UsageError for a missing one.
+        """Features (N, width) of one layer in the store's order, memory-mapped.
 
+        Raises UsageError for a missing one, and for a file that is damaged or holds other than finite features.
         What is written to them stays in memory: torch warns of arrays that it may not write to.
         """
         if layer not in self.layers:
             raise UsageError(f"{self.folder} has layers {self.layers}, not {layer}: compute it too")
-        found: NDArray[np.floating] = np.load(self.folder / f"layer-{layer:03d}.npy", mmap_mode="c", allow_pickle=False)
+        path = self.folder / f"layer-{layer:03d}.npy"
+        found = _mapped(path, self._dtype, 2)
+        if len(found) != len(self):
+            raise UsageError(f"{path} has features of {len(found):,} images, not {len(self):,}: {AGAIN}")
+        for start in range(0, 0 if layer in self._finite else len(found), PIECE):
+            if not np.isfinite(found[start : start + PIECE]).all():
+                raise UsageError(f"{path} has features that are NaN or infinite: {AGAIN}, in float32")
+        self._finite.add(layer)
         return found
 
     def every_layer(self) -> list[NDArray[np.floating]]:
@@ -146,7 +161,24 @@ def _begun(folder: Path, key: dict[str, str], layers: list[int]) -> int:
         return 0
     if (note["key"], note["layers"]) != (key, layers):
         raise UsageError(f"{folder} was begun with other weights, tokens or layers: move it away, then compute again")
+    try:
+        for layer in layers:  # a file that was cut short would be lengthened by zeros
+            _mapped(folder / f"layer-{layer:03d}.npy", np.dtype(key["dtype"]), 2)
+    except UsageError:
+        return 0
     return int(note["done"])
+
+
+def _mapped(path: Path, dtype: np.dtype[Any], dimensions: int) -> NDArray[Any]:
+    """A memory map of a whole .npy file; writing to it stays in memory. Raises UsageError for one that is damaged or another."""
+    try:
+        found = np.lib.format.open_memmap(path, mode="c")
+    except Exception as error:  # numpy's reader of headers raises whatever Python's parser does
+        says = str(error).partition("\n")[0]
+        raise UsageError(f"{path} is damaged ({says}): {AGAIN}") from None
+    if found.dtype != dtype or found.ndim != dimensions or found.offset + found.nbytes != path.stat().st_size:
+        raise UsageError(f"{path} is damaged ({found.dtype} {found.shape} is not what was written): {AGAIN}")
+    return found
 
 
 def _note(folder: Path, key: dict[str, str], layers: list[int], done: int, maps: dict[int, np.memmap]) -> None:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from igpt.errors import UsageError
 from igpt.fast import packed
 from igpt.model import ImageGPT, draw_mask
 
@@ -37,11 +38,18 @@ def masked_features(
     layers: Iterable[int] | None = None,
     mask_rate: float = 0.15,
 ) -> dict[int, Tensor]:
-    """Features of a batch by layer, float32 (B, width); BERT's inputs masked by what the generator draws."""
+    """Features of a batch by layer, float32 (B, width); BERT's inputs masked by what the generator draws.
+
+    Raises UsageError for features that are not finite.
+    """
     masked = None
     if model.shape.objective == "bert":
         masked = draw_mask(tokens, rate=mask_rate, generator=generator).to(tokens.device)
-    return model.features(tokens, layers=layers, masked=masked)
+    found = model.features(tokens, layers=layers, masked=masked)
+    for layer, features in found.items():
+        if not features.isfinite().all():
+            raise UsageError(f"the features of layer {layer} are not finite: check the weights, or compute them in float32")
+    return found
 
 
 def concatenated_layers(best: int, *, last: int, count: int = 5) -> list[int]:

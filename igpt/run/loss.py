@@ -26,7 +26,7 @@ def loss_line(model: str, tokens: Path | None, images: int | None) -> str:
 
     tokens : a token store, an ``.npy`` file, or ImageNet's test tokens as released when left out
     images : the first so many; the released code leaves out what does not fill a step, so do we when left out
-    Raises UsageError for tokens that are not the model's.
+    Raises UsageError for tokens that are not the model's, and for a loss that is not finite.
     """
     weights, palette = find_weights(model)
     weights.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -46,6 +46,8 @@ def loss_line(model: str, tokens: Path | None, images: int | None) -> str:
     _check(part, weights.shape.n_ctx, weights.shape.n_vocab, place)
     with packed(weights), Bar("", " images") as report:
         nats = evaluate_loss(weights, part, at_once=BATCH, report=report)
+    if not math.isfinite(nats):
+        raise UsageError(f"the loss of {model} is {nats}, no number, over {count:,} images of {place}: check its weights")
     return f"{model}: {nats:.4f} nats per token, {nats / math.log(2):.4f} bits, over {count:,} images of {place}"
 
 

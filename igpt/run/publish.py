@@ -39,7 +39,7 @@ def publish(model: str) -> str:
         raise UsageError(f"{model} has not been trained here as this checkout stands: igpt run {stage.name} does that")
     if (size := 2 * plan.shape.parameters) > LIMIT:
         raise UsageError(f"{model} takes {size:,} bytes in half precision, more than the {LIMIT:,} that a repository should hold")
-    weights, palette = load_weights(run_folder(project, stage, signer.sign(stage)) / weights_name(plan.steps))
+    weights, palette = load_weights(run_folder(project, stage, signer.sign(stage)) / weights_name(plan.steps), plan.shape)
     folder, part = project.models / model, project.models / f".{model}.part"
     shutil.rmtree(part, ignore_errors=True)
     store = RecordStore(project)

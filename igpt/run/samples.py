@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt.errors import UsageError
+from igpt.files import write_folder
 from igpt.project import Project
 from igpt.results.signature import Signer
 from igpt.run.bar import Bar
@@ -40,6 +41,17 @@ class Draw:
 
 
 def find_weights(model: str) -> tuple[ImageGPT, Palette]:
+    """As `_find_weights`; also raises UsageError where the name of a model is given and another model lies under it."""
+    from igpt.pretrained import named_shape
+    from igpt.weights.check import check_shape
+
+    found, palette = _find_weights(model)
+    if wanted := named_shape(model):
+        check_shape(model, found.shape, wanted)
+    return found, palette
+
+
+def _find_weights(model: str) -> tuple[ImageGPT, Palette]:
     """A model by its name or place, and the palette of its tokens; one of the tiny tier is trained when it has not been.
 
     Of our own recipes, what was published with the book comes before what was trained here. Raises UsageError for a
@@ -114,11 +126,12 @@ def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: st
 
 
 def export_weights(model: str, folder: Path, *, to: str, half: bool = False) -> str:
-    """Write weights in another make; what to say of it.
+    """Write weights in another make, the whole folder or none; what to say of it.
 
     half : ONNX's weights in float16; see `igpt.weights.onnx.write_onnx`
 
-    Raises UsageError when the folder is there already, or for ``half`` of another make than ONNX.
+    Raises UsageError when the folder is there already or another process writes it, or for ``half`` of another make than
+    ONNX; OSError with the folder's name when writing fails.
     """
     from igpt.weights.huggingface import write_huggingface
     from igpt.weights.own import save_weights
@@ -128,14 +141,15 @@ def export_weights(model: str, folder: Path, *, to: str, half: bool = False) -> 
     if folder.exists():
         raise UsageError(f"{folder} is there already: name a folder that is not")
     weights, palette = find_weights(model)
-    if to == "ours":
-        save_weights(folder, weights, palette)
-    elif to == "onnx":
-        from igpt.weights.onnx import write_onnx
+    with write_folder(folder) as part:
+        if to == "ours":
+            save_weights(part, weights, palette)
+        elif to == "onnx":
+            from igpt.weights.onnx import write_onnx
 
-        write_onnx(folder, weights, palette, half=half)
-    else:
-        write_huggingface(folder, weights, palette)
+            write_onnx(part, weights, palette, half=half)
+        else:
+            write_huggingface(part, weights, palette)
     return f"{model} as {to}: {folder}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from igpt.errors import UsageError
+from igpt.weights.check import check_weights
 from igpt.weights.own import load_tensors, save_tensors
 
 KEPT = 2  # the newest, and the one before in case it is damaged
@@ -69,21 +71,20 @@ def load_checkpoint(folder: Path, run: str, shapes: dict[str, torch.Size]) -> tu
 
     shapes : of the parameters, by their names in the state; each has two moments of its shape, and a step's number
     A damaged one is set aside for the one before, with a warning; what is noticed is one that is cut short or does not
-    hold what it should. Raises UsageError when all are damaged, and for one of another run.
+    hold what it should: these tensors in float32, all finite, and the progress of the step in its name. Raises UsageError
+    when all are damaged, and for one of another run.
     """
     found = checkpoints(folder)
     for path in reversed(found):
         try:
             tensors, metadata = load_tensors(path)
-            kept = json.loads(metadata["progress"])
-            progress = Progress(**{**kept, "losses": Losses(**kept["losses"])})
             if metadata["run"] != run:
                 raise OtherRun(f"{path} is of another recipe, seed or data: give another folder")
-            if {name: t.shape for name, t in tensors.items()} != _with_moments(shapes):
-                raise ValueError("it holds other tensors than this run has")
+            progress = _progress(metadata["progress"], step_of(path))
+            check_weights(tensors, _with_moments(shapes), path, dtypes=[torch.float32])
         except OtherRun:
             raise
-        except (UsageError, ValueError, KeyError, TypeError) as error:
+        except (UsageError, ValueError, KeyError, TypeError, AttributeError) as error:
             path.replace(path.with_suffix(".damaged"))
             says = str(error).splitlines()[0]
             warnings.warn(f"{path} is damaged ({says}): going on from the checkpoint before it", stacklevel=2)
@@ -102,6 +103,22 @@ def checkpoints(folder: Path) -> list[Path]:
 def step_of(path: Path) -> int:
     """The steps that a checkpoint is after."""
     return int(path.stem.rpartition("-")[2])
+
+
+def _progress(text: str, step: int) -> Progress:
+    """What `save_checkpoint` wrote after ``step`` steps. Raises ValueError, KeyError or TypeError for something else."""
+    kept = json.loads(text)
+    found = Progress(**{**kept, "losses": Losses(**kept["losses"])})
+    losses = found.losses
+    numbers = [*losses.train, *losses.validation, found.running, *found.window, *([] if found.lowest is None else [found.lowest])]
+    steps = [found.step, found.good, *losses.steps]
+    if not all(type(number) is int for number in steps) or not all(type(number) is float for number in numbers):
+        raise ValueError("its progress is not in numbers")
+    if found.step != step or not all(0 <= number <= step for number in steps) or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"its progress is not that of step {step}")
+    if not len(losses.steps) == len(losses.train) == len(losses.validation):
+        raise ValueError("its losses are not one a milestone")
+    return found
 
 
 def _with_moments(shapes: dict[str, torch.Size]) -> dict[str, torch.Size]:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from igpt.data.store import StorePart, TokenStore
 from igpt.errors import StageError, UsageError
-from igpt.files import remove_parts, try_lock, write_text
+from igpt.files import remove_parts, try_lock, write_folder, write_text
 from igpt.model import ImageGPT, draw_mask
 from igpt.palette import Palette
 from igpt.shape import ModelShape
@@ -41,7 +41,7 @@ WINDOW = 50  # steps whose mean loss is one line of the metrics
 DRAWN = 256  # images whose masks are drawn together when a loss is evaluated
 COMPILED = 64  # width from which a model is compiled, and takes half precision on a processor
 SHARDED = 2e9  # parameters, from which a model's state is too much for one card: iGPT-XL
-PARTS = (".checkpoint-*.part", ".metrics.jsonl.*.part", "weights-*/.*.part")  # what a killed run may leave of its files
+PARTS = (".checkpoint-*.part", ".metrics.jsonl.*.part", ".weights-*.part")  # what a killed run may leave of its files
 RISE = 1.0  # nats by which the mean loss of a window may stand above the lowest one before it
 
 
@@ -198,6 +198,8 @@ class _Run:
         progress, losses = self.progress, self.progress.losses
         if progress.step in self.recipe.milestone_steps and progress.step > losses.steps[-1]:
             validation = self._validate()  # which may take long, and be stopped
+            if not math.isfinite(validation):
+                self._give_up("the held-out loss is no number")
             losses.train.append(progress.running / (progress.step - losses.steps[-1]))
             losses.steps.append(progress.step)
             losses.validation.append(validation)
@@ -207,7 +209,10 @@ class _Run:
                 with torch.device("meta"):
                     whole = ImageGPT(self.recipe.shape)
                 whole.load_state_dict(weights, assign=True)
-                save_weights(self.folder / weights_name(progress.step), whole, self.palette)
+                place = self.folder / weights_name(progress.step)
+                shutil.rmtree(place, ignore_errors=True)  # of a run that was killed before its checkpoint knew of them
+                with write_folder(place) as part:
+                    save_weights(part, whole, self.palette)
             self._save()
 
     def _save(self) -> None:

@@ -23,6 +23,7 @@ from igpt.files import write_text
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
+from igpt.weights.check import check_weights, shapes_of
 from igpt.weights.own import load_tensors, save_tensors
 from igpt.weights.processor import write_processor
 
@@ -72,7 +73,8 @@ def read_huggingface(folder: Path) -> ImageGPT:
     model computes. Ignored are those that change nothing here: dropout, the order and precision of attention's products
     (all is computed in float32, whatever ``dtype`` says), what is returned or sampled, and what transformers does not know.
     Reads ``model.safetensors``, or ``pytorch_model.bin`` by PyTorch's restricted unpickler. Raises UsageError
-    for a missing or damaged file, other tensors than the configuration says, or biases that are not zero.
+    for a missing or damaged file, other tensors than the configuration says, tensors that are not of finite floats, or
+    biases that are not zero.
     """
     try:
         config = json.loads((folder / "config.json").read_bytes())
@@ -85,25 +87,24 @@ def read_huggingface(folder: Path) -> ImageGPT:
         raise UsageError(f"{folder / 'config.json'} does not describe an Image GPT ({error}): copy it again") from None
     _check_arithmetic(config, folder / "config.json")
     tensors = {name.removeprefix("transformer."): t for name, t in _read_tensors(folder).items()}
-    state = {}
-    for name, expected in model.state_dict().items():
-        tensor = _theirs(tensors, name, folder)
-        if tensor.shape != expected.shape:
-            raise UsageError(f"{folder} holds other tensors than its config.json says ({name}): copy both again")
-        state[name] = tensor.to(torch.float32).contiguous()
-    model.load_state_dict(state, assign=True)
+    found = {name: _theirs(tensors, name, folder) for name in model.state_dict()}
+    if unknown := sorted(set(tensors) - _known(shape)):
+        raise UsageError(f"{folder} holds other tensors than its model has ({unknown[0]} is unknown): copy it again")
+    check_weights(found, shapes_of(model), folder)
+    model.load_state_dict({name: t.to(torch.float32).contiguous() for name, t in found.items()}, assign=True)
     return model.eval()
 
 
 def write_huggingface(folder: Path, model: ImageGPT, palette: Palette | None = None) -> None:
     """Write a model, and its palette, as a folder that ``from_pretrained`` of transformers opens; ``config.json`` comes last.
 
-    Raises UsageError for a BERT model, which transformers has no class for.
+    Raises UsageError for a BERT model, which transformers has no class for, and for weights that are not finite.
     """
     shape = model.shape
     if shape.objective != "autoregressive":
         raise UsageError("transformers has no Image GPT with BERT's objective: export autoregressive weights")
     ours = model.state_dict()
+    check_weights(ours, shapes_of(model), f"the model for {folder}")
     theirs = {
         "transformer.wte.weight": torch.cat([ours["wte"], ours["sos"][None]]),
         "transformer.wpe.weight": ours["wpe"],
@@ -137,6 +138,15 @@ def write_huggingface(folder: Path, model: ImageGPT, palette: Palette | None = N
         "torch_dtype": "float32",
     }
     write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
+
+
+def _known(shape: ModelShape) -> set[str]:
+    """The names that tensors of such a model may have; older versions keep the causal mask beside the weights."""
+    blocks = [their_name for their_name, _ in _BLOCK.values()]
+    biases = [name.removesuffix("weight") + "bias" for name, turned in _BLOCK.values() if turned]
+    inner = [*blocks, *biases, "attn.bias", "attn.masked_bias"]
+    whole = {"wte.weight", "wpe.weight", "ln_f.weight", "lm_head.weight"}
+    return whole | {f"h.{layer}.{name}" for layer in range(shape.n_layer) for name in inner}
 
 
 def _theirs(tensors: dict[str, Tensor], name: str, folder: Path) -> Tensor:

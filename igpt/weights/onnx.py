@@ -27,6 +27,7 @@ from igpt.fast import GELU
 from igpt.files import write_atomically
 from igpt.model import ImageGPT
 from igpt.palette import Palette
+from igpt.weights.check import check_weights, shapes_of
 
 OPSET = 17
 WEIGHTS = "weights.bin"  # beside model.onnx: a protocol buffer ends at 2 GB, iGPT-L does not
@@ -39,11 +40,13 @@ def write_onnx(folder: Path, model: ImageGPT, palette: Palette, *, half: bool = 
     half : store weights in float16. A runtime computes in float32 all the same, on weights that are off by at most
     2^-11 of themselves: on a trained tiny-l logits then move by less than 0.02, where float32 agrees within 1e-3
 
-    Raises UsageError for a BERT model, which has no next token, and for weights that float16 cannot hold.
+    Raises UsageError for a BERT model, which has no next token, and for weights that are not finite or that float16
+    cannot hold.
     """
     shape = model.shape
     if shape.objective != "autoregressive":
         raise UsageError("BERT weights predict no next token and cannot be exported as a sampler: use autoregressive ones")
+    check_weights(model.state_dict(), shapes_of(model), f"the model for {folder}")
     with write_atomically(folder / WEIGHTS) as stream, torch.no_grad():
         content = _Graph(stream, half=half).build(model).SerializeToString()
     with write_atomically(folder / "model.onnx") as stream:

@@ -6,6 +6,7 @@ import json
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -15,6 +16,7 @@ from igpt.files import write_atomically, write_text
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
+from igpt.weights.check import check_shape, check_weights, shapes_of
 
 
 def released_palette() -> Palette:
@@ -24,34 +26,41 @@ def released_palette() -> Palette:
 
 
 def save_weights(folder: Path, model: ImageGPT, palette: Palette) -> None:
-    """Write a model and the palette of its tokens into ``folder``; ``config.json`` comes last."""
+    """Write a model and the palette of its tokens into ``folder``; ``config.json`` comes last.
+
+    Raises UsageError for weights that are not finite, which `load_weights` would refuse.
+    """
+    check_weights(model.state_dict(), shapes_of(model), f"the model for {folder}")
     palette.save(folder / "palette.npy")
     save_tensors(folder / "model.safetensors", model.state_dict())
     config = {**model.shape.as_dict(), "palette_sha256": palette.digest}
     write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
 
 
-def load_weights(folder: Path) -> tuple[ImageGPT, Palette]:
+def load_weights(folder: Path, shape: ModelShape | None = None) -> tuple[ImageGPT, Palette]:
     """The model, in evaluation mode on the CPU, and its palette.
 
-    Raises UsageError when the folder is not one of weights, or its three files do not belong together.
+    shape : what the model must have, as of the recipe that the folder is of; any when None
+    Raises UsageError when the folder is not one of weights, its three files do not belong together, a tensor is not of
+    finite floats, or the model has another shape.
     """
     try:
         config = json.loads((folder / "config.json").read_text())
         digest = config.pop("palette_sha256")
-        model = ImageGPT(ModelShape(**config))
+        with torch.device("meta"):
+            model = ImageGPT(ModelShape(**config))
     except FileNotFoundError:
         raise UsageError(f"{folder} holds no weights: config.json is missing") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise UsageError(f"{folder / 'config.json'} does not describe an Image GPT ({error}): copy it again") from None
+    if shape is not None:
+        check_shape(folder, model.shape, shape)
     palette = Palette.load(folder / "palette.npy")
     if palette.digest != digest or len(palette) != model.shape.n_vocab:
         raise UsageError(f"{folder / 'palette.npy'} is not the palette of these weights: copy both from one place")
     tensors, _ = load_tensors(folder / "model.safetensors")
-    expected = model.state_dict()
-    if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in expected.items()}:
-        raise UsageError(f"{folder / 'model.safetensors'} holds other tensors than config.json says: copy both again")
-    model.load_state_dict(tensors)
+    check_weights(tensors, shapes_of(model), folder / "model.safetensors")
+    model.to_empty(device="cpu").load_state_dict(tensors)
     return model.eval(), palette
 
 

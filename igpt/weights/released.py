@@ -16,20 +16,22 @@ from numpy.typing import NDArray
 
 from igpt.errors import UsageError
 from igpt.fetch import RemoteFile, fetch
+from igpt.shape import SIZES, ModelShape, Objective
 
 # Source: download.py of openai/image-gpt.
 ADDRESS = "https://openaipublic.blob.core.windows.net/image-gpt"
 LAST_STEP = 1_000_000
-POSITIONS = 1024
+POSITIONS, COLOURS = 1024, 512
 TOKENS = "imagenet_teX.npy"  # ImageNet's official validation images, which the released code calls test
 
 
 @dataclass(frozen=True)
 class Released:
-    """One released model: its name, and in how many shards its checkpoint lies."""
+    """One released model: its name, in how many shards its checkpoint lies, and the shape that the name promises."""
 
     name: str
     shards: int
+    shape: ModelShape
 
     @property
     def prefix(self) -> Path:
@@ -44,10 +46,11 @@ class Released:
         return [RemoteFile(name, (f"{ADDRESS}/checkpoints/{self.name}/{LAST_STEP}/{name}",), None, None) for name in names]
 
 
+OBJECTIVES: dict[str, Objective] = {"": "autoregressive", "-bert": "bert"}
 RELEASED = {
-    f"{size}{objective}": Released(f"{size}{objective}", shards)
+    f"{size}{ending}": Released(f"{size}{ending}", shards, ModelShape(*SIZES[size], COLOURS, POSITIONS, objective))
     for size, shards in (("igpt-s", 32), ("igpt-m", 32), ("igpt-l", 64))
-    for objective in ("", "-bert")
+    for ending, objective in OBJECTIVES.items()
 }
 
 
@@ -76,8 +79,15 @@ def released_tokens() -> tuple[Path, NDArray[np.integer]]:
     if not path.exists():
         _fetch([RemoteFile(TOKENS, (f"{ADDRESS}/datasets/{TOKENS}",), None, None)], path.parent, "the released tokens")
     tokens = read_tokens(path)
-    if tokens.shape[1] != POSITIONS:
-        raise UsageError(f"{path} has {tokens.shape[1]} tokens an image, the released ones have {POSITIONS}: get it again")
+    if tokens.shape[1] != POSITIONS or not len(tokens):
+        raise UsageError(
+            f"{path} has {len(tokens):,} images of {tokens.shape[1]} tokens, the released ones have {POSITIONS} tokens:"
+            " get it again"
+        )
+    if not 0 <= int(tokens.min()) <= int(tokens.max()) < COLOURS:
+        raise UsageError(
+            f"{path} has tokens from {tokens.min()} to {tokens.max()}, the released ones {COLOURS} colours: get it again"
+        )
     return path, tokens
 
 

@@ -7,21 +7,23 @@ One variable at a time is read, checked and put in its place, so memory holds th
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from crc32c import crc32c
 from numpy.typing import NDArray
-from torch import Tensor
 
 from igpt.errors import UsageError
 from igpt.model import ImageGPT
 from igpt.shape import ModelShape
+from igpt.weights.check import check_weights, shapes_of
 
 _MAGIC = 0xDB4775248B80FB57  # the last eight bytes of a LevelDB table
 _FLOAT32 = 1  # DT_FLOAT
@@ -62,22 +64,24 @@ def read_tensorflow(prefix: Path) -> ImageGPT:
 
     prefix : the path without ``.index``, such as ``igpt-s/model.ckpt-1000000``
     A class head (``model/clf/wclf``) and an optimiser's variables are left where they are: the released code
-    restores neither. Raises UsageError for a missing, cut or damaged file, or a checkpoint of another model.
+    restores neither. Raises UsageError for a missing, cut or damaged file, a checkpoint of another model, or numbers that
+    are not finite.
     """
     index = read_index(prefix)
     shape = _shape(index)
     places = _places(shape)
+    _check_names(index, places)
+    _check_shards(index, {index.variables[name].shard for name in places})
     with torch.device("meta"):
         model = ImageGPT(shape)
-    _check_names(index, places, model.state_dict())
-    _check_shards(index, {index.variables[name].shard for name in places})
     model.to_empty(device="cpu")
     state = model.state_dict()
     with torch.no_grad():
-        for name, (parameter, rows, transposed) in places.items():
+        for name, (parameter, rows, transposed, _) in places.items():
             target = state[parameter] if rows is None else state[parameter][rows]
             values = torch.from_numpy(_read(index, name)).reshape(target.T.shape if transposed else target.shape)
             target.copy_(values.T if transposed else values)
+    check_weights(state, shapes_of(model), prefix)
     return model.eval()
 
 
@@ -119,41 +123,46 @@ def _shape(index: Index) -> ModelShape:
         raise UsageError(f"{index.prefix} is not a checkpoint of Image GPT ({error}): give one of the released ones") from None
 
 
-_Place = tuple[str, slice | None, bool]  # our parameter, its rows, and whether the matrix lies the other way round
+class _Place(NamedTuple):
+    """Our parameter, its rows, whether the matrix lies the other way round, and the variable's shape."""
+
+    parameter: str
+    rows: slice | None
+    transposed: bool
+    shape: tuple[int, ...]
 
 
 def _places(shape: ModelShape) -> dict[str, _Place]:
     """Where each variable goes. q, k and v are stored (head, out, in) as ours; the other matrices (in, out)."""
-    places: dict[str, _Place] = {f"model/{name}": (name, None, False) for name in ("wte", "wpe", "wtet")}
-    places["model/ln_f/g"] = ("ln_f.g", None, False)
+    width, heads = shape.n_embd, (shape.n_head, shape.n_embd // shape.n_head, shape.n_embd)
+    rows = {"wte": shape.n_vocab, "wpe": shape.n_ctx, "wtet": shape.n_vocab}
+    places = {f"model/{name}": _Place(name, None, False, (number, width)) for name, number in rows.items()}
+    places["model/ln_f/g"] = _Place("ln_f.g", None, False, (width,))
     if shape.objective == "autoregressive":
-        places["model/sos"] = ("sos", None, False)
-    width = shape.n_embd
+        places["model/sos"] = _Place("sos", None, False, (width,))
     for layer in range(shape.n_layer):
         ours, theirs = f"blocks.{layer}", f"model/h{layer}"
         for norm in ("ln_1", "ln_2"):
-            places[f"{theirs}/{norm}/g"] = (f"{ours}.{norm}.g", None, False)
+            places[f"{theirs}/{norm}/g"] = _Place(f"{ours}.{norm}.g", None, False, (width,))
         for part, name in enumerate(("q_proj", "k_proj", "v_proj")):
-            rows = slice(part * width, (part + 1) * width)
-            places[f"{theirs}/attn/{name}"] = (f"{ours}.attn.qkv.weight", rows, False)
-        places[f"{theirs}/attn/c_proj"] = (f"{ours}.attn.c_proj.weight", None, True)
-        places[f"{theirs}/mlp/c_fc/w"] = (f"{ours}.c_fc.weight", None, True)
-        places[f"{theirs}/mlp/c_proj/w"] = (f"{ours}.c_proj.weight", None, True)
+            part_rows = slice(part * width, (part + 1) * width)
+            places[f"{theirs}/attn/{name}"] = _Place(f"{ours}.attn.qkv.weight", part_rows, False, heads)
+        places[f"{theirs}/attn/c_proj"] = _Place(f"{ours}.attn.c_proj.weight", None, True, heads)
+        places[f"{theirs}/mlp/c_fc/w"] = _Place(f"{ours}.c_fc.weight", None, True, (width, 4 * width))
+        places[f"{theirs}/mlp/c_proj/w"] = _Place(f"{ours}.c_proj.weight", None, True, (4 * width, width))
     return places
 
 
-def _check_names(index: Index, places: dict[str, _Place], state: dict[str, Tensor]) -> None:
+def _check_names(index: Index, places: dict[str, _Place]) -> None:
     """Refuse a checkpoint that lacks a variable, has one too many, or one of another shape or type."""
     found = index.variables
     trained = re.compile(r"model/(?!clf/).*(?<!/Adam)(?<!/Adam_1)")
     wrong = [f"{name} is missing" for name in places if name not in found]
     wrong += [f"{name} is unknown" for name in found if name not in places and trained.fullmatch(name)]
-    for name, (parameter, rows, _) in places.items():
+    for name, place in places.items():
         if name in found:
-            wanted = state[parameter] if rows is None else state[parameter][rows]
             variable = found[name]
-            numbers = int(np.prod(variable.shape, dtype=np.int64))
-            if numbers != wanted.numel() or variable.dtype != _FLOAT32 or variable.size != 4 * numbers:
+            if variable.shape != place.shape or variable.dtype != _FLOAT32 or variable.size != 4 * math.prod(place.shape):
                 wrong.append(f"{name} has shape {variable.shape} and type {variable.dtype}")
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""

@@ -84,6 +84,16 @@ def test_a_store_of_another_palette_or_size_is_refused(folder: Path, greys: Pale
     assert "holds images of 4 x 4, the model takes 8 x 8" in refusal(found.check_for, COLOURS, positions=64)
 
 
+def test_a_token_that_the_palette_lacks_is_refused_where_it_is_read(folder: Path) -> None:
+    write_shard(folder, 1, np.where(TOKENS[8:16] % 16 == 3, 16, TOKENS[8:16] % 16).astype(np.uint16))
+    for place in (0, 2):
+        write_shard(folder, place, TOKENS[8 * place : 8 * place + 8] % 16)
+    found = TokenStore(folder)
+    found.check_for(COLOURS, positions=16)
+    assert len(found[np.arange(8)]) == 8
+    assert "has the token 16, its palette only 16 colours: move it away" in refusal(found.__getitem__, np.arange(7, 10))
+
+
 def test_an_unfinished_store_and_no_store_are_told(tmp_path: Path, folder: Path) -> None:
     (folder / HEADER).unlink()
     for place in (folder, tmp_path / "none", shard_path(folder, 0)):

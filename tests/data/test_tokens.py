@@ -77,6 +77,16 @@ def test_a_finished_store_is_opened_and_not_made_again(home: Path, publish: Publ
     assert rate == 0 and final(found.folder) == before
 
 
+def test_a_finished_store_with_a_token_that_the_palette_lacks_is_refused(home: Path, publish: Publish) -> None:
+    publish_cifar10(publish, home)
+    folder = make_store(SMALL, COLOURS)[0].folder
+    shard = np.load(shard_path(folder, 1))
+    shard[3, 3] = len(COLOURS)
+    np.save(shard_path(folder, 1), shard)
+    found, _ = make_store(SMALL, COLOURS)
+    assert f"has the token {len(COLOURS)}" in refusal(found.__getitem__, np.arange(len(found)))
+
+
 def test_images_at_their_own_size_and_digits_are_tokenised_as_they_are(home: Path, publish: Publish, greys: Palette) -> None:
     publish_cifar10(publish, home, train=20, test=10)
     found, _ = make_store(Wanted("cifar10", "test", 32), COLOURS)

@@ -65,6 +65,85 @@ def test_a_run_that_was_stopped_continues_and_ends_the_same(
     np.testing.assert_array_equal(cut.order, whole.order)
 
 
+@pytest.mark.parametrize("damage", ["cut", "removed", "other dtype"])
+def test_a_continued_run_whose_file_is_damaged_starts_over(
+    model: ImageGPT, many: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(feature_store, "FLUSH", 1)
+    whole = store_features(tmp_path / "whole", model, many, layers=[1], key=KEY, batch=8)
+
+    def stop(done: int, total: int) -> None:
+        if done == 32:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store_features(tmp_path / "f", model, many, layers=[1], key=KEY, batch=8, report=stop)
+    path = tmp_path / "f" / "layer-001.npy"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:200])
+    elif damage == "removed":
+        path.unlink()
+    else:
+        np.save(path, np.load(path).astype(np.float32))
+    found = store_features(tmp_path / "f", model, many, layers=[1], key=KEY, batch=8)
+    np.testing.assert_array_equal(found.layer(1), whole.layer(1))
+
+
+def test_features_that_are_not_finite_are_never_kept(model: ImageGPT, many: np.ndarray, tmp_path: Path) -> None:
+    with torch.no_grad():
+        model.wpe[8, 0] = torch.nan
+    with pytest.raises(UsageError, match="the features of layer 0 are not finite: check the weights"):
+        store_features(tmp_path / "f", model, many, key=KEY)
+    with pytest.raises(UsageError, match="not a finished store"):
+        FeatureStore(tmp_path / "f")
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_stored_feature_that_is_not_finite_is_refused(model: ImageGPT, many: np.ndarray, tmp_path: Path, number: float) -> None:
+    store = store_features(tmp_path / "f", model, many, layers=[0, 1], key=KEY)
+    features = np.load(tmp_path / "f" / "layer-001.npy")
+    features[49, 15] = number
+    np.save(tmp_path / "f" / "layer-001.npy", features)
+    assert store.layer(0).shape == (50, 16)
+    with pytest.raises(UsageError, match=r"layer-001\.npy has features that are NaN or infinite: move its folder away"):
+        FeatureStore(tmp_path / "f").layer(1)
+    with pytest.raises(UsageError, match="NaN or infinite"):
+        store_features(tmp_path / "f", model, many, layers=[0, 1], key=KEY).every_layer()
+
+
+@pytest.mark.parametrize(
+    "features",
+    [np.zeros((50, 16), np.int64), np.zeros((50, 16)), np.zeros(50, np.float16), np.zeros((49, 16), np.float16)],
+    ids=["int64", "float64", "one axis", "fewer"],
+)  # fmt: skip
+def test_other_features_under_a_layers_name_are_refused(
+    model: ImageGPT, many: np.ndarray, tmp_path: Path, features: np.ndarray
+) -> None:
+    store = store_features(tmp_path / "f", model, many, layers=[1], key=KEY)
+    np.save(tmp_path / "f" / "layer-001.npy", features)
+    with pytest.raises(UsageError, match=r"layer-001\.npy (is damaged|has features of 49 images, not 50)"):
+        store.layer(1)
+
+
+@pytest.mark.parametrize("size", [0, 50, 128, 1000])
+def test_a_file_cut_short_is_refused(model: ImageGPT, many: np.ndarray, tmp_path: Path, size: int) -> None:
+    store = store_features(tmp_path / "f", model, many, layers=[1], key=KEY)
+    for name, read in (("layer-001.npy", lambda: store.layer(1)), ("order.npy", lambda: FeatureStore(tmp_path / "f"))):
+        path = tmp_path / "f" / name
+        path.write_bytes(path.read_bytes()[: min(size, path.stat().st_size - 1)])
+        with pytest.raises(UsageError, match=f"{name} is damaged") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("order", [np.zeros(50, np.int64), np.arange(1, 51), np.arange(50.0), np.arange(50)[None]])
+def test_an_order_that_is_none_is_refused(model: ImageGPT, many: np.ndarray, tmp_path: Path, order: np.ndarray) -> None:
+    store_features(tmp_path / "f", model, many, layers=[1], key=KEY)
+    np.save(tmp_path / "f" / "order.npy", order)
+    with pytest.raises(UsageError, match=r"order\.npy is damaged"):
+        FeatureStore(tmp_path / "f")
+
+
 def test_a_finished_store_is_not_computed_again(model: ImageGPT, many: np.ndarray, tmp_path: Path) -> None:
     store_features(tmp_path / "f", model, many, layers=[0], key=KEY)
     said: list[int] = []

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conftest import random_model, some_receipt
 from PIL import Image
 
 from igpt.errors import UsageError
+from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.project import Project
 from igpt.results.record import SCHEMA, Record, Value, write_record
@@ -17,21 +19,20 @@ from igpt.results.signature import Signer
 from igpt.run.folder import run_folder
 from igpt.run.publish import publish
 from igpt.run.samples import find_weights
+from igpt.shape import ModelShape
 from igpt.stage import Stage
 from igpt.train.loop import weights_name
 from igpt.train.recipes import recipe
 from igpt.weights.own import save_weights
 
 
-def test_a_model_that_was_trained_is_published_with_its_card_and_found_by_its_name(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("igpt.run.publish.SAMPLES", 3)
+def train(project: Project, shape: ModelShape) -> ImageGPT:
+    """A finished run folder of tiny-s with a random model of this shape."""
     plan, signer = recipe("tiny-s"), Signer(project.notebooks)
     stage = signer.canonical(Stage.of("pretrain", model="tiny-s", seed=0))
     folder = run_folder(project, stage, signer.sign(stage))
-    trained, greys = random_model(plan.shape), Palette(torch.linspace(-1, 1, 16)[:, None].numpy())
-    save_weights(folder / weights_name(plan.steps), trained, greys)
+    trained = random_model(shape)
+    save_weights(folder / weights_name(plan.steps), trained, greys(shape.n_vocab))
     record = Record(
         schema_version=SCHEMA,
         stage=stage.name,
@@ -43,6 +44,44 @@ def test_a_model_that_was_trained_is_published_with_its_card_and_found_by_its_na
         receipt=some_receipt(stage),
     )
     write_record(folder / "record.json", record)
+    return trained
+
+
+def greys(colours: int) -> Palette:
+    return Palette(torch.linspace(-1, 1, colours)[:, None].numpy())
+
+
+OTHERS = [{"n_layer": 3}, {"n_embd": 8}, {"n_head": 2}, {"n_vocab": 8}, {"n_ctx": 16}, {"objective": "bert"}]
+
+
+def test_another_model_in_a_recipes_run_folder_is_refused(project: Project) -> None:
+    train(project, replace(recipe("tiny-s").shape, n_layer=3))
+    for use in (publish, find_weights):
+        with pytest.raises(UsageError, match=r"the weights found as .* are of another model"):
+            use("tiny-s")
+    assert not (project.models / "tiny-s").exists()
+
+
+@pytest.mark.parametrize("change", OTHERS, ids=str)
+def test_another_model_published_under_a_recipes_name_is_refused(project: Project, change: dict[str, object]) -> None:
+    shape = replace(recipe("tiny-s").shape, **change)  # type: ignore[arg-type]
+    save_weights(project.models / "tiny-s", random_model(shape), greys(shape.n_vocab))
+    with pytest.raises(
+        UsageError, match=r"of another model \(.*\) than they should be \(2 blocks of width 16, 1 heads, 16 colours, 64 positions"
+    ):
+        find_weights("tiny-s")
+    save_weights(project.models / "tiny-s", random_model(recipe("tiny-s").shape), greys(16))
+    assert find_weights("tiny-s")[0].shape == recipe("tiny-s").shape
+
+
+def test_a_model_that_was_trained_is_published_with_its_card_and_found_by_its_name(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("igpt.run.publish.SAMPLES", 3)
+    plan, signer = recipe("tiny-s"), Signer(project.notebooks)
+    stage = signer.canonical(Stage.of("pretrain", model="tiny-s", seed=0))
+    folder = run_folder(project, stage, signer.sign(stage))
+    trained = train(project, plan.shape)
     assert publish("tiny-s").startswith("tiny-s, 0.0 MB: ")
     card = json.loads((project.models / "tiny-s" / "card.json").read_text())
     assert card["recipe"]["steps"] == plan.steps
@@ -59,7 +98,7 @@ def test_a_model_that_was_trained_is_published_with_its_card_and_found_by_its_na
     before = {path.name: path.read_bytes() for path in (project.models / "tiny-s").iterdir()}
     with torch.no_grad():
         trained.wtet.zero_()
-    save_weights(folder / weights_name(plan.steps), trained, greys)
+    save_weights(folder / weights_name(plan.steps), trained, greys(16))
     monkeypatch.setattr(Image.Image, "save", full)  # the disk is full when the sheet is written, which comes last
     with pytest.raises(OSError, match="No space left"):
         publish("tiny-s")

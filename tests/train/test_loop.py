@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from igpt.train import loop
 from igpt.train.checkpoint import Progress, checkpoints, step_of
 from igpt.train.loop import Machine, Metrics, Stopped, evaluate_loss, pretrain, schedule, weights_name
 from igpt.train.recipe import Recipe
-from igpt.weights.own import load_weights
+from igpt.weights.own import load_tensors, load_weights, save_tensors
 
 RECIPE = Recipe(
     name="test",
@@ -159,6 +160,64 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(tmp_path:
     assert run(cut, greys) == whole
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors["model.wte"].view(-1)[3:4].fill_(math.nan),
+        lambda tensors: tensors["adam.wpe.exp_avg_sq"].view(-1)[0:1].fill_(math.inf),
+        lambda tensors: tensors.update({"adam.wte.step": torch.tensor(48)}),
+        lambda tensors: tensors.update({"model.wte": tensors["model.wte"].double()}),
+        lambda tensors: tensors.update({"model.wte": tensors["model.wte"].half()}),
+        lambda tensors: tensors.update({"model.wpe": tensors["model.wpe"][:-1].clone()}),
+        lambda tensors: tensors.pop("model.sos"),
+    ],
+    ids=["NaN", "infinite moment", "int64 step", "float64", "float16", "shape", "missing"],
+)
+def test_a_checkpoint_of_nonsense_is_passed_over_for_the_one_before(
+    tmp_path: Path, greys: Palette, change: Callable[[dict[str, torch.Tensor]], object]
+) -> None:
+    whole = run(tmp_path, greys)
+    newest = checkpoints(tmp_path)[-1]
+    tensors, metadata = load_tensors(newest)
+    change(tensors)
+    save_tensors(newest, tensors, metadata)
+    with pytest.warns(UserWarning, match=r"checkpoint-0000048\.safetensors is damaged .* going on from the checkpoint before"):
+        assert run(tmp_path, greys) == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 47},
+        {"step": "48"},
+        {"good": 99},
+        {"running": math.nan},
+        {"window": ["1"]},
+        {"losses": {"steps": [0], "train": [1.0], "validation": []}},
+        {"losses": {"steps": [0], "train": [math.inf], "validation": [1.0]}},
+        {"losses": []},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_whose_progress_is_nonsense_is_passed_over(
+    tmp_path: Path, greys: Palette, change: dict[str, object]
+) -> None:
+    whole = run(tmp_path, greys)
+    newest = checkpoints(tmp_path)[-1]
+    tensors, metadata = load_tensors(newest)
+    metadata["progress"] = json.dumps({**json.loads(metadata["progress"]), **change})
+    save_tensors(newest, tensors, metadata)
+    with pytest.warns(UserWarning, match="going on from the checkpoint before"):
+        assert run(tmp_path, greys) == whole
+
+
+def test_a_held_out_loss_that_is_no_number_is_never_kept(tmp_path: Path, greys: Palette, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop._Run, "_validate", lambda self: math.nan)
+    with pytest.raises(StageError, match="the held-out loss is no number, at step 3"):
+        run(tmp_path, greys)
+    assert not list(tmp_path.glob("weights-*"))
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_checkpoint_with_a_byte_of_its_header_changed_never_crashes(tmp_path: Path, greys: Palette, seed: int) -> None:
     run(tmp_path, greys)
@@ -247,6 +306,21 @@ def test_a_stop_in_the_midst_of_a_milestone_loses_nothing(
             run(tmp_path / "cut", greys)
     assert [step_of(path) for path in checkpoints(tmp_path / "cut")] == [3]
     assert run(tmp_path / "cut", greys) == run(tmp_path / "whole", greys)
+
+
+def test_weights_under_a_milestones_name_are_whole(tmp_path: Path, greys: Palette, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+
+        def stopped(path: Path, text: str) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("igpt.weights.own.write_text", stopped)  # after the tensors, before config.json
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "cut", greys)
+    assert [path.name for path in (tmp_path / "cut").iterdir() if "weights" in path.name] == []
+    assert run(tmp_path / "cut", greys) == run(tmp_path / "whole", greys)
+    kept = [sorted(p.relative_to(tmp_path / name) for p in (tmp_path / name).glob("weights-*/*")) for name in ("cut", "whole")]
+    assert kept[0] == kept[1] and len(kept[0]) == 15
 
 
 def test_a_loss_is_the_same_however_many_images_go_through_at_once(tmp_path: Path, greys: Palette) -> None:

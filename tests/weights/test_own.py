@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,35 @@ def test_the_palette_of_other_weights_is_refused(folder: Path) -> None:
 def test_the_tensors_of_another_shape_are_refused(folder: Path, greys: Palette, tmp_path: Path) -> None:
     save_weights(tmp_path / "other", random_model(ModelShape(1, 16, 2, 8, 9)), greys)
     (tmp_path / "other" / "model.safetensors").replace(folder / "model.safetensors")
-    with pytest.raises(UsageError, match="holds other tensors than config.json says"):
+    with pytest.raises(UsageError, match="holds other tensors than its model has"):
         load_weights(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"n_head": 0}, {"n_layer": 0}, {"n_layer": -1}, {"n_layer": 2.0}, {"n_vocab": True}, {"n_embd": 2**62}, {"objective": "gpt"}],
+)  # fmt: skip
+def test_a_config_of_impossible_numbers_is_refused(folder: Path, change: dict[str, object]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UsageError, match=r"config\.json does not describe an Image GPT") as caught:
+        load_weights(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_in_half_precision_become_float32(folder: Path, model: ImageGPT, greys: Palette) -> None:
+    for halved in (model.half(), model.bfloat16()):
+        save_weights(folder, halved, greys)
+        loaded = load_weights(folder)[0].state_dict()
+        assert {t.dtype for t in loaded.values()} == {torch.float32}
+        assert all(torch.equal(loaded[name], t.float()) for name, t in halved.state_dict().items())
+
+
+def test_weights_of_another_shape_than_the_recipes_are_refused(folder: Path, model: ImageGPT) -> None:
+    assert load_weights(folder, model.shape)[0].shape == model.shape
+    for change in ({"n_layer": 3}, {"n_head": 4}, {"objective": "bert"}):
+        with pytest.raises(UsageError, match=f"the weights found as {folder} are of another model .* than they should be"):
+            load_weights(folder, replace(model.shape, **change))
 
 
 @pytest.mark.parametrize("config", ["", "[]", "{}", '{"n_layer": "two"}', "\x00"])

@@ -10,6 +10,7 @@ from igpt.errors import UsageError
 from igpt.model import ImageGPT as Model
 from igpt.weights.own import save_weights
 from igpt.weights.read import read_weights
+from igpt.weights.released import RELEASED, Released
 
 
 def test_a_folder_of_ours_gives_the_same_logits(model: Model, greys: Palette, tokens: torch.Tensor, tmp_path: Path) -> None:
@@ -24,7 +25,10 @@ def test_a_released_name_with_files_is_read(tmp_path: Path, monkeypatch: pytest.
     import shutil
 
     monkeypatch.setenv("IGPT_WEIGHTS", str(tmp_path))
-    shutil.copytree(Path(__file__).parent / "released_format" / "bert", tmp_path / "igpt-s-bert")
+    fixture = Path(__file__).parent / "released_format" / "bert"
+    shutil.copytree(fixture, tmp_path / "igpt-s-bert")
+    shape = read_weights(fixture / "model.ckpt-1000000").shape
+    monkeypatch.setitem(RELEASED, "igpt-s-bert", Released("igpt-s-bert", 4, shape))
     assert read_weights("igpt-s-bert").shape.objective == "bert"
 
 

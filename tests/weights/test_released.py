@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,12 +12,18 @@ import numpy as np
 import pytest
 import torch
 
+from igpt import ImageGPT, Palette
 from igpt.errors import UsageError
+from igpt.model import ImageGPT as Model
+from igpt.run.samples import find_weights
 from igpt.weights import released
+from igpt.weights.huggingface import write_huggingface
+from igpt.weights.own import save_weights
 from igpt.weights.read import read_weights
 from igpt.weights.released import RELEASED, Released, read_tokens, released_tokens
 from igpt.weights.tensorflow import read_tensorflow
 
+STEP = f"model.ckpt-{released.LAST_STEP}"
 FIXTURE = Path(__file__).parent / "released_format" / "autoregressive"
 
 
@@ -53,7 +60,7 @@ def checkpoint(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = site / "checkpoints" / "igpt-s" / str(released.LAST_STEP)
     shutil.copytree(FIXTURE, folder)
     shards = len(list(folder.glob("*.data-*")))
-    monkeypatch.setitem(RELEASED, "igpt-s", Released("igpt-s", shards))
+    monkeypatch.setitem(RELEASED, "igpt-s", Released("igpt-s", shards, read_tensorflow(folder / STEP).shape))
     return folder
 
 
@@ -66,6 +73,54 @@ def test_a_released_model_is_downloaded_once_and_read(checkpoint: Path) -> None:
     assert files == RELEASED["igpt-s"].shards + 1
     read_weights("igpt-s")
     assert len(Quiet.served) == files
+
+
+def test_the_names_promise_the_published_numbers_of_parameters() -> None:
+    counts = {name: model.shape.parameters for name, model in RELEASED.items()}
+    assert counts == {
+        "igpt-s": 76_571_648, "igpt-s-bert": 76_571_648 - 512,
+        "igpt-m": 455_157_760, "igpt-m-bert": 455_157_760 - 1024,
+        "igpt-l": 1_362_250_752, "igpt-l-bert": 1_362_250_752 - 1536,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_another_model_under_a_released_name_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IGPT_WEIGHTS", str(tmp_path))
+    shutil.copytree(FIXTURE.with_name("bert" if name.endswith("bert") else "autoregressive"), tmp_path / name)
+    for read in (read_weights, ImageGPT.from_pretrained, find_weights):
+        with pytest.raises(
+            UsageError, match=f"the weights found as {name} are of another model .* than they should be .* 512 colours"
+        ):
+            read(name)
+    assert read_weights(tmp_path / name / STEP).shape.n_layer < 4  # a path promises nothing
+
+
+def test_a_model_that_differs_in_heads_or_objective_alone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(FIXTURE, tmp_path / "igpt-s")
+    monkeypatch.setenv("IGPT_WEIGHTS", str(tmp_path))
+    shape = read_tensorflow(FIXTURE / STEP).shape
+    for wanted in (replace(shape, n_head=2), replace(shape, objective="bert")):
+        monkeypatch.setitem(RELEASED, "igpt-s", Released("igpt-s", 4, wanted))
+        with pytest.raises(UsageError, match="the weights found as igpt-s are of another model"):
+            read_weights("igpt-s")
+
+
+@pytest.mark.parametrize("name", ["igpt-s", "igpt-m-bert", "igpt-l-48", "igpt-xl", "laptop-l", "tiny-s"])
+@pytest.mark.parametrize("make", ["ours", "huggingface"])
+def test_another_model_in_a_folder_of_a_models_name_is_refused(
+    name: str, make: str, model: Model, greys: Palette, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if make == "ours":
+        save_weights(Path(name), model, greys)
+    else:
+        write_huggingface(Path(name), model)
+        greys.save(Path(name) / "palette.npy")
+    for read in (ImageGPT.from_pretrained, *([find_weights] if name.startswith("igpt") else [])):
+        with pytest.raises(UsageError, match=f"the weights found as {name} are of another model"):
+            read(name)
+    assert ImageGPT.from_pretrained(tmp_path / name).shape == model.shape
 
 
 def test_a_download_that_stopped_between_files_continues_there(checkpoint: Path) -> None:
@@ -114,8 +169,16 @@ def test_released_tokens_are_downloaded_once(site: Path) -> None:
         assert np.array_equal(released_tokens()[1], tokens)
     assert Quiet.served == [released.TOKENS]
     np.save(site.parent / "weights" / released.TOKENS, tokens[:, :4])
-    with pytest.raises(UsageError, match="has 4 tokens an image, the released ones have 1024"):
+    with pytest.raises(UsageError, match="has 3 images of 4 tokens, the released ones have 1024 tokens"):
         released_tokens()
+    np.save(site.parent / "weights" / released.TOKENS, tokens[:0])
+    with pytest.raises(UsageError, match="has 0 images of 1024 tokens"):
+        released_tokens()
+    for wrong in (512, -1):
+        tokens[1, 7] = wrong
+        np.save(site.parent / "weights" / released.TOKENS, tokens)
+        with pytest.raises(UsageError, match="has tokens from .*, the released ones 512 colours: get it again"):
+            released_tokens()
 
 
 @pytest.mark.parametrize(
