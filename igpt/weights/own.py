@@ -18,11 +18,17 @@ from igpt.palette import Palette
 from igpt.shape import ModelShape
 from igpt.weights.check import check_shape, check_weights, shapes_of
 
+# In the code, so that other colours are other code to a signature.
+RELEASED_COLOURS = "2e1993e1710ade487e719a6103ff3ec2da542856cd7dcc8ef4fd0b5e9aae927b"
+
 
 def released_palette() -> Palette:
-    """The 512 colours of the released weights, which this package carries."""
+    """The 512 colours of the released weights, which this package carries. Raises UsageError for other ones."""
     with as_file(files("igpt.weights") / "released_palette.npy") as path:
-        return Palette.load(path)
+        palette = Palette.load(path)
+    if palette.digest != RELEASED_COLOURS:
+        raise UsageError(f"the released palette in this package has the digest {palette.digest}: install the package again")
+    return palette
 
 
 def save_weights(folder: Path, model: ImageGPT, palette: Palette) -> None:

@@ -15,7 +15,7 @@ from igpt.errors import UsageError
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
-from igpt.weights.own import load_weights, save_weights
+from igpt.weights.own import load_weights, released_palette, save_weights
 
 
 @pytest.fixture
@@ -115,3 +115,13 @@ def test_a_damaged_tensor_file_never_crashes(data: st.DataObject) -> None:
             load_weights(folder)  # a flipped bit of a weight cannot be noticed
         except UsageError as error:
             assert str(folder) in str(error)
+
+
+def test_other_colours_in_place_of_the_released_ones_are_refused(
+    greys: Palette, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(released_palette()) == 512
+    greys.save(tmp_path / "released_palette.npy")
+    monkeypatch.setattr("igpt.weights.own.files", lambda package: tmp_path)
+    with pytest.raises(UsageError, match="has the digest .*: install the package again"):
+        released_palette()
