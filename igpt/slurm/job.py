@@ -22,6 +22,7 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
+import igpt
 from igpt.errors import StageError, UsageError
 from igpt.files import write_text
 from igpt.project import Project
@@ -48,6 +49,7 @@ class StageJob:
     home : the folder whose ``runs`` all nodes share
     token, index : where it stands in the ledger
     fruitless : time limits in a row that it has reached without a new checkpoint
+    code : the snapshot that it is to run
     """
 
     stage: Stage
@@ -60,6 +62,7 @@ class StageJob:
     gpus: int = 0
     nodes: int = 1
     fruitless: int = 0
+    code: Path | None = None  # of jobs that were submitted before there was such a field
 
     def __call__(self) -> str:
         """Carry the stage out; one line on it. Raises StageError with the reason when it fails."""
@@ -175,6 +178,7 @@ class _Session:
         """The stage, in a thread and under a mask that its kernel inherits: the signal to stop would kill that."""
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+            _check_code(self.job)
             planned = self._planned()
             self._wait_until_free()
             execute(planned, self.project, self.kernels, environment=self._environment())
@@ -243,7 +247,11 @@ class _Member:
         self.folder = run_folder(Project(job.home), job.stage, job.signature)
 
     def join(self) -> str:
-        """Wait for the first node's word, then run the group's other members. Raises StageError when they fail."""
+        """Wait for the first node's word, then run the group's other members.
+
+        Raises StageError when they fail, UsageError where the code is not what was submitted.
+        """
+        _check_code(self.job)
         address = self._meet()
         if address is None:
             return "the first node had nothing to share"
@@ -283,6 +291,16 @@ class _Member:
 
 class _Cancelled(StageError):
     """The stage was not begun, since something that it stands on is not there."""
+
+
+def _check_code(job: StageJob) -> None:
+    """Raise UsageError when the code at work is not the snapshot's: a Python that is told to ignore PYTHONPATH, say."""
+    here = Path(igpt.__file__).resolve().parents[1]
+    if job.code is not None and here != job.code.resolve():
+        raise UsageError(
+            f"{job.stage.name} was submitted with the code in {job.code} and this job would run that in {here}:"
+            " have the profile's python heed PYTHONPATH, and submit again if that folder is gone"
+        )
 
 
 def _spread(job: StageJob, address: str) -> dict[str, str]:

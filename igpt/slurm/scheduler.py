@@ -154,6 +154,7 @@ def _setup(profile: Profile, resources: Resources, root: Project) -> list[str]:
         "OMP_NUM_THREADS": str(resources.cpus),
         **profile.environment,
         "PYTHONPATH": str(root.root),
+        "PYTHONSAFEPATH": "1",  # or the working directory, a checkout that may have changed, would come before it
         "IGPT_ROOT": str(root.root),
     }
     return [*profile.setup, *(f"export {name}={shlex.quote(value)}" for name, value in exported.items())]

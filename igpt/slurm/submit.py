@@ -179,6 +179,7 @@ def stage_job(home: Project, array: Array, index: int, planned: PlannedStage, pr
         signal_seconds=profile.signal_seconds,
         gpus=array.gpus,
         nodes=array.nodes,
+        code=Path(array.snapshot),
     )
 
 
@@ -260,7 +261,7 @@ def _plan_of(code: Project, names: list[str]) -> Plan:
         " from igpt.run.targets import find_stages; project = Project.here();"
         " sys.stdout.buffer.write(pickle.dumps(plan_stages(project, find_stages(sys.argv[1:], None, project))))"
     )
-    environment = {**os.environ, "IGPT_ROOT": str(code.root), "PYTHONPATH": str(code.root)}
+    environment = {**os.environ, "IGPT_ROOT": str(code.root), "PYTHONPATH": str(code.root), "PYTHONSAFEPATH": "1"}
     done = subprocess.run([sys.executable, "-c", program, *names], env=environment, capture_output=True)
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]

@@ -71,13 +71,18 @@ def sessions(checkout: Checkout, name: str) -> int:
 
 
 def test_a_plan_runs_in_its_order_from_the_commit_that_was_submitted(cluster: Cluster, checkout: Checkout) -> None:
-    assert checkout.submit(PROBE).startswith("3 jobs submitted in 3 arrays")
+    assert Path.cwd() == checkout.root  # which Python would look into first
+    assert checkout.submit(PROBE, profile=checkout.profile(options={"hold": True})).startswith("3 jobs submitted in 3 arrays")
     commit = checkout.git("rev-parse", "HEAD").strip()
     again = checkout.submit(PROBE)
     assert again == "nothing to submit: 0 of 3 stages are finished, 3 are queued or running"
     palette = checkout.root / "notebooks" / "palette.ipynb"
     palette.write_text(palette.read_text().replace("pass", "raise RuntimeError('of another time')"))
-    checkout.wait_for(PROBE, "done", "failed", "cancelled")
+    break_code(checkout)
+    for array in checkout.ledger.arrays():
+        subprocess.run(["scontrol", "release", str(array.job)], check=True)
+    checkout.wait_for(PROBE, "done", "failed", "cancelled", "lost")
+    assert checkout.row(PROBE).state == "done", checkout.logs()
     checkout.git("checkout", "-q", ".")
     assert found(checkout, PROBE) == {"answer": total_of(8) + 0.5}
     record = read_record(checkout.folder(PROBE) / "record.json")
@@ -86,6 +91,12 @@ def test_a_plan_runs_in_its_order_from_the_commit_that_was_submitted(cluster: Cl
     assert (checkout.folder(PROBE) / "notebook.ipynb").exists()
     assert checkout.submit(PROBE) == "nothing to submit: 3 of 3 stages are finished"
     assert status_text([], every=False) == "3 jobs: 3 done; 0.00 GPU-hours used, 0.00 planned"
+
+
+def break_code(checkout: Checkout) -> None:
+    """Have whatever imports the checkout's code as it lies there fail."""
+    for path in checkout.root.glob("igpt/**/*.py"):
+        path.write_text("raise RuntimeError('code of another time')\n")
 
 
 def test_the_same_plan_here_and_on_the_cluster_gives_the_same_records(
@@ -231,6 +242,7 @@ def test_cancelled_jobs_are_resumed(cluster: Cluster, checkout: Checkout) -> Non
     assert cancel_targets([LONG]) == "1 jobs cancelled; `igpt resume` queues them again"
     row = checkout.wait_for(LONG, "cancelled", "lost", "stopped")
     assert row.state == "cancelled"
+    break_code(checkout)  # what is resumed is planned and run by the code that was submitted
     assert resume([LONG]).startswith("1 jobs submitted again")
     assert cancel_targets([]).startswith("1 jobs")
 
@@ -262,16 +274,23 @@ stage.write_record(values={name: {"value": float(os.environ.get(name, 0)), "unit
 """
 
 
-def test_setup_lines_come_first_and_a_container_goes_around_python(cluster: Cluster, checkout: Checkout) -> None:
+def test_setup_lines_come_first_and_python_may_be_a_container_but_not_one_with_other_code(cluster: Cluster, checkout: Checkout) -> None:
     box = checkout.root.with_name("box")  # as a container's runtime: its own surroundings, then the command in its place
     box.write_text('#!/bin/sh\nBOXED=$((SET_UP + 1)) exec "$@"\n')
     box.chmod(0o755)
     checkout.write("pretrain", BOXED)
     stage = "pretrain,model=tiny-s,seed=0"
+    checkout.submit("palette,seed=5", profile=checkout.profile(python=f"{sys.executable} -E"))
     checkout.submit(stage, profile=checkout.profile(python=f"{box} {sys.executable}", setup=["export SET_UP=1"]))
     row = checkout.wait_for(stage, "done", "failed", "lost", "cancelled")
     assert row.state == "done", (row, checkout.logs())
     assert found(checkout, stage) == {"SET_UP": 1, "BOXED": 2}
+    row = checkout.wait_for("palette,seed=5", "done", "failed", "lost", "cancelled")
+    snapshot = checkout.ledger.arrays()[0].snapshot
+    assert row.state == "failed"
+    assert row.why.startswith(
+        f"{row.name} was submitted with the code in {snapshot} and this job would run that in {checkout.root}: have the"
+    )
 
 
 TWO_NODES = """

@@ -20,6 +20,7 @@
 # setup
 export OMP_NUM_THREADS=1
 export PYTHONPATH=/code
+export PYTHONSAFEPATH=1
 export IGPT_ROOT=/code
 
 # command

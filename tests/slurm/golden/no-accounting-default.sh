@@ -21,6 +21,7 @@
 # setup
 export OMP_NUM_THREADS=8
 export PYTHONPATH=/code
+export PYTHONSAFEPATH=1
 export IGPT_ROOT=/code
 
 # command

@@ -22,6 +22,7 @@
 module load cuda
 export OMP_NUM_THREADS=16
 export PYTHONPATH=/code
+export PYTHONSAFEPATH=1
 export IGPT_ROOT=/code
 
 # command

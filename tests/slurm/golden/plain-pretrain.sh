@@ -23,6 +23,7 @@
 module load cuda
 export OMP_NUM_THREADS=64
 export PYTHONPATH=/code
+export PYTHONSAFEPATH=1
 export IGPT_ROOT=/code
 
 # command
