@@ -17,7 +17,7 @@ from igpt.errors import StageError, UsageError
 from igpt.files import try_lock, write_text
 from igpt.project import Project
 from igpt.results.plan import PlannedStage
-from igpt.results.record import Record
+from igpt.results.record import Record, read_record, write_record
 from igpt.run.folder import PLANNED, finished_record, kernel_log, part_notebook, run_folder
 
 # What kernels inherit. Two stages on two cores are faster with one thread each, and glibc told to keep its
@@ -55,7 +55,7 @@ class Kernels:
             """As the base class, and known to `Kernels`."""
 
             async def _async_start_kernel(self, **kw: object) -> None:
-                told = {**os.environ, **environment, PLANNED: "1"}
+                told = {**os.environ, **environment}
                 with log.open("wb") as stream:
                     await super()._async_start_kernel(**{**kw, "stderr": stream, "env": told})
                 with kernels._lock:
@@ -82,6 +82,8 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels, *, enviro
 
     environment : what its kernel is told beside this process's own: which devices, how many nodes
 
+    The record comes last, once the notebook has ended well and is kept: of a stage that failed there is none.
+
     Raises UsageError for what the notebook refused as the user's mistake, StageStopped for training that was asked to
     stop, StageError for a cell that raised, a kernel that died, or a notebook that ended without a valid record.
     """
@@ -92,11 +94,13 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels, *, enviro
     folder.mkdir(parents=True, exist_ok=True)
     log = kernel_log(folder, os.getpid())
     with try_lock(log, seconds=1) or nullcontext():  # by which others see that this run lives
-        return _carry_out(planned, project, folder, kernels.manager_class(log, environment or {}), log)
+        return _carry_out(planned, project, folder, kernels, environment or {}, log)
 
 
-def _carry_out(planned: PlannedStage, project: Project, folder: Path, manager: type[AsyncKernelManager], log: Path) -> Record:
-    """As `execute`, in the stage's folder, with a kernel manager that keeps what the kernel says in ``log``."""
+def _carry_out(
+    planned: PlannedStage, project: Project, folder: Path, kernels: Kernels, environment: Mapping[str, str], log: Path
+) -> Record:
+    """As `execute`, in the stage's folder; what the kernel says is kept in ``log``."""
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -108,13 +112,14 @@ def _carry_out(planned: PlannedStage, project: Project, folder: Path, manager: t
     os.environ.update({"IGPT_ROOT": str(project.root), **{k: os.environ.get(k, v) for k, v in ENVIRONMENT.items()}})
     # Sockets in a folder of their own, with a short path: a shared one mixes up kernels that start together.
     with tempfile.TemporaryDirectory(prefix="igpt") as sockets:
+        written = Path(sockets) / "record.json"
         try:
             papermill.execute_notebook(
                 project.notebooks / f"{planned.stage.notebook}.ipynb",
                 part,
                 parameters=planned.stage.parameters,
                 kernel_name="python3",
-                kernel_manager_class=manager,
+                kernel_manager_class=kernels.manager_class(log, {**environment, PLANNED: str(written)}),
                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}}),
                 cwd=str(folder),
                 progress_bar=False,
@@ -143,8 +148,8 @@ def _carry_out(planned: PlannedStage, project: Project, folder: Path, manager: t
             part.unlink(missing_ok=True)
             log.unlink(missing_ok=True)
             raise StageError(f"{name} failed: {error.strerror or error}; earlier results are as they were") from None
-    record = finished_record(project, planned.stage, planned.signature)
-    if record is None:
+        record = read_record(written)
+    if record is None or record.signature != planned.signature.digest:
         raise StageError(
             f"{name} ended without a record of its signature: the code changed while it ran, or its notebook"
             f" writes none{_keep(part, failed)}"
@@ -154,8 +159,11 @@ def _carry_out(planned: PlannedStage, project: Project, folder: Path, manager: t
         part.unlink()
         failed.unlink(missing_ok=True)
         log.unlink(missing_ok=True)
+        write_record(folder / "record.json", record)
     except OSError as error:
-        raise StageError(f"{name} is done, but its notebook could not be kept: {error.strerror or error}") from None
+        raise StageError(
+            f"{name} failed: its notebook or record could not be kept ({error.strerror or error}); run the same command again"
+        ) from None
     return record
 
 

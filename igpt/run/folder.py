@@ -20,7 +20,8 @@ from igpt.stage import Stage
 if TYPE_CHECKING:
     from filelock import AcquireReturnProxy
 
-# Set for the kernels that carry out a plan: their notebook never empties a finished folder, which others may be reading.
+# Set for the kernels that carry out a plan, to the file for their record, which counts once the notebook has ended well.
+# Their notebook never empties a finished folder, which others may be reading.
 PLANNED = "IGPT_PLANNED"
 
 STOP = "stop"  # a file in a stage's folder: its training is to write a checkpoint and end

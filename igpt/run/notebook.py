@@ -74,7 +74,7 @@ class OpenStage:
         *,
         peers: tuple[str, ...] = (),
     ) -> Record:
-        """Write the stage's record: the last thing a notebook does, and what makes it finished.
+        """Write the stage's record, which makes it finished; in a plan, only once its notebook has ended well.
 
         A line that is printed binds the executed notebook to the record: `igpt verify` looks for it.
 
@@ -103,7 +103,7 @@ class OpenStage:
             series=series or {},
             receipt=receipt,
         )
-        write_record(self.folder / "record.json", record)
+        write_record(Path(os.environ.get(PLANNED) or self.folder / "record.json"), record)
         print(shown_line(record))
         return record
 

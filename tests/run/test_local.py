@@ -97,6 +97,19 @@ def test_a_notebook_that_fails_says_so_and_hurts_no_other(
     assert not (folder_of(project, Stage.of("bad")) / "notebook.ipynb").exists()
 
 
+@pytest.mark.parametrize("cell", ["1 / 0", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
+def test_a_notebook_that_fails_after_its_record_has_not_finished(
+    project: Project, write_notebook: WriteNotebook, cell: str
+) -> None:
+    write_notebook("bad", PARAMETERS, WRITE.format(name="bad"), cell)
+    for _ in range(2):  # the second time there is still everything to do
+        with pytest.raises(StageError, match=r"bad,seed=0 failed: .*; the notebook so far is"):
+            run(project, Stage.of("bad"))
+    assert not (folder_of(project, Stage.of("bad")) / "record.json").exists()
+    write_notebook("bad", PARAMETERS, WRITE.format(name="bad"))
+    assert run(project, Stage.of("bad")) == 1
+
+
 def test_the_notebook_that_failed_is_kept_where_the_message_says(project: Project, write_notebook: WriteNotebook) -> None:
     write_notebook("bad", PARAMETERS, "print('so far')", "1 / 0")
     with pytest.raises(StageError) as caught:
