@@ -39,7 +39,7 @@ FRUITLESS = 2  # time limits in a row that a stage may reach without a new check
 LOOK = 0.2  # seconds between two looks
 HELD = 300.0  # seconds that a lost node's lock may outlive it
 SAID_EVERY = 30.0  # seconds between two words on a running job
-AFTERWARDS = 60.0  # seconds that the other nodes have to end once the record stands
+AFTERWARDS = 5.0  # seconds that the other nodes' processes have to end once the record stands
 
 
 @dataclass(frozen=True)
@@ -257,15 +257,14 @@ class _Member:
             return "the first node had nothing to share"
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})  # only the first node answers to it
         child = subprocess.Popen(
-            [sys.executable, "-m", "igpt.train.group", str(self.folder)], env={**os.environ, **_spread(self.job, address)}
+            [sys.executable, "-m", "igpt.train.group", str(self.folder)],
+            env={**os.environ, **_spread(self.job, address)},
+            process_group=0,  # to be ended with all that it started
         )
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        over = 0.0
-        while child.poll() is None:
-            time.sleep(1)
-            over += self._done()
-            if over > AFTERWARDS:
-                child.kill()
+        while child.poll() is None and not self._done():
+            time.sleep(LOOK)
+        _end(child)
         code = child.wait()
         if code and not self._done():
             raise StageError(
@@ -291,6 +290,15 @@ class _Member:
 
 class _Cancelled(StageError):
     """The stage was not begun, since something that it stands on is not there."""
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End a process and those that it started: they wait for a group that is no more."""
+    with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        os.killpg(child.pid, signal.SIGTERM)
+        child.wait(AFTERWARDS)
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def _check_code(job: StageJob) -> None:

@@ -62,6 +62,11 @@ def limited(running_cluster: Cluster, template: Path, tmp_path_factory: pytest.T
     return checkout
 
 
+def squeue() -> str:
+    """The whole queue, for a test that fails."""
+    return subprocess.run(["squeue", "-t", "all"], capture_output=True, text=True, timeout=60).stdout
+
+
 def sessions(checkout: Checkout, name: str) -> int:
     """How often a job has begun."""
     array, index = checkout.ledger.latest()[checkout.folder(name).name]
@@ -327,14 +332,15 @@ def test_a_training_on_two_nodes_finds_the_losses_of_one(cluster: Cluster, check
     assert checkout.wait(stage, lambda row: row.state in ("queued", "failed")).why == "preempted: queued again"
     row = checkout.wait_for(stage, "done", "failed", "lost", "cancelled")
     assert row.state == "done", (row, checkout.logs())
+    deadline = time.monotonic() + 45  # both nodes are free at once, not after a minute
+    while job in subprocess.check_output(["squeue", "-h", "-r", "-t", "RUNNING,COMPLETING", "-o", "%F"], text=True).split():
+        assert time.monotonic() < deadline, squeue()
+        time.sleep(0.5)
     values = found(checkout, stage)
     assert values["nodes"] == 2
     assert values["two"] == pytest.approx(values["one"], abs=1e-4)  # the sums over two nodes are of another order
     (out,) = checkout.ledger.folder.glob("*/*_1_log.out")
-    deadline = time.monotonic() + 90
-    while "Job completed successfully" not in out.read_text():  # of the second node's task
-        assert time.monotonic() < deadline, out.read_text()
-        time.sleep(0.5)
+    assert "Job completed successfully" in out.read_text()  # of the second node's task
     assert sessions(checkout, stage) == 2
 
 

@@ -1,0 +1,84 @@
+"""A job's parts that need no scheduler."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import ROOT
+
+from igpt.files import write_text
+from igpt.results.signature import Signature
+from igpt.run.folder import run_folder
+from igpt.slurm.job import MEETING, StageJob
+from igpt.slurm.ledger import Mark
+from igpt.stage import Stage
+
+if TYPE_CHECKING:
+    from slurm_checkout import Checkout
+
+pytest_plugins = ("slurm_checkout",)
+
+PATIENCE = 120  # seconds on a busy machine
+CALL = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb'))())"
+
+
+def a_job(checkout: Checkout, **settings: object) -> StageJob:
+    given = {"minutes": 30, "signal_seconds": 20, "nodes": 2, "code": ROOT, **settings}
+    return StageJob(Stage.of("palette", seed=0), Signature({}), checkout.root, "0a", 0, **given)  # type: ignore[arg-type]
+
+
+def start(job: StageJob, folder: Path, task: int) -> subprocess.Popen[str]:
+    """One of the job's tasks, as a node starts it."""
+    path = folder / "job.pickle"
+    path.write_bytes(pickle.dumps(job))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "SLURM_PROCID": str(task), "SLURM_JOB_ID": "7"}
+    return subprocess.Popen(
+        [sys.executable, "-c", CALL, str(path)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait(until: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_further_node_ends_with_all_its_processes_once_the_stage_is_done(checkout: Checkout, tmp_path: Path) -> None:
+    job = a_job(checkout)
+    write_text(run_folder(checkout.project, job.stage, job.signature) / MEETING, '{"session": "7 0", "address": "127.0.0.1:1"}')
+    member = start(job, tmp_path, task=1)
+    try:
+        wait(lambda: children(member.pid))  # it has joined the group, and waits for a training that never begins
+        (child,) = children(member.pid)
+        write_text(checkout.ledger.mark_path("0a", 0), Mark(state="done").model_dump_json())
+        out, error = member.communicate(timeout=30)  # it waited for a minute
+    finally:
+        member.kill()
+    assert (out, member.returncode) == ("the group has ended\n", 0), error
+    assert not Path(f"/proc/{child}").exists()
+
+
+@pytest.mark.parametrize("task", [0, 1])
+def test_a_job_refuses_code_other_than_its_snapshots(checkout: Checkout, tmp_path: Path, task: int) -> None:
+    done = start(a_job(checkout, code=checkout.root), tmp_path, task)
+    _, error = done.communicate(timeout=PATIENCE)
+    assert done.returncode != 0
+    assert error.splitlines()[-1] == (
+        f"igpt.errors.UsageError: palette,seed=0 was submitted with the code in {checkout.root} and this job would run that"
+        f" in {ROOT}: have the profile's python heed PYTHONPATH, and submit again if that folder is gone"
+    )
+    mark = checkout.ledger.mark("0a", 0)
+    assert (mark.state if mark else None) == ("failed" if task == 0 else None)
