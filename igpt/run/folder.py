@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from igpt.errors import UsageError
 from igpt.files import remove_parts, try_lock, write_text
 from igpt.project import Project
-from igpt.results.record import Record, usable_record
+from igpt.results.record import Record, read_record, usable_record
 from igpt.results.signature import Signature
 from igpt.stage import Stage
 
@@ -33,12 +34,26 @@ _HELD: dict[Path, AcquireReturnProxy[Any]] = {}  # locks of this process, so tha
 
 def run_folder(project: Project, stage: Stage, signature: Signature) -> Path:
     """Where a stage's artifacts lie: its name, and the start of its signature."""
-    return project.runs / f"{stage.name}-{signature.digest[:12]}"
+    return project.runs / _name(stage.name, signature.digest)
+
+
+def _name(stage: str, digest: str) -> str:
+    """A run folder's name."""
+    return f"{stage}-{digest[:12]}"
+
+
+def folder_record(folder: Path, *, read: Callable[[Path], Record | None] = read_record) -> Record | None:
+    """The record of a finished run folder: valid, and of the stage and signature that the folder has its name from.
+
+    None when there is no such record. Raises as ``read`` does: by default UsageError for a file that is not a record.
+    """
+    record = read(folder / "record.json")
+    return record if record is not None and folder.name == _name(record.stage, record.signature) else None
 
 
 def finished_record(project: Project, stage: Stage, signature: Signature) -> Record | None:
     """The record of a finished run folder; None when the stage has not ended there, or its record is damaged."""
-    record = usable_record(run_folder(project, stage, signature) / "record.json")
+    record = folder_record(run_folder(project, stage, signature), read=usable_record)
     return record if record is not None and record.signature == signature.digest else None
 
 

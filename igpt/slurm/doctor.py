@@ -79,9 +79,12 @@ def _folder(runs: Path) -> str:
 
 
 def _unread(project: Project) -> str:
-    """Whether the files about jobs can be read."""
-    count = sum(len(Ledger(home).arrays()) for home in homes(project))
-    return f"{count} arrays were submitted from here"
+    """Whether the files about jobs can be read, and the records that they left."""
+    ledgers = [Ledger(home) for home in homes(project)]
+    damaged = [path for ledger in ledgers for folder in ledger.latest() if (path := ledger.damaged(folder))]
+    if damaged:
+        raise UsageError(f"{damaged[0]} is no valid record of its stage, {len(damaged)} in all: `igpt resume` runs them again")
+    return f"{sum(len(ledger.arrays()) for ledger in ledgers)} arrays were submitted from here"
 
 
 def _answers() -> str:

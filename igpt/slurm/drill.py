@@ -70,7 +70,7 @@ def _kill(home: Project, plan: Plan, part: float) -> int:
         progress = read_progress(folder)
         if progress.get("total") and progress["done"] >= part * progress["total"]:
             break
-        if (folder / "record.json").exists():
+        if Ledger(home).finished(folder.name):
             raise StageError("the training ended before it could be killed: run the drill again")
         if time.monotonic() - asked > EVERY_QUEUE:
             asked = time.monotonic()
@@ -92,7 +92,7 @@ def _check(home: Project) -> list[Row]:
     """The jobs of a folder. Raises StageError when one of them will not end by itself."""
     found = rows(Ledger(home), [])
     for row in found:
-        if row.state in ("failed", "cancelled", "lost", "stopped"):
+        if row.state in ("failed", "cancelled", "lost", "stopped", "held"):
             raise StageError(f"{row.name} is {row.state} ({row.why}): its logs in {home.runs / '.jobs'} say more")
     return found
 

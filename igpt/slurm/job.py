@@ -131,7 +131,7 @@ class _Session:
             self.mark("stopped", str(error))
             return str(error)
         elif self.terminated:
-            self.mark("stopped", "ended by the scheduler; `igpt resume` continues it")
+            self.mark("stopped", "ended by the scheduler")
         else:
             self.mark("failed", str(error) if isinstance(error, StageError | UsageError) else f"{type(error).__name__}: {error}")
         raise error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from igpt.errors import UsageError
 from igpt.files import write_text
 from igpt.project import Project
+from igpt.run.folder import folder_record
+from igpt.slurm.profile import shared_homes
 
 State = Literal["running", "done", "failed", "stopped", "cancelled"]
 PATIENCE = 120.0  # seconds that one submission waits for another
@@ -98,8 +100,16 @@ class Ledger:
         return {listed.folder: (array, index) for array in self.arrays() for index, listed in enumerate(array.stages)}
 
     def finished(self, folder: str) -> bool:
-        """Whether the record of a stage stands, by the stage's folder."""
-        return (self.home.runs / folder / "record.json").exists()
+        """Whether a stage is done, by its folder: a valid record of its signature stands there."""
+        try:
+            return folder_record(self.home.runs / folder) is not None
+        except UsageError:
+            return False
+
+    def damaged(self, folder: str) -> Path | None:
+        """The file in the place of a stage's record that is no valid one of it; None when there is no such file."""
+        path = self.home.runs / folder / "record.json"
+        return path if path.exists() and not self.finished(folder) else None
 
     def write(self, array: Array) -> None:
         """Keep an array as it now is."""
@@ -123,6 +133,21 @@ class Ledger:
             return Mark.model_validate_json(self.mark_path(token, index).read_bytes())
         except (OSError, ValueError):
             return None
+
+    def keep_end(self, token: str, index: int, state: str) -> None:
+        """Keep how the scheduler says that a job has ended, since it forgets that after minutes."""
+        if self.end(token, index) != state:
+            write_text(self._end_path(token, index), state)
+
+    def end(self, token: str, index: int) -> str:
+        """How the scheduler once said that a job has ended, in its own word; empty when it was not seen."""
+        try:
+            return self._end_path(token, index).read_text()
+        except (OSError, ValueError):
+            return ""
+
+    def _end_path(self, token: str, index: int) -> Path:
+        return self.logs(token) / f"end-{index}"
 
     def log(self, array: Array, index: int, kind: Literal["out", "err"] = "err") -> Path | None:
         """A job's log, if it has written one."""
@@ -149,44 +174,99 @@ def arrays_of(jobs: Iterable[tuple[Array, int]]) -> list[Array]:
 
 
 def homes(project: Project) -> list[Project]:
-    """The folders that this checkout has submitted from: its own, and the shared ones."""
+    """The folders that jobs of this checkout may lie in: its own, the shared ones it submitted from, and its profiles'."""
+    found = {project.runs.resolve(): project}
+    for home in [*_remembered(project), *shared_homes(project)]:
+        with suppress(OSError):  # of a disk that is away, or of another user
+            if Ledger(home).folder.is_dir():
+                found.setdefault(home.runs.resolve(), home)
+    return list(found.values())
+
+
+def _remembered(project: Project) -> list[Project]:
+    """Shared folders that this checkout has submitted from."""
     path = project.runs / ".shared-folders"
-    return [project, *(Project(Path(line)) for line in (path.read_text().splitlines() if path.exists() else []))]
+    return [Project(Path(line)) for line in (path.read_text().splitlines() if path.exists() else [])]
 
 
 def remember_home(project: Project, home: Project) -> None:
-    """Have `igpt status` and the like find what is submitted from a shared folder."""
-    if home not in homes(project):
-        known = [str(each.root) for each in homes(project)[1:]]
-        write_text(project.runs / ".shared-folders", "".join(f"{root}\n" for root in [*known, home.root]))
+    """Have `igpt status` and the like find what is submitted from a shared folder, whatever becomes of the profile."""
+    known = _remembered(project)
+    if home not in [project, *known]:
+        write_text(project.runs / ".shared-folders", "".join(f"{each.root}\n" for each in [*known, home]))
 
 
 def scheduler_word(log: Path | None) -> str:
-    """Why the scheduler ended a job, from what it wrote into the job's log; empty when it says nothing.
+    """Why the scheduler ended a job, from what it wrote into the job's log; empty when it gives no reason.
 
     The only evidence where there is no accounting.
     """
-    if log is None:
-        return ""
-    with log.open("rb") as stream:
-        stream.seek(max(0, log.stat().st_size - 8000))
-        lines = stream.read().decode(errors="replace").splitlines()
-    said = [line for line in lines if re.match(r"(slurmstepd\S*|srun): error", line)]
+    lines = _last_lines(log)
+    said = [line for line in lines if _SCHEDULERS.match(line)]
     for word, why in _WORDS.items():
         if any(word.lower() in line.lower() for line in said):
             return why
     if any("No space left on device" in line for line in lines):  # so that the job could not say so itself
         return DISK_WAS_FULL
-    return said[-1].partition("error: ")[2].strip("* ") if said else ""
+    # Of the batch script; a step is cancelled for other reasons too. A requeued job's line has a reason.
+    ends = [line for line in said if re.search(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT", line)]
+    return BY_SCANCEL if ends and "DUE TO" not in ends[-1] else ""
 
 
+def last_word(log: Path | None) -> str:
+    """What a job's processes wrote last before they ended by themselves, else how srun says that they ended."""
+    lines = _last_lines(log)
+    ends = [found for line in lines if (found := _TASK.match(line)) and found[3] != "Terminated"]
+    if not ends or log is None:
+        own = _own_line(lines)
+        said = [line.partition("error: ")[2] for line in lines if _SCHEDULERS.match(line) and "***" not in line]
+        return own if _MISHAP.search(own) else said[-1] if said else ""
+    own = _own_line(_last_lines(_log_of_task(log, ends[-1][2]))) if ends[-1][3].startswith("Exited") else ""
+    return own or ends[-1][1]
+
+
+def member_word(log: Path | None) -> str:
+    """As `last_word`, where it was one of the further nodes that ended first by itself; empty otherwise."""
+    lines = _last_lines(log)
+    ends = [found for line in lines if (found := _TASK.match(line)) and found[3].startswith("Exited")]
+    if log is None or not ends or ends[0][2] == "0" or any("*** JOB" in line for line in lines):
+        return ""
+    return _own_line(_last_lines(_log_of_task(log, ends[0][2]))) or ends[0][1]
+
+
+def _log_of_task(log: Path, task: str) -> Path:
+    """The log of another of a job's tasks."""
+    return log.with_name(log.name.replace("_0_log", f"_{task}_log"))
+
+
+def _last_lines(log: Path | None) -> list[str]:
+    """The last lines of a log; none without it."""
+    if log is None or not log.exists():
+        return []
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - 8000))
+        return stream.read().decode(errors="replace").splitlines()
+
+
+def _own_line(lines: list[str]) -> str:
+    """The last line that says what the job itself met: neither of srun's, nor of submitit's, nor that it was ended."""
+    own = [line for line in lines if line.strip() and not re.match(r"srun: |submitit |slurmstepd.*\*\*\*", line)]
+    return re.sub(r"^slurmstepd\S*: error: ", "", own[-1]).strip() if own else ""
+
+
+MEMORY = "killed for memory: raise memory_gib in the profile"
+NODE = "its node was lost"
 DISK_WAS_FULL = "its disk was full: make room"
+BY_SCANCEL = "by scancel"
+_SCHEDULERS = re.compile(r"(slurmstepd\S*|srun): error: ")
+_TASK = re.compile(r"srun: error: (\S+: tasks? (\d+)\S*: (.+))")
+_MISHAP = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b|not found|No such file|denied|[Cc]annot")
 _WORDS = {
-    "exceeded job memory limit": "killed for memory: raise memory_gib in the profile",
-    "exceeded memory limit": "killed for memory: raise memory_gib in the profile",
-    "oom-kill": "killed for memory: raise memory_gib in the profile",
+    "exceeded job memory limit": MEMORY,
+    "exceeded memory limit": MEMORY,
+    "oom-kill": MEMORY,
     "DUE TO TIME LIMIT": "its time limit came",
     "DUE TO PREEMPTION": "preempted",
-    "DUE TO NODE FAILURE": "its node was lost",
-    "NODE FAIL": "its node was lost",
+    "DUE TO NODE FAILURE": NODE,
+    "NODE FAIL": NODE,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -106,6 +107,15 @@ def find_profile(project: Project, name: str) -> Profile:
         raise UsageError(
             f"there is no profile {name!r}{near_misses(name, known)}; write {path} after {folder / 'plain.yaml'}"
         ) from None
+
+
+def shared_homes(project: Project) -> list[Project]:
+    """The shared folders of the profiles in ``slurm/profiles``; a profile that is not valid has none."""
+    found = []
+    for path in sorted((project.root / "slurm" / "profiles").glob("*.yaml")):
+        with suppress(UsageError, OSError, RuntimeError):  # the last for a user's folder that is not there
+            found.append(read_profile(path.read_bytes(), path).home(project))
+    return found
 
 
 def read_profile(content: bytes, path: Path) -> Profile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -36,6 +37,20 @@ class Queued:
     def over(self) -> bool:
         """Whether it has ended for good."""
         return self.state in OVER
+
+    @property
+    def held(self) -> str:
+        """Why it will never begin by itself, and what lets it; empty when it will."""
+        reason = self.reason.replace("_", " ")  # newer schedulers write it so
+        if self.over or self.state == "RUNNING":
+            return ""
+        if reason == "DependencyNeverSatisfied":
+            return "what it waits for has failed: `igpt cancel` it, then `igpt resume`"
+        if reason == "JobHeldAdmin":
+            return f"held by an administrator: ask for `scontrol release {self.job}`"
+        if re.search("held|hold|special", f"{reason} {self.state}", re.IGNORECASE):
+            return f"held ({reason or self.state}): `scontrol release {self.job}` lets it go on"
+        return ""
 
 
 class Queue:

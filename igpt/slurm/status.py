@@ -11,6 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +23,21 @@ from igpt.results.record import usable_record, write_record
 from igpt.results.store import record_path
 from igpt.run.folder import read_progress, run_folder
 from igpt.run.local import publishable_stages
-from igpt.slurm.ledger import DISK_WAS_FULL, Array, Ledger, arrays_of, homes, scheduler_word
+from igpt.slurm.ledger import (
+    BY_SCANCEL,
+    DISK_WAS_FULL,
+    MEMORY,
+    NODE,
+    Array,
+    Ledger,
+    arrays_of,
+    homes,
+    last_word,
+    member_word,
+    scheduler_word,
+)
 from igpt.slurm.scheduler import Queue, Queued, cancel, look
-from igpt.slurm.targets import chosen
+from igpt.slurm.targets import Jobs, chosen, chosen_now
 from igpt.text import visible
 
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
@@ -36,6 +49,8 @@ REASONS = {  # the scheduler's most usual words, in others
     "JobArrayTaskLimit": "for others of its array",
     "ReqNodeNotAvail": "for a node",
 }
+ENDS = {"OUT_OF_MEMORY": MEMORY, "NODE_FAIL": NODE, "PREEMPTED": "preempted"}  # and how it says that a job has ended
+AGAIN = ": queued again"
 EVERY = 10.0  # seconds between two looks, for the scheduler's sake
 
 
@@ -57,7 +72,7 @@ class Row:
 
 def status_text(targets: list[str], *, every: bool) -> str:
     """A table of the jobs; the finished ones only counted unless ``every``."""
-    found = [row for home in homes(Project.here()) for row in rows(Ledger(home), targets)]
+    found = [row for ledger, jobs in chosen(_ledgers(), targets) for row in _rows(ledger, jobs)]
     if not found:
         return "no job was submitted from here: `igpt submit TARGETS --profile NAME` does"
     shown = [row for row in found if every or row.state != "done"]
@@ -72,7 +87,7 @@ def status_text(targets: list[str], *, every: bool) -> str:
 
 
 FULL = 2**20  # bytes that are as good as none
-STATES = ("done", "running", "queued", "stopped", "failed", "cancelled", "lost", "unknown")
+STATES = ("done", "running", "queued", "held", "stopped", "failed", "cancelled", "lost", "unknown")
 
 
 def watch_status(targets: list[str], *, every: bool) -> Iterator[str]:
@@ -87,15 +102,24 @@ def watch_status(targets: list[str], *, every: bool) -> Iterator[str]:
 
 def rows(ledger: Ledger, targets: list[str]) -> list[Row]:
     """One row a stage, by its last job; one question to the scheduler."""
-    latest = chosen(ledger, targets)
+    return [row for _, jobs in chosen([ledger], targets) for row in _rows(ledger, jobs)]
+
+
+def _rows(ledger: Ledger, jobs: Jobs) -> list[Row]:
+    """The same of jobs of one folder."""
     unfinished = arrays_of(
-        each for folder, each in latest.items() if not ledger.finished(folder) or _says(ledger, *each) == "running"
+        each for folder, each in jobs.items() if not ledger.finished(folder) or _says(ledger, *each) == "running"
     )
     try:
         queue: Queue | None = look(unfinished)
     except UsageError:
         queue = None  # the login node of another cluster, say: what the jobs wrote is still to be read
-    return [_row(ledger, array, index, queue) for array, index in latest.values()]
+    return [_row(ledger, array, index, queue) for array, index in jobs.values()]
+
+
+def _ledgers() -> list[Ledger]:
+    """Those of all folders that jobs of this checkout may lie in."""
+    return [Ledger(home) for home in homes(Project.here())]
 
 
 def _says(ledger: Ledger, array: Array, index: int) -> str:
@@ -109,6 +133,9 @@ def _row(ledger: Ledger, array: Array, index: int, queue: Queue | None) -> Row:
     listed = array.stages[index]
     folder = ledger.home.runs / listed.folder
     job = queue.find(array, index) if queue else None
+    if job is not None and job.over and job.state not in ("COMPLETED", "FAILED"):  # which say no more than the job itself
+        with suppress(OSError):  # of another user, or a full disk
+            ledger.keep_end(array.token, index, job.state)
     mark = ledger.mark(array.token, index)
     state, why = _state(ledger, array, index, job, known=queue is not None)
     progress = read_progress(folder)
@@ -133,30 +160,48 @@ def _row(ledger: Ledger, array: Array, index: int, queue: Queue | None) -> Row:
 def _state(ledger: Ledger, array: Array, index: int, job: Queued | None, *, known: bool) -> tuple[str, str]:
     """A job's state, one of `STATES`, and why it is so."""
     mark = ledger.mark(array.token, index)
-    if ledger.finished(array.stages[index].folder):
+    folder = array.stages[index].folder
+    if ledger.finished(folder):
         ending = job is not None and not job.over and mark is not None and mark.state == "running"
         return ("running", "its record stands") if ending else ("done", "")
     if job is not None and job.state in WAITING:
-        again = (mark is not None and mark.why) or ""
-        return "queued", again or f"waits {REASONS.get(job.reason, job.reason)}".strip()
+        if job.held:
+            return "held", job.held
+        if mark is not None and mark.state == "stopped":
+            return "queued", f"{mark.why.removesuffix(AGAIN)}{AGAIN}"
+        return "queued", f"waits {REASONS.get(job.reason, job.reason)}".strip()
     if job is not None and not job.over:
         return "running", f"session {mark.sessions}" if mark and mark.sessions > 1 else ""
+    if damaged := ledger.damaged(folder):
+        return "failed", f"{damaged} is no valid record of it; `igpt resume` sets it aside and runs it again"
     if mark is not None and mark.state in ("failed", "cancelled"):
         return mark.state, mark.why
+    if mark is not None and mark.state == "done":
+        return "lost", "its record is gone; `igpt resume` runs it again"
     if array.job is None:
         return "queued", "is being submitted"
-    if not known:
+    end = job.state if job is not None else ledger.end(array.token, index)
+    if not known and not end:
         return "unknown", "the scheduler does not answer"
-    said = scheduler_word(ledger.log(array, index))
+    return _ended(ledger, array, index, end)
+
+
+def _ended(ledger: Ledger, array: Array, index: int, end: str) -> tuple[str, str]:
+    """The same of a job that is over and has neither a record nor a last word of its own; ``end`` is the scheduler's word."""
+    mark = ledger.mark(array.token, index)
+    log = ledger.log(array, index)
+    said = scheduler_word(log)
     if not said and shutil.disk_usage(ledger.folder).free < FULL:  # where neither log nor mark could be written
         said = DISK_WAS_FULL
-    if job is not None and job.state == "CANCELLED" and not said.startswith("killed"):
-        return "cancelled", "by scancel"
-    if job is not None and job.state == "TIMEOUT":
+    if said == BY_SCANCEL or (end == "CANCELLED" and not said.startswith("killed")):
+        return "cancelled", BY_SCANCEL
+    if end == "TIMEOUT":
         return "lost", "its time limit came before it could stop; `igpt resume` continues it"
     if mark is not None and mark.state == "stopped" and not said:
-        return "stopped", mark.why
-    return "lost", f"{said or (job.state.lower() if job else 'it ended without a word')}; `igpt resume` continues it"
+        why = member_word(log)
+        return ("failed", why) if why else ("stopped", f"{mark.why}; `igpt resume` continues it")
+    why = said or ENDS.get(end) or last_word(log) or end.lower() or "it ended without a word"
+    return "lost", f"{why}; `igpt resume` continues it"
 
 
 def _cell(folder: Path) -> str:
@@ -186,13 +231,12 @@ def _clock(seconds: float) -> str:
 
 def log_lines(target: str, *, follow: bool) -> Iterator[str]:
     """What the jobs of a target wrote, and with ``follow`` what they write from now until they end."""
-    ledgers = [Ledger(home) for home in homes(Project.here())]
-    found = [(ledger, each) for ledger in ledgers for each in chosen(ledger, [target]).values()]
+    found = chosen(_ledgers(), [target])
     if not found:
         raise UsageError(f"nothing was submitted under {target!r}: `igpt status` lists what was")
     places: dict[Path, int] = {}
     while True:
-        for ledger, (array, index) in found:
+        for ledger, (array, index) in ((ledger, each) for ledger, jobs in found for each in jobs.values()):
             for path in (ledger.log(array, index, "out"), ledger.log(array, index)):
                 if path is not None:
                     yield from _news(path, array.stages[index].name, places)
@@ -200,14 +244,14 @@ def log_lines(target: str, *, follow: bool) -> Iterator[str]:
             if failed.exists() and failed not in places:
                 places[failed] = 0
                 yield f"== the notebook as far as it came: {failed}"
-        if not follow or not any(_at_work(ledger, target) for ledger in ledgers):
+        if not follow or not any(_at_work(row) for ledger, jobs in found for row in _rows(ledger, jobs)):
             return
         time.sleep(min(EVERY, 2.0))
 
 
-def _at_work(ledger: Ledger, target: str) -> bool:
-    """Whether any job of a target is queued or running."""
-    return any(row.state in ("queued", "running") for row in rows(ledger, [target]))
+def _at_work(row: Row) -> bool:
+    """Whether a job is queued or running."""
+    return row.state in ("queued", "running")
 
 
 def _news(path: Path, name: str, places: dict[Path, int]) -> Iterator[str]:
@@ -224,13 +268,14 @@ def _news(path: Path, name: str, places: dict[Path, int]) -> Iterator[str]:
 def cancel_targets(targets: list[str]) -> str:
     """Cancel the queued and running jobs of the targets; all when there are none. What to say of it."""
     count = 0
-    for home in homes(Project.here()):
-        ledger = Ledger(home)
+    for ledger, jobs in chosen(_ledgers(), targets):
         with ledger.alone():
-            latest = chosen(ledger, targets)
-            queue = look(arrays_of(latest.values()))
-            active = [job.job for each in latest.values() if (job := queue.active(*each))]
+            mine = chosen_now(ledger, jobs, targets).values()
+            queue = look(arrays_of(mine))
+            active = {job.job: each for each in mine if (job := queue.active(*each))}
             cancel(active)
+            for array, index in active.values():
+                ledger.keep_end(array.token, index, "CANCELLED")
             count += len(active)
     return (
         f"{count} jobs cancelled; `igpt resume` queues them again" if count else "nothing to cancel: no job is queued or running"

@@ -27,9 +27,9 @@ from igpt.slurm.batches import Batch, make_batches
 from igpt.slurm.job import StageJob
 from igpt.slurm.ledger import Array, Ledger, Listed, arrays_of, homes, remember_home
 from igpt.slurm.profile import Profile, find_profile
-from igpt.slurm.scheduler import Queue, look, require, submit
+from igpt.slurm.scheduler import Queue, Queued, look, require, submit
 from igpt.slurm.snapshot import check_clean, take_snapshot
-from igpt.slurm.targets import chosen
+from igpt.slurm.targets import Jobs, chosen, chosen_now
 from igpt.stage import Stage
 from igpt.train.cost import CARD
 from igpt.train.recipes import recipe
@@ -233,25 +233,34 @@ def disk_gib(stage: Stage) -> float:
 def resume(targets: list[str]) -> str:
     """Queue again what failed, was cancelled or is lost, with the code it was first submitted with; what to say of it."""
     project = Project.here()
-    said, count = [], 0
-    for home in homes(project):
-        ledger = Ledger(home)
+    said, waiting, count = [], [], 0
+    for ledger, jobs in chosen([Ledger(home) for home in homes(project)], targets):
         with ledger.alone():
-            lost = _lost(ledger, targets)
-            by_code: dict[tuple[str, str], list[str]] = {}
+            lost, held = _lost(ledger, chosen_now(ledger, jobs, targets))
+            waiting += held
+            by_code: dict[tuple[str, str], list[Listed]] = {}
             for array, index in lost:
-                by_code.setdefault((array.snapshot, array.profile), []).append(array.stages[index].name)
+                by_code.setdefault((array.snapshot, array.profile), []).append(array.stages[index])
             for (snapshot, name), stages in by_code.items():
                 code = Project(Path(snapshot))
                 if not code.root.is_dir():
-                    raise UsageError(f"the snapshot {code.root} is gone: submit {stages[0]} again instead")
-                plan = _plan_of(code, stages)
+                    raise UsageError(f"the snapshot {code.root} is gone: submit {stages[0].name} again instead")
+                plan = _plan_of(code, [stage.name for stage in stages])
                 profile = find_profile(project, name)
+                _set_aside(ledger, stages)
                 decided = prepare(name, profile, plan, ledger)
                 numbers = carry_out(decided, ledger, code)
                 count += sum(len(batch.stages) for batch in decided.batches)
                 said += numbers
-    return f"{count} jobs submitted again ({', '.join(said)})" if count else "nothing to resume: no job has failed or is lost"
+    done = f"{count} jobs submitted again ({', '.join(said)})" if count else "nothing to resume: no job has failed or is lost"
+    return "; ".join([done, *(f"{job.job} is {job.held}" for job in waiting)])
+
+
+def _set_aside(ledger: Ledger, stages: Sequence[Listed]) -> None:
+    """Make room for the records of stages where files stand that are no valid ones."""
+    for stage in stages:
+        if damaged := ledger.damaged(stage.folder):
+            damaged.replace(damaged.with_name(f"{damaged.name}.damaged"))
 
 
 def _plan_of(code: Project, names: list[str]) -> Plan:
@@ -270,10 +279,11 @@ def _plan_of(code: Project, names: list[str]) -> Plan:
     return plan
 
 
-def _lost(ledger: Ledger, targets: list[str]) -> list[tuple[Array, int]]:
-    """The last jobs of stages that have neither a record nor a job at work; all, or those that a target names."""
-    latest = chosen(ledger, targets)
-    arrays = arrays_of(latest.values())
+def _lost(ledger: Ledger, jobs: Jobs) -> tuple[list[tuple[Array, int]], list[Queued]]:
+    """Of the chosen stages' last jobs, those that have neither a record nor a job at work; and the held ones."""
+    arrays = arrays_of(jobs.values())
     queue = look(arrays)
     settle(ledger, arrays, queue)
-    return [each for folder, each in latest.items() if not ledger.finished(folder) and queue.active(*each) is None]
+    unfinished = [each for folder, each in jobs.items() if not ledger.finished(folder)]
+    active = [job for each in unfinished if (job := queue.active(*each))]
+    return [each for each in unfinished if queue.active(*each) is None], [job for job in active if job.held]

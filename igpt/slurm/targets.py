@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from igpt.errors import UsageError
 from igpt.experiments import experiments
 from igpt.project import Project
@@ -11,33 +13,48 @@ from igpt.run.targets import find_stages
 from igpt.slurm.ledger import Array, Ledger
 from igpt.stage import Stage
 
+Jobs = dict[str, tuple[Array, int]]  # the last job of each stage, by the stage's folder
 
-def chosen(ledger: Ledger, targets: list[str]) -> dict[str, tuple[Array, int]]:
-    """The last job of each stage by folder: all, or those that a target names (an experiment, a table, a stage, a job).
 
-    Raises UsageError for a target under which nothing was submitted.
+def chosen(ledgers: Sequence[Ledger], targets: list[str]) -> list[tuple[Ledger, Jobs]]:
+    """The last jobs of each shared folder that has some: all, or those that a target names.
+
+    A target is an experiment, a table, a stage or a job. Raises UsageError for one under which nothing was submitted
+    in any of the folders.
     """
-    latest = ledger.latest()
-    if not targets:
-        return latest
+    latest = [ledger.latest() for ledger in ledgers]
+    found: list[Jobs] = [{} for _ in ledgers] if targets else latest
+    for target in targets if any(latest) else []:
+        names = _names(target, latest)
+        mine = [{f: (array, i) for f, (array, i) in jobs.items() if names & _words(array, i)} for jobs in latest]
+        if not any(mine):
+            close = near_misses(target, [array.stages[index].name for jobs in latest for array, index in jobs.values()])
+            raise UsageError(f"nothing was submitted under {target!r}{close}; `igpt status` lists all")
+        for jobs, more in zip(found, mine, strict=True):
+            jobs |= more
+    return [(ledger, jobs) for ledger, jobs in zip(ledgers, found, strict=True) if jobs]
+
+
+def chosen_now(ledger: Ledger, jobs: Jobs, targets: list[str]) -> Jobs:
+    """What was chosen of one folder as it stands now that nobody else submits there."""
+    return {folder: each for folder, each in ledger.latest().items() if folder in jobs or not targets}
+
+
+def _words(array: Array, index: int) -> set[str | None]:
+    """What a job goes by: its stage, its notebook, its number and its array's."""
+    name = array.stages[index].name
+    return {name, name.partition(",")[0], array.job, array.job_of(index)}
+
+
+def _names(target: str, latest: list[Jobs]) -> set[str | None]:
+    """The words that a target stands for: itself where a job goes by it, else the stages of what it names."""
+    known = any(target in _words(array, index) for jobs in latest for array, index in jobs.values())
+    if known or target[:1].isdigit():
+        return {target}
     project = Project.here()
     signer = Signer(project.notebooks)
-    found: dict[str, tuple[Array, int]] = {}
-    for target in targets:
-        mine = {
-            folder: (array, index)
-            for folder, (array, index) in latest.items()
-            if target in (array.stages[index].name, array.stages[index].name.partition(",")[0], array.job, array.job_of(index))
-        }
-        if not mine and not target[:1].isdigit():
-            stages = [s for tier in _tiers() for s in _stages_of(target, tier, project)] or find_stages([target], None, project)
-            names = {signer.canonical(stage).name for stage in stages}
-            mine = {folder: each for folder, each in latest.items() if each[0].stages[each[1]].name in names}
-        found |= mine
-    if not found and latest:
-        close = near_misses(targets[0], [array.stages[index].name for array, index in latest.values()])
-        raise UsageError(f"nothing was submitted under {targets[0]!r}{close}; `igpt status` lists all")
-    return found
+    stages = [s for tier in _tiers() for s in _stages_of(target, tier, project)] or find_stages([target], None, project)
+    return {signer.canonical(stage).name for stage in stages}
 
 
 def _tiers() -> list[str]:

@@ -62,11 +62,6 @@ def limited(running_cluster: Cluster, template: Path, tmp_path_factory: pytest.T
     return checkout
 
 
-def squeue() -> str:
-    """The whole queue, for a test that fails."""
-    return subprocess.run(["squeue", "-t", "all"], capture_output=True, text=True, timeout=60).stdout
-
-
 def sessions(checkout: Checkout, name: str) -> int:
     """How often a job has begun."""
     array, index = checkout.ledger.latest()[checkout.folder(name).name]
@@ -81,11 +76,13 @@ def test_a_plan_runs_in_its_order_from_the_commit_that_was_submitted(cluster: Cl
     commit = checkout.git("rev-parse", "HEAD").strip()
     again = checkout.submit(PROBE)
     assert again == "nothing to submit: 0 of 3 stages are finished, 3 are queued or running"
+    row = checkout.row("palette")
+    assert (row.state, row.why) == ("held", f"held (JobHeldUser): `scontrol release {row.job}` lets it go on")
     palette = checkout.root / "notebooks" / "palette.ipynb"
     palette.write_text(palette.read_text().replace("pass", "raise RuntimeError('of another time')"))
     break_code(checkout)
     for array in checkout.ledger.arrays():
-        subprocess.run(["scontrol", "release", str(array.job)], check=True)
+        release(str(array.job))
     checkout.wait_for(PROBE, "done", "failed", "cancelled", "lost")
     assert checkout.row(PROBE).state == "done", checkout.logs()
     checkout.git("checkout", "-q", ".")
@@ -96,6 +93,18 @@ def test_a_plan_runs_in_its_order_from_the_commit_that_was_submitted(cluster: Cl
     assert (checkout.folder(PROBE) / "notebook.ipynb").exists()
     assert checkout.submit(PROBE) == "nothing to submit: 3 of 3 stages are finished"
     assert status_text([], every=False) == "3 jobs: 3 done; 0.00 GPU-hours used, 0.00 planned"
+    path = checkout.folder(PROBE) / "record.json"
+    path.write_text(path.read_text()[:100])
+    assert checkout.row(PROBE).state == "failed"
+    assert resume([]).startswith("1 jobs submitted again")
+    release(checkout.row(PROBE).job)
+    checkout.wait_for(PROBE, "done", "failed", "cancelled", "lost")
+    assert found(checkout, PROBE) == {"answer": total_of(8) + 0.5}
+
+
+def release(job: str) -> None:
+    """Let a job go on that was held."""
+    subprocess.run(["scontrol", "release", job], check=True)
 
 
 def break_code(checkout: Checkout) -> None:
@@ -190,7 +199,11 @@ def test_a_job_whose_node_is_lost_continues_on_another(cluster: Cluster, checkou
 def test_a_job_killed_without_warning_continues_from_its_checkpoint(cluster: Cluster, checkout: Checkout) -> None:
     checkout.submit(LONG)
     job = checkout.wait_for_step(LONG, 15).job
-    subprocess.run(["scontrol", "requeue", job], check=True)  # what preemption without a grace time does
+    subprocess.run(["scontrol", "requeuehold", job], check=True)  # what preemption without a grace time does, and a hold
+    row = checkout.wait_for(LONG, "held", "queued", "done", "lost")
+    assert row.why == f"held (job requeued in held state): `scontrol release {job}` lets it go on"
+    assert resume([LONG]) == f"nothing to resume: no job has failed or is lost; {job} is {row.why}"
+    release(job)
     checkout.wait_for(LONG, "done", "failed", "lost")
     assert found(checkout, LONG) == {"total": total_of(120)}
 
@@ -241,15 +254,28 @@ def test_a_disk_that_is_full_ends_a_job_in_a_sentence_and_with_room_it_goes_on(
     assert found(checkout, LONG) == {"total": total_of(120)}
 
 
-def test_cancelled_jobs_are_resumed(cluster: Cluster, checkout: Checkout) -> None:
+def test_cancelled_jobs_stay_so_and_are_resumed(
+    cluster: Cluster, checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = "palette,seed=7"
+    checkout.submit(waiting, profile=checkout.profile(options={"hold": True}))
     checkout.submit(LONG)
-    checkout.wait_for_step(LONG, 15)
-    assert cancel_targets([LONG]) == "1 jobs cancelled; `igpt resume` queues them again"
-    row = checkout.wait_for(LONG, "cancelled", "lost", "stopped")
-    assert row.state == "cancelled"
+    job = checkout.wait_for_step(LONG, 15).job
+    assert cancel_targets([waiting]) == "1 jobs cancelled; `igpt resume` queues them again"
+    subprocess.run(["scancel", job], check=True)
+    for name in (LONG, waiting):
+        row = checkout.wait_for(name, "cancelled", "lost", "stopped")
+        assert (row.state, row.why) == ("cancelled", "by scancel")
+    array, _ = checkout.ledger.latest()[checkout.folder(LONG).name]
+    (checkout.ledger.logs(array.token) / "end-0").unlink()  # as if nobody had looked: then its log says so
+    (tmp_path / "squeue").write_text("#!/bin/sh\n")  # which has forgotten all jobs, as after MinJobAge
+    (tmp_path / "squeue").chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path), prepend=":")
+        assert {checkout.row(name).state for name in (LONG, waiting)} == {"cancelled"}
     break_code(checkout)  # what is resumed is planned and run by the code that was submitted
     assert resume([LONG]).startswith("1 jobs submitted again")
-    assert cancel_targets([]).startswith("1 jobs")
+    assert cancel_targets([LONG]).startswith("1 jobs")
 
 
 def test_two_who_submit_at_once_submit_each_stage_once(cluster: Cluster, checkout: Checkout) -> None:
@@ -279,7 +305,9 @@ stage.write_record(values={name: {"value": float(os.environ.get(name, 0)), "unit
 """
 
 
-def test_setup_lines_come_first_and_python_may_be_a_container_but_not_one_with_other_code(cluster: Cluster, checkout: Checkout) -> None:
+def test_setup_lines_come_first_and_python_may_be_a_container_but_not_one_with_other_code(
+    cluster: Cluster, checkout: Checkout
+) -> None:
     box = checkout.root.with_name("box")  # as a container's runtime: its own surroundings, then the command in its place
     box.write_text('#!/bin/sh\nBOXED=$((SET_UP + 1)) exec "$@"\n')
     box.chmod(0o755)
@@ -321,6 +349,8 @@ stage.write_record(values={name: {"value": float(value), "unit": "none"} for nam
 
 
 def test_a_training_on_two_nodes_finds_the_losses_of_one(cluster: Cluster, checkout: Checkout) -> None:
+    from slurm_checkout import squeue
+
     checkout.write("pretrain", TWO_NODES)
     stage = "pretrain,model=tiny-s,seed=0"
     resources = {"cpus": 1, "memory_gib": 3, "minutes": 30}

@@ -181,7 +181,9 @@ def test_a_mark_that_is_damaged_is_no_word(tmp_path: Path) -> None:
         ),
         ("slurmstepd: error: *** STEP 5.0 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT ***", "its time limit came"),
         ("slurmstepd: error: *** STEP 5.0 ON n1 CANCELLED AT 2026 DUE TO NODE FAILURE ***", "its node was lost"),
-        ("srun: error: n1: task 0: Killed", "n1: task 0: Killed"),
+        ("slurmstepd-n1: error: *** JOB 5 ON n1 CANCELLED AT 2026-11-26T19:19:05 ***", "by scancel"),
+        ("slurmstepd-n1: error: *** STEP 5.0 ON n1 CANCELLED AT 2026-11-26T19:19:05 ***", ""),  # since another task failed
+        ("slurmstepd-n1: error: *** JOB 5 ON n1 CANCELLED AT 2026-11-26T19:19:05 DUE TO JOB REQUEUE ***", ""),
         ("python: error: exceeded memory limit", ""),
         ("OSError: [Errno 28] No space left on device", "its disk was full: make room"),
     ],
