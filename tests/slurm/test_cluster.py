@@ -357,6 +357,7 @@ def test_a_training_on_two_nodes_finds_the_losses_of_one(cluster: Cluster, check
     stages = {"default": resources, "pretrain": {**resources, "nodes": 2}}
     # Threads that wait without spinning: the two "nodes" and all others share the machine's two cores.
     checkout.submit(stage, profile=checkout.profile(stages=stages, environment={"OMP_WAIT_POLICY": "passive"}))
+    break_code(checkout)  # which no node's processes, workers of its group and sessions after the first look into
     job = checkout.wait_for_step(stage, 50).job
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
     assert checkout.wait(stage, lambda row: row.state in ("queued", "failed")).why == "preempted: queued again"
