@@ -74,11 +74,11 @@ def submit_targets(targets: list[str], tier: str | None, profile_name: str, *, d
     home = profile.home(project)
     ledger = Ledger(home)
     with ledger.alone():
+        remember_home(project, home)  # also when another clone has submitted all of it
         decided = prepare(profile_name, profile, plan, ledger)
         if not decided.batches:
             waiting = f", {len(decided.active)} are queued or running" if decided.active else ""
             return f"nothing to submit: {decided.fresh} of {len(plan)} stages are finished{waiting}"
-        remember_home(project, home)
         code_folder = take_snapshot(project, home, code)
         jobs = carry_out(decided, ledger, code_folder)
     count = sum(len(batch.stages) for batch in decided.batches)

@@ -31,7 +31,7 @@ NAME = "palette,seed=0"
 
 @dataclass
 class Answers:
-    """A scheduler's two commands: one that prints a file, one that keeps what it was asked."""
+    """A scheduler's commands: one that prints a file, one that keeps what it was asked, and no more."""
 
     folder: Path
 
@@ -48,7 +48,13 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answers:
     """A scheduler that knows of no job yet."""
     folder = tmp_path / "scheduler"
     folder.mkdir()
-    for name, does in (("squeue", f"cat {folder}/queue"), ("scancel", f'echo "$@" >> {folder}/cancelled')):
+    programs = {
+        "squeue": f"cat {folder}/queue",
+        "scancel": f'echo "$@" >> {folder}/cancelled',
+        "sbatch": "exit 1",
+        "srun": "exit 1",
+    }
+    for name, does in programs.items():
         (folder / name).write_text(f"#!/bin/sh\n{does}\n")
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
@@ -282,3 +288,15 @@ def test_another_clone_sees_the_jobs_of_the_shared_folder_of_its_profiles(
     share(type(checkout)(other), "again", tmp_path / "again")  # the same by another path counts once
     assert len(homes(Project(other))) == 2
     assert "1 jobs: " in status_text([NAME], every=False)
+
+
+def test_another_clone_sees_the_jobs_that_it_would_have_submitted(checkout: Checkout, answers: Answers, tmp_path: Path) -> None:
+    shared = Ledger(Project(tmp_path / "shared"))  # of a profile that lies outside of the checkout
+    (planned,) = plan_stages(checkout.project, [Stage.of("palette", seed=0)])
+    folder = run_folder(shared.home, planned.stage, planned.signature).name
+    array = submitted(shared)
+    shared.write(array.model_copy(update={"stages": (Listed(name=planned.stage.name, folder=folder, planned=0.5),)}))
+    answers.say(f"{array.title}|7|N/A|PENDING|Priority")
+    said = checkout.submit(NAME, profile=checkout.profile(shared_folder=str(shared.home.root)))
+    assert said == "nothing to submit: 0 of 1 stages are finished, 1 are queued or running"
+    assert status_text([], every=False).endswith("1 jobs: 1 queued; 0.00 GPU-hours used, 0.50 planned")
