@@ -5,7 +5,12 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-CODE = (".", ":!book/records")  # records are made by runs and change no code
+# What can change a result. All else may be new or changed: a cluster's profile, records, exported weights, a chapter.
+CODE = (
+    *("igpt", "notebooks", "pyproject.toml", "constraints.txt", "environment.yml", ":(glob)*.py"),
+    *("book/_live", "book/models", "package.json", "package-lock.json"),  # of the live panel's speed
+    ":(exclude,glob)**/.ipynb_checkpoints/**",
+)
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -23,12 +28,12 @@ def head(root: Path) -> str:
 
 
 def changes(root: Path) -> list[str]:
-    """What differs from the commit, records aside, a path each. Raises as `git` does."""
+    """What differs from the commit and can change a result, a path each. Raises as `git` does."""
     return [line[2:].strip() for line in git(root, "status", "--porcelain", "--", *CODE).splitlines()]
 
 
 def head_and_dirt(root: Path) -> tuple[str, bool]:
-    """The checkout's commit, and whether anything but records differs from it; unknown outside git."""
+    """The checkout's commit, and whether anything that can change a result differs from it; unknown outside git."""
     try:
         return head(root), bool(changes(root))
     except (OSError, subprocess.CalledProcessError):

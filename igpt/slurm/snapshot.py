@@ -65,7 +65,7 @@ def take_snapshot(project: Project, home: Project, name: str) -> Project:
         part.replace(folder)
     except subprocess.CalledProcessError as error:
         raise UsageError(
-            f"the snapshot of {name[:12]} could not be made ({error.stderr.strip()}): see to it and submit again"
+            f"the snapshot of {name[:12]} could not be made ({' '.join(error.stderr.split())}): see to it and submit again"
         ) from None
     except OSError as error:
         if not folder.exists():  # another submission made it meanwhile

@@ -63,10 +63,43 @@ def test_changes_are_refused_or_taken_along(checkout: Checkout) -> None:
     assert check_clean(checkout.project, dirty=True) != name
 
 
-def test_new_records_are_no_change(checkout: Checkout) -> None:
-    (checkout.root / "book" / "records").mkdir(parents=True)
-    (checkout.root / "book" / "records" / "new.json").write_text("{}")
-    check_clean(checkout.project, dirty=False)
+@pytest.mark.parametrize(
+    "path",
+    [
+        "book/records/new.json",
+        "slurm/profiles/mycluster.yaml",
+        "slurm/profiles/plain.yaml",
+        "graph/model.onnx",
+        "export/config.json",
+        "data/store/tokens.bin",
+        "photo.jpg",
+        "out.csv",
+        "book/chapters/mine.md",
+        "notebooks/.ipynb_checkpoints/pretrain-checkpoint.ipynb",
+        "igpt/.ipynb_checkpoints/model-checkpoint.py",
+        ".ipynb_checkpoints/x.py",
+        ".idea/workspace.xml",
+        "README.md",
+    ],
+)
+def test_what_changes_no_result_is_no_change(checkout: Checkout, path: str) -> None:
+    before = check_clean(checkout.project, dirty=False)
+    (checkout.root / path).parent.mkdir(parents=True, exist_ok=True)
+    (checkout.root / path).write_text("{}")
+    assert head_and_dirt(checkout.root) == (before, False)
+    assert check_clean(checkout.project, dirty=False) == before
+    assert check_clean(checkout.project, dirty=True) == before
+
+
+@pytest.mark.parametrize(
+    "path", ["igpt/new/part.py", "notebooks/mine.ipynb", "igpt/published.csv", "numpy.py", "pyproject.toml", "book/_live/x.js"]
+)
+def test_what_can_change_a_result_is_a_change(checkout: Checkout, path: str) -> None:
+    (checkout.root / path).parent.mkdir(parents=True, exist_ok=True)
+    (checkout.root / path).write_text("")
+    assert head_and_dirt(checkout.root)[1]
+    name = check_clean(checkout.project, dirty=True)
+    assert (take_snapshot(checkout.project, checkout.project, name).root / path).exists()
 
 
 def test_a_folder_without_git_is_refused(tmp_path: Path) -> None:
