@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +20,44 @@ from igpt.stage import Stage
 
 Word = Annotated[str, Field(pattern=r"^[^\s#'\"]+$")]  # what stands on an #SBATCH line as it is
 Line = Annotated[str, Field(pattern=r"^[^\r\n]*$")]
+INSTEAD = {  # options of sbatch that igpt sets, or that would hide from it what becomes of a job; and what to write instead
+    "account": "the setting account",
+    "partition": "the setting partition",
+    "qos": "the setting qos",
+    "constraint": "the setting constraint",
+    "signal": "the setting signal_seconds",
+    "time": "stages.NOTEBOOK.minutes",
+    "time-min": "stages.NOTEBOOK.minutes",
+    "nodes": "stages.NOTEBOOK.nodes",
+    "cpus-per-task": "stages.NOTEBOOK.cpus",
+    "cpus-per-gpu": "stages.NOTEBOOK.cpus",
+    "mem": "stages.NOTEBOOK.memory_gib",
+    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"), "stages.NOTEBOOK.gpus and gpu_type"),
+    "array": "the settings array_size and at_once",
+    **dict.fromkeys(("export", "export-file"), "the setting environment"),
+}
+NEVER = {  # and those that no setting stands for, with the reason
+    **dict.fromkeys(
+        (
+            "ntasks",
+            "ntasks-per-node",
+            "ntasks-per-core",
+            "ntasks-per-gpu",
+            "ntasks-per-socket",
+            "tasks-per-node",
+            "tres-per-task",
+        ),
+        "a job has one task on each of its nodes",
+    ),
+    **dict.fromkeys(("requeue", "no-requeue"), "a job that reaches its limit or is preempted is queued again to continue"),
+    **dict.fromkeys(("dependency", "job-name"), "igpt knows its jobs by these"),
+    **dict.fromkeys(("output", "error", "open-mode", "input"), "`igpt logs` reads what jobs write where igpt lets them"),
+    **dict.fromkeys(("chdir", "workdir", "wrap"), "igpt says what a job runs, and where"),
+    **dict.fromkeys(
+        ("clusters", "help", "parsable", "quiet", "test-only", "uid", "gid", "usage", "version", "wait"),
+        "igpt could not follow the jobs",
+    ),
+}
 
 
 class _Strict(BaseModel):
@@ -39,6 +80,16 @@ class Resources(_Strict):
     minutes: Annotated[int, Field(ge=1)] = 60
 
 
+def _ours(option: str) -> str:
+    """What to do instead of giving an option of sbatch that igpt sets; empty for others."""
+    names = sorted({**INSTEAD, **NEVER})
+    # Sbatch takes an option by any beginning of its name that is no other's.
+    name = option if option in names else next((name for name in names if name.startswith(option)), "")
+    if name in NEVER:
+        return f"cannot be set, since {NEVER[name]}: leave it out"
+    return f"is set by igpt: write {INSTEAD[name]} instead" if name else ""
+
+
 class Profile(_Strict):
     """One cluster, or this machine."""
 
@@ -57,7 +108,7 @@ class Profile(_Strict):
     setup: tuple[Line, ...] = ()  # shell lines before the work: modules, conda
     environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], Line] = {}
     shared_folder: str | None = None  # where all nodes write; the checkout itself when left out
-    options: dict[Annotated[str, Field(pattern=r"^[a-z][a-z-]*$")], str | int | bool] = {}  # further ones of sbatch
+    options: dict[Annotated[str, Field(pattern=r"^[a-z][a-z-]*$")], Line | int | bool] = {}  # further ones of sbatch
     stages: dict[str, Resources] = {"default": Resources()}  # by notebook
 
     @model_validator(mode="before")
@@ -76,6 +127,13 @@ class Profile(_Strict):
                 raise ValueError(f"stages.{notebook} asks for {wanted.nodes} nodes, which only srun can start")
             if 60 * wanted.minutes <= self.signal_seconds and self.scheduler == "slurm":
                 raise ValueError(f"stages.{notebook} has {wanted.minutes} minutes and needs more than signal_seconds")
+        for option, value in self.options.items():
+            if ours := _ours(option):
+                raise ValueError(f"options.{option} {ours}")
+            if option == "gres" and (self.gpus_by == "gres" or "gpu" in str(value)):
+                raise ValueError("options.gres is set by igpt: write stages.NOTEBOOK.gpus and gpus_by instead")
+            if value is False:
+                raise ValueError(f"options.{option} is false, which sbatch does not know: leave it out")
         if "default" not in self.stages:
             raise ValueError("stages has no entry 'default', for the notebooks that it does not name")
         return self
@@ -86,7 +144,7 @@ class Profile(_Strict):
 
     def home(self, project: Project) -> Project:
         """Where runs, jobs and snapshots lie: the shared folder, or the checkout."""
-        return Project(Path(self.shared_folder).expanduser().absolute()) if self.shared_folder else project
+        return Project(Path(self.shared_folder)) if self.shared_folder else project
 
     def gpu_options(self, gpus: int) -> dict[str, str]:
         """How GPUs are asked for here, as options of sbatch."""
@@ -96,44 +154,173 @@ class Profile(_Strict):
         return {"gres": f"gpu:{wanted}"} if self.gpus_by == "gres" else {"gpus-per-node": wanted}
 
 
+def profile_path(project: Project, name: str) -> Path:
+    """Where a profile lies that is given by its name in ``slurm/profiles``, or by its file."""
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        return Path(os.path.normpath(Path(name).absolute()))
+    return project.root / "slurm" / "profiles" / f"{name}.yaml"
+
+
+def known_as(project: Project, name: str) -> str:
+    """The name by which a profile is found again from any folder: its own in ``slurm/profiles``, or its file's whole path."""
+    path = profile_path(project, name)
+    return path.stem if path == profile_path(project, path.stem) else str(path)
+
+
 def find_profile(project: Project, name: str) -> Profile:
-    """A profile by its name in ``slurm/profiles``, or by its file. Raises UsageError for none, or one that is not valid."""
-    folder = project.root / "slurm" / "profiles"
-    path = Path(name) if name.endswith((".yaml", ".yml")) or "/" in name else folder / f"{name}.yaml"
+    """A profile by its name in ``slurm/profiles``, or by its file; its relative paths are from the checkout's folder.
+
+    Raises UsageError for none, one that is not valid, or one that does not fit this checkout and this machine.
+    """
+    path, folder = profile_path(project, name), project.root / "slurm" / "profiles"
     try:
-        return read_profile(path.read_bytes(), path)
+        profile = read_profile(path.read_bytes(), path)
     except FileNotFoundError:
         known = sorted(p.stem for p in folder.glob("*.yaml"))
         raise UsageError(
             f"there is no profile {name!r}{near_misses(name, known)}; write {path} after {folder / 'plain.yaml'}"
         ) from None
+    except OSError as error:
+        raise UsageError(f"the profile {path} cannot be read ({error.strerror}): give a file that can") from None
+    try:
+        return _here(profile, project)
+    except ValueError as error:
+        raise _not_valid(path, str(error)) from None
+
+
+def _here(profile: Profile, project: Project) -> Profile:
+    """A profile with whole paths. Raises ValueError for notebooks, variables or programs that are not there."""
+    known = sorted(path.stem for path in project.notebooks.glob("*.ipynb"))
+    for notebook in profile.stages:
+        if notebook != "default" and notebook not in known:
+            raise ValueError(f"stages.{notebook}: there is no such notebook{near_misses(notebook, ['default', *known])}")
+    environment = {
+        name: _whole(f"environment.{name}", value, project) if value and name in ("IGPT_DATA", "IGPT_WEIGHTS") else value
+        for name, value in profile.environment.items()
+    }
+    shared = _whole("shared_folder", profile.shared_folder, project) if profile.shared_folder else None
+    return profile.model_copy(update={"environment": environment, "shared_folder": shared, "python": _command(profile, project)})
+
+
+def _whole(setting: str, value: str, project: Project) -> str:
+    """A path that is one from everywhere: with the home folder, variables and the checkout's folder put in."""
+    found = os.path.expandvars(_from_home(value))
+    if "$" in found or found.startswith("~"):
+        raise ValueError(f"{setting} is {value}, and there is no such variable or user here: write the path out")
+    return os.path.normpath((project.root / found).absolute())
+
+
+def _from_home(path: str) -> str:
+    """A path with the home folder put in, if it names one that there is."""
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        return path
+
+
+def _command(profile: Profile, project: Project) -> str | None:
+    """What starts Python, its program by a whole path where it is one. Raises ValueError for a program that is not there.
+
+    A bare name that is not found here may be brought by ``setup``, and one with a variable in it is the job's to find.
+    """
+    if profile.python is None:
+        return None
+    before, program, rest = re.fullmatch(r"((?:\s*\w+=\S*\s)*\s*)(\S*)(.*)", profile.python).groups()  # type: ignore[union-attr]
+    if not program:
+        raise ValueError("python is empty: write the command that starts Python, or leave it out")
+    if re.search(r"[$`'\"\\]", program):
+        return profile.python
+    if "/" not in program:
+        if not shutil.which(program) and not profile.setup:
+            raise ValueError(f"python: there is no program {program} on PATH, and no setup line that could bring it")
+        return profile.python
+    path = (project.root / _from_home(program)).absolute()
+    if not (path.is_file() and os.access(path, os.X_OK)):
+        raise ValueError(f"python: {path} is not a program that is here")
+    return f"{before}{path}{rest}"
 
 
 def shared_homes(project: Project) -> list[Project]:
     """The shared folders of the profiles in ``slurm/profiles``; a profile that is not valid has none."""
     found = []
     for path in sorted((project.root / "slurm" / "profiles").glob("*.yaml")):
-        with suppress(UsageError, OSError, RuntimeError):  # the last for a user's folder that is not there
-            found.append(read_profile(path.read_bytes(), path).home(project))
+        with suppress(UsageError, OSError, ValueError):  # the last for a folder of a user or a variable that is not here
+            given = read_profile(path.read_bytes(), path).shared_folder
+            found.append(Project(Path(_whole("shared_folder", given, project))) if given else project)
     return found
 
 
 def read_profile(content: bytes, path: Path) -> Profile:
     """The profile in a file's content. Raises UsageError for anything else."""
     try:
+        node = yaml.compose(content, Loader=yaml.SafeLoader)
+        trap = next(_traps(node, "", set()), None) if node else None
         found = yaml.safe_load(content)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         said = re.sub(r"\s+", " ", str(error))
         raise UsageError(f"{path} is not YAML ({said}): mend it") from None
+    if trap:
+        raise _not_valid(path, trap)
     if not isinstance(found, dict):
         raise UsageError(f"{path} is no list of settings, one 'name: value' a line: see slurm/profiles/plain.yaml")
     try:
         return Profile.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "as a whole"
+        place = ".".join(str(part) for part in first["loc"])
         why = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             known = list(Resources.model_fields if first["loc"][0] == "stages" else Profile.model_fields)
             why = f"there is no such setting{near_misses(str(first['loc'][-1]), known)}"
-        raise UsageError(f"{path} is not a valid profile ({place}: {why}): mend that line") from None
+        elif place.endswith(".minutes") and isinstance(first["input"], str):
+            why = _in_minutes(first["input"])
+        raise _not_valid(path, f"{place}: {why}" if place else why) from None
+
+
+def _not_valid(path: Path, why: str) -> UsageError:
+    """What is said of a profile that is not one, in one line whatever stands in it."""
+    return UsageError(f"{path} is not a valid profile ({' '.join(why.split())}): mend that line")
+
+
+PLAIN = {  # what YAML 1.1 takes for something else than it looks like is none of these; by the type that it takes it for
+    "int": (re.compile(r"[-+]?(0|[1-9][0-9]*)"), "another number"),
+    "float": (re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"), "another number"),
+    "bool": (re.compile(r"true|false", re.IGNORECASE), "true or false"),
+    "null": (re.compile(r"(null)?", re.IGNORECASE), "nothing"),
+    "timestamp": (re.compile(r"(?!)"), "a date"),
+}
+
+
+def _traps(node: yaml.Node, place: str, seen: set[int]) -> Iterator[str]:
+    """What YAML would silently read otherwise than it is written: 24:00:00, 0600, on, a date, a name that comes twice."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        names = set()
+        for key, value in node.value:
+            yield from _traps(key, place, seen)
+            name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
+            inner = f"{place}.{name}".removeprefix(".")
+            if name in names:
+                yield f"{inner} comes twice, of which only the last would count"
+            names.add(name)
+            yield from _traps(value, inner, seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _traps(value, place, seen)
+    elif isinstance(node, yaml.ScalarNode) and node.style is None:
+        pattern, kind = PLAIN.get(node.tag.rpartition(":")[2], (None, ""))
+        if pattern and not pattern.fullmatch(node.value):
+            if place.endswith("minutes"):
+                yield f"{place}: {_in_minutes(node.value)}"
+            else:
+                yield f"{place or 'a name'}: YAML reads {node.value} as {kind}: write that out, or put it in quotes"
+
+
+def _in_minutes(given: str) -> str:
+    """What a time limit is to be written as."""
+    parts = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", given)
+    days, hours, minutes, seconds = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0, 0)
+    number = 1440 * days + 60 * hours + minutes + (seconds > 0)
+    return f"it is {given} and takes a whole number of minutes" + (f": write {number}" if number else ", as 480")

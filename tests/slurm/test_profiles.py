@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from igpt.errors import UsageError
 from igpt.project import Project
 from igpt.slurm.ledger import Array
-from igpt.slurm.profile import Profile, find_profile, read_profile
+from igpt.slurm.profile import Profile, find_profile, known_as, read_profile
 from igpt.slurm.scheduler import job_parameters, python_command
 from igpt.stage import Stage
 
@@ -92,6 +92,40 @@ def test_no_golden_file_is_left_over() -> None:
         ("a: [", "is not YAML"),
         ("", "is no list of settings"),
         ("\x00", "is not YAML"),
+        ('environment: {"a\\nb": c}', "environment.a b"),
+        ("stages: {default: {minutes: 24:00:00}}", r"stages.default.minutes: it is 24:00:00 and takes .* minutes: write 1440\)"),
+        ("stages: {default: {minutes: '1-12:00:30'}}", "stages.default.minutes: it is 1-12:00:30 and .* minutes: write 2161"),
+        (
+            "stages: {default: {minutes: 24:00}}",
+            "stages.default.minutes: it is 24:00 and takes a whole number of minutes, as 480",
+        ),
+        ("stages: {default: {minutes: 0600}}", "stages.default.minutes: it is 0600 and takes a whole number of minutes, as 480"),
+        ("stages: {default: {minutes: 60.5}}", "stages.default.minutes: Input should be a valid integer"),
+        ("stages: {default: {cpus: 010}}", "stages.default.cpus: YAML reads 010 as another number"),
+        ("stages: {default: {cpus: 0x10}}", "stages.default.cpus: YAML reads 0x10 as another number"),
+        ("stages: {default: {memory_gib: 1_0}}", "stages.default.memory_gib: YAML reads 1_0 as another number"),
+        ("array_size: 1:30", "array_size: YAML reads 1:30 as another number"),
+        ("srun: off", "srun: YAML reads off as true or false: write that out, or put it in quotes"),
+        ("environment: {FLAG: no}", "environment.FLAG: YAML reads no as true or false"),
+        ("environment: {ON: text}", "environment: YAML reads ON as true or false"),
+        ("account: 2026-11-26", "account: YAML reads 2026-11-26 as a date"),
+        ("shared_folder: ~", "shared_folder: YAML reads ~ as nothing"),
+        ("options: {begin: 10:00}", "options.begin: YAML reads 10:00 as another number"),
+        ("partition: a\npartition: b", "partition comes twice, of which only the last would count"),
+        ("stages: {default: {gpus: 1, cpus: 2, gpus: 2}}", "stages.default.gpus comes twice"),
+        ("stages: {default: {}, default: {cpus: 2}}", "stages.default comes twice"),
+        ("setup: [on]", "setup: YAML reads on as true or false"),
+        (
+            "options: {array: 1-3}",
+            "options.array is set by igpt: write the settings array_size and at_once instead",
+        ),
+        ("options: {time: '10'}", "options.time is set by igpt: write stages.NOTEBOOK.minutes"),
+        ("options: {depend: 'afterok:1'}", "options.depend cannot be set, since igpt knows its jobs by these: leave it out"),
+        ("options: {a: 1-3}", "options.a is set by igpt: write the setting account"),
+        ("options: {no-requeue: true}", "options.no-requeue cannot be set, since a job that reaches its limit"),
+        ("options: {gres: 'gpu:2'}", "options.gres is set by igpt: write stages.NOTEBOOK.gpus"),
+        ("options: {exclusive: false}", "options.exclusive is false, which sbatch does not know: leave it out"),
+        ('options: {comment: "a\\n#SBATCH --uid=0"}', "options.comment"),
     ],
 )
 def test_what_is_no_profile_is_refused_in_a_sentence(content: str, message: str) -> None:
@@ -99,6 +133,112 @@ def test_what_is_no_profile_is_refused_in_a_sentence(content: str, message: str)
         read_profile(content.encode(), Path("mine.yaml"))
     assert str(caught.value).startswith("mine.yaml ")
     assert "\n" not in str(caught.value)
+
+
+def test_options_that_only_place_a_job_are_taken() -> None:
+    content = (
+        "{hold: true, begin: now+1hour, mail-type: END, mail-user: me, reservation: mine, exclusive: true, nice: 100, nodelist: n1,"
+        " mem-per-cpu: 4G, comment: a b, gres: 'craynetwork:0', exclude: n2, licenses: a, prefer: a100, wait-all-nodes: 1}"
+    )
+    profile = read_profile(f"options: {content}".encode(), Path("mine.yaml"))
+    assert len(profile.options) == 15
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("stages: {default: {}, pretrian: {}}", r"stages.pretrian: there is no such notebook; did you mean pretrain"),
+        ("stages: {defualt: {}, default: {}}", r"stages.defualt: there is no such notebook; did you mean default\?"),
+        ("python: /nowhere/bin/python", "python: /nowhere/bin/python is not a program that is here"),
+        ("python: nowhere/bin/python -s", "python: .*/nowhere/bin/python is not a program that is here"),
+        ("python: /", "python: / is not a program that is here"),
+        ("python: no-such-python", "python: there is no program no-such-python on PATH, and no setup line that could bring it"),
+        ("python: '  '", "python is empty"),
+        (
+            "shared_folder: $NO_SUCH_VARIABLE/runs",
+            "shared_folder is .NO_SUCH_VARIABLE/runs, and there is no such variable or user here",
+        ),
+        ("shared_folder: ~no-such-user/runs", "shared_folder is ~no-such-user/runs, and there is no such variable or user here"),
+        (
+            "environment: {IGPT_DATA: $NO_SUCH_VARIABLE}",
+            "environment.IGPT_DATA is .NO_SUCH_VARIABLE, and there is no such variable",
+        ),
+    ],
+)
+def test_a_profile_that_does_not_fit_this_checkout_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=f"mine.yaml is not a valid profile .{message}"):
+        find_profile(Project(ROOT), str(path))
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("env A=1 python3 -s", "env A=1 python3 -s"),
+        ("A=1 sh python", "A=1 sh python"),
+        ("programs/python -s", "{root}/programs/python -s"),
+        ("A=b/c ./programs/python x/y", "A=b/c {root}/programs/python x/y"),
+        ("~/programs/python", "{root}/programs/python"),
+        ("$CONDA_PREFIX/bin/python", "$CONDA_PREFIX/bin/python"),
+        ("'a b/python'", "'a b/python'"),
+    ],
+)
+def test_the_program_of_jobs_has_a_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, found: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    program = tmp_path / "programs" / "python"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"python": given}))
+    assert find_profile(Project(tmp_path), str(path)).python == found.format(root=tmp_path)
+
+
+def test_a_program_that_setup_brings_is_the_jobs_to_find(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("python: no-such-python -s\nsetup: [module load python]")
+    assert find_profile(Project(ROOT), str(path)).python == "no-such-python -s"
+
+
+def test_paths_in_a_profile_are_from_the_checkout_wherever_the_command_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOMEWHERE", "/scratch")
+    monkeypatch.setenv("HOME", "/home/me")
+    folder = tmp_path / "slurm" / "profiles"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(
+        "shared_folder: ../runs\nenvironment: {IGPT_DATA: ~/data, IGPT_WEIGHTS: $SOMEWHERE/w, A: x/y}"
+    )
+    for place in (tmp_path, folder):
+        monkeypatch.chdir(place)
+        profile = find_profile(Project(tmp_path), "mine")
+        assert profile.home(Project(tmp_path)).root == tmp_path.parent / "runs"
+        assert profile.environment == {"IGPT_DATA": "/home/me/data", "IGPT_WEIGHTS": "/scratch/w", "A": "x/y"}
+
+
+def test_a_profile_is_known_by_what_finds_it_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    project = Project(tmp_path)
+    assert known_as(project, "mine") == "mine"
+    assert known_as(project, "mine.yaml") == f"{tmp_path}/mine.yaml"
+    assert known_as(project, "slurm/../slurm/profiles/mine.yaml") == "mine"
+    assert known_as(project, "slurm/../mine.yaml") == f"{tmp_path}/mine.yaml"
+    monkeypatch.chdir("/")
+    assert known_as(project, str(tmp_path / "mine.yml")) == f"{tmp_path}/mine.yml"
+
+
+def test_a_profile_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(UsageError, match="folder.yaml cannot be read .Is a directory.: give a file that can"):
+        find_profile(Project(ROOT), str(tmp_path / "folder.yaml"))
+
+
+def test_a_profile_reads_back_as_it_was_kept_with_its_jobs(tmp_path: Path) -> None:
+    for name in EXAMPLES:
+        profile = find_profile(Project(ROOT), name)
+        assert read_profile(profile.model_dump_json(indent=1).encode(), tmp_path) == profile
 
 
 VALUES = st.recursive(
