@@ -7,9 +7,13 @@ An array's file is written before the scheduler is asked and completed afterward
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import re
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -55,6 +59,19 @@ class Array(_Strict):
     nodes: int
     minutes: int
     stages: tuple[Listed, ...]
+
+    @property
+    def owner(self) -> str:
+        """The user who submitted it."""
+        return self.by.rpartition(" on ")[0]
+
+    @property
+    def since(self) -> float:
+        """When it was submitted, in seconds of the epoch; 0 when that cannot be read."""
+        try:
+            return datetime.fromisoformat(self.submitted).timestamp()
+        except ValueError:
+            return 0.0
 
     @property
     def title(self) -> str:
@@ -123,6 +140,26 @@ class Ledger:
         """Where an array's jobs write."""
         return self.folder / token
 
+    def profile_path(self, token: str) -> Path:
+        """The profile with which an array was submitted, for when its own file has gone."""
+        return self.logs(token) / "profile.json"
+
+    def was_sent(self, array: Array) -> bool:
+        """Whether sbatch can have been called for it: submitit writes the script just before."""
+        return any(self.logs(array.token).glob(".submission_file_*.sh"))
+
+    def number_on_disk(self, array: Array) -> str | None:
+        """The scheduler's number of an array, from the names of logs that its jobs have written; None without any."""
+        names = (path.name for path in self.logs(array.token).glob("*_log.*"))
+        return next((number for name in sorted(names) if (number := name.partition("_")[0]).isdigit()), None)
+
+    def last_sign(self, array: Array, index: int) -> float:
+        """When a job last said anything, or was submitted: seconds of the epoch."""
+        try:
+            return max(array.since, self.mark_path(array.token, index).stat().st_mtime)
+        except OSError:
+            return array.since
+
     def mark_path(self, token: str, index: int) -> Path:
         """Where a job says what it does."""
         return self.logs(token) / f"mark-{index}.json"
@@ -155,17 +192,43 @@ class Ledger:
         path = self.logs(array.token) / f"{job}_0_log.{kind}"
         return path if job and path.exists() else None
 
+    def busy(self) -> bool:
+        """Whether a submission is at work; not, as far as is known, where this user may not lock."""
+        try:
+            with self.alone(patience=0.2):
+                return False
+        except UsageError:
+            return True
+        except OSError:
+            return False
+
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """One submission at a time, or two of them could submit the same."""
+    def alone(self, patience: float = PATIENCE) -> Iterator[None]:
+        """One submission at a time, or two of them could submit the same.
+
+        patience : seconds to wait for another. Raises UsageError when it is at work for longer.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.folder / ".lock", timeout=PATIENCE, mode=0o666):
+            with FileLock(self.folder / ".lock", timeout=patience, mode=0o666):
                 yield
         except Timeout:
             raise UsageError(
                 f"another submission has been at work in {self.folder} for minutes: wait for it, or end it"
             ) from None
+
+
+def user() -> str:
+    """Who asks, as the scheduler sees it: by the process, not by what the environment says."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def clock(seconds: float) -> str:
+    """A time of the epoch, for a sentence."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def arrays_of(jobs: Iterable[tuple[Array, int]]) -> list[Array]:

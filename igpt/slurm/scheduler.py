@@ -8,13 +8,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from igpt.errors import UsageError
 from igpt.project import Project
 from igpt.slurm.batches import dependency
-from igpt.slurm.ledger import Array, Ledger
+from igpt.slurm.ledger import Array, Ledger, clock, user
 from igpt.slurm.profile import Profile, Resources
 
 SECONDS = 60  # that the scheduler has for an answer
@@ -22,6 +25,17 @@ OVER = {  # SLURM's words for a job that will do nothing more
     *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "REVOKED"),
     "PREEMPTED",
 }
+HIDDEN = "HIDDEN"  # our word for another user's job that may be at work, where the scheduler does not say
+# Seconds in which a submission without an answer may still arrive: sbatch itself goes on trying for two minutes. A job that
+# arrives later still finds nothing to do, since submitit's file of its work is put in its place by its number only.
+GRACE = 150.0
+HIDDEN_DAYS = 7.0  # that another user's hidden job may wait in the queue before it counts as gone
+UNANSWERED = re.compile(  # what sbatch says when it does not know either whether the job was taken
+    r"unable to contact|timed out|unexpected message|not connected|connection (failure|reset|refused|closed)|broken pipe"
+    r"|(send|receive|shutdown|communication\w*) failure|zero bytes|temporarily unavailable|no route to host|interrupted",
+    re.IGNORECASE,
+)
+REFUSED = re.compile(r"error: |fatal: |unrecognized option|invalid option|requires an argument")
 INHERITED = ("IGPT_DATA", "IGPT_WEIGHTS")  # of whoever submits
 
 
@@ -42,7 +56,7 @@ class Queued:
     def held(self) -> str:
         """Why it will never begin by itself, and what lets it; empty when it will."""
         reason = self.reason.replace("_", " ")  # newer schedulers write it so
-        if self.over or self.state == "RUNNING":
+        if self.over or self.state in ("RUNNING", HIDDEN):
             return ""
         if reason == "DependencyNeverSatisfied":
             return "what it waits for has failed: `igpt cancel` it, then `igpt resume`"
@@ -51,6 +65,10 @@ class Queued:
         if re.search("held|hold|special", f"{reason} {self.state}", re.IGNORECASE):
             return f"held ({reason or self.state}): `scontrol release {self.job}` lets it go on"
         return ""
+
+
+class Unanswered(UsageError):
+    """Whether a submission has arrived is not known."""
 
 
 class Queue:
@@ -76,8 +94,12 @@ def require() -> None:
         raise UsageError(NO_SCHEDULER)
 
 
-def look(arrays: Sequence[Array]) -> Queue:
-    """Ask for all of the arrays at once. Raises UsageError when there is no scheduler, or it does not answer."""
+def look(ledger: Ledger, arrays: Sequence[Array]) -> Queue:
+    """Ask for all of the arrays at once. Raises UsageError when there is no scheduler, or it does not answer.
+
+    Where ``PrivateData`` hides the jobs of others, theirs are in the answer as `HIDDEN` for as long as nothing says that
+    they have ended; see `_hidden`.
+    """
     if not arrays:
         return Queue({}, {})
     names = ",".join(array.title for array in arrays)
@@ -90,7 +112,117 @@ def look(arrays: Sequence[Array]) -> Queue:
         numbers[title] = number
         job = f"{number}_{index}" if place.isdigit() else number
         jobs[title, index] = Queued(job, state, "" if reason == "None" else reason)
+    absent = [array for array in arrays if array.title not in numbers]
+    unknown = [array for array in absent if array.job is None]
+    others = [array for array in absent if array.owner not in ("", user())]
+    others = others if others and _private() else []
+    if not unknown and not others:
+        return Queue(jobs, numbers)
+    accounted = _accounted([*unknown, *others])
+    for array in unknown:
+        if found := accounted.get((array.title, None)) or accounted.get((array.title, 0)):
+            numbers[array.title] = found.job.partition("_")[0]
+    for array in others:
+        for index in range(len(array.stages)):
+            said = accounted.get((array.title, index)) or accounted.get((array.title, None))
+            if hidden := _hidden(ledger, array, index, said):
+                jobs[array.title, index] = hidden
     return Queue(jobs, numbers)
+
+
+def _private() -> bool:
+    """Whether the scheduler hides the jobs of others; its answer is not the whole then."""
+    found = re.search(r"^PrivateData\s*= (.*)$", call("scontrol", "show", "config"), re.MULTILINE)
+    return found is not None and bool({"jobs", "all"} & set(found[1].lower().split(",")))
+
+
+def _hidden(ledger: Ledger, array: Array, index: int, said: Queued | None) -> Queued | None:
+    """Another user's job that squeue does not show, while it counts as at work; None once it is known to have ended.
+
+    What counts is, in this order: its own last word, the accounting, what its owner's commands saw of its end, and time. A
+    job that has said it runs counts until its limit of minutes after its last word, one that waits for `HIDDEN_DAYS` after
+    that, or after its submission.
+    """
+    mark = ledger.mark(array.token, index)
+    if mark and (mark.state in ("done", "failed", "cancelled") or (mark.state == "stopped" and "queued again" not in mark.why)):
+        return None
+    end = ledger.end(array.token, index)
+    if (said is not None and said.over) or end in OVER - {"PREEMPTED", "NODE_FAIL"}:  # after which it may be queued again
+        return None
+    runs = mark is not None and mark.state == "running"
+    until = ledger.last_sign(array, index) + (60 * array.minutes if runs else 86400 * HIDDEN_DAYS)
+    if said is None and time.time() > until:
+        return None
+    counts = "" if said else f": it counts as at work until {clock(until)}, or until {array.owner} runs `igpt cancel`"
+    return Queued(array.job_of(index) or array.title, HIDDEN, f"a job of {array.owner} that PrivateData hides{counts}")
+
+
+def _accounted(arrays: Sequence[Array]) -> dict[tuple[str, int | None], Queued]:
+    """What the accounting knows of arrays, by title and place (None: the places without a line of their own)."""
+    names = ",".join(array.title for array in arrays)
+    first = datetime.fromtimestamp(min(array.since for array in arrays)) - timedelta(days=1)
+    begin = max(first, datetime(1971, 1, 1)).strftime("%Y-%m-%d")
+    # An end in the future, or sacct leaves out what was not to begin yet.
+    command = ("sacct", "-a", "-n", "-X", "-P", "-S", begin, "-E", "now+366days")
+    try:
+        answer = call(*command, f"--name={names}", "-o", "JobName,JobID,State")
+    except UsageError:
+        return {}  # there is none, or it does not answer
+    found: dict[tuple[str, int | None], Queued] = {}
+    for line in answer.splitlines():
+        title, job, state = line.split("|", 2)
+        place = job.partition("_")[2]
+        index = int(place) if place.isdigit() else None
+        found[title, index] = Queued(job, state.partition(" ")[0], "")
+    return found
+
+
+def settle(ledger: Ledger, arrays: Sequence[Array], queue: Queue) -> list[Array]:
+    """Settle submissions that were cut off or had no answer; those of which it is still not known whether they arrived.
+
+    One that has arrived gets its number, and its jobs their work. Only for who holds the ledger alone.
+    """
+    unknown = []
+    for array in arrays:
+        if array.job is not None:
+            continue
+        if number := number_of(ledger, array, queue):
+            _give_work(ledger, array, number)
+            ledger.write(array.model_copy(update={"job": number}))
+        elif may_arrive(ledger, array, queue):
+            unknown.append(array)
+        else:
+            ledger.withdraw(array)
+    return unknown
+
+
+def number_of(ledger: Ledger, array: Array, queue: Queue) -> str | None:
+    """The scheduler's number of an array that has none in the ledger yet, from the queue, the accounting or its logs."""
+    return queue.numbers.get(array.title) or ledger.number_on_disk(array)
+
+
+def may_arrive(ledger: Ledger, array: Array, queue: Queue) -> bool:
+    """Whether a submission of which nothing is to be seen may still have arrived."""
+    return ledger.was_sent(array) and time.time() < settled_by(array, queue)
+
+
+def settled_by(array: Array, queue: Queue) -> float:
+    """When the scheduler's word that there is no such job counts for good, in seconds of the epoch."""
+    hidden = queue.find(array, 0)
+    return array.since + (86400 * HIDDEN_DAYS if hidden and hidden.state == HIDDEN else GRACE)
+
+
+def _give_work(ledger: Ledger, array: Array, number: str) -> None:
+    """Put submitit's files of the jobs' work where they look for it, as it would have done with an answer."""
+    from submitit.core.utils import DelayedSubmission
+
+    numbered = array.model_copy(update={"job": number})
+    for path in ledger.logs(array.token).glob("*.pkl"):
+        if "_" in path.name:
+            continue  # in its place
+        with suppress(Exception):  # of other code than this, say: then the job ends without its work, and is shown as lost
+            index = DelayedSubmission.load(path).function.index  # type: ignore[attr-defined]
+            path.rename(path.with_name(f"{numbered.job_of(index)}_submitted.pkl"))
 
 
 def submit(
@@ -109,7 +241,7 @@ def submit(
     after : the jobs to wait for
     root : the folder of the code that they run
 
-    Raises UsageError with the scheduler's words when it refuses.
+    Raises UsageError with the scheduler's words when it refuses, Unanswered when it may have taken the array nevertheless.
     """
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -122,8 +254,16 @@ def submit(
             jobs: list[submitit.Job[object]] = [executor.submit(function) for function in functions]
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         said = " ".join(str(error).split()).removeprefix("sbatch: error: ")
+        if ledger.was_sent(array) and not _refused(error):
+            raise Unanswered(said or "sbatch was killed") from None
         raise UsageError(f"the scheduler refuses it ({said}): mend the profile, `igpt doctor` says more") from None
     return str(jobs[0].job_id).partition("_")[0]
+
+
+def _refused(error: Exception) -> bool:
+    """Whether sbatch's end says for certain that it has submitted nothing."""
+    code = error.__cause__.returncode if isinstance(error.__cause__, subprocess.CalledProcessError) else 0
+    return code > 0 and REFUSED.search(str(error)) is not None and UNANSWERED.search(str(error)) is None
 
 
 def python_command(profile: Profile) -> str:

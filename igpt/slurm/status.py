@@ -31,12 +31,14 @@ from igpt.slurm.ledger import (
     Array,
     Ledger,
     arrays_of,
+    clock,
     homes,
     last_word,
     member_word,
     scheduler_word,
+    user,
 )
-from igpt.slurm.scheduler import Queue, Queued, cancel, look
+from igpt.slurm.scheduler import HIDDEN, Queue, Queued, cancel, look, may_arrive, number_of, settle, settled_by
 from igpt.slurm.targets import Jobs, chosen, chosen_now
 from igpt.text import visible
 
@@ -111,15 +113,31 @@ def _rows(ledger: Ledger, jobs: Jobs) -> list[Row]:
         each for folder, each in jobs.items() if not ledger.finished(folder) or _says(ledger, *each) == "running"
     )
     try:
-        queue: Queue | None = look(unfinished)
+        queue: Queue | None = look(ledger, unfinished)
     except UsageError:
         queue = None  # the login node of another cluster, say: what the jobs wrote is still to be read
+    if queue is not None:
+        jobs = _with_numbers(ledger, jobs, queue)
     return [_row(ledger, array, index, queue) for array, index in jobs.values()]
 
 
 def _ledgers() -> list[Ledger]:
     """Those of all folders that jobs of this checkout may lie in."""
     return [Ledger(home) for home in homes(Project.here())]
+
+
+def _with_numbers(ledger: Ledger, jobs: Jobs, queue: Queue) -> Jobs:
+    """The jobs, those with their numbers whose submission has arrived without an answer."""
+    unnumbered = [array for array in arrays_of(jobs.values()) if array.job is None]
+    arrived = {array.token: number for array in unnumbered if (number := number_of(ledger, array, queue))}
+    if not arrived:
+        return jobs
+    with suppress(UsageError, OSError), ledger.alone(patience=0):  # or the submission at work writes them down itself
+        settle(ledger, [array for array in unnumbered if array.token in arrived], queue)
+    return {
+        folder: (array.model_copy(update={"job": arrived.get(array.token, array.job)}), index)
+        for folder, (array, index) in jobs.items()
+    }
 
 
 def _says(ledger: Ledger, array: Array, index: int) -> str:
@@ -137,7 +155,7 @@ def _row(ledger: Ledger, array: Array, index: int, queue: Queue | None) -> Row:
         with suppress(OSError):  # of another user, or a full disk
             ledger.keep_end(array.token, index, job.state)
     mark = ledger.mark(array.token, index)
-    state, why = _state(ledger, array, index, job, known=queue is not None)
+    state, why = _state(ledger, array, index, job, queue)
     progress = read_progress(folder)
     done, total = progress.get("done", 0), progress.get("total", 0)
     left = ""
@@ -157,13 +175,15 @@ def _row(ledger: Ledger, array: Array, index: int, queue: Queue | None) -> Row:
     )
 
 
-def _state(ledger: Ledger, array: Array, index: int, job: Queued | None, *, known: bool) -> tuple[str, str]:
+def _state(ledger: Ledger, array: Array, index: int, job: Queued | None, queue: Queue | None) -> tuple[str, str]:
     """A job's state, one of `STATES`, and why it is so."""
     mark = ledger.mark(array.token, index)
     folder = array.stages[index].folder
     if ledger.finished(folder):
         ending = job is not None and not job.over and mark is not None and mark.state == "running"
         return ("running", "its record stands") if ending else ("done", "")
+    if job is not None and job.state == HIDDEN:
+        return ("running" if mark is not None and mark.state == "running" else "queued"), job.reason
     if job is not None and job.state in WAITING:
         if job.held:
             return "held", job.held
@@ -178,10 +198,12 @@ def _state(ledger: Ledger, array: Array, index: int, job: Queued | None, *, know
         return mark.state, mark.why
     if mark is not None and mark.state == "done":
         return "lost", "its record is gone; `igpt resume` runs it again"
-    if array.job is None:
+    if array.job is None and ledger.busy():
         return "queued", "is being submitted"
+    if array.job is None and queue is not None:
+        return _unanswered(ledger, array, queue)
     end = job.state if job is not None else ledger.end(array.token, index)
-    if not known and not end:
+    if queue is None and not end:
         return "unknown", "the scheduler does not answer"
     return _ended(ledger, array, index, end)
 
@@ -202,6 +224,14 @@ def _ended(ledger: Ledger, array: Array, index: int, end: str) -> tuple[str, str
         return ("failed", why) if why else ("stopped", f"{mark.why}; `igpt resume` continues it")
     why = said or ENDS.get(end) or last_word(log) or end.lower() or "it ended without a word"
     return "lost", f"{why}; `igpt resume` continues it"
+
+
+def _unanswered(ledger: Ledger, array: Array, queue: Queue) -> tuple[str, str]:
+    """The state of a job that the scheduler does not know, and whose submission had no answer or was cut off."""
+    if may_arrive(ledger, array, queue):
+        until = clock(settled_by(array, queue))
+        return "unknown", f"its submission had no answer: the same `igpt submit` after {until} settles it"
+    return "lost", "its submission was cut off and has not arrived; `igpt resume` submits it"
 
 
 def _cell(folder: Path) -> str:
@@ -267,19 +297,43 @@ def _news(path: Path, name: str, places: dict[Path, int]) -> Iterator[str]:
 
 def cancel_targets(targets: list[str]) -> str:
     """Cancel the queued and running jobs of the targets; all when there are none. What to say of it."""
-    count = 0
+    count, left = 0, list[str]()
     for ledger, jobs in chosen(_ledgers(), targets):
         with ledger.alone():
-            mine = chosen_now(ledger, jobs, targets).values()
-            queue = look(arrays_of(mine))
-            active = {job.job: each for each in mine if (job := queue.active(*each))}
+            mine = chosen_now(ledger, jobs, targets)
+            arrays = arrays_of(mine.values())
+            queue = look(ledger, arrays)
+            settle(ledger, [array for array in arrays if number_of(ledger, array, queue)], queue)
+            active = {job.job: each for each in mine.values() if (job := queue.active(*each)) and job.state != HIDDEN}
             cancel(active)
-            for array, index in active.values():
+            for array, index in [*active.values(), *(each for each in mine.values() if _forgotten(ledger, *each, queue))]:
                 ledger.keep_end(array.token, index, "CANCELLED")
             count += len(active)
-    return (
+            left += _not_cancelled(ledger, mine, queue)
+    done = (
         f"{count} jobs cancelled; `igpt resume` queues them again" if count else "nothing to cancel: no job is queued or running"
     )
+    return "; ".join([done, *left[:1], *([f"and {len(left) - 1} more like it"] if len(left) > 1 else [])])
+
+
+def _forgotten(ledger: Ledger, array: Array, index: int, queue: Queue) -> bool:
+    """Whether one's own job has left the queue before it began, as by scancel, and the queue does not know it any more.
+
+    That is kept for others, who may not see the queue.
+    """
+    mine = array.job is not None and array.owner == user() and not ledger.finished(array.stages[index].folder)
+    silent = ledger.mark(array.token, index) is None and ledger.log(array, index) is None
+    return mine and silent and queue.find(array, index) is None
+
+
+def _not_cancelled(ledger: Ledger, jobs: Jobs, queue: Queue) -> Iterator[str]:
+    """Words on the jobs that may be at work and cannot be cancelled: hidden ones of others, and submissions without an answer."""
+    for array, index in jobs.values():
+        if (job := queue.find(array, index)) and job.state == HIDDEN:
+            yield f"{array.stages[index].name} is {job.job}, {job.reason}"
+    for array in arrays_of(jobs.values()):
+        if array.job is None and not number_of(ledger, array, queue) and may_arrive(ledger, array, queue):
+            yield f"whether {array.stages[0].name} is queued is not known: its submission had no answer"
 
 
 def collect() -> str:

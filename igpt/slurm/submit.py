@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import pickle
 import platform
@@ -10,6 +9,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from tabulate import tabulate
 
 from igpt.errors import UsageError
 from igpt.experiments.costs import stage_gpu_hours
+from igpt.files import write_text
 from igpt.project import Project
 from igpt.results.plan import Plan, PlannedStage
 from igpt.run.folder import finished_record, run_folder
@@ -25,9 +26,9 @@ from igpt.run.local import check_data, plan_stages
 from igpt.run.targets import find_stages
 from igpt.slurm.batches import Batch, make_batches
 from igpt.slurm.job import StageJob
-from igpt.slurm.ledger import Array, Ledger, Listed, arrays_of, homes, remember_home
-from igpt.slurm.profile import Profile, find_profile
-from igpt.slurm.scheduler import Queue, Queued, look, require, submit
+from igpt.slurm.ledger import Array, Ledger, Listed, arrays_of, clock, homes, remember_home, user
+from igpt.slurm.profile import Profile, find_profile, known_as, profile_path, read_profile
+from igpt.slurm.scheduler import HIDDEN, Queued, Unanswered, look, number_of, require, settle, settled_by, submit
 from igpt.slurm.snapshot import check_clean, take_snapshot
 from igpt.slurm.targets import Jobs, chosen, chosen_now
 from igpt.stage import Stage
@@ -46,7 +47,7 @@ class Submission:
     profile: Profile
     plan: Plan
     batches: list[Batch]
-    active: dict[Stage, str]  # queued or running already: their jobs
+    active: dict[Stage, Queued]  # queued or running already: their jobs
     fresh: int
 
 
@@ -58,8 +59,7 @@ def submit_targets(targets: list[str], tier: str | None, profile_name: str, *, d
     """
     project = Project.here()
     profile = find_profile(project, profile_name)
-    if "/" in profile_name:
-        profile_name = str(Path(profile_name).absolute())
+    profile_name = known_as(project, profile_name)
     plan = plan_stages(project, find_stages(targets, tier, project))
     if profile.scheduler == "local":
         from igpt.slurm.local import run_here
@@ -67,7 +67,9 @@ def submit_targets(targets: list[str], tier: str | None, profile_name: str, *, d
         return run_here(project, plan, profile, dry_run=dry_run)
     os.environ.update({name: profile.environment[name] for name in ("IGPT_DATA", "IGPT_WEIGHTS") if name in profile.environment})
     if dry_run:
-        return describe(prepare(profile_name, profile, plan, Ledger(profile.home(project))))
+        ledger = Ledger(profile.home(project))
+        with ledger.alone() if ledger.folder.exists() else nullcontext():
+            return describe(prepare(profile_name, profile, plan, ledger))
     require()
     check_data(project, plan)
     code = check_clean(project, dirty=dirty)
@@ -78,15 +80,26 @@ def submit_targets(targets: list[str], tier: str | None, profile_name: str, *, d
         decided = prepare(profile_name, profile, plan, ledger)
         if not decided.batches:
             waiting = f", {len(decided.active)} are queued or running" if decided.active else ""
-            return f"nothing to submit: {decided.fresh} of {len(plan)} stages are finished{waiting}"
+            return f"nothing to submit: {decided.fresh} of {len(plan)} stages are finished{waiting}{hidden_ones(decided)}"
         code_folder = take_snapshot(project, home, code)
         jobs = carry_out(decided, ledger, code_folder)
     count = sum(len(batch.stages) for batch in decided.batches)
-    return f"{count} jobs submitted in {len(decided.batches)} arrays ({', '.join(jobs)}); `igpt status` shows them"
+    said = f"{count} jobs submitted in {len(decided.batches)} arrays ({', '.join(jobs)}); `igpt status` shows them"
+    return f"{said}{hidden_ones(decided)}"
+
+
+def hidden_ones(decided: Submission) -> str:
+    """Words on the jobs of others that count as at work, though the scheduler does not show them."""
+    found = [(stage, job) for stage, job in decided.active.items() if job.state == HIDDEN]
+    more = f", and {len(found) - 1} more like it" if len(found) > 1 else ""
+    return f"; {found[0][0].name} is {found[0][1].job}, {found[0][1].reason}{more}" if found else ""
 
 
 def prepare(profile_name: str, profile: Profile, plan: Plan, ledger: Ledger) -> Submission:
-    """Decide what to submit, with one question to the scheduler."""
+    """Decide what to submit, with one question to the scheduler. Only for who holds the ledger alone.
+
+    Raises UsageError while it is not known whether an earlier submission of one of the stages has arrived.
+    """
     home = ledger.home
 
     def finished(planned: PlannedStage) -> bool:
@@ -100,47 +113,66 @@ def prepare(profile_name: str, profile: Profile, plan: Plan, ledger: Ledger) -> 
     return Submission(home, profile_name, profile, plan, batches, active, len(plan) - len(todo))
 
 
-def _active(ledger: Ledger, known: dict[Stage, tuple[Array, int]]) -> dict[Stage, str]:
+def _active(ledger: Ledger, known: dict[Stage, tuple[Array, int]]) -> dict[Stage, Queued]:
     """Of stages that were submitted once, those whose jobs are still queued or running; and their jobs."""
     arrays = arrays_of(known.values())
-    queue = look(arrays)
-    settle(ledger, arrays, queue)
-    return {stage: job.job for stage, each in known.items() if (job := queue.active(*each))}
-
-
-def settle(ledger: Ledger, arrays: Sequence[Array], queue: Queue) -> None:
-    """Complete the files of arrays whose submission was cut off before it knew their number, and drop what never came."""
-    for array in arrays:
-        if array.job is None:
-            if array.title in queue.numbers:
-                ledger.write(array.model_copy(update={"job": queue.numbers[array.title]}))
-            else:
-                ledger.withdraw(array)
+    queue = look(ledger, arrays)
+    if unknown := settle(ledger, arrays, queue):
+        array = unknown[0]
+        until = settled_by(array, queue)
+        other = f", or have {array.owner} run it" if array.owner != user() else ""
+        raise UsageError(
+            f"{array.stages[0].name} was submitted at {clock(array.since)} without an answer, and the scheduler shows no such job"
+            f" yet: run this again after {clock(until)}{other}; if there is still none, it is submitted anew"
+        )
+    return {stage: job for stage, each in known.items() if (job := queue.active(*each))}
 
 
 def carry_out(decided: Submission, ledger: Ledger, code: Project) -> list[str]:
-    """Submit the arrays in their order; the scheduler's numbers. An array that is refused leaves no trace."""
-    jobs = dict(decided.active)
+    """Submit the arrays in their order; the scheduler's numbers.
+
+    An array that is refused leaves no trace, one without an answer stays in the ledger until it is known what became of it.
+    """
+    jobs = {stage: job.job for stage, job in decided.active.items()}
     sent: list[str] = []
     first = 1 + max((array.number for array in ledger.arrays()), default=0)
     for number, batch in enumerate(decided.batches, first):
         array = new_array(decided, batch, number, code)
         ledger.write(array)
+        write_text(ledger.profile_path(array.token), decided.profile.model_dump_json(indent=1) + "\n")
         functions = [
             stage_job(decided.home, array, index, planned, decided.profile) for index, planned in enumerate(batch.stages)
         ]
         after = [jobs[stage] for stage in batch.parents]
+        stay = f"; {len(sent)} arrays before it are submitted and stay" if sent else ""
         try:
             job = submit(ledger, array, functions, decided.profile, batch.resources, after=after, root=code)
+        except Unanswered as error:
+            found = _arrived(ledger, array)
+            if found is None:
+                raise UsageError(
+                    f"the scheduler has not said whether it takes {array.stages[0].name} ({error}): run the same command again in"
+                    f" some minutes, which looks for it first, and `igpt status` shows whether it came{stay}"
+                ) from None
+            job = found
         except UsageError as error:
             ledger.withdraw(array)
-            stay = f"; {len(sent)} arrays before it are submitted and stay" if sent else ""
             raise UsageError(f"{error}{stay}") from None
         array = array.model_copy(update={"job": job})
         ledger.write(array)
         sent.append(job)
         jobs |= {planned.stage: str(array.job_of(index)) for index, planned in enumerate(batch.stages)}
     return sent
+
+
+def _arrived(ledger: Ledger, array: Array) -> str | None:
+    """The scheduler's number of an array whose submission had no answer, if it can be asked at once."""
+    try:
+        queue = look(ledger, [array])
+    except UsageError:
+        return None
+    settle(ledger, [array], queue)
+    return number_of(ledger, array, queue)
 
 
 def new_array(decided: Submission, batch: Batch, number: int, code: Project) -> Array:
@@ -152,7 +184,7 @@ def new_array(decided: Submission, batch: Batch, number: int, code: Project) -> 
         profile=decided.profile_name,
         snapshot=str(code.root),
         submitted=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        by=f"{getpass.getuser()} on {platform.node()}",
+        by=f"{user()} on {platform.node()}",
         gpus=batch.resources.gpus,
         nodes=batch.resources.nodes,
         minutes=batch.resources.minutes,
@@ -246,7 +278,7 @@ def resume(targets: list[str]) -> str:
                 if not code.root.is_dir():
                     raise UsageError(f"the snapshot {code.root} is gone: submit {stages[0].name} again instead")
                 plan = _plan_of(code, [stage.name for stage in stages])
-                profile = find_profile(project, name)
+                profile = _profile_of(project, ledger, name, [array for array, _ in lost])
                 _set_aside(ledger, stages)
                 decided = prepare(name, profile, plan, ledger)
                 numbers = carry_out(decided, ledger, code)
@@ -261,6 +293,14 @@ def _set_aside(ledger: Ledger, stages: Sequence[Listed]) -> None:
     for stage in stages:
         if damaged := ledger.damaged(stage.folder):
             damaged.replace(damaged.with_name(f"{damaged.name}.damaged"))
+
+
+def _profile_of(project: Project, ledger: Ledger, name: str, arrays: list[Array]) -> Profile:
+    """A profile as it is now; where its file has gone, as the last of the arrays was submitted with it."""
+    kept = [path for array in arrays if array.profile == name and (path := ledger.profile_path(array.token)).exists()]
+    if kept and not os.access(profile_path(project, name), os.R_OK):
+        return read_profile(kept[-1].read_bytes(), kept[-1])
+    return find_profile(project, name)
 
 
 def _plan_of(code: Project, names: list[str]) -> Plan:
@@ -282,8 +322,8 @@ def _plan_of(code: Project, names: list[str]) -> Plan:
 def _lost(ledger: Ledger, jobs: Jobs) -> tuple[list[tuple[Array, int]], list[Queued]]:
     """Of the chosen stages' last jobs, those that have neither a record nor a job at work; and the held ones."""
     arrays = arrays_of(jobs.values())
-    queue = look(arrays)
-    settle(ledger, arrays, queue)
-    unfinished = [each for folder, each in jobs.items() if not ledger.finished(folder)]
+    queue = look(ledger, arrays)
+    unknown = settle(ledger, arrays, queue)
+    unfinished = [each for folder, each in jobs.items() if not ledger.finished(folder) and each[0] not in unknown]
     active = [job for each in unfinished if (job := queue.active(*each))]
     return [each for each in unfinished if queue.active(*each) is None], [job for job in active if job.held]

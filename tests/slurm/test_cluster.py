@@ -289,6 +289,26 @@ def test_two_who_submit_at_once_submit_each_stage_once(cluster: Cluster, checkou
     cancel_targets([])
 
 
+def test_jobs_are_resumed_by_their_profile_from_anywhere_and_when_its_file_has_gone(
+    cluster: Cluster, checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    palette = "palette,seed=0"
+    given = Path(checkout.profile(options={"begin": "now+1hour"}))
+    named = checkout.root / "slurm" / "profiles" / "mycluster.yaml"  # no commit has it
+    shutil.copy(given, named)
+    for profile, path in (("mycluster", named), (given.name, given)):
+        monkeypatch.chdir(given.parent)
+        assert checkout.submit(palette, profile=profile).startswith("1 jobs submitted")
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert cancel_targets([]).startswith("1 jobs cancelled")
+        assert resume([]).startswith("1 jobs submitted again")
+        path.unlink()
+        assert cancel_targets([]).startswith("1 jobs cancelled")
+        assert resume([]).startswith("1 jobs submitted again")
+        assert cancel_targets([]).startswith("1 jobs cancelled")
+
+
 def test_a_submission_cut_off_before_it_knew_its_number_is_found_again(cluster: Cluster, checkout: Checkout) -> None:
     checkout.submit(PROBE)
     for array in checkout.ledger.arrays():

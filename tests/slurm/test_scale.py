@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from igpt.project import Project
 from igpt.results.plan import Plan, PlannedStage
 from igpt.results.signature import Signature
 from igpt.slurm import scheduler
-from igpt.slurm.ledger import Ledger
+from igpt.slurm.ledger import Array, Ledger, Listed, user
 from igpt.slurm.profile import Profile, Resources
 from igpt.slurm.status import rows
 from igpt.slurm.submit import carry_out, prepare
@@ -54,7 +57,7 @@ def test_of_a_thousand_jobs_none_is_lost_and_none_runs_twice(
 
     again = prepare("any", profile, Plan(planned), ledger)
     done = {array.token for array in ledger.arrays()}
-    queued = scheduler.look(ledger.arrays())
+    queued = scheduler.look(ledger, ledger.arrays())
     waiting = sum(1 for a in ledger.arrays() for i in range(SIZE) if (job := queued.find(a, i)) and not job.over)
     assert len(again.batches) == 0 or waiting < COUNT  # what still waits is not submitted again
     assert len(done) == COUNT // SIZE
@@ -100,6 +103,12 @@ def test_a_cluster_with_accounting_comes_up_answers_and_goes(tmp_path: Path, mon
             assert time.monotonic() < deadline, sacct()
             time.sleep(0.5)
         assert "gres/gpu=2" in sacct()
+        number = submitted_and_forgotten("igpt-0a", tmp_path, monkeypatch)
+        ledger = Ledger(Project(tmp_path))
+        while (found := scheduler.look(ledger, [an_array("0a")]).numbers) == {}:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        assert found == {"igpt-0a": number}  # which the queue no longer knows
     finally:
         cluster.run("down")
     for pid in cluster.folder.glob("*.pid"):
@@ -107,6 +116,37 @@ def test_a_cluster_with_accounting_comes_up_answers_and_goes(tmp_path: Path, mon
             not Path(f"/proc/{pid.read_text().strip()}/exe").exists()
             or "slurm" not in Path(f"/proc/{pid.read_text().strip()}/cmdline").read_text()
         )
+
+
+def submitted_and_forgotten(title: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The number of a job that was cancelled before it began, and a squeue that has forgotten it."""
+    command = ["sbatch", "--parsable", "-J", title, "-o", "/dev/null", "--begin=now+1hour", "--wrap", "true"]
+    number = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+    subprocess.run(["scancel", number], check=True, timeout=60)
+    (folder / "programs").mkdir()
+    (folder / "programs" / "squeue").write_text("#!/bin/sh\n")
+    (folder / "programs" / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'programs'}:{os.environ['PATH']}")
+    return number
+
+
+def an_array(token: str) -> Array:
+    """An array of one job whose submission had no answer."""
+    listed = Listed(name="palette,seed=0", folder="palette,seed=0-0123", planned=0.5)
+    now = datetime.now(UTC).isoformat()
+    return Array(
+        token=token,
+        number=1,
+        job=None,
+        profile="any",
+        snapshot="/",
+        submitted=now,
+        by=f"{user()} on here",
+        gpus=0,
+        nodes=1,
+        minutes=1,
+        stages=(listed,),
+    )
 
 
 def sacct() -> str:
