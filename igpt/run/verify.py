@@ -86,9 +86,7 @@ def _conclusion(doubts: list[str], of_values: str, *, shown: bool) -> list[str]:
         more = [f"- and {len(doubts) - MOST} more"] if len(doubts) > MOST else []
         return ["It cannot be taken as it stands:", *(f"- {doubt}" for doubt in doubts[:MOST]), *more, _sentence(of_values)]
     checked = "its parts, parameters and receipt agree with each other and with this checkout, its values with their intervals"
-    checked += (
-        ", with what its series say of them and with its executed notebook" if shown else " and with what its series say of them"
-    )
+    checked += " and with its executed notebook" if shown else ""
     own = "Who made it, when and on which machine is its own word."
     return [f"Nothing speaks against it: {checked}.", f"{_sentence(of_values)} {own}"]
 

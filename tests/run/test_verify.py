@@ -162,18 +162,6 @@ def test_a_value_that_its_interval_or_its_images_refute_is_doubted(
     assert doubt in said
 
 
-def test_a_value_that_the_series_state_otherwise_is_doubted(project: Project, commit: str) -> None:
-    low, high = wilson(356, 360)
-    forged = Value(value=356 / 360, unit="fraction", low=low, high=high, images=360)
-    path = probe(project, commit)
-    made = Record.model_validate_json(path.read_bytes())
-    rows = [{**made.series["trained"][0], "chosen": False}, {**made.series["trained"][0], "layer": 1, "chosen": True}]
-    write_record(path, made.model_copy(update={"values": {"accuracy": forged}, "series": {"trained": rows}}))
-    said, undoubted = verify_record(path)
-    assert not undoubted
-    assert "accuracy is 0.988889, and 0.9 by the rest of the record" in said
-
-
 def test_a_name_of_file_or_folder_that_is_another_stages_is_doubted(project: Project, commit: str) -> None:
     path = record(project, commit)
     for place in ("palette,seed=1.json", "runs/palette,seed=0-0123456789ab/record.json", "book/records/laptop/mine.json"):
