@@ -1,6 +1,8 @@
-"""Text of others, made fit to be printed."""
+"""Text made fit to be printed: of others, and of many things."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def visible(text: str, *, limit: int | None = None) -> str:
@@ -14,3 +16,9 @@ def visible(text: str, *, limit: int | None = None) -> str:
     if limit is not None and len(text) > limit:
         text = f"{text[:limit]}… ({len(text):,} characters)"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def listed(items: Sequence[str], *, most: int) -> str:
+    """Items with commas between them, the first ``most`` and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

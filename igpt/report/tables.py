@@ -20,6 +20,7 @@ from igpt.results.record import Record
 from igpt.results.store import ReaderStore, RecordStore
 from igpt.results.verdict import Outcome, Verdict, judge, outcome
 from igpt.stage import needed_datasets
+from igpt.text import listed
 from igpt.train.cost import CARD, CARD_FLOPS, CORES_FLOPS
 
 TIER_TITLES = {
@@ -227,9 +228,9 @@ def _receipt(found: Outcome, verdict: Verdict, run: Run, stale: Sequence[str]) -
     receipts = [record.receipt for record in records]
     dirty = any(receipt.dirty for receipt in receipts)
     values = ", ".join(f"{value:.4f}" if abs(value) < 100 else f"{value:,.0f}" for value in found.values)
-    state = f"stale: made before the code or its inputs changed ({', '.join(stale)})" if stale else "as this checkout stands"
+    changed = f"stale: made before the code or its inputs changed ({listed(stale, most=5)})"
     lines = [
-        ("State", state),
+        ("State", changed if stale else "as this checkout stands"),
         ("Verdict", f"{WORDS[run.tier][verdict.word]}; {verdict.sentence}"),
         ("Values", f"{values}; mean with its {LEVEL:.0%} interval over {'seeds' if len(found.values) > 1 else 'test images'}"),
         ("Commit", joined(r.commit[:12] for r in receipts) + (", with uncommitted changes" if dirty else "")),

@@ -22,7 +22,7 @@ from igpt.results.store import record_path
 from igpt.run.git import git
 from igpt.run.targets import find_stages
 from igpt.stage import Stage
-from igpt.text import visible
+from igpt.text import listed, visible
 
 SAME, WITHIN, NEAR, OTHER, MISSING = "the same", "within the intervals", "close", "disagrees", "missing"
 WORDS = {SAME: "the same", WITHIN: "within the intervals", NEAR: "within 0.1 %", OTHER: "otherwise", MISSING: "not at all"}
@@ -179,8 +179,9 @@ def _against_checkout(record: Record, stage: Stage, project: Project) -> tuple[s
     if signature.digest == record.signature:
         return "as this checkout stands", []
     changed = signature.difference(record.parts) or ["the signature alone"]
-    shown = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
-    return f"which this checkout has not: {shown} changed", [f"{len(changed)} of its inputs differ from this checkout's"]
+    return f"which this checkout has not: {listed(changed, most=6)} changed", [
+        f"{len(changed)} of its inputs differ from this checkout's"
+    ]
 
 
 def _is_commit(project: Project, commit: str) -> bool:
