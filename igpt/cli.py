@@ -351,10 +351,10 @@ def verify(
     record: Annotated[Path, typer.Argument(help="A record's JSON file, ours or anyone's.")],
     repeat: Annotated[bool, typer.Option("--repeat", help="Run its stage afresh, in a folder of its own, and compare.")] = False,
 ) -> None:
-    """Say what speaks against a record; exit 1 if anything.
+    """Check a record and list its problems; exit 1 if any.
 
-    Compares its parameters, signature and receipt with this checkout, its values with their intervals, with its series
-    and with the executed notebook where that is at hand. Only --repeat says whether the values come out again.
+    Compares its parameters, signature and receipt with this checkout, its values with their intervals, and the whole
+    with its executed notebook where there is one. Only --repeat computes the values again.
     """
     from igpt.run.verify import verify_record
 

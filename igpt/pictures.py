@@ -79,7 +79,10 @@ def grey_levels(picture: Image.Image, file: Image.Image) -> NDArray[np.uint8]:
     else:
         raise UsageError("has signed or 32-bit integers, and does not say which are black and white: save it with 8 or 16 bits")
     if not np.isfinite(values).all() or not np.isfinite([black, white]).all() or black >= white:
-        raise UsageError(f"has values that are not numbers, or none between {black:g} and {white:g}: save it with 8 or 16 bits")
+        raise UsageError(
+            f"has NaN or infinite values, or no valid range from black ({black:g}) to white ({white:g}):"
+            " save it with 8 or 16 bits"
+        )
     if picture.mode == "F" and GREATEST not in tags and not 0 <= values.min() <= values.max() <= 1:
         raise UsageError(
             f"has floats from {values.min():g} to {values.max():g}, and does not say which are black and white: scale them"

@@ -1,4 +1,4 @@
-"""Text made fit to be printed: of others, and of many things."""
+"""Text made safe to print, and long lists made short."""
 
 from __future__ import annotations
 

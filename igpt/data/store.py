@@ -81,7 +81,8 @@ class TokenStore:
             found[here] = self._shard(int(shard))[indices[here] % SHARD]
         if found.size and (most := int(found.max())) >= self._colours:
             raise UsageError(
-                f"{self.folder} has the token {most}, its palette only {self._colours} colours: move it away and tokenise again"
+                f"{self.folder} has the token {most}, its palette only {self._colours} colours:"
+                " move the folder away and tokenise again"
             )
         return found
 

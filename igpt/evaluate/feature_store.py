@@ -44,7 +44,7 @@ class FeatureStore:
             raise UsageError(f"{folder} is not a finished store of features ({error}): compute them again") from None
         self.order: NDArray[np.int64] = _mapped(folder / "order.npy", np.dtype(np.int64), 1)
         if not np.array_equal(np.sort(self.order), np.arange(len(self.order))):
-            raise UsageError(f"{folder / 'order.npy'} is damaged (it is no order of images): {AGAIN}")
+            raise UsageError(f"{folder / 'order.npy'} is damaged (it is not a permutation of the images): {AGAIN}")
         self.folder = folder
         self._finite: set[int] = set()  # layers that have been looked at
 

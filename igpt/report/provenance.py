@@ -9,15 +9,15 @@ from igpt.errors import UsageError
 from igpt.project import Project
 from igpt.report.tables import Cell, ResultTable, joined
 from igpt.results.agree import differing_values
-from igpt.results.record import Record, Value, usable_record
+from igpt.results.record import Record, Value, read_record, usable_record
 from igpt.results.store import ReaderStore, record_path
 from igpt.stage import Stage
 
 
 def published_records(project: Project) -> dict[str, Record]:
-    """Every record below the records folder, by its path there; what is none is told of."""
+    """Every record below the records folder, by its path there. Raises UsageError for a damaged one: none is left out."""
     paths = sorted(project.records.glob("*/*.json"))
-    found = {str(path.relative_to(project.records)): usable_record(path) for path in paths}
+    found = {str(path.relative_to(project.records)): read_record(path) for path in paths}
     return {path: record for path, record in found.items() if record is not None}
 
 

@@ -21,7 +21,7 @@ def doubts_of_stage(record: Record) -> list[str]:
     signed = {name.removeprefix("parameter "): text for name, text in record.parts.items() if name.startswith("parameter ")}
     given = {name: json.dumps(value) for name, value in record.parameters.items()}
     doubts = [
-        f"its parameter {name} is {given.get(name, 'absent')}, and its signature was taken over {signed.get(name, 'none')}"
+        f"its parameter {name} is {given.get(name, 'absent')}, and its signature covers {signed.get(name, 'none')}"
         for name in sorted(signed.keys() | given.keys())
         if signed.get(name) != given.get(name)
     ]
@@ -50,12 +50,12 @@ def _doubts_of_time(finished: str) -> Iterator[str]:
     try:
         when = datetime.fromisoformat(finished)
     except ValueError:
-        yield f"it was finished at {finished!r}, which is no time"
+        yield f"it was finished at {finished!r}, which is not an ISO 8601 time"
         return
     if when.utcoffset() != timedelta(0):
         yield f"it was finished at {finished}, which is not in UTC"
     elif when - datetime.now(UTC) > AHEAD:
-        yield f"it was finished at {finished}, which has not been yet"
+        yield f"it was finished at {finished}, which is in the future"
 
 
 def _doubts_of_versions(record: Record) -> Iterator[str]:
@@ -63,7 +63,7 @@ def _doubts_of_versions(record: Record) -> Iterator[str]:
     for name, found in record.receipt.versions.items():
         signed = record.parts.get(f"library {name}")
         if signed is not None and found.partition(".")[0] != signed:
-            yield f"its receipt has {name} {found}, and its signature was taken over {name} {signed}"
+            yield f"its receipt has {name} {found}, and its signature covers {name} {signed}"
 
 
 def _doubts_of_value(name: str, value: Value, record: Record) -> Iterator[str]:
@@ -71,7 +71,7 @@ def _doubts_of_value(name: str, value: Value, record: Record) -> Iterator[str]:
     if value.value < 0:
         yield f"{name} is {value.value:.6g}, below zero"
     if value.unit in PARTS and value.value > 1:
-        yield f"{name} is {value.value:.6g}, more than all"
+        yield f"{name} is {value.value:.6g}, above 1"
     if value.unit in WHOLE and not value.value.is_integer():
         yield f"{name} is {value.value:.6g}, no whole number of {value.unit}"
     if (value.low is None) != (value.high is None):
@@ -87,12 +87,12 @@ def _doubts_of_images(name: str, value: Value, images: int, record: Record) -> I
     card = DATASETS.get(str(record.parameters.get("dataset")))
     most = max(card.test, card.validation) if card else 10**9
     if not 0 < images <= most:
-        yield f"{name} was measured on {images} images, of {most} that there are"
+        yield f"{name} was measured on {images} images, of {most} at most"
     elif value.unit == "fraction" and 0 <= value.value <= 1:
         correct = round(value.value * images)
         low, high = wilson(correct, images)
         if abs(value.value - correct / images) > CLOSE:
-            yield f"{name} is {value.value:.6g}, which no number of {images} images is"
+            yield f"{name} is {value.value:.6g}, which is not a whole number of {images} images"
         elif value.low is None or value.high is None or max(abs(value.low - low), abs(value.high - high)) > CLOSE:
             has = "none" if value.low is None else f"{value.low:.6g} to {value.high:.6g}"
             yield f"{name} of {images} images has the interval {low:.6g} to {high:.6g}, and the record says {has}"

@@ -87,7 +87,7 @@ def read_record(path: Path) -> Record | None:
 
 
 def usable_record(path: Path) -> Record | None:
-    """As `read_record`, for work that makes the record anew where there is none: a damaged one is told of and not there."""
+    """As `read_record`, for work that replaces a missing record: a damaged one is reported and counts as missing."""
     try:
         return read_record(path)
     except UsageError as error:
@@ -96,7 +96,7 @@ def usable_record(path: Path) -> Record | None:
 
 
 def claims_to_be_record(path: Path) -> bool:
-    """Whether a file wants to be a record, by its name or its fields: other JSON is nobody's mistake."""
+    """Whether a file is meant as a record, by its name or its fields; other JSON files are skipped silently."""
     if path.name == "record.json" or ("," in path.stem and "=" in path.stem):
         return True
     try:

@@ -73,7 +73,7 @@ def judge(quantity: Quantity, rule: Rule, record_of: RecordOf, *, published: flo
     lacking = _without_interval(quantity, record_of) or (rule.against and _without_interval(rule.against, record_of))
     if len(measured) == 1 and lacking:
         key, stage = lacking
-        return Verdict("pending", f"{key} has no interval in an older record, make it again: igpt run {stage.name}")
+        return Verdict("pending", f"{key} has no interval, since its record is of an older version: igpt run {stage.name}")
     mean, low, high = _interval([_less(a, b) for a, b in zip(measured, against, strict=True)])
     over = f"over {len(measured)} seeds" if len(measured) > 1 else "with one seed, the interval over test images or draws"
     sentence = f"{rule.claim}: difference {_span(mean, low, high)} {over}"

@@ -94,7 +94,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def hold(folder: Path) -> None:
-    """Hold the folder's lock until this process ends; what earlier runs were asked to stop by, or left, is gone then."""
+    """Hold the folder's lock until this process ends; an earlier request to stop and killed runs' leftovers are removed."""
     folder.mkdir(parents=True, exist_ok=True)
     if folder in _HELD:
         return

@@ -47,7 +47,9 @@ def loss_line(model: str, tokens: Path | None, images: int | None) -> str:
     with packed(weights), Bar("", " images") as report:
         nats = evaluate_loss(weights, part, at_once=BATCH, report=report)
     if not math.isfinite(nats):
-        raise UsageError(f"the loss of {model} is {nats}, no number, over {count:,} images of {place}: check its weights")
+        raise UsageError(
+            f"the loss of {model} is {nats}, not a finite number, over {count:,} images of {place}: check its weights"
+        )
     return f"{model}: {nats:.4f} nats per token, {nats / math.log(2):.4f} bits, over {count:,} images of {place}"
 
 

@@ -25,13 +25,13 @@ from igpt.stage import Stage
 from igpt.text import listed, visible
 
 SAME, WITHIN, NEAR, OTHER, MISSING = "the same", "within the intervals", "close", "disagrees", "missing"
-WORDS = {SAME: "the same", WITHIN: "within the intervals", NEAR: "within 0.1 %", OTHER: "otherwise", MISSING: "not at all"}
+WORDS = {SAME: "the same", WITHIN: "within the intervals", NEAR: "within 0.1 %", OTHER: "different", MISSING: "missing"}
 MOST = 12  # doubts that are listed
 LONGEST = 600  # characters of one thing that is said: the whole is to stay on a screen
 
 
 def verify_record(path: Path, *, repeat: bool = False) -> tuple[str, bool]:
-    """What to say of a record, on one screen, and whether nothing speaks against it.
+    """What to say of a record, on one screen, and whether it has no problem.
 
     That is no proof of its values: whoever writes a record can write one that agrees with itself.
 
@@ -84,11 +84,11 @@ def _conclusion(doubts: list[str], of_values: str, *, shown: bool) -> list[str]:
     """What was looked at and found, and no more than that."""
     if doubts:
         more = [f"- and {len(doubts) - MOST} more"] if len(doubts) > MOST else []
-        return ["It cannot be taken as it stands:", *(f"- {doubt}" for doubt in doubts[:MOST]), *more, _sentence(of_values)]
+        return ["The record has problems:", *(f"- {doubt}" for doubt in doubts[:MOST]), *more, _sentence(of_values)]
     checked = "its parts, parameters and receipt agree with each other and with this checkout, its values with their intervals"
     checked += " and with its executed notebook" if shown else ""
-    own = "Who made it, when and on which machine is its own word."
-    return [f"Nothing speaks against it: {checked}.", f"{_sentence(of_values)} {own}"]
+    own = "Who made it, when and on which machine cannot be checked."
+    return [f"No problem was found: {checked}.", f"{_sentence(of_values)} {own}"]
 
 
 def _sentence(words: str) -> str:
@@ -101,7 +101,7 @@ def _doubts_of_record(record: Record) -> Iterator[str]:
     if Signature(record.parts).digest != record.signature:
         yield "its signature is not that of its parts: it was changed by hand, or cut"
     if record.receipt.dirty:
-        yield "it was made with uncommitted changes, which no commit can bring back"
+        yield "it was made with uncommitted changes, so no commit has its code"
     if "by hand" in record.receipt.notebook:
         yield "its notebook was run by hand, and may have differed from the file that was signed"
 
@@ -168,7 +168,7 @@ def _doubts_of_copies(record: Record, path: Path, stage: Stage, project: Project
         if copy.receipt.finished == record.receipt.finished:
             differing = [name for name in Record.model_fields if getattr(copy, name) != getattr(record, name)]
             if differing:
-                yield f"{place} is of the same run by its time, and says otherwise in {', '.join(differing)}"
+                yield f"{place} has the same time of finishing, and differs in {', '.join(differing)}"
         else:
             yield from (f"by another run, in {place}, {finding}" for finding in _other_findings(record, copy))
 
@@ -179,7 +179,7 @@ def _against_checkout(record: Record, stage: Stage, project: Project) -> tuple[s
     if signature.digest == record.signature:
         return "as this checkout stands", []
     changed = signature.difference(record.parts) or ["the signature alone"]
-    return f"which this checkout has not: {listed(changed, most=6)} changed", [
+    return f"not this checkout's: {listed(changed, most=6)} changed", [
         f"{len(changed)} of its inputs differ from this checkout's"
     ]
 
@@ -218,10 +218,10 @@ def _repeat(stage: Stage, project: Project) -> Record:
 
 def _other_findings(record: Record, again: Record) -> list[str]:
     """What another run of the same stage found otherwise; its series count where there are no values."""
-    found = [f"{name} is another" for name in record.values if _word(record, again, name) in (OTHER, MISSING)]
-    found += [f"there is a value {name} that the record lacks" for name in again.values if name not in record.values]
+    found = [f"{name} differs" for name in record.values if _word(record, again, name) in (OTHER, MISSING)]
+    found += [f"the record lacks the value {name}" for name in again.values if name not in record.values]
     if not again.values and again.series != record.series:
-        found.append("its series are others")
+        found.append("its series differ")
     return found
 
 
@@ -230,8 +230,8 @@ def _reproduced(record: Record, again: Record) -> str:
     words = [_word(record, again, name) for name in record.values]
     counts = [f"{words.count(word)} {meant}" for word, meant in WORDS.items() if word in words]
     if not words:
-        return "repeated here, its series came out " + ("the same" if again.series == record.series else "otherwise")
-    return f"repeated here, of its {len(words)} values came out {', '.join(counts)}"
+        return "repeated here, its series came out " + ("the same" if again.series == record.series else "different")
+    return f"repeated here, its {len(words)} values came out: {', '.join(counts)}"
 
 
 def _word(record: Record, again: Record, name: str) -> str:

@@ -83,7 +83,7 @@ def _unread(project: Project) -> str:
     ledgers = [Ledger(home) for home in homes(project)]
     damaged = [path for ledger in ledgers for folder in ledger.latest() if (path := ledger.damaged(folder))]
     if damaged:
-        raise UsageError(f"{damaged[0]} is no valid record of its stage, {len(damaged)} in all: `igpt resume` runs them again")
+        raise UsageError(f"{damaged[0]} is not a valid record ({len(damaged)} in all): `igpt resume` runs their stages again")
     return f"{sum(len(ledger.arrays()) for ledger in ledgers)} arrays were submitted from here"
 
 

@@ -62,7 +62,7 @@ class StageJob:
     gpus: int = 0
     nodes: int = 1
     fruitless: int = 0
-    code: Path | None = None  # of jobs that were submitted before there was such a field
+    code: Path | None = None  # None for jobs submitted before this field existed
 
     def __call__(self) -> str:
         """Carry the stage out; one line on it. Raises StageError with the reason when it fails."""
@@ -247,7 +247,7 @@ class _Member:
         self.folder = run_folder(Project(job.home), job.stage, job.signature)
 
     def join(self) -> str:
-        """Wait for the first node's word, then run the group's other members.
+        """Wait for the first node's address, then run the group's other members.
 
         Raises StageError when they fail, UsageError where the code is not what was submitted.
         """
@@ -306,8 +306,8 @@ def _check_code(job: StageJob) -> None:
     here = Path(igpt.__file__).resolve().parents[1]
     if job.code is not None and here != job.code.resolve():
         raise UsageError(
-            f"{job.stage.name} was submitted with the code in {job.code} and this job would run that in {here}:"
-            " have the profile's python heed PYTHONPATH, and submit again if that folder is gone"
+            f"{job.stage.name} was submitted with the code in {job.code}, but this job would run the code in {here}:"
+            " let the profile's python use PYTHONPATH, and submit again if the first folder is gone"
         )
 
 

@@ -109,7 +109,7 @@ class Ledger:
             except FileNotFoundError:
                 pass  # withdrawn since
             except (ValidationError, ValueError):
-                raise UsageError(f"{path} does not describe jobs: move it away, and `igpt status` no longer shows them") from None
+                raise UsageError(f"{path} does not describe jobs: move it away; its jobs are then unknown to igpt") from None
         return sorted(found, key=lambda array: (array.number, array.token))
 
     def latest(self) -> dict[str, tuple[Array, int]]:

@@ -50,9 +50,9 @@ NEVER = {  # and those that no setting stands for, with the reason
         "a job has one task on each of its nodes",
     ),
     **dict.fromkeys(("requeue", "no-requeue"), "a job that reaches its limit or is preempted is queued again to continue"),
-    **dict.fromkeys(("dependency", "job-name"), "igpt knows its jobs by these"),
-    **dict.fromkeys(("output", "error", "open-mode", "input"), "`igpt logs` reads what jobs write where igpt lets them"),
-    **dict.fromkeys(("chdir", "workdir", "wrap"), "igpt says what a job runs, and where"),
+    **dict.fromkeys(("dependency", "job-name"), "igpt finds its jobs by these"),
+    **dict.fromkeys(("output", "error", "open-mode", "input"), "`igpt logs` reads the logs where igpt puts them"),
+    **dict.fromkeys(("chdir", "workdir", "wrap"), "igpt sets what a job runs, and in which folder"),
     **dict.fromkeys(
         ("clusters", "help", "parsable", "quiet", "test-only", "uid", "gid", "usage", "version", "wait"),
         "igpt could not follow the jobs",
@@ -206,7 +206,7 @@ def _whole(setting: str, value: str, project: Project) -> str:
     """A path that is one from everywhere: with the home folder, variables and the checkout's folder put in."""
     found = os.path.expandvars(_from_home(value))
     if "$" in found or found.startswith("~"):
-        raise ValueError(f"{setting} is {value}, and there is no such variable or user here: write the path out")
+        raise ValueError(f"{setting} is {value}, which names an unknown variable or user: write the full path")
     return os.path.normpath((project.root / found).absolute())
 
 
@@ -232,11 +232,11 @@ def _command(profile: Profile, project: Project) -> str | None:
         return profile.python
     if "/" not in program:
         if not shutil.which(program) and not profile.setup:
-            raise ValueError(f"python: there is no program {program} on PATH, and no setup line that could bring it")
+            raise ValueError(f"python: there is no program {program} on PATH, and no setup line that could provide it")
         return profile.python
     path = (project.root / _from_home(program)).absolute()
     if not (path.is_file() and os.access(path, os.X_OK)):
-        raise ValueError(f"python: {path} is not a program that is here")
+        raise ValueError(f"python: {path} is not an executable file on this machine")
     return f"{before}{path}{rest}"
 
 
@@ -303,7 +303,7 @@ def _traps(node: yaml.Node, place: str, seen: set[int]) -> Iterator[str]:
             name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
             inner = f"{place}.{name}".removeprefix(".")
             if name in names:
-                yield f"{inner} comes twice, of which only the last would count"
+                yield f"{inner} is given twice, and only the last would count"
             names.add(name)
             yield from _traps(value, inner, seen)
     elif isinstance(node, yaml.SequenceNode):
@@ -323,4 +323,4 @@ def _in_minutes(given: str) -> str:
     parts = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", given)
     days, hours, minutes, seconds = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0, 0)
     number = 1440 * days + 60 * hours + minutes + (seconds > 0)
-    return f"it is {given} and takes a whole number of minutes" + (f": write {number}" if number else ", as 480")
+    return f"it is {given}, and must be a whole number of minutes" + (f": write {number}" if number else ", such as 480")

@@ -59,11 +59,11 @@ class Queued:
         if self.over or self.state in ("RUNNING", HIDDEN):
             return ""
         if reason == "DependencyNeverSatisfied":
-            return "what it waits for has failed: `igpt cancel` it, then `igpt resume`"
+            return "held, since a job it waits for has failed: `igpt cancel` it, then `igpt resume`"
         if reason == "JobHeldAdmin":
             return f"held by an administrator: ask for `scontrol release {self.job}`"
         if re.search("held|hold|special", f"{reason} {self.state}", re.IGNORECASE):
-            return f"held ({reason or self.state}): `scontrol release {self.job}` lets it go on"
+            return f"held ({reason or self.state}): `scontrol release {self.job}` releases it"
         return ""
 
 
@@ -153,7 +153,7 @@ def _hidden(ledger: Ledger, array: Array, index: int, said: Queued | None) -> Qu
     until = ledger.last_sign(array, index) + (60 * array.minutes if runs else 86400 * HIDDEN_DAYS)
     if said is None and time.time() > until:
         return None
-    counts = "" if said else f": it counts as at work until {clock(until)}, or until {array.owner} runs `igpt cancel`"
+    counts = "" if said else f": it counts as queued or running until {clock(until)}, or until {array.owner} runs `igpt cancel`"
     return Queued(array.job_of(index) or array.title, HIDDEN, f"a job of {array.owner} that PrivateData hides{counts}")
 
 

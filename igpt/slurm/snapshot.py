@@ -65,11 +65,11 @@ def take_snapshot(project: Project, home: Project, name: str) -> Project:
         part.replace(folder)
     except subprocess.CalledProcessError as error:
         raise UsageError(
-            f"the snapshot of {name[:12]} could not be made ({' '.join(error.stderr.split())}): see to it and submit again"
+            f"the snapshot of {name[:12]} could not be made ({' '.join(error.stderr.split())}): fix the cause and submit again"
         ) from None
     except OSError as error:
         if not folder.exists():  # another submission made it meanwhile
-            raise UsageError(f"the snapshot could not be written ({error.strerror}): see to it and submit again") from None
+            raise UsageError(f"the snapshot could not be written ({error.strerror}): fix the cause and submit again") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return Project(folder)

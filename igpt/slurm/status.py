@@ -47,7 +47,7 @@ REASONS = {  # the scheduler's most usual words, in others
     "Dependency": "for what it stands on",
     "Resources": "for free resources",
     "Priority": "its turn",
-    "BeginTime": "queued again",
+    "BeginTime": "for its start time",
     "JobArrayTaskLimit": "for others of its array",
     "ReqNodeNotAvail": "for a node",
 }
@@ -193,7 +193,7 @@ def _state(ledger: Ledger, array: Array, index: int, job: Queued | None, queue: 
     if job is not None and not job.over:
         return "running", f"session {mark.sessions}" if mark and mark.sessions > 1 else ""
     if damaged := ledger.damaged(folder):
-        return "failed", f"{damaged} is no valid record of it; `igpt resume` sets it aside and runs it again"
+        return "failed", f"{damaged} is not a valid record; `igpt resume` sets it aside and runs the stage again"
     if mark is not None and mark.state in ("failed", "cancelled"):
         return mark.state, mark.why
     if mark is not None and mark.state == "done":
@@ -222,7 +222,7 @@ def _ended(ledger: Ledger, array: Array, index: int, end: str) -> tuple[str, str
     if mark is not None and mark.state == "stopped" and not said:
         why = member_word(log)
         return ("failed", why) if why else ("stopped", f"{mark.why}; `igpt resume` continues it")
-    why = said or ENDS.get(end) or last_word(log) or end.lower() or "it ended without a word"
+    why = said or ENDS.get(end) or last_word(log) or end.lower() or "it ended without a message"
     return "lost", f"{why}; `igpt resume` continues it"
 
 
@@ -230,7 +230,7 @@ def _unanswered(ledger: Ledger, array: Array, queue: Queue) -> tuple[str, str]:
     """The state of a job that the scheduler does not know, and whose submission had no answer or was cut off."""
     if may_arrive(ledger, array, queue):
         until = clock(settled_by(array, queue))
-        return "unknown", f"its submission had no answer: the same `igpt submit` after {until} settles it"
+        return "unknown", f"its submission had no answer: run the same `igpt submit` after {until}"
     return "lost", "its submission was cut off and has not arrived; `igpt resume` submits it"
 
 
@@ -330,10 +330,10 @@ def _not_cancelled(ledger: Ledger, jobs: Jobs, queue: Queue) -> Iterator[str]:
     """Words on the jobs that may be at work and cannot be cancelled: hidden ones of others, and submissions without an answer."""
     for array, index in jobs.values():
         if (job := queue.find(array, index)) and job.state == HIDDEN:
-            yield f"{array.stages[index].name} is {job.job}, {job.reason}"
+            yield f"{array.stages[index].name} is job {job.job}, {job.reason}"
     for array in arrays_of(jobs.values()):
         if array.job is None and not number_of(ledger, array, queue) and may_arrive(ledger, array, queue):
-            yield f"whether {array.stages[0].name} is queued is not known: its submission had no answer"
+            yield f"{array.stages[0].name} may be queued and was not cancelled: its submission had no answer"
 
 
 def collect() -> str:

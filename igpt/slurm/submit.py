@@ -92,7 +92,7 @@ def hidden_ones(decided: Submission) -> str:
     """Words on the jobs of others that count as at work, though the scheduler does not show them."""
     found = [(stage, job) for stage, job in decided.active.items() if job.state == HIDDEN]
     more = f", and {len(found) - 1} more like it" if len(found) > 1 else ""
-    return f"; {found[0][0].name} is {found[0][1].job}, {found[0][1].reason}{more}" if found else ""
+    return f"; {found[0][0].name} is job {found[0][1].job}, {found[0][1].reason}{more}" if found else ""
 
 
 def prepare(profile_name: str, profile: Profile, plan: Plan, ledger: Ledger) -> Submission:
@@ -123,7 +123,7 @@ def _active(ledger: Ledger, known: dict[Stage, tuple[Array, int]]) -> dict[Stage
         other = f", or have {array.owner} run it" if array.owner != user() else ""
         raise UsageError(
             f"{array.stages[0].name} was submitted at {clock(array.since)} without an answer, and the scheduler shows no such job"
-            f" yet: run this again after {clock(until)}{other}; if there is still none, it is submitted anew"
+            f" yet: run this again after {clock(until)}{other}; if there is still no such job, it is submitted again"
         )
     return {stage: job for stage, each in known.items() if (job := queue.active(*each))}
 
@@ -144,7 +144,7 @@ def carry_out(decided: Submission, ledger: Ledger, code: Project) -> list[str]:
             stage_job(decided.home, array, index, planned, decided.profile) for index, planned in enumerate(batch.stages)
         ]
         after = [jobs[stage] for stage in batch.parents]
-        stay = f"; {len(sent)} arrays before it are submitted and stay" if sent else ""
+        stay = f"; the {len(sent)} arrays before it remain submitted" if sent else ""
         try:
             job = submit(ledger, array, functions, decided.profile, batch.resources, after=after, root=code)
         except Unanswered as error:
@@ -152,7 +152,7 @@ def carry_out(decided: Submission, ledger: Ledger, code: Project) -> list[str]:
             if found is None:
                 raise UsageError(
                     f"the scheduler has not said whether it takes {array.stages[0].name} ({error}): run the same command again in"
-                    f" some minutes, which looks for it first, and `igpt status` shows whether it came{stay}"
+                    f" a few minutes, which first looks for the job; `igpt status` shows whether it was taken{stay}"
                 ) from None
             job = found
         except UsageError as error:
@@ -285,7 +285,7 @@ def resume(targets: list[str]) -> str:
                 count += sum(len(batch.stages) for batch in decided.batches)
                 said += numbers
     done = f"{count} jobs submitted again ({', '.join(said)})" if count else "nothing to resume: no job has failed or is lost"
-    return "; ".join([done, *(f"{job.job} is {job.held}" for job in waiting)])
+    return "; ".join([done, *(f"job {job.job} is {job.held}" for job in waiting)])
 
 
 def _set_aside(ledger: Ledger, stages: Sequence[Listed]) -> None:

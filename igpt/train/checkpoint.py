@@ -117,7 +117,7 @@ def _progress(text: str, step: int) -> Progress:
     if found.step != step or not all(0 <= number <= step for number in steps) or not all(map(math.isfinite, numbers)):
         raise ValueError(f"its progress is not that of step {step}")
     if not len(losses.steps) == len(losses.train) == len(losses.validation):
-        raise ValueError("its losses are not one a milestone")
+        raise ValueError("its losses are not one per milestone")
     return found
 
 

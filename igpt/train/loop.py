@@ -100,7 +100,7 @@ def pretrain(
     tokens, validation : integers (images, positions)
     Continues from the newest good checkpoint in ``folder`` when there is one, and writes ``metrics.jsonl`` there.
     Raises Stopped when it was asked to, UsageError for tokens that are not the recipe's, a folder of another run, or
-    one that another process trains in, and StageError when the loss is no number or has risen by a nat, and when a file
+    one that another process trains in, and StageError when the loss is NaN or infinite or has risen by a nat, and when a file
     could not be written (a full disk): the run then continues from its last checkpoint.
     """
     machine = machine or Machine()
@@ -119,8 +119,8 @@ def pretrain(
             if error.filename is None:
                 raise
             raise StageError(
-                f"training stopped because {error.filename} could not be written ({error.strerror}): mend that, then the same"
-                " command continues from the last checkpoint"
+                f"training stopped because {error.filename} could not be written ({error.strerror}): fix that and run the same"
+                " command, which continues from the last checkpoint"
             ) from None
 
 
@@ -199,7 +199,7 @@ class _Run:
         if progress.step in self.recipe.milestone_steps and progress.step > losses.steps[-1]:
             validation = self._validate()  # which may take long, and be stopped
             if not math.isfinite(validation):
-                self._give_up("the held-out loss is no number")
+                self._give_up("the held-out loss is NaN or infinite")
             losses.train.append(progress.running / (progress.step - losses.steps[-1]))
             losses.steps.append(progress.step)
             losses.validation.append(validation)
@@ -218,7 +218,7 @@ class _Run:
     def _save(self) -> None:
         """A checkpoint. Raises StageError instead of keeping weights that are no numbers."""
         if not self.spread.finite():
-            self._give_up("the weights are no numbers")
+            self._give_up("the weights are NaN or infinite")
         state = self.spread.state()
         if self.first:
             save_checkpoint(self.folder, self.name, state, self.progress)
@@ -260,7 +260,7 @@ class _Run:
         progress = self.progress
         mean = math.fsum(progress.window) / len(progress.window)
         if not math.isfinite(mean):
-            self._give_up("the loss is no number")
+            self._give_up("the loss is NaN or infinite")
         if self.first:
             rate = self.spread.optimizer.param_groups[0]["lr"]
             self.metrics.add(mean, rate, self.recipe.batch * self.recipe.shape.n_ctx)

@@ -36,7 +36,7 @@ def check_weights(
     wrong = [f"{name} is {_kind(t)}" for name, t in tensors.items() if t.dtype not in dtypes or _kind(t) != _word(t.dtype)]
     if wrong:
         known = ", ".join(map(_word, dtypes))
-        raise UsageError(f"{where} holds no weights ({_first(wrong)}): they are dense tensors of {known}, give such ones")
+        raise UsageError(f"{where} holds tensors of a wrong kind ({_first(wrong)}): give dense tensors of {known}")
     wrong = [f"{int((~t.isfinite()).sum()):,} in {name}" for name, t in tensors.items() if not t.isfinite().all()]
     if wrong:
         raise UsageError(f"{where} holds numbers that are NaN or infinite ({_first(wrong)}): copy it again, or give others")
@@ -51,7 +51,7 @@ def check_shape(where: Path | str, found: ModelShape, wanted: ModelShape) -> Non
     """Raise UsageError unless weights have the shape that their place promises, a model's name or a recipe's folder."""
     if found != wanted:
         raise UsageError(
-            f"the weights found as {where} are of another model ({_words(found)}) than they should be ({_words(wanted)}): put the"
+            f"the weights found as {where} have another shape ({_words(found)}) than they need ({_words(wanted)}): put the"
             " right ones there, or give these by a path"
         )
 

@@ -47,7 +47,7 @@ def read_colours(folder: Path) -> Palette | None:
     if clusters is not None and not _same_colours(palette, clusters):
         raise UsageError(
             f"{folder} has two palettes that differ, palette.npy and the processor's clusters: keep the one that these"
-            " weights were trained with, and delete the other"
+            " weights were trained with, and move the other away"
         )
     return palette
 
@@ -114,7 +114,7 @@ def _clusters(path: Path, processor: dict[str, Any]) -> Palette | None:
     for key, ours in _PROCESSOR.items():
         found = processor.get(key)
         if found is not None and not _equal(found, ours):
-            raise UsageError(f"{path} has {key} {found!r:.60}, and pixels become tokens with {ours} only: choose other weights")
+            raise UsageError(f"{path} has {key} {found!r:.60}, and igpt supports {ours} only: choose other weights")
     if processor.get("clusters") is None:
         return None
     try:

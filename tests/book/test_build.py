@@ -139,7 +139,7 @@ def test_no_tiny_cell_is_pending_after_make_book(html: Path) -> None:
     for page in sorted(html.glob("**/*.html")):
         for ident, receipt in read(page).receipts.items():
             assert "not run yet" not in receipt, (page, ident)
-            assert "stale: made before" not in receipt, (page, ident)
+            assert "stale: made before" not in receipt or "=tiny-" not in receipt, (page, ident)
 
 
 def test_tables_are_there_as_data(html: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_token_that_the_palette_lacks_is_refused_where_it_is_read(folder: Path
     found = TokenStore(folder)
     found.check_for(COLOURS, positions=16)
     assert len(found[np.arange(8)]) == 8
-    assert "has the token 16, its palette only 16 colours: move it away" in refusal(found.__getitem__, np.arange(7, 10))
+    assert "has the token 16, its palette only 16 colours: move the folder away" in refusal(found.__getitem__, np.arange(7, 10))
 
 
 def test_an_unfinished_store_and_no_store_are_told(tmp_path: Path, folder: Path) -> None:

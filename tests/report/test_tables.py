@@ -196,5 +196,5 @@ def test_a_comparison_of_one_seed_without_its_interval_is_pending_and_says_what_
     cell = cell_of(result_table("scoreboard", project), "Laptop tier (CIFAR-10, 16x16)", "probe-paper-103")
     assert (cell.text, cell.kind) == ("pending", "pending")
     assert dict(cell.receipt)["Status"].startswith(
-        "final_layer has no interval in an older record, make it again: igpt run linear_probe,"
+        "final_layer has no interval, since its record is of an older version: igpt run linear_probe,"
     )

@@ -120,7 +120,7 @@ def test_with_one_seed_the_values_own_intervals_decide_and_without_one_the_claim
     assert verdict.word == expected
     if expected == "pending":
         bare = "value" if len(value) == 1 else "other"
-        assert verdict.sentence == f"{bare} has no interval in an older record, make it again: igpt run {STAGES[0].name}"
+        assert verdict.sentence == f"{bare} has no interval, since its record is of an older version: igpt run {STAGES[0].name}"
     else:
         assert "[" in verdict.sentence
 

@@ -6,9 +6,9 @@ import base64
 import gzip
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import some_receipt
 
@@ -19,6 +19,7 @@ from igpt.project import Project
 from igpt.results.record import SCHEMA, Record, write_record
 from igpt.run import live
 from igpt.stage import Stage
+from igpt.train.recipes import recipe
 from igpt.weights.own import save_weights
 
 
@@ -122,9 +123,11 @@ def test_what_is_too_large_for_a_reader_or_of_another_size_is_refused_and_leaves
 
 
 def test_a_published_model_counts_by_its_files(ready: Project) -> None:
-    shutil.copytree(ready.root / "nine", ready.models / "laptop-s")
-    live.prepare_live("laptop-s")
-    assert live.prepare_live("laptop-s").startswith("the book's panel is as it was")
-    path = ready.models / "laptop-s" / "config.json"
+    shape = recipe("tiny-s").shape
+    greys = np.linspace(-1, 1, shape.n_vocab, dtype=np.float32)[:, None]
+    save_weights(ready.models / "tiny-s", ImageGPT(shape), Palette(greys))
+    live.prepare_live("tiny-s")
+    assert live.prepare_live("tiny-s").startswith("the book's panel is as it was")
+    path = ready.models / "tiny-s" / "config.json"
     path.write_text(path.read_text() + "\n")
-    assert live.prepare_live("laptop-s").startswith("the book's panel has laptop-s")
+    assert live.prepare_live("tiny-s").startswith("the book's panel has tiny-s")

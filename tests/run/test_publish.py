@@ -57,7 +57,7 @@ OTHERS = [{"n_layer": 3}, {"n_embd": 8}, {"n_head": 2}, {"n_vocab": 8}, {"n_ctx"
 def test_another_model_in_a_recipes_run_folder_is_refused(project: Project) -> None:
     train(project, replace(recipe("tiny-s").shape, n_layer=3))
     for use in (publish, find_weights):
-        with pytest.raises(UsageError, match=r"the weights found as .* are of another model"):
+        with pytest.raises(UsageError, match=r"the weights found as .* have another shape"):
             use("tiny-s")
     assert not (project.models / "tiny-s").exists()
 
@@ -67,7 +67,7 @@ def test_another_model_published_under_a_recipes_name_is_refused(project: Projec
     shape = replace(recipe("tiny-s").shape, **change)  # type: ignore[arg-type]
     save_weights(project.models / "tiny-s", random_model(shape), greys(shape.n_vocab))
     with pytest.raises(
-        UsageError, match=r"of another model \(.*\) than they should be \(2 blocks of width 16, 1 heads, 16 colours, 64 positions"
+        UsageError, match=r"another shape \(.*\) than they need \(2 blocks of width 16, 1 heads, 16 colours, 64 positions"
     ):
         find_weights("tiny-s")
     save_weights(project.models / "tiny-s", random_model(recipe("tiny-s").shape), greys(16))

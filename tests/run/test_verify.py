@@ -77,7 +77,7 @@ def test_of_a_record_without_doubt_it_is_said_what_was_looked_at_and_no_more(pro
     for path in (record(project, commit), probe(project, commit)):
         said, undoubted = verify_record(path)
         assert undoubted
-        assert "Nothing speaks against it" in said
+        assert "No problem was found" in said
         assert "values were not computed again: --repeat does that" in said
         assert "trust" not in said
         assert "as this checkout stands" in said
@@ -87,7 +87,7 @@ def test_of_a_record_without_doubt_it_is_said_what_was_looked_at_and_no_more(pro
 @pytest.mark.parametrize(
     ("changes", "doubt"),
     [
-        ({"dirty": True}, "uncommitted changes, which no commit can bring back"),
+        ({"dirty": True}, "uncommitted changes, so no commit has its code"),
         ({"by_hand": True}, "run by hand"),
         ({"signature": "0" * 64}, "not that of its parts"),
         ({"stage": "palette,seed=0,colour=3"}, "has no parameter 'colour'"),
@@ -115,11 +115,11 @@ def test_each_doubt_is_named(project: Project, commit: str, changes: dict[str, o
     [
         ({"notebook": "notebooks/samples.ipynb"}, "its notebook is notebooks/samples.ipynb, and its stage's is"),
         ({"command": "rm -r ."}, "its command is 'rm -r .'"),
-        ({"finished": "2999-01-01T00:00:00+00:00"}, "which has not been yet"),
-        ({"finished": "yesterday"}, "which is no time"),
+        ({"finished": "2999-01-01T00:00:00+00:00"}, "which is in the future"),
+        ({"finished": "yesterday"}, "which is not an ISO 8601 time"),
         ({"finished": "2026-01-02T03:04:05"}, "which is not in UTC"),
         ({"finished": "2026-01-02T03:04:05+02:00"}, "which is not in UTC"),
-        ({"versions": {"torch": "1.13"}}, "its receipt has torch 1.13, and its signature was taken over torch 2"),
+        ({"versions": {"torch": "1.13"}}, "its receipt has torch 1.13, and its signature covers torch 2"),
         ({"commit": "HEAD"}, "its commit is not in this repository"),
     ],
 )
@@ -144,10 +144,10 @@ LOW, HIGH = wilson(324, 360)
         ({"low": 0.95, "high": 0.85}, "outside of its interval of 0.95 to 0.85"),
         ({"low": None}, "one bound of an interval without the other"),
         ({"low": None, "high": None}, "the record says none"),
-        ({"value": 1.2, "low": None, "high": None, "images": None}, "accuracy is 1.2, more than all"),
+        ({"value": 1.2, "low": None, "high": None, "images": None}, "accuracy is 1.2, above 1"),
         ({"value": -0.1, "low": None, "high": None, "images": None}, "accuracy is -0.1, below zero"),
         ({"low": 0.8999, "high": 0.9001}, "and the record says 0.8999 to 0.9001"),
-        ({"value": 0.901}, "which no number of 360 images is"),
+        ({"value": 0.901}, "which is not a whole number of 360 images"),
         ({"images": 0}, "was measured on 0 images"),
         ({"images": 360_000}, "was measured on 360000 images, of 360"),
         ({"images": -(10**30)}, "images, of 360"),
@@ -175,7 +175,7 @@ def test_a_name_of_file_or_folder_that_is_another_stages_is_doubted(project: Pro
 def test_nothing_of_a_record_reaches_the_terminal_as_a_command_to_it(project: Project, commit: str) -> None:
     path = record(project, commit)
     made = Record.model_validate_json(path.read_bytes())
-    nasty = "\x1b[2J\x07\x9b31m\r\nNothing speaks against it: \u202edetsurt\u2028"
+    nasty = "\x1b[2J\x07\x9b31m\r\nNo problem was found: \u202edetsurt\u2028"
     receipt = made.receipt.model_copy(update={"hardware": nasty, "versions": {nasty: nasty}, "finished": nasty, "command": nasty})
     changes = {"receipt": receipt, "parameters": {nasty: nasty}, "values": {nasty: Value(value=2.0, unit="fraction")}}
     for more in ({}, {"stage": f"palette,seed=0{nasty}"}, {"parts": {nasty: nasty}}, {"signature": nasty}):
@@ -184,7 +184,7 @@ def test_nothing_of_a_record_reaches_the_terminal_as_a_command_to_it(project: Pr
         assert done.returncode == 1
         assert not [c for c in done.stdout + done.stderr if not c.isprintable() and c != "\n"]
         assert "\\x1b[2J" in done.stdout
-        assert not [line for line in done.stdout.splitlines() if line.startswith("Nothing speaks")]
+        assert not [line for line in done.stdout.splitlines() if line.startswith("No problem")]
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": "\\u001b[2J"'))
     done = igpt("verify", str(path), root=project.root)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -228,7 +228,7 @@ def test_what_the_executed_notebook_shows_is_held_against_the_record(project: Pr
         assert not undoubted
         assert "notebook.ipynb shows another record" in said
     write_record(path, found.model_copy(update={"values": {"rms_error": other}}))
-    assert "is of the same run by its time, and says otherwise in values" in verify_record(path)[0]
+    assert "has the same time of finishing, and differs in values" in verify_record(path)[0]
     write_record(path, found)
     taken = project.root / "taken" / "record.json"
     taken.parent.mkdir()
@@ -252,11 +252,11 @@ def test_a_repetition_finds_the_same_and_shows_what_differs(project: Project, co
     write_record(path, found.model_copy(update={"values": {"rms_error": wide, "invented": wide}}))
     said, undoubted = verify_record(path, repeat=True)
     assert not undoubted
-    assert "repeated here, invented is another" in said
-    assert "repeated here, rms_error is another" in said
-    assert "Repeated here, of its 2 values came out 1 otherwise, 1 not at all." in said
+    assert "repeated here, invented differs" in said
+    assert "repeated here, rms_error differs" in said
+    assert "Repeated here, its 2 values came out: 1 different, 1 missing." in said
     write_record(path, found)
     said, undoubted = verify_record(path, repeat=True)
     assert undoubted
-    assert "Repeated here, of its 1 values came out 1 the same." in said
+    assert "Repeated here, its 1 values came out: 1 the same." in said
     assert "not computed again" not in said

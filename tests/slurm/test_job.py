@@ -77,8 +77,8 @@ def test_a_job_refuses_code_other_than_its_snapshots(checkout: Checkout, tmp_pat
     _, error = done.communicate(timeout=PATIENCE)
     assert done.returncode != 0
     assert error.splitlines()[-1] == (
-        f"igpt.errors.UsageError: palette,seed=0 was submitted with the code in {checkout.root} and this job would run that"
-        f" in {ROOT}: have the profile's python heed PYTHONPATH, and submit again if that folder is gone"
+        f"igpt.errors.UsageError: palette,seed=0 was submitted with the code in {checkout.root}, but this job would run the code"
+        f" in {ROOT}: let the profile's python use PYTHONPATH, and submit again if the first folder is gone"
     )
     mark = checkout.ledger.mark("0a", 0)
     assert (mark.state if mark else None) == ("failed" if task == 0 else None)

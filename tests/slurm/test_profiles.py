@@ -93,13 +93,19 @@ def test_no_golden_file_is_left_over() -> None:
         ("", "is no list of settings"),
         ("\x00", "is not YAML"),
         ('environment: {"a\\nb": c}', "environment.a b"),
-        ("stages: {default: {minutes: 24:00:00}}", r"stages.default.minutes: it is 24:00:00 and takes .* minutes: write 1440\)"),
-        ("stages: {default: {minutes: '1-12:00:30'}}", "stages.default.minutes: it is 1-12:00:30 and .* minutes: write 2161"),
+        (
+            "stages: {default: {minutes: 24:00:00}}",
+            r"stages.default.minutes: it is 24:00:00, and must be .* minutes: write 1440\)",
+        ),
+        ("stages: {default: {minutes: '1-12:00:30'}}", "stages.default.minutes: it is 1-12:00:30, and .* minutes: write 2161"),
         (
             "stages: {default: {minutes: 24:00}}",
-            "stages.default.minutes: it is 24:00 and takes a whole number of minutes, as 480",
+            "stages.default.minutes: it is 24:00, and must be a whole number of minutes, such as 480",
         ),
-        ("stages: {default: {minutes: 0600}}", "stages.default.minutes: it is 0600 and takes a whole number of minutes, as 480"),
+        (
+            "stages: {default: {minutes: 0600}}",
+            "stages.default.minutes: it is 0600, and must be a whole number of minutes, such as 480",
+        ),
         ("stages: {default: {minutes: 60.5}}", "stages.default.minutes: Input should be a valid integer"),
         ("stages: {default: {cpus: 010}}", "stages.default.cpus: YAML reads 010 as another number"),
         ("stages: {default: {cpus: 0x10}}", "stages.default.cpus: YAML reads 0x10 as another number"),
@@ -111,16 +117,16 @@ def test_no_golden_file_is_left_over() -> None:
         ("account: 2026-11-26", "account: YAML reads 2026-11-26 as a date"),
         ("shared_folder: ~", "shared_folder: YAML reads ~ as nothing"),
         ("options: {begin: 10:00}", "options.begin: YAML reads 10:00 as another number"),
-        ("partition: a\npartition: b", "partition comes twice, of which only the last would count"),
-        ("stages: {default: {gpus: 1, cpus: 2, gpus: 2}}", "stages.default.gpus comes twice"),
-        ("stages: {default: {}, default: {cpus: 2}}", "stages.default comes twice"),
+        ("partition: a\npartition: b", "partition is given twice, and only the last would count"),
+        ("stages: {default: {gpus: 1, cpus: 2, gpus: 2}}", "stages.default.gpus is given twice"),
+        ("stages: {default: {}, default: {cpus: 2}}", "stages.default is given twice"),
         ("setup: [on]", "setup: YAML reads on as true or false"),
         (
             "options: {array: 1-3}",
             "options.array is set by igpt: write the settings array_size and at_once instead",
         ),
         ("options: {time: '10'}", "options.time is set by igpt: write stages.NOTEBOOK.minutes"),
-        ("options: {depend: 'afterok:1'}", "options.depend cannot be set, since igpt knows its jobs by these: leave it out"),
+        ("options: {depend: 'afterok:1'}", "options.depend cannot be set, since igpt finds its jobs by these: leave it out"),
         ("options: {a: 1-3}", "options.a is set by igpt: write the setting account"),
         ("options: {no-requeue: true}", "options.no-requeue cannot be set, since a job that reaches its limit"),
         ("options: {gres: 'gpu:2'}", "options.gres is set by igpt: write stages.NOTEBOOK.gpus"),
@@ -149,19 +155,19 @@ def test_options_that_only_place_a_job_are_taken() -> None:
     [
         ("stages: {default: {}, pretrian: {}}", r"stages.pretrian: there is no such notebook; did you mean pretrain"),
         ("stages: {defualt: {}, default: {}}", r"stages.defualt: there is no such notebook; did you mean default\?"),
-        ("python: /nowhere/bin/python", "python: /nowhere/bin/python is not a program that is here"),
-        ("python: nowhere/bin/python -s", "python: .*/nowhere/bin/python is not a program that is here"),
-        ("python: /", "python: / is not a program that is here"),
-        ("python: no-such-python", "python: there is no program no-such-python on PATH, and no setup line that could bring it"),
+        ("python: /nowhere/bin/python", "python: /nowhere/bin/python is not an executable file on this machine"),
+        ("python: nowhere/bin/python -s", "python: .*/nowhere/bin/python is not an executable file on this machine"),
+        ("python: /", "python: / is not an executable file on this machine"),
+        ("python: no-such-python", "python: there is no program no-such-python on PATH, and no setup line that could provide it"),
         ("python: '  '", "python is empty"),
         (
             "shared_folder: $NO_SUCH_VARIABLE/runs",
-            "shared_folder is .NO_SUCH_VARIABLE/runs, and there is no such variable or user here",
+            "shared_folder is .NO_SUCH_VARIABLE/runs, which names an unknown variable or user",
         ),
-        ("shared_folder: ~no-such-user/runs", "shared_folder is ~no-such-user/runs, and there is no such variable or user here"),
+        ("shared_folder: ~no-such-user/runs", "shared_folder is ~no-such-user/runs, which names an unknown variable or user"),
         (
             "environment: {IGPT_DATA: $NO_SUCH_VARIABLE}",
-            "environment.IGPT_DATA is .NO_SUCH_VARIABLE, and there is no such variable",
+            "environment.IGPT_DATA is .NO_SUCH_VARIABLE, which names an unknown variable",
         ),
     ],
 )
@@ -205,7 +211,7 @@ def test_paths_in_a_profile_are_from_the_checkout_wherever_the_command_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOMEWHERE", "/scratch")
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/users/me")
     folder = tmp_path / "slurm" / "profiles"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text(
@@ -215,7 +221,7 @@ def test_paths_in_a_profile_are_from_the_checkout_wherever_the_command_is_given(
         monkeypatch.chdir(place)
         profile = find_profile(Project(tmp_path), "mine")
         assert profile.home(Project(tmp_path)).root == tmp_path.parent / "runs"
-        assert profile.environment == {"IGPT_DATA": "/home/me/data", "IGPT_WEIGHTS": "/scratch/w", "A": "x/y"}
+        assert profile.environment == {"IGPT_DATA": "/users/me/data", "IGPT_WEIGHTS": "/scratch/w", "A": "x/y"}
 
 
 def test_a_profile_is_known_by_what_finds_it_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,8 +124,8 @@ def test_only_a_valid_record_of_the_stage_is_done(
     for content in (whole[: len(whole) // 2], "", "{}", *(other.model_dump_json() for other in others)):
         path.write_text(content)
         assert row(checkout.ledger).state == "failed"
-        assert row(checkout.ledger).why == f"{path} is no valid record of it; `igpt resume` sets it aside and runs it again"
-        assert f"wrong  records: {path} is no valid record of its stage, 1 in all" in examine("local")[0]
+        assert row(checkout.ledger).why == f"{path} is not a valid record; `igpt resume` sets it aside and runs the stage again"
+        assert f"wrong  records: {path} is not a valid record (1 in all)" in examine("local")[0]
         (text,) = watch_status([], every=False)  # and there is nothing to wait for
         assert text.endswith("1 jobs: 1 failed; 0.00 GPU-hours used, 0.50 planned")
     path.unlink()
@@ -182,13 +182,17 @@ def test_what_the_scheduler_said_of_a_job_once_is_kept(checkout: Checkout, answe
 @pytest.mark.parametrize(
     ("state", "reason", "why"),
     [
-        ("PENDING", "JobHeldUser", "held (JobHeldUser): `scontrol release 7` lets it go on"),
-        ("PENDING", "launch failed requeued held", "held (launch failed requeued held): `scontrol release 7` lets it go on"),
-        ("PENDING", "job_requeued_in_held_state", "held (job requeued in held state): `scontrol release 7` lets it go on"),
-        ("SPECIAL_EXIT", "None", "held (SPECIAL_EXIT): `scontrol release 7` lets it go on"),
-        ("PENDING", "JobHoldMaxRequeue", "held (JobHoldMaxRequeue): `scontrol release 7` lets it go on"),
+        ("PENDING", "JobHeldUser", "held (JobHeldUser): `scontrol release 7` releases it"),
+        ("PENDING", "launch failed requeued held", "held (launch failed requeued held): `scontrol release 7` releases it"),
+        ("PENDING", "job_requeued_in_held_state", "held (job requeued in held state): `scontrol release 7` releases it"),
+        ("SPECIAL_EXIT", "None", "held (SPECIAL_EXIT): `scontrol release 7` releases it"),
+        ("PENDING", "JobHoldMaxRequeue", "held (JobHoldMaxRequeue): `scontrol release 7` releases it"),
         ("PENDING", "JobHeldAdmin", "held by an administrator: ask for `scontrol release 7`"),
-        ("PENDING", "DependencyNeverSatisfied", "what it waits for has failed: `igpt cancel` it, then `igpt resume`"),
+        (
+            "PENDING",
+            "DependencyNeverSatisfied",
+            "held, since a job it waits for has failed: `igpt cancel` it, then `igpt resume`",
+        ),
     ],
 )
 def test_a_held_job_says_what_lets_it_go_on_and_nobody_waits_for_it(
@@ -200,7 +204,7 @@ def test_a_held_job_says_what_lets_it_go_on_and_nobody_waits_for_it(
     assert (row(checkout.ledger).state, row(checkout.ledger).why) == ("held", why)
     (text,) = watch_status([], every=False)
     assert text.endswith("1 jobs: 1 held; 0.00 GPU-hours used, 0.50 planned")
-    assert resume([]) == f"nothing to resume: no job has failed or is lost; 7 is {why}"
+    assert resume([]) == f"nothing to resume: no job has failed or is lost; job 7 is {why}"
     answers.say(f"{array.title}|7|N/A|PENDING|BeginTime")
     assert (row(checkout.ledger).state, row(checkout.ledger).why) == ("queued", "ended by the scheduler: queued again")
 

@@ -256,7 +256,7 @@ def test_anothers_job_that_the_scheduler_hides_counts_as_at_work_until_something
     def submit() -> str:
         return submit_targets([PALETTE], None, profile, dry_run=False, dirty=False)
 
-    hidden = rf"{PALETTE} is {mine.job}, a job of anna that PrivateData hides: it counts as at work until \S+ \S+, or until anna runs `igpt cancel`"
+    hidden = rf"{PALETTE} is job {mine.job}, a job of anna that PrivateData hides: it counts as queued or running until \S+ \S+, or until anna runs `igpt cancel`"
     assert re.fullmatch(rf"nothing to submit: 0 of 1 stages are finished, 1 are queued or running; {hidden}", submit())
     assert resume([]) == "nothing to resume: no job has failed or is lost"
     assert re.fullmatch(f"nothing to cancel: no job is queued or running; {hidden}", cancel_targets([]))

@@ -213,7 +213,7 @@ def test_a_checkpoint_whose_progress_is_nonsense_is_passed_over(
 
 def test_a_held_out_loss_that_is_no_number_is_never_kept(tmp_path: Path, greys: Palette, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop._Run, "_validate", lambda self: math.nan)
-    with pytest.raises(StageError, match="the held-out loss is no number, at step 3"):
+    with pytest.raises(StageError, match="the held-out loss is NaN or infinite, at step 3"):
         run(tmp_path, greys)
     assert not list(tmp_path.glob("weights-*"))
 
@@ -287,7 +287,7 @@ def test_weights_that_are_no_numbers_are_never_kept(tmp_path: Path, greys: Palet
         return loss
 
     monkeypatch.setattr(loop._Run, "_step", step)
-    with pytest.raises(StageError, match="the weights are no numbers, at step 12: it came before the first good checkpoint"):
+    with pytest.raises(StageError, match="the weights are NaN or infinite, at step 12: it came before the first good checkpoint"):
         run(tmp_path, greys)
     assert not (tmp_path / weights_name(12)).exists()
     assert checkpoints(tmp_path) == []
@@ -460,7 +460,7 @@ def test_a_loss_that_is_no_number_or_has_risen_stops_the_run_and_names_the_last_
 ) -> None:
     recipe = replace(RECIPE, steps=400, milestones=(0.2, 1))
     true_step = loop._Run._step
-    for name, fault, message in (("nan", math.nan, "the loss is no number, at step 91"), ("rise", 90.0, "after")):
+    for name, fault, message in (("nan", math.nan, "the loss is NaN or infinite, at step 91"), ("rise", 90.0, "after")):
 
         def step(self: loop._Run, number: int, fault: float = fault) -> float:
             loss = true_step(self, number)

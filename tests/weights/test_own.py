@@ -79,7 +79,7 @@ def test_weights_in_half_precision_become_float32(folder: Path, model: ImageGPT,
 def test_weights_of_another_shape_than_the_recipes_are_refused(folder: Path, model: ImageGPT) -> None:
     assert load_weights(folder, model.shape)[0].shape == model.shape
     for change in ({"n_layer": 3}, {"n_head": 4}, {"objective": "bert"}):
-        with pytest.raises(UsageError, match=f"the weights found as {folder} are of another model .* than they should be"):
+        with pytest.raises(UsageError, match=f"the weights found as {folder} have another shape .* than they need"):
             load_weights(folder, replace(model.shape, **change))
 
 

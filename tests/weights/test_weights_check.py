@@ -103,7 +103,7 @@ def test_another_dtype_is_refused(
     door: Callable[..., None], dtype: torch.dtype, model: Model, greys: Palette, tmp_path: Path
 ) -> None:
     door(tmp_path / "w", casting("wpe", dtype), model, greys)
-    refused(tmp_path / "w", f"holds no weights (wpe is {str(dtype).removeprefix('torch.')})")
+    refused(tmp_path / "w", f"holds tensors of a wrong kind (wpe is {str(dtype).removeprefix('torch.')})")
 
 
 @DOORS
@@ -137,7 +137,7 @@ def test_a_sparse_tensor_is_refused(model: Model, greys: Palette, tmp_path: Path
         tensors["transformer.wpe.weight"] = tensors["transformer.wpe.weight"].to_sparse()
 
     pickled(tmp_path / "w", change, model, greys)
-    refused(tmp_path / "w", "holds no weights (wpe is not dense)")
+    refused(tmp_path / "w", "holds tensors of a wrong kind (wpe is not dense)")
 
 
 @pytest.mark.parametrize("name", ["model/wte", "model/h2/attn/q_proj", "model/h0/mlp/c_proj/w", "model/sos"])
@@ -183,7 +183,7 @@ def test_a_command_refuses_them_and_writes_nothing(
     assert sorted(project.root.iterdir()) == before
 
 
-@pytest.mark.parametrize(("words", "message"), [(["sample", "--out", "out.png", "--model"], "logits are not finite"), (["evaluate-loss", "--tokens", "tokens.npy"], "is nan, no number, over 2 images")])  # fmt: skip
+@pytest.mark.parametrize(("words", "message"), [(["sample", "--out", "out.png", "--model"], "logits are not finite"), (["evaluate-loss", "--tokens", "tokens.npy"], "is nan, not a finite number, over 2 images")])  # fmt: skip
 def test_finite_weights_whose_numbers_overflow_are_refused_by_what_they_give(
     words: list[str], message: str, project: Project, model: Model, greys: Palette, tmp_path: Path
 ) -> None:
