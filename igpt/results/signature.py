@@ -103,7 +103,10 @@ class Signer:
         if key not in self._code:
             tree = self.notebook(name).tree
             modules = reached_modules(tree, *chosen)
-            code = {"notebook": code_digest(tree)}
+            try:
+                code = {"notebook": code_digest(tree)}
+            except RecursionError:
+                raise UsageError(f"notebook {name} is nested too deeply to be signed: split its longest expression") from None
             code |= {f"module {module}": module_digest(module) for module in modules}
             code |= {f"library {library}": major_version(library) for library in reached_libraries(tree, modules)}
             self._code[key] = code

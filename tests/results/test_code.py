@@ -122,7 +122,11 @@ class C:
         ('f"image {x}" if x else "nowhere"', '"somewhere"'),
         (', "y is zero"', ""),
         ('y, "text")', "y)"),
-        ('"slow"', 'f"slow at {x}"'),
+        ("def f(x", "'a bare text'\ndef f(x"),
+        ("import math", "import math\nif TYPE_CHECKING:\n    from a import b"),
+        ("    return scale", "    ...\n    return scale"),
+        ('"slow"', 'f"slow at {x}, of {len(y)}"'),
+        ("{limit}: give less", "{limit} at {x:.3f}: give less"),
         ("        pass", '        """Nothing."""'),
         ("    limit = 10\n", "    pass\n    limit = 10\n"),
         ('f"{x}.npy"', 'f"{x}" ".npy"'),
@@ -159,6 +163,10 @@ def test_what_cannot_change_a_number_does_not_change_the_digest(old: str, new: s
         ("class C:", "@dataclass\nclass C:"),
         ("limit = 10", "limit = True"),
         ("import math", "import numpy as math"),
+        ('warn("slow"', 'warn(f"slow, {rng.random()}"'),
+        ('print("done", file=log)', 'print("done", file=log); print(f"{(x := 3)}")'),
+        ('UsageError(f"{where}', 'UsageError(3, f"{where}'),
+        ('else "nowhere"', 'else f"{next(x)}"'),
         ('"nowhere"\n', '"nowhere"\n    x = len(where)\n'),
     ],
 )
@@ -167,13 +175,40 @@ def test_what_can_change_a_number_changes_the_digest(old: str, new: str) -> None
     assert digest(BASE.replace(old, new)) != digest(BASE)
 
 
-def test_a_text_that_decides_something_is_code_though_a_message_reads_it_too() -> None:
-    source = "def f(a):\n    kind = 'one'\n    if a == kind:\n        raise UsageError(f'not {kind}')"
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(a):\n    kind = 'one'\n    if a == kind:\n        raise UsageError(f'not {kind}')",
+        "def f():\n    class C:\n        kind = 'one'\n    return C",
+        "def f():\n    kind = 'one'\n    return g(**locals())",
+        "def f():\n    global kind\n    kind = 'one'",
+        "def f(t):\n    kind = 'one'\n    raise ValueError(warn(f'{kind}')) if t[kind] else None",
+        "def f():\n    kind = 'one'\n    return lambda: kind",
+        "def f(doc):\n    doc.print('one')",
+        "def f():\n    raise Found(kind='one')",
+    ],
+)
+def test_a_text_that_something_reads_beside_a_message_is_code(source: str) -> None:
     assert digest(source) != digest(source.replace("'one'", "'two'"))
-    field = "def f():\n    class C:\n        kind = 'one'\n    return C"
-    assert digest(field) != digest(field.replace("'one'", "'two'"))
-    said = "def f(a):\n    kind = 'one'\n    raise UsageError(f'not {kind}')"
-    assert digest(said) == digest(said.replace("'one'", "'two'"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(a):\n    kind = 'one'\n    raise UsageError(f'not {kind}')",
+        "def f():\n    return UsageError('one')",
+        "def f(self):\n    self._give_up('one')",
+        "with wait_for_lock(path, 'one'):\n    a()",
+        "tqdm.write('one')",
+        "print('one', file=sys.stderr)",
+    ],
+)
+def test_a_text_that_is_only_told_is_no_code(source: str) -> None:
+    assert digest(source) == digest(source.replace("'one'", "f'two {a}'"))
+
+
+def test_a_pair_of_surrogates_is_another_text_than_the_character_that_it_stands_for() -> None:
+    assert digest(r"x = '\ud800\udc00'") != digest(r"x = '\U00010000'")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
