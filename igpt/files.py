@@ -58,7 +58,7 @@ def write_folder(folder: Path) -> Iterator[Path]:
         raise UsageError(f"another process is writing {folder}: wait for it, or name another folder")
     with held:
         try:
-            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
             part.mkdir()
             yield part
             sync_folder(part)

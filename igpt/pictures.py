@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,8 @@ def grey_levels(picture: Image.Image, file: Image.Image) -> NDArray[np.uint8]:
     bits = tags.get(BITS, (16,))[0]
     if unsigned and bits == 32:
         values %= 2**32  # Pillow reads them as signed
-    if LEAST in tags and GREATEST in tags:
-        black, white = (float(np.ravel(tags[tag])[0]) for tag in (LEAST, GREATEST))
+    if GREATEST in tags:
+        black, white = (float(np.ravel(tags.get(tag, 0))[0]) for tag in (LEAST, GREATEST))
     elif picture.mode == "F":
         black, white = 0.0, 1.0
     elif bits <= 16 and unsigned and (tags or file.format in SIXTEEN_BITS):
@@ -101,12 +101,20 @@ def _rgb(picture: Image.Image, file: Image.Image) -> Image.Image:
         return Image.fromarray(grey_levels(picture, file)).convert("RGB")
     if set(np.ravel(getattr(file, "tag_v2", {}).get(SAMPLE_FORMAT, 1))) & {2, 3}:
         raise UsageError("has signed values, which Pillow reads as unsigned: save it with 8 or 16 unsigned bits")
+    _check_colours(getattr(file, "tag_v2", {}))
     if picture.mode == "La":
         picture = picture.convert("LA")
     if picture.has_transparency_data:
         ground = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
     return picture.convert("RGB")
+
+
+def _check_colours(tags: Mapping[int, Any]) -> None:
+    """Raise UsageError for colours of 16 bits that lie in the lower half of their range: cut to 8 bits they are dark."""
+    bits, greatest = int(np.max(tags.get(BITS, 8))), float(np.max(tags.get(GREATEST, np.inf)))
+    if bits > 8 and greatest < 2 ** (bits - 1):
+        raise UsageError(f"has colours of {bits} bits that reach {greatest:g} only, and is read as 8 bits: save it with 8 bits")
 
 
 def check_png(path: Path) -> None:

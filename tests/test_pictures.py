@@ -391,3 +391,15 @@ def test_a_grid_has_every_image_at_its_place(tmp_path: Path) -> None:
     assert (sheet[1:3, 4:6] == 60).all()
     assert (sheet[4:6, 1:3] == 110).all()
     assert (sheet[0] == 128).all()
+
+
+def test_grey_that_names_its_white_alone_is_scaled_from_zero(tmp_path: Path) -> None:
+    write_tiff(tmp_path / "a.tif", np.array([[0, 4095], [2048, 1024]], np.uint16), greatest=4095)
+    assert read_picture(tmp_path / "a.tif", side=2, channels=1)[..., 0].tolist() == [[0, 255], [128, 64]]
+
+
+def test_colours_of_16_bits_in_the_lower_part_of_their_range_are_refused(tmp_path: Path) -> None:
+    pixels = np.full((2, 2, 3), 4095, np.uint16)
+    write_tiff(tmp_path / "a.tif", pixels, photometric=2, least=0, greatest=4095)
+    with pytest.raises(UsageError, match="a.tif has colours of 16 bits that reach 4095 only"):
+        read_picture(tmp_path / "a.tif", side=2, channels=3)

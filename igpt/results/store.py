@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 from igpt.errors import UsageError
@@ -76,9 +78,7 @@ class ReaderStore(RecordStore):
             raise UsageError(f"{folder} holds no records{found}: name a folder that holds records as JSON files")
         for sentence in damaged:
             tell(f"igpt: {sentence}; it is left out")
-        self._latest = {
-            record.stage: (path, record) for path, record in sorted(self.all, key=lambda found: found[1].receipt.finished)
-        }
+        self._latest = {record.stage: (path, record) for path, record in sorted(self.all, key=lambda found: _finished(found[1]))}
 
     @property
     def label(self) -> str:
@@ -98,6 +98,14 @@ class ReaderStore(RecordStore):
     def place(self, stage: Stage) -> str:
         """Where the book puts it: never among its own."""
         return f"../yours/{self.path(stage).relative_to(self.folder)}"
+
+
+def _finished(record: Record) -> float:
+    """When a record was finished, in seconds of the epoch; before all others for what is no time."""
+    try:
+        return datetime.fromisoformat(record.receipt.finished).timestamp()
+    except ValueError:
+        return -math.inf
 
 
 def _json_files(folder: Path) -> Iterator[Path]:

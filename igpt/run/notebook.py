@@ -39,7 +39,7 @@ class OpenStage:
         self.parents = signer.parents(self.stage)
         self._commit, self._dirty = head_and_dirt(project.root)
         hold(self.folder)
-        if (self.folder / "record.json").exists() and PLANNED not in os.environ:
+        if (self.folder / "record.json").exists() and not os.environ.get(PLANNED):
             empty(self.folder)  # run again by hand: from the start, as its receipt will say
         self._before = read_progress(self.folder).get("seconds", 0.0)
         self._start = self._reported = time.monotonic()
@@ -81,7 +81,7 @@ class OpenStage:
         peers : further packages whose versions belong into the receipt
         """
         # A notebook that is open in an editor may differ from the file that the signature was taken of.
-        by_hand = "" if PLANNED in os.environ else ", run by hand"
+        by_hand = "" if os.environ.get(PLANNED) else ", run by hand"
         receipt = Receipt(
             commit=self._commit,
             dirty=self._dirty,

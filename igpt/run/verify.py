@@ -135,11 +135,11 @@ def _doubts_of_name(record: Record, stage: Stage, project: Project) -> Iterator[
 def _doubts_of_place(record: Record, path: Path, stage: Stage, project: Project) -> Iterator[str]:
     """Whether the names of file and folder, where they name a stage, name the record's."""
     place = path.resolve()
-    if place.name == "record.json" and "," in place.parent.name:
+    if place.name == "record.json" and re.search("-[0-9a-f]{12}$", place.parent.name):
         meant = f"{record.stage}-{record.signature[:12]}"
         if place.parent.name != meant:
             yield f"it lies in a folder called {place.parent.name}, and its own is {meant}"
-    elif "," in place.stem and "=" in place.stem and place.stem != record.stage:
+    elif "," in place.stem and "=" in place.stem and not re.fullmatch(re.escape(record.stage) + r"( \(\d+\))?", place.stem):
         yield f"its file is called {place.name}, and its stage {record.stage}"
     elif project.records.resolve() in place.parents and place != record_path(project, stage).resolve():
         yield f"it lies among the published records, and its place there is {record_path(project, stage)}"
@@ -152,7 +152,10 @@ def _run_folder(record: Record, project: Project) -> Path:
 
 def _executed(record: Record, path: Path, project: Project) -> list[Path]:
     """The executed notebooks of a record that are at hand: in its run's folder, and beside the file."""
-    found = [_run_folder(record, project) / "notebook.ipynb"]
+    folder = _run_folder(record, project)
+    kept = usable_record(folder / "record.json")
+    own = kept is None or kept.receipt.finished == record.receipt.finished  # or it is another run's of the same stage
+    found = [folder / "notebook.ipynb"] if own else []
     beside = path.parent / "notebook.ipynb"
     if path.name == "record.json" or record.stage in shown_records(beside):
         found.append(beside)
@@ -169,7 +172,7 @@ def _doubts_of_copies(record: Record, path: Path, stage: Stage, project: Project
             differing = [name for name in Record.model_fields if getattr(copy, name) != getattr(record, name)]
             if differing:
                 yield f"{place} has the same time of finishing, and differs in {', '.join(differing)}"
-        else:
+        elif copy.receipt.hardware == record.receipt.hardware or stage.notebook != "speed":  # times are a machine's own
             yield from (f"by another run, in {place}, {finding}" for finding in _other_findings(record, copy))
 
 

@@ -97,7 +97,7 @@ def load_checkpoint(folder: Path, run: str, shapes: dict[str, torch.Size]) -> tu
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("checkpoint-*.safetensors"), key=step_of)
+    return sorted((path for path in folder.glob("checkpoint-*.safetensors") if path.stem[11:].isdecimal()), key=step_of)
 
 
 def step_of(path: Path) -> int:
@@ -118,6 +118,8 @@ def _progress(text: str, step: int) -> Progress:
         raise ValueError(f"its progress is not that of step {step}")
     if not len(losses.steps) == len(losses.train) == len(losses.validation):
         raise ValueError("its losses are not one per milestone")
+    if not all(type(number) in (int, float) and math.isfinite(number) for line in found.metrics for number in line.values()):
+        raise ValueError("its metrics are not lines of numbers")
     return found
 
 

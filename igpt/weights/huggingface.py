@@ -62,7 +62,7 @@ def is_huggingface(folder: Path) -> bool:
     """Whether a folder's ``config.json`` is one of transformers' Image GPT."""
     try:
         return bool(json.loads((folder / "config.json").read_bytes()).get("model_type") == "imagegpt")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
@@ -86,7 +86,13 @@ def read_huggingface(folder: Path) -> ImageGPT:
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise UsageError(f"{folder / 'config.json'} does not describe an Image GPT ({error}): copy it again") from None
     _check_arithmetic(config, folder / "config.json")
-    tensors = {name.removeprefix("transformer."): t for name, t in _read_tensors(folder).items()}
+    read = _read_tensors(folder)
+    tensors = {name.removeprefix("transformer."): t for name, t in read.items()}
+    if len(tensors) < len(read):
+        raise UsageError(f"{folder} holds tensors both with and without the prefix transformer.: copy it again")
+    embedding = tensors.get("wte.weight")
+    if embedding is not None and (embedding.ndim != 2 or not len(embedding)):
+        raise UsageError(f"{folder} holds other tensors than its model has (wte.weight is no matrix): copy it again")
     found = {name: _theirs(tensors, name, folder) for name in model.state_dict()}
     if unknown := sorted(set(tensors) - _known(shape)):
         raise UsageError(f"{folder} holds other tensors than its model has ({unknown[0]} is unknown): copy it again")
@@ -180,8 +186,10 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     except (RuntimeError, pickle.UnpicklingError, ValueError, EOFError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"{pickled} is damaged ({reason}): copy it again") from None
-    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in found.items()):
         raise UsageError(f"{pickled} does not hold tensors by name: copy it again")
+    if odd := sorted(name for name, t in found.items() if t.layout != torch.strided or t.is_nested or t.is_meta):
+        raise UsageError(f"{pickled} holds tensors that are not dense ({odd[0]}): save dense ones")
     return found
 
 

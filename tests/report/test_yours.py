@@ -18,6 +18,7 @@ from igpt.report.tables import measured_text, result_table
 from igpt.results.record import Record, write_record
 from igpt.results.store import ReaderStore
 from igpt.results.verdict import Outcome
+from igpt.stage import Stage
 
 COLUMN = "Yours (mine): Tiny tier (digits)"
 
@@ -79,10 +80,25 @@ def test_two_of_theirs_that_disagree_are_listed_and_the_later_one_counts(project
     change(mine / "again", 0, -0.2, interval=0.01)
     path = next((mine / "again").rglob("*seed=0.json"))
     record = Record.model_validate_json(path.read_bytes())
-    write_record(path, record.model_copy(update={"receipt": record.receipt.model_copy(update={"finished": "2027"})}))
+    write_record(
+        path, record.model_copy(update={"receipt": record.receipt.model_copy(update={"finished": "2027-01-01T00:00:00+00:00"})})
+    )
     yours = ReaderStore(project, mine)
     assert len(yours_table(project, yours).rows) == 1
     assert "0.7000" in dict(cell_of(result_table("headline", project, yours), COLUMN, "headline-001").receipt)["Values"]
+
+
+def test_the_later_record_is_the_later_in_time_and_not_as_a_text(project: Project, mine: Path) -> None:
+    path = next(mine.rglob("linear_probe,*seed=0.json"))
+    record = Record.model_validate_json(path.read_bytes())
+    times = {"late": "2026-11-24T20:25:11+00:00", "early": "2026-11-24T23:00:00+05:00", "never": "zzzz"}
+    for name, finished in times.items():
+        receipt = record.receipt.model_copy(update={"finished": finished, "hardware": name})
+        write_record(mine / name / path.name, record.model_copy(update={"receipt": receipt}))
+    path.unlink()
+    found = ReaderStore(project, mine).read(Stage.of("linear_probe", **record.parameters))
+    assert found is not None
+    assert found.receipt.hardware == "late"
 
 
 def test_a_folder_that_is_none_or_holds_none_is_one_sentence(project: Project) -> None:

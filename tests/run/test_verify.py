@@ -172,6 +172,14 @@ def test_a_name_of_file_or_folder_that_is_another_stages_is_doubted(project: Pro
         assert "its file is called" in said or "it lies in a folder called" in said or "its place there is" in said
 
 
+@pytest.mark.parametrize("name", ["palette,seed=0 (1).json", "mine, of a laptop/record.json", "a=b.json"])
+def test_a_copy_under_a_name_of_ones_own_is_no_doubt(project: Project, commit: str, name: str) -> None:
+    path = record(project, commit)
+    (project.root / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(path, project.root / name)
+    assert verify_record(project.root / name)[1]
+
+
 def test_nothing_of_a_record_reaches_the_terminal_as_a_command_to_it(project: Project, commit: str) -> None:
     path = record(project, commit)
     made = Record.model_validate_json(path.read_bytes())
@@ -221,12 +229,17 @@ def test_what_the_executed_notebook_shows_is_held_against_the_record(project: Pr
     run = next(project.runs.glob("palette,seed=0-*"))
     found = Record.model_validate_json(path.read_bytes())
     other = found.values["rms_error"].model_copy(update={"value": 0.99})
-    machine = found.receipt.model_copy(update={"hardware": "another machine", "finished": "2026-01-01T00:00:00+00:00"})
+    machine = found.receipt.model_copy(update={"hardware": "another machine"})
     for changes in ({"values": {"rms_error": other}}, {"values": {}}, {"series": {}}, {"receipt": machine}):
         write_record(path, found.model_copy(update=changes))
         said, undoubted = verify_record(path)
         assert not undoubted
         assert "notebook.ipynb shows another record" in said
+    elsewhere = found.receipt.model_copy(update={"hardware": "another machine", "finished": "2026-01-01T00:00:00+00:00"})
+    write_record(path, found.model_copy(update={"receipt": elsewhere}))  # a genuine run of the same stage
+    assert verify_record(path)[1]
+    write_record(path, found.model_copy(update={"values": {"rms_error": other}, "receipt": elsewhere}))
+    assert "by another run" in verify_record(path)[0]
     write_record(path, found.model_copy(update={"values": {"rms_error": other}}))
     assert "has the same time of finishing, and differs in values" in verify_record(path)[0]
     write_record(path, found)

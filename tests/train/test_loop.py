@@ -196,6 +196,9 @@ def test_a_checkpoint_of_nonsense_is_passed_over_for_the_one_before(
         {"losses": {"steps": [0], "train": [1.0], "validation": []}},
         {"losses": {"steps": [0], "train": [math.inf], "validation": [1.0]}},
         {"losses": []},
+        {"metrics": "a"},
+        {"metrics": ["a"]},
+        {"metrics": [{"step": math.nan}]},
     ],
     ids=str,
 )
@@ -444,8 +447,8 @@ def test_a_full_disk_is_a_sentence_and_the_run_continues_to_the_bit(tmp_path: Pa
     assert said[1::2] == ["", "", ""]
     for sentence, name in zip(said[::2], ("metrics.jsonl", "checkpoint-0000104.safetensors", "checkpoint-0000160"), strict=True):
         assert sentence.startswith(f"training stopped because {tmp_path / 'small' / name}"), sentence
-        assert " could not be written (No space left on device): mend that, " in sentence
-        assert sentence.endswith("the same command continues from the last checkpoint")
+        assert " could not be written (No space left on device): fix that " in sentence
+        assert sentence.endswith("run the same command, which continues from the last checkpoint")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -267,3 +268,37 @@ def test_bert_weights_are_not_exported(bert: ImageGPT, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="transformers has no Image GPT with BERT's objective"):
         write_huggingface(tmp_path / "hf", bert)
     assert not (tmp_path / "hf").exists()
+
+
+def as_pickle(folder: Path, change: Callable[[dict[object, object]], object]) -> None:
+    """Put changed tensors in place of a folder's, in the older format."""
+    tensors: dict[object, object] = dict(load_tensors(folder / "model.safetensors")[0])
+    change(tensors)
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update({"wte.weight": 2 * t["transformer.wte.weight"]}), "both with and without the prefix"),
+        (lambda t: t.update({"transformer.wte.weight": torch.tensor(1.0)}), "wte.weight is no matrix"),
+        (lambda t: t.update({"transformer.wte.weight": torch.empty(0, 16)}), "wte.weight is no matrix"),
+        (lambda t: t.update({"transformer.wte.weight": t["transformer.wte.weight"].to_sparse()}), "are not dense"),
+        (lambda t: t.update({3: torch.ones(1)}), "does not hold tensors by name"),
+    ],
+    ids=["twice", "scalar", "empty", "sparse", "number"],
+)
+def test_pickled_tensors_of_other_kinds_are_one_sentence(
+    folder: Path, change: Callable[[dict[object, object]], object], message: str
+) -> None:
+    as_pickle(folder, change)
+    with pytest.raises(UsageError, match=message) as caught:
+        read_weights(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_nested_without_end_is_one_sentence(folder: Path) -> None:
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(UsageError, match="does not describe an Image GPT|holds no weights"):
+        read_weights(str(folder))
