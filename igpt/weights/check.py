@@ -33,7 +33,7 @@ def check_weights(
             wrong.append(f"{name} has the shape {tuple(tensors[name].shape)}, not {tuple(shape)}")
     if wrong:
         raise UsageError(f"{where} holds other tensors than its model has ({_first(wrong)}): copy it again, config.json too")
-    wrong = [f"{name} is {_kind(t)}" for name, t in tensors.items() if t.dtype not in dtypes or _kind(t) != _word(t.dtype)]
+    wrong = [f"{name} is {_word(t.dtype)}" for name, t in tensors.items() if t.dtype not in dtypes]
     if wrong:
         known = ", ".join(map(_word, dtypes))
         raise UsageError(f"{where} holds tensors of a wrong kind ({_first(wrong)}): give dense tensors of {known}")
@@ -65,11 +65,6 @@ def _words(shape: ModelShape) -> str:
 def _word(dtype: torch.dtype) -> str:
     """A dtype's name."""
     return str(dtype).removeprefix("torch.")
-
-
-def _kind(tensor: Tensor) -> str:
-    """The dtype's name of a tensor that has its numbers in memory, one after the other; else what it is."""
-    return _word(tensor.dtype) if tensor.layout == torch.strided and not tensor.is_meta else "not dense"
 
 
 def _first(wrong: list[str]) -> str:
