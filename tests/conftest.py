@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -48,6 +49,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFil
             return next(shared, super()._split_scope(nodeid))
 
     return Together(config, log)
+
+
+PATIENCE = 300  # s: a machine three times as slow, under eight times the load, is waited for; only a fault is not
+
+
+def wait_until(state: Callable[[], object], *, patience: float = PATIENCE, said: Callable[[], str] = str) -> None:
+    """Wait for a state, and fail after ``patience`` seconds with what ``said`` tells."""
+    deadline = time.monotonic() + patience
+    while not state():
+        assert time.monotonic() < deadline, f"after {patience} s: {said()}"
+        time.sleep(0.05)
 
 
 @pytest.fixture(autouse=True)

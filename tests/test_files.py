@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import wait_until
 
 from igpt.files import remove_parts, try_lock, wait_for_lock, write_array, write_atomically, write_folder, write_text
 
@@ -105,17 +107,15 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
     assert names(tmp_path / "weights") == []
 
 
-def test_a_lock_that_is_held_is_said_or_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_lock_that_is_held_is_said_or_waited_for(tmp_path: Path) -> None:
     first = try_lock(tmp_path / "lock")
     assert first is not None and try_lock(tmp_path / "lock") is None and try_lock(tmp_path / "lock", seconds=0.01) is None
-    assert capfd.readouterr().err == ""
-    with ThreadPoolExecutor(1) as pool:
+    # Not pytest's own capture, which loses what a thread writes while it is looked at.
+    with redirect_stderr(io.StringIO()) as said, ThreadPoolExecutor(1) as pool:
         with first:
             waits = pool.submit(wait_for_lock, tmp_path / "lock", "it is being made by another process")
-            deadline, said = time.monotonic() + 60, ""
-            while not said.endswith("\n") and time.monotonic() < deadline:
-                said += capfd.readouterr().err
-            assert said == "igpt: it is being made by another process: waiting until it is done\n"
+            wait_until(lambda: said.getvalue().endswith("\n"))
+            assert said.getvalue() == "igpt: it is being made by another process: waiting until it is done\n"
             assert not waits.done()
         with waits.result(60):
             assert try_lock(tmp_path / "lock") is None

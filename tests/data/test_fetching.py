@@ -5,16 +5,16 @@ import io
 import stat
 import tarfile
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import wait_until
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -152,18 +152,17 @@ def test_a_folder_that_is_something_else_is_left_alone(home: Path, publish: Publ
     assert tree(home) == {f"{ROOT}/thesis.txt": b"years of work"} and not site.asked
 
 
-def test_a_second_fetch_waits_and_does_not_disturb_the_first(
-    home: Path, publish: Publish, site: Site, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_fetch_waits_and_does_not_disturb_the_first(home: Path, publish: Publish, site: Site) -> None:
     publish_at(publish, site)
     write(home, {f".{ROOT}.part/data_batch_1": b"theirs", NAME: ARCHIVE})
-    with ThreadPoolExecutor(1) as pool:
+    with redirect_stderr(io.StringIO()) as said, ThreadPoolExecutor(1) as pool:
         with FileLock(home / f".{ROOT}.lock"):
             second = pool.submit(fetch_dataset, "cifar10")
-            deadline, said = time.monotonic() + 60, ""
-            while not said.endswith("\n") and time.monotonic() < deadline:
-                said += capfd.readouterr().err
-            assert said == f"igpt: CIFAR-10 is being fetched by another process into {home / ROOT}: waiting until it is done\n"
+            wait_until(lambda: said.getvalue().endswith("\n"))
+            assert (
+                said.getvalue()
+                == f"igpt: CIFAR-10 is being fetched by another process into {home / ROOT}: waiting until it is done\n"
+            )
             assert tree(home) == {f".{ROOT}.part/data_batch_1": b"theirs", NAME: ARCHIVE} and not second.done()
         second.result(60)
     assert len(tree(home)) == len(FILES)
