@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from typer.testing import CliRunner
 
 BOOK = ROOT / "book"
 PAGES = sorted([BOOK / "index.md", *(BOOK / "chapters").glob("*.md")])
@@ -55,33 +54,6 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
         if not target.startswith("http"):
             beside = page.parent / target
             assert beside.exists() or beside.with_suffix(".ipynb").exists(), target
-
-
-def commands() -> list[tuple[str, str]]:
-    """Every igpt command that book, README and notebooks print, with the page."""
-    found = []
-    for page in DOCUMENTS:
-        text = page.read_text()
-        lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
-        for line in lines + re.findall(r"`([^`\n]+)`", text):
-            if re.match(r"igpt (plan|run|table|samples|complete|export|verify)\b", line):
-                found.append((page.stem, line.partition("#")[0].strip()))
-    return found
-
-
-@pytest.mark.parametrize(("page", "command"), commands())
-def test_every_printed_command_is_one(page: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from igpt import cli
-
-    # `run` and `samples` would work for minutes: plan what they would run instead of running it.
-    monkeypatch.setattr("igpt.run.command.run_plan", lambda project, plan: 0)
-    for name in ("write_samples", "write_completions", "export_weights"):
-        monkeypatch.setattr(f"igpt.run.samples.{name}", lambda *a, **k: "")
-    if "RECORD" in command or command.endswith("EXPERIMENT"):
-        return
-    words = command.split()[1:]
-    done = CliRunner().invoke(cli.app, words if len(words) > 1 else [*words, "--help"])  # a bare one is spoken of
-    assert done.exit_code == 0, (page, done.output, done.exception)
 
 
 def test_every_printed_make_target_is_one() -> None:
