@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import wait_until
+from conftest import PATIENCE, wait_until
 
 from igpt.files import remove_parts, try_lock, wait_for_lock, write_array, write_atomically, write_folder, write_text
 
@@ -117,5 +117,5 @@ def test_a_lock_that_is_held_is_said_or_waited_for(tmp_path: Path) -> None:
             wait_until(lambda: said.getvalue().endswith("\n"))
             assert said.getvalue() == "igpt: it is being made by another process: waiting until it is done\n"
             assert not waits.done()
-        with waits.result(60):
+        with waits.result(PATIENCE):
             assert try_lock(tmp_path / "lock") is None

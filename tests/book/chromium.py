@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from conftest import PATIENCE
 from playwright.sync_api import Browser, Page
 
 VIEWS = {"light": (1280, 900, "light"), "dark": (1280, 900, "dark"), "phone": (390, 844, "light")}
@@ -11,6 +12,7 @@ def watched(browser: Browser, address: str, view: str) -> tuple[Page, list[str]]
     """A page of a view, and the list in which everything that goes wrong on it is written."""
     width, height, scheme = VIEWS[view]
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
+    page.set_default_timeout(1000 * PATIENCE)
     wrong: list[str] = []
     here = (address, "data:", f"blob:{address}")
     page.on("console", lambda m: wrong.append(f"console {m.type}: {m.text}") if m.type in ("error", "warning") else None)

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, igpt
+from conftest import PATIENCE, ROOT, igpt
 
 from igpt.experiments import experiments
 
@@ -24,7 +24,7 @@ def build(root: Path, code: str = "") -> subprocess.CompletedProcess[str]:
     program = f"{code}\nimport sys\nfrom jupyter_book.cli.main import main\n"
     program += f"sys.argv = ['jupyter-book', 'build', {str(root / 'book')!r}, '-W', '--keep-going', '--quiet']\nmain()"
     environment = {**os.environ, "IGPT_ROOT": str(root)}
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=PATIENCE)
 
 
 NO_TORCH = """
@@ -154,7 +154,7 @@ def test_pages_name_no_other_host(html: Path) -> None:
 
 
 def test_a_second_make_book_finds_nothing_to_run(html: Path) -> None:
-    done = subprocess.run(["make", "book"], cwd=ROOT, capture_output=True, text=True, timeout=550)
+    done = subprocess.run(["make", "book"], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("nothing to run") == 2
     assert "index.html" in done.stdout

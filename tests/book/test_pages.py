@@ -93,9 +93,9 @@ def test_a_receipt_opens_on_hover(browser: Browser, address: str) -> None:
     button = page.locator("button.receipt-button", has_text="3 seeds").first
     receipt = page.locator(f"#{button.get_attribute('popovertarget')}")
     button.hover()
-    receipt.wait_for(state="visible", timeout=3000)
+    receipt.wait_for(state="visible")
     page.mouse.move(5, 5)
-    receipt.wait_for(state="hidden", timeout=3000)
+    receipt.wait_for(state="hidden")
     page.close()
 
 

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import wait_until
+from conftest import PATIENCE, wait_until
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -164,7 +164,7 @@ def test_a_second_fetch_waits_and_does_not_disturb_the_first(home: Path, publish
                 == f"igpt: CIFAR-10 is being fetched by another process into {home / ROOT}: waiting until it is done\n"
             )
             assert tree(home) == {f".{ROOT}.part/data_batch_1": b"theirs", NAME: ARCHIVE} and not second.done()
-        second.result(60)
+        second.result(PATIENCE)
     assert len(tree(home)) == len(FILES)
 
 

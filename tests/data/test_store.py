@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -55,26 +54,12 @@ def test_an_index_outside_is_an_index_error(folder: Path, indices: list[int]) ->
         TokenStore(folder)[np.array(indices)]
 
 
-def test_opening_is_quick_and_reads_no_shard(folder: Path) -> None:
+def test_opening_reads_no_shard(folder: Path) -> None:
     for place in range(3):
         shard_path(folder, place).write_bytes(b"not to be looked at")
-    start = time.perf_counter()
     found = TokenStore(folder)
-    assert time.perf_counter() - start < 0.05
     assert len(found) == IMAGES
     refusal(found.__getitem__, np.array([0]))
-
-
-def test_the_store_of_imagenet_opens_quickly(tmp_path: Path) -> None:
-    for place in range(313):
-        shard_path(tmp_path, place).touch()
-    write_header(tmp_path / HEADER, HEAD.model_copy(update={"images": 1_281_167, "shards": ["0" * 64] * 313}))
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        TokenStore(tmp_path)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.05
 
 
 def test_a_store_of_another_palette_or_size_is_refused(folder: Path, greys: Palette) -> None:

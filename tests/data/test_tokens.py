@@ -7,12 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE, ROOT, alive, wait_until
 from filelock import FileLock
 from official import (
     COLOURS,
@@ -199,7 +198,7 @@ def test_a_picture_that_is_none_ends_the_work_of_workers_in_a_sentence(
     assert f"{WNIDS[0]}_10.JPEG is not an image" in refusal(make_store, wanted, COLOURS, workers=2)
     assert [name for name in final(store_folder(wanted, COLOURS)) if name == HEADER] == []
     for child in multiprocessing.active_children():
-        child.join(30)
+        child.join(PATIENCE)
     assert multiprocessing.active_children() == []
 
 
@@ -212,30 +211,22 @@ if __name__ == "__main__":
     context = tokens.multiprocessing.get_context("spawn")
     with tokens.ProcessPoolExecutor(1, context, tokens._keep, (None, None, None)) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
-        time.sleep(60)
+        sys.stdin.read()
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="asks Linux whether a process is alive")
 def test_workers_end_when_their_process_is_killed(tmp_path: Path) -> None:
     (tmp_path / "orphans.py").write_text(ORPHANS.format(here=str(ROOT)))
-    with subprocess.Popen([sys.executable, str(tmp_path / "orphans.py")], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, str(tmp_path / "orphans.py")], stdin=-1, stdout=-1, text=True) as process:
         assert process.stdout is not None
         worker = int(process.stdout.readline())
         process.kill()
     try:
-        deadline = time.monotonic() + 10
-        while _alive(worker) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert not _alive(worker)
+        wait_until(lambda: not alive(worker))
     finally:
-        if _alive(worker):
+        if alive(worker):
             os.kill(worker, signal.SIGKILL)
-
-
-def _alive(process: int) -> bool:
-    stat = Path(f"/proc/{process}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_worker_that_is_killed_is_told() -> None:
@@ -291,7 +282,7 @@ def test_a_second_process_waits_for_the_store_that_a_first_one_makes(home: Path,
             assert str(store_folder(Wanted("digits", "train", 8), greys)) in told(second[0], "is being made by another process")
 
     first, rate = make_store(Wanted("digits", "train", 8), greys, report=report)
-    said, _ = second[0].communicate(timeout=60)
+    said, _ = second[0].communicate(timeout=PATIENCE)
     assert said == "False\n" and second[0].returncode == 0 and rate > 0  # it has made nothing itself
     assert len(first) == 1437
 
@@ -305,7 +296,7 @@ def test_a_process_that_waits_continues_the_store_of_one_that_is_killed(home: Pa
             told(second, "is being made by another process")
             (store_folder(Wanted("digits", "train", 8), greys) / ".tokens-00001.npy.1.part").touch()  # what a kill leaves
             first.kill()
-            assert second.communicate(timeout=60)[0] == "512\n1024\n1437\nTrue\n"
+            assert second.communicate(timeout=PATIENCE)[0] == "512\n1024\n1437\nTrue\n"
     folder = store_folder(Wanted("digits", "train", 8), greys)
     assert sorted(final(folder)) == [HEADER, "labels.npy", *(f"tokens-{n:05d}.npy" for n in range(3))]
     assert not list(folder.glob("*.part"))
@@ -319,7 +310,7 @@ def test_a_command_that_waits_is_stopped_by_ctrl_c(home: Path, greys: Palette) -
     with FileLock(folder / ".lock"), subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as second:
         told(second, "is being made by another process")
         second.send_signal(signal.SIGINT)
-        assert second.communicate(timeout=60)[1] == "igpt: stopped; the same command continues\n"
+        assert second.communicate(timeout=PATIENCE)[1] == "igpt: stopped; the same command continues\n"
         assert second.returncode == 130 and final(folder) == {}
 
 
@@ -375,7 +366,7 @@ except OSError as error:
 
 def test_a_disk_that_is_really_full_is_said_with_its_reason(tmp_path: Path) -> None:
     code = LIMITED.format(here=str(ROOT), folder=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout == f"{errno.EFBIG} {tmp_path / 'tokens-00000.npy'}\n", done.stderr
     assert list(tmp_path.iterdir()) == []
 

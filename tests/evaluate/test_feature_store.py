@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, random_model
+from conftest import PATIENCE, ROOT, random_model
 
 from igpt.errors import UsageError
 from igpt.evaluate import feature_store
@@ -204,4 +204,4 @@ def test_a_store_that_another_process_fills_is_waited_for(
             assert line == f"igpt: {tmp_path / 'f'} is being filled by another process: waiting until it is done\n"
 
     store_features(tmp_path / "f", model, many, layers=[0, 2], key=KEY, batch=8, report=report)
-    assert second[0].communicate(timeout=60)[0] == "[]\n" and second[0].returncode == 0
+    assert second[0].communicate(timeout=PATIENCE)[0] == "[]\n" and second[0].returncode == 0

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, igpt
+from conftest import PATIENCE, ROOT, igpt
 
 from igpt.project import Project
 from igpt.results.notebooks import read_notebook
@@ -55,7 +55,7 @@ def test_a_notebook_runs_with_its_defaults_and_shows_no_warning(project: Project
             env={**os.environ, "IGPT_ROOT": str(project.root)},
             capture_output=True,
             text=True,
-            timeout=550,
+            timeout=PATIENCE,
         )
         assert done.returncode == 0, done.stderr[-3000:]
     cells = json.loads(executed.read_text())["cells"]

@@ -230,7 +230,7 @@ Change = Callable[[ast.AST], None]
 def _changes(node: ast.AST) -> list[Change]:
     """Ways to have a node compute something else."""
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        return [lambda n: setattr(n, "value", n.value + 1)]  # type: ignore[attr-defined]
+        return [lambda n: setattr(n, "value", 2 * n.value + 1)]  # type: ignore[attr-defined]
     if isinstance(node, ast.BinOp):
         return [lambda n: setattr(n, "op", ast.Sub() if isinstance(n.op, ast.Add) else ast.Add())]  # type: ignore[attr-defined]
     if isinstance(node, ast.Compare):

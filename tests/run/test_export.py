@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import PATIENCE, random_model
 from filelock import FileLock
 
 from igpt import ImageGPT, Palette
@@ -66,7 +66,7 @@ def test_a_killed_export_leaves_no_folder_and_is_run_again(
     make: str, at: int, weights: Path, out: Path, project: Project
 ) -> None:
     argv = ["igpt", "export", str(out / "e"), "--to", make, "--model", str(weights)]
-    done = subprocess.run([sys.executable, "-c", KILLED.format(at=at, argv=argv)], capture_output=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", KILLED.format(at=at, argv=argv)], capture_output=True, timeout=PATIENCE)
     assert done.returncode == -9, done.stderr
     assert not (out / "e").exists() and list(out.iterdir())  # what was written lies beside
     assert export_weights(str(weights), out / "e", to=make) == f"{weights} as {make}: {out / 'e'}"
@@ -80,7 +80,7 @@ def test_an_export_that_does_not_fit_is_one_sentence_and_is_run_again(
 ) -> None:
     words = [sys.executable, "-m", "igpt", "export", str(out / "e"), "--to", make, "--model", str(weights)]
     limited = ["bash", "-c", 'ulimit -f 64; exec "$@"', "bash", *words]
-    done = subprocess.run(limited, capture_output=True, text=True, timeout=300, cwd=project.root)
+    done = subprocess.run(limited, capture_output=True, text=True, timeout=PATIENCE, cwd=project.root)
     assert done.returncode == 1
     assert done.stderr == f"igpt: {out / 'e'}: File too large; earlier results are as they were\n"
     assert list(out.iterdir()) == []

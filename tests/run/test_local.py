@@ -6,11 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from conftest import WriteNotebook, igpt
+from conftest import PATIENCE, WriteNotebook, alive, igpt, wait_until
 from filelock import FileLock
 
 from igpt.errors import StageError, UsageError
@@ -124,8 +123,8 @@ def test_a_stage_that_another_process_runs_is_refused(project: Project, write_no
     folder = folder_of(project, Stage.of("slow"))
     folder.mkdir(parents=True)
     code = f"import sys, time\nfrom pathlib import Path\nfrom igpt.run.folder import hold\nhold(Path({str(folder)!r}))\n"
-    code += "print('held', flush=True)\ntime.sleep(60)"
-    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    code += "print('held', flush=True)\nsys.stdin.read()"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
@@ -173,7 +172,8 @@ SLOW = """
 import time
 from igpt.run import open_stage
 stage = open_stage("slow", dataset=dataset, seed=seed)
-(stage.folder / "started").write_text(str(__import__("os").getpid()))
+(stage.folder / "starting").write_text(str(__import__("os").getpid()))
+(stage.folder / "starting").rename(stage.folder / "started")
 while not (stage.folder / "go").exists():
     time.sleep(0.05)
 stage.write_record(values={})
@@ -187,15 +187,13 @@ def test_an_interrupted_run_can_be_started_again(project: Project, write_noteboo
     child = subprocess.Popen(
         [sys.executable, "-m", "igpt", "run", "slow"], env=dict(os.environ), stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
-    while not (folder / "started").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: (folder / "started").exists())
     kernel = int((folder / "started").read_text())
     if kill == signal.SIGKILL:
         (folder / "weights").mkdir()
         (folder / "weights" / ".model.safetensors.1.part").touch()  # as if the kernel had been writing it
     child.send_signal(kill)
-    _, stderr = child.communicate(timeout=30)
+    _, stderr = child.communicate(timeout=PATIENCE)
     if kill == signal.SIGINT:
         assert child.returncode == 130
         assert stderr.rstrip().endswith("igpt: stopped; the same command continues")
@@ -230,22 +228,13 @@ def test_a_run_says_what_its_notebook_waits_for(project: Project, write_notebook
             said = next(line for line in child.stderr if line.startswith("igpt: "))
             assert said == "igpt: the store is being made by another process: waiting until it is done\n"
             lock.release()
-            child.communicate(timeout=60)
+            child.communicate(timeout=PATIENCE)
             assert child.returncode == 0
 
 
 def wait_for_end(process: int) -> None:
     """A kernel whose parent is gone ends by itself, after a moment."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return
-        if "Z" in Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]:
-            return
-        time.sleep(0.1)
-    pytest.fail("the kernel goes on after its run was killed")
+    wait_until(lambda: not alive(process), said=lambda: "the kernel goes on after its run was killed")
 
 
 def test_a_stage_that_another_run_finished_meanwhile_is_taken_as_it_is(project: Project, write_notebook: WriteNotebook) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import igpt
+from conftest import PATIENCE, igpt
 
 from igpt.data.store import HEADER, Header, write_header, write_labels, write_shard
 from igpt.palette import Palette
@@ -74,7 +74,7 @@ def test_a_signal_writes_a_checkpoint_says_so_by_its_code_and_the_same_command_c
                 child.send_signal(number)
                 break
         said += child.stderr.read()
-        assert child.wait(timeout=60) == 75
+        assert child.wait(timeout=PATIENCE) == 75
         assert "of 400 steps; the same command continues" in said
         assert list((tmp_path / "cut").glob("checkpoint-*"))
     subprocess.run(command, env=environment, check=True, capture_output=True)

@@ -6,13 +6,11 @@ import os
 import pickle
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE, ROOT, wait_until
 
 from igpt.files import write_text
 from igpt.results.signature import Signature
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 
 pytest_plugins = ("slurm_checkout",)
 
-PATIENCE = 120  # seconds on a busy machine
 CALL = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb'))())"
 
 
@@ -49,22 +46,15 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def wait(until: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not until():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def test_a_further_node_ends_with_all_its_processes_once_the_stage_is_done(checkout: Checkout, tmp_path: Path) -> None:
     job = a_job(checkout)
     write_text(run_folder(checkout.project, job.stage, job.signature) / MEETING, '{"session": "7 0", "address": "127.0.0.1:1"}')
     member = start(job, tmp_path, task=1)
     try:
-        wait(lambda: children(member.pid))  # it has joined the group, and waits for a training that never begins
+        wait_until(lambda: children(member.pid))  # it has joined the group, and waits for a training that never begins
         (child,) = children(member.pid)
         write_text(checkout.ledger.mark_path("0a", 0), Mark(state="done").model_dump_json())
-        out, error = member.communicate(timeout=30)  # it waited for a minute
+        out, error = member.communicate(timeout=PATIENCE)  # it waited for a minute
     finally:
         member.kill()
     assert (out, member.returncode) == ("the group has ended\n", 0), error

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from conftest import PATIENCE, wait_until
 
 from igpt.project import Project
 from igpt.results.plan import Plan, PlannedStage
@@ -29,12 +29,13 @@ pytest_plugins = ("slurm_checkout",)
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
 COUNT, SIZE = 1000, 250
-SECONDS = 400  # that a thousand jobs may take on a busy machine of two cores
 
 
 def test_of_a_thousand_jobs_none_is_lost_and_none_runs_twice(
     cluster: Cluster, checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from slurm_checkout import squeue
+
     ran = tmp_path / "ran"
     ran.mkdir()
     script = tmp_path / "job.sh"
@@ -48,11 +49,9 @@ def test_of_a_thousand_jobs_none_is_lost_and_none_runs_twice(
     monkeypatch.setattr(subprocess, "check_output", counting(subprocess.check_output, calls))
     ledger = Ledger(checkout.project)
 
-    start = time.monotonic()
     decided = prepare("any", profile, Plan(planned), ledger)
     assert [len(batch.stages) for batch in decided.batches] == [SIZE] * (COUNT // SIZE)
     carry_out(decided, ledger, checkout.project)
-    submitted = time.monotonic() - start
     assert calls["squeue"] == 0  # nothing was submitted before, so there is nothing to ask
 
     again = prepare("any", profile, Plan(planned), ledger)
@@ -63,17 +62,18 @@ def test_of_a_thousand_jobs_none_is_lost_and_none_runs_twice(
     assert len(done) == COUNT // SIZE
 
     calls.clear()
-    deadline = time.monotonic() + SECONDS
     looks = 0
-    while any(row.state in ("queued", "running") for row in rows(ledger, [])):
+
+    def over() -> bool:
+        nonlocal looks
         looks += 1
-        assert time.monotonic() < deadline, subprocess.check_output(["squeue", "-t", "all"], text=True)[-2000:]
-        time.sleep(1)
-    assert calls["squeue"] == looks + 1
-    assert sum(calls.values()) == looks + 1
+        return not any(row.state in ("queued", "running") for row in rows(ledger, []))
+
+    wait_until(over, said=lambda: squeue()[-2000:], every=1)
+    assert calls["squeue"] == looks
+    assert sum(calls.values()) == looks
     assert len(list(ran.glob("*-*"))) == COUNT
     assert not list(ran.glob("twice*"))
-    print(f"{COUNT} jobs submitted in {submitted:.1f} s and run in {time.monotonic() - start:.1f} s, {looks} looks")
 
 
 def counting(call, calls: Counter[str]):  # type: ignore[no-untyped-def]
@@ -97,18 +97,13 @@ def test_a_cluster_with_accounting_comes_up_answers_and_goes(tmp_path: Path, mon
         assert cluster.run("up").startswith("the cluster is up already")
         assert "the cluster is up" in cluster.run("status")
         monkeypatch.setenv("SLURM_CONF", cluster.run("env").strip().partition("=")[2])
-        subprocess.run(["srun", "-N2", "--gpus-per-node=1", "true"], check=True, timeout=60)
-        deadline = time.monotonic() + 60
-        while "COMPLETED" not in sacct():
-            assert time.monotonic() < deadline, sacct()
-            time.sleep(0.5)
+        subprocess.run(["srun", "-N2", "--gpus-per-node=1", "true"], check=True, timeout=PATIENCE)
+        wait_until(lambda: "COMPLETED" in sacct(), said=sacct, every=0.5)
         assert "gres/gpu=2" in sacct()
         number = submitted_and_forgotten("igpt-0a", tmp_path, monkeypatch)
         ledger = Ledger(Project(tmp_path))
-        while (found := scheduler.look(ledger, [an_array("0a")]).numbers) == {}:
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-        assert found == {"igpt-0a": number}  # which the queue no longer knows
+        wait_until(lambda: scheduler.look(ledger, [an_array("0a")]).numbers, every=0.5)
+        assert scheduler.look(ledger, [an_array("0a")]).numbers == {"igpt-0a": number}  # which the queue no longer knows
     finally:
         cluster.run("down")
     for pid in cluster.folder.glob("*.pid"):
@@ -121,8 +116,8 @@ def test_a_cluster_with_accounting_comes_up_answers_and_goes(tmp_path: Path, mon
 def submitted_and_forgotten(title: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The number of a job that was cancelled before it began, and a squeue that has forgotten it."""
     command = ["sbatch", "--parsable", "-J", title, "-o", "/dev/null", "--begin=now+1hour", "--wrap", "true"]
-    number = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
-    subprocess.run(["scancel", number], check=True, timeout=60)
+    number = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout.strip()
+    subprocess.run(["scancel", number], check=True, timeout=PATIENCE)
     (folder / "programs").mkdir()
     (folder / "programs" / "squeue").write_text("#!/bin/sh\n")
     (folder / "programs" / "squeue").chmod(0o755)
@@ -150,4 +145,6 @@ def an_array(token: str) -> Array:
 
 
 def sacct() -> str:
-    return subprocess.run(["sacct", "-n", "-X", "-o", "State,AllocTRES%80"], capture_output=True, text=True, timeout=60).stdout
+    return subprocess.run(
+        ["sacct", "-n", "-X", "-o", "State,AllocTRES%80"], capture_output=True, text=True, timeout=PATIENCE
+    ).stdout

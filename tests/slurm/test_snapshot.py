@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 from igpt.errors import UsageError
 from igpt.project import Project
@@ -111,7 +111,7 @@ def igpt(checkout: Checkout, *words: str) -> subprocess.CompletedProcess[str]:
     """The command, where no program of SLURM is to be found."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": git_alone(checkout.root.parent)}
     command = [sys.executable, "-m", "igpt", *words]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=checkout.root, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=checkout.root, timeout=PATIENCE)
 
 
 def git_alone(folder: Path) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE, ROOT, wait_until
 
 from igpt.errors import UsageError
 from igpt.results.record import read_record
@@ -48,7 +48,8 @@ def titles() -> list[str]:
 @contextmanager
 def stopped_controller(cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A controller that hears nothing for a while, as one that is busy, and commands that wait for it for five seconds only."""
-    (folder / "slurm.conf").write_text(f"{(cluster.folder / 'slurm.conf').read_text()}\nMessageTimeout=5\n")
+    settings = (cluster.folder / "slurm.conf").read_text()
+    (folder / "slurm.conf").write_text(settings.replace("MessageTimeout=60", "MessageTimeout=5"))
     pid = int((cluster.folder / "slurmctld.pid").read_text())
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -71,7 +72,7 @@ def replace_program(folder: Path, name: str, script: str, monkeypatch: pytest.Mo
 def submit_and_die(checkout: Checkout, profile: str) -> None:
     """A submission that is killed on its way."""
     command = [sys.executable, "-m", "igpt", "submit", PROBE, "--profile", profile]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=120)
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=PATIENCE)
     assert done.returncode == -signal.SIGKILL, done
 
 
@@ -103,10 +104,7 @@ def test_a_submission_without_an_answer_is_found_again_and_does_its_work(
         checkout.submit(PROBE, profile=profile)
     array = the_array(checkout)
     assert array.job is None
-    deadline = time.monotonic() + 60
-    while array.title not in titles():  # accepted, though nobody waits for the answer any more
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_until(lambda: array.title in titles())  # accepted, though nobody waits for the answer any more
     row = checkout.row(PALETTE)
     assert row.state == "queued"
     assert row.job == the_array(checkout).job
@@ -235,12 +233,12 @@ def private(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     settings = path.read_text()
     try:
         path.write_text(f"{settings}\nPrivateData=jobs\n")
-        subprocess.run(["scontrol", "reconfigure"], check=True, timeout=60)
+        subprocess.run(["scontrol", "reconfigure"], check=True, timeout=PATIENCE)
         replace_program(tmp_path / "programs", "squeue", "exit 0", monkeypatch)
         yield
     finally:
         path.write_text(settings)
-        subprocess.run(["scontrol", "reconfigure"], check=True, timeout=60)
+        subprocess.run(["scontrol", "reconfigure"], check=True, timeout=PATIENCE)
 
 
 def test_anothers_job_that_the_scheduler_hides_counts_as_at_work_until_something_says_that_it_ended(

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import PATIENCE, wait_until
 
 from igpt.data.store import TokenStore
 from igpt.data.tokens import Wanted, make_store, train_parts
@@ -102,7 +104,7 @@ def test_a_run_goes_on_with_another_number_of_devices(store: tuple[Path, Palette
 
 KILLED = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/.."]
 from test_group import *
 if __name__ == "__main__":
     palette = Palette.load(Path({palette!r}))
@@ -116,7 +118,7 @@ def test_a_group_ends_with_its_run_when_that_is_killed(store: tuple[Path, Palett
     given = {"tests": Path(__file__).parent, "palette": tmp_path / "palette.npy", "store": store[0], "out": out}
     code = KILLED.format(**{name: str(path) for name, path in given.items()})
     process = subprocess.Popen([sys.executable, "-c", code])
-    wait_for(lambda: (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text() != "")
+    wait_until(lambda: (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text() != "")
     assert try_lock(out / ".training.lock") is None
     process.kill()
     process.wait()
@@ -125,15 +127,7 @@ def test_a_group_ends_with_its_run_when_that_is_killed(store: tuple[Path, Palett
         lock = try_lock(out / ".training.lock")
         return lock is not None and lock.lock.release() is None
 
-    wait_for(free)
-
-
-def wait_for(state: Callable[[], bool]) -> None:
-    """Until something is so, for a minute at most."""
-    deadline = time.monotonic() + 60
-    while not state():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(free)
 
 
 def test_a_mistake_in_a_group_is_one_sentence_here(store: tuple[Path, Palette], tmp_path: Path) -> None:
@@ -143,17 +137,24 @@ def test_a_mistake_in_a_group_is_one_sentence_here(store: tuple[Path, Palette], 
         train_store(recipe(), *store, seed=1, folder=tmp_path / "out", machine=Machine(micro_batch=3), group=TWO)
 
 
+def free_port() -> int:
+    """A port that nobody listens on, and that the system gives to nobody before the group has come up: a low one."""
+    while True:
+        port = random.SystemRandom().randint(10_000, 19_999)
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+
+
 def test_two_nodes_join_one_group(store: tuple[Path, Palette], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two launchers on this machine, as two nodes have them, which meet at an address."""
-    from torch.distributed.elastic.utils.distributed import get_free_port
-
-    for name, value in (("NODES", "2"), ("DEVICES", "1"), ("RENDEZVOUS", f"127.0.0.1:{get_free_port()}")):
+    for name, value in (("NODES", "2"), ("DEVICES", "1"), ("RENDEZVOUS", f"127.0.0.1:{free_port()}")):
         monkeypatch.setenv(f"IGPT_{name}", value)
     one = train_store(recipe(), *store, seed=1, folder=tmp_path / "one", machine=Machine())
     other = subprocess.Popen([sys.executable, "-m", "igpt.train.group", str(tmp_path / "two")], env=dict(os.environ))
     try:
         two = train_store(recipe(), *store, seed=1, folder=tmp_path / "two", machine=Machine(), group=Group.here())
-        assert other.wait(timeout=60) == 0
+        assert other.wait(timeout=PATIENCE) == 0
     finally:
         other.kill()
     assert two.train == pytest.approx(one.train, abs=1e-5)

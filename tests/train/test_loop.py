@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE
 from filelock import FileLock
 
 from igpt.errors import StageError, UsageError
@@ -109,7 +110,7 @@ def test_an_interrupted_run_continues_to_the_same_losses_to_the_bit(
 KILLED = """
 import sys, torch
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/.."]
 torch.set_num_threads(1)
 import test_loop
 from igpt.palette import Palette
@@ -136,7 +137,7 @@ def test_a_run_killed_outright_continues_to_the_same_losses_to_the_bit(tmp_path:
                     child.send_signal(signal.SIGKILL)
                     break
             child.stdout.close()
-            assert child.wait(timeout=60) in (-signal.SIGKILL, 0)
+            assert child.wait(timeout=PATIENCE) in (-signal.SIGKILL, 0)
             assert run(folder, greys) == whole
     finally:
         torch.set_num_threads(threads)
@@ -400,7 +401,7 @@ def test_a_continued_run_has_all_lines_wherever_its_metrics_were_cut_off(tmp_pat
 
 FULL = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/.."]
 from test_loop import *
 torch.set_num_threads(1)
 folder, greys = Path(sys.argv[1]), Palette(np.linspace(-1, 1, 8, dtype=np.float32)[:, None])
@@ -440,7 +441,7 @@ def test_a_full_disk_is_a_sentence_and_the_run_continues_to_the_bit(tmp_path: Pa
         pytest.skip("this system mounts no small disk without privileges (unshare -rm)")
     code = FULL.format(tests=str(Path(__file__).parent))
     done = subprocess.run(
-        [*unprivileged, sys.executable, "-c", code, str(tmp_path / "small")], capture_output=True, text=True, timeout=300
+        [*unprivileged, sys.executable, "-c", code, str(tmp_path / "small")], capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     *said, found = done.stdout.splitlines()
