@@ -70,6 +70,13 @@ def packed(model: nn.Module) -> Iterator[None]:
 
     On a CPU, in float32 or bfloat16, this costs the weights' memory once more and about a pass over them; elsewhere
     it does nothing. The weights must not change inside the block.
+
+    >>> from igpt.model import ImageGPT
+    >>> from igpt.sample import sample
+    >>> from igpt.shape import ModelShape
+    >>> model = ImageGPT(ModelShape(n_layer=2, n_embd=16, n_head=2, n_vocab=8, n_ctx=9))
+    >>> with packed(model):
+    ...     tokens = sample(model, n=2, seed=0)
     """
     layers = [m for m in model.modules() if isinstance(m, Linear) and m.packed is None and _gains(m.weight)]
     with torch.no_grad():

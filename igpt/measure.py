@@ -29,7 +29,13 @@ def number(value: float, unit: str) -> Measured:
 
 
 def accuracy(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> Measured:
-    """Fraction of int64 (images,) predictions that are right, with its Wilson interval."""
+    """Fraction of int64 (images,) predictions that are right, with its Wilson interval.
+
+    >>> import numpy as np
+    >>> found = accuracy(np.array([0, 1, 1, 2]), np.array([0, 1, 2, 2]))
+    >>> found["value"], round(found["low"], 2), round(found["high"], 2)
+    (0.75, 0.3, 0.95)
+    """
     correct, images = int((predictions == labels).sum()), len(labels)
     low, high = wilson(correct, images)
     return {"value": correct / images, "unit": "fraction", "low": low, "high": high, "images": images}
@@ -44,7 +50,11 @@ def wilson(correct: int, images: int) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and Student's t interval over independent runs; infinite bounds for a single run."""
+    """Mean and Student's t interval over independent runs; infinite bounds for a single run.
+
+    >>> [round(each, 3) for each in mean_interval([0.9, 0.92, 0.94])]
+    [0.92, 0.87, 0.97]
+    """
     from scipy.stats import t
 
     n = len(values)

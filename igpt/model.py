@@ -100,6 +100,15 @@ class ImageGPT(nn.Module):
 
     ``seed`` decides the initial weights: the released code's distributions, so the output matrix is
     zero and an untrained model gives every colour the same logit.
+
+    >>> import torch
+    >>> from igpt.shape import ModelShape
+    >>> model = ImageGPT(ModelShape(n_layer=2, n_embd=16, n_head=2, n_vocab=8, n_ctx=9))
+    >>> tokens = torch.zeros(4, 9, dtype=torch.int64)
+    >>> model(tokens).shape
+    torch.Size([4, 9, 8])
+    >>> round(model.loss(tokens).item(), 4)  # log 8, in nats per token
+    2.0794
     """
 
     def __init__(self, shape: ModelShape, *, seed: int = 0) -> None:

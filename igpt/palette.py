@@ -24,7 +24,16 @@ BEYOND = 1e-3  # an eighth of a level: k-means rounds, other scales are far outs
 
 @dataclass(frozen=True, eq=False)
 class Palette:
-    """Colour centres, float32 (k, channels) in [-1, 1]; a pixel value v stands at v / 127.5 - 1."""
+    """Colour centres, float32 (k, channels) in [-1, 1]; a pixel value v stands at v / 127.5 - 1.
+
+    >>> import numpy as np
+    >>> black_and_white = Palette(np.array([[-1.0], [1.0]], np.float32))
+    >>> tokens = black_and_white.quantize(np.array([[[[10], [250]]]], np.uint8))
+    >>> tokens
+    array([[[0, 1]]], dtype=uint16)
+    >>> black_and_white.dequantize(tokens).ravel()
+    array([  0, 255], dtype=uint8)
+    """
 
     centres: NDArray[np.float32]
 
@@ -48,6 +57,11 @@ class Palette:
         The centres are sorted, so that neighbouring tokens of a grey palette are neighbouring shades.
         Raises UsageError when the images hold fewer than k colours.
         Source: section 3.2; the paper leaves the sample, its size and the start unpublished.
+
+        >>> import numpy as np
+        >>> greys = np.repeat(np.arange(256, dtype=np.uint8), 4).reshape(1, 32, 32, 1)
+        >>> len(Palette.fit(greys, k=4, seed=0))
+        4
         """
         from sklearn.cluster import KMeans
 

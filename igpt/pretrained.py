@@ -23,7 +23,16 @@ from igpt.weights.released import RELEASED
 
 
 class ImageGPT(Model):
-    """The transformer, its weights and its samples. Everything else is inherited from `igpt.model.ImageGPT`."""
+    """The transformer, its weights and its samples. Everything else is inherited from `igpt.model.ImageGPT`.
+
+    >>> from igpt import ImageGPT
+    >>> from igpt.shape import ModelShape
+    >>> model = ImageGPT(ModelShape(n_layer=2, n_embd=16, n_head=2, n_vocab=8, n_ctx=9))
+    >>> model.sample(n=3, seed=0).shape
+    torch.Size([3, 9])
+    >>> model.complete(model.sample(n=1)[:, :4], n=5).shape
+    torch.Size([1, 5, 9])
+    """
 
     @classmethod
     def from_pretrained(cls, where: str | Path) -> Self:
@@ -66,7 +75,11 @@ class ImageGPT(Model):
 
 
 def named_shape(name: str) -> ModelShape | None:
-    """The shape that a name promises: a released model's (``igpt-s-bert``) or a recipe's; None for any other word."""
+    """The shape that a name promises: a released model's (``igpt-s-bert``) or a recipe's; None for any other word.
+
+    >>> named_shape("igpt-s").n_layer
+    24
+    """
     if name in RELEASED:
         return RELEASED[name].shape
     return recipe(name).shape if name in (*TINY, *LAPTOP, *SMALL, *PAPER) else None

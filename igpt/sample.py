@@ -57,6 +57,15 @@ def complete(
     One uniform number decides one token, drawn image by image: the same seed gives the same image
     whatever the batch. Raises UsageError for BERT weights, a prefix of another dtype, shape or palette or longer than
     the model, settings outside their range, and logits that are not finite.
+
+    >>> import torch
+    >>> from igpt.model import ImageGPT
+    >>> from igpt.shape import ModelShape
+    >>> model = ImageGPT(ModelShape(n_layer=2, n_embd=16, n_head=2, n_vocab=8, n_ctx=9))
+    >>> left = torch.tensor([[5, -1, -1, 6, -1, -1, 7, -1, -1]])  # of three by three, the left column
+    >>> complete(model, left, n=2, seed=0)[:, :, [0, 3, 6]]
+    tensor([[[5, 6, 7],
+             [5, 6, 7]]])
     """
     shape = model.shape
     _check(model, prefix, n=n, temperature=temperature, top_k=top_k, top_p=top_p)

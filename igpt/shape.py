@@ -18,7 +18,11 @@ SIZES: dict[str, tuple[int, int, int]] = {
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Everything that decides the weights' shapes: blocks, width, heads, colours, positions, objective."""
+    """Everything that decides the weights' shapes: blocks, width, heads, colours, positions, objective.
+
+    >>> ModelShape(n_layer=24, n_embd=512, n_head=8, n_vocab=512, n_ctx=1024).parameters
+    76571648
+    """
 
     n_layer: int
     n_embd: int

@@ -268,11 +268,21 @@ class ApiDirective(SphinxDirective):
         listing = nodes.definition_list()
         for name in names:
             term = nodes.term("", "", nodes.literal("", name.signature, classes=["api-signature"]))
-            text = nodes.paragraph("", name.doc.replace("``", "").replace("\n", " "))
-            listing += nodes.definition_list_item("", term, nodes.definition("", text))
+            parts = [_example(part) if part.startswith(">>>") else _said(part) for part in name.doc.split("\n\n")]
+            listing += nodes.definition_list_item("", term, nodes.definition("", *parts))
         section += listing
         self.state.document.note_implicit_target(section, section)
         return [section]
+
+
+def _said(part: str) -> nodes.paragraph:
+    """A docstring's paragraph."""
+    return nodes.paragraph("", part.replace("``", "").replace("\n", " "))
+
+
+def _example(part: str) -> nodes.literal_block:
+    """An example of a docstring, as a session shows it."""
+    return nodes.literal_block(part, part, language="pycon")
 
 
 class NumberRole(SphinxRole):

@@ -19,6 +19,11 @@ def augmented(tokens: NDArray[Token], indices: NDArray[np.int64], *, images: int
     What is drawn for an image depends on seed, epoch and its index alone, so that the batches, the workers and a
     resumed run do not change it. Augmenting tokens or pixels is the same, as neither step mixes colours.
     Source: section 3.4, which pads by 4 and takes a random crop of the image or of its mirror image.
+
+    >>> import numpy as np
+    >>> tokens = np.arange(2 * 8 * 8).reshape(2, 8, 8)
+    >>> augmented(tokens, np.array([0, 1]), images=2, epoch=1, seed=0).shape
+    (2, 8, 8)
     """
     draws = np.random.default_rng([seed, epoch]).integers(0, (2 * PAD + 1, 2 * PAD + 1, 2), (images, 3))[indices]
     height, width = tokens.shape[1:]
@@ -32,6 +37,10 @@ def shifted(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The nine shifts of every image by at most one pixel, uint8 (9 N, H, W, channels), edges filled with 0.
 
     The tiny tier's way to more unlabelled images, in place of the paper's random resizes and crops.
+
+    >>> import numpy as np
+    >>> shifted(np.ones((2, 8, 8, 1), np.uint8)).shape
+    (18, 8, 8, 1)
     """
     height, width = images.shape[1:3]
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))

@@ -42,6 +42,10 @@ def reduced(images: NDArray[np.uint8], *, side: int, filter: str = "bicubic") ->
     """Square images uint8 (N, H, H, channels) reduced to uint8 (N, side, side, channels).
 
     Raises UsageError for a side larger than theirs: nothing is gained by enlarging.
+
+    >>> import numpy as np
+    >>> reduced(np.array([[[[0], [0]], [[255], [255]]]], np.uint8), side=1, filter="box")
+    array([[[[128]]]], dtype=uint8)
     """
     height, channels = images.shape[1], images.shape[3]
     if not 1 <= side <= height:

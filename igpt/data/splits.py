@@ -47,6 +47,11 @@ def load_split(name: str, split: SplitName, *, side: int | None = None) -> Split
     side : pixels to reduce the images to; as they are when left out
     Raises UsageError for an unknown data set, one that is not at hand or damaged, one too large for memory, or a
     side larger than the images.
+
+    >>> load_split("digits", "train").images.shape
+    (1293, 8, 8, 1)
+    >>> load_split("digits", "test", side=4).images.shape
+    (360, 4, 4, 1)
     """
     card = data_card(name)
     if name == "digits":
@@ -116,6 +121,11 @@ def low_data_subset(labels: NDArray[np.int64], *, per_class: int, draw: int) -> 
 
     Balanced classes are our choice: the paper gives the totals only, which divide by the classes.
     Raises UsageError when a class has fewer images.
+
+    >>> import numpy as np
+    >>> labels = np.repeat(np.arange(3), 10)
+    >>> labels[low_data_subset(labels, per_class=2, draw=0)]
+    array([0, 0, 1, 1, 2, 2])
     """
     chosen = []
     for label in np.unique(labels):
@@ -136,7 +146,14 @@ def a_part(train: Split, validation: Split, *, images: int, seed: int) -> tuple[
 
 
 def tokenize(images: NDArray[np.uint8], palette: Palette) -> Tensor:
-    """Tokens int64 (N, H * W) in raster order, of images uint8 (N, H, W, channels)."""
+    """Tokens int64 (N, H * W) in raster order, of images uint8 (N, H, W, channels).
+
+    >>> import numpy as np
+    >>> from igpt.palette import Palette
+    >>> greys = Palette(np.array([[-1.0], [1.0]], np.float32))
+    >>> tokenize(np.array([[[[0], [255]], [[200], [9]]]], np.uint8), greys)
+    tensor([[0, 1, 1, 0]])
+    """
     import torch
 
     return torch.from_numpy(palette.quantize(images).reshape(len(images), -1).astype(np.int64))

@@ -20,6 +20,13 @@ def extract_features(
     """Features float32 (layers + 1, images, width) of int64 tokens (images, positions).
 
     BERT's inputs stay masked, as in training (section 4.6): one mask an image, decided by ``mask_seed``.
+
+    >>> import torch
+    >>> from igpt.model import ImageGPT
+    >>> from igpt.shape import ModelShape
+    >>> model = ImageGPT(ModelShape(n_layer=2, n_embd=16, n_head=2, n_vocab=8, n_ctx=9))
+    >>> extract_features(model, torch.zeros(5, 9, dtype=torch.int64)).shape
+    (3, 5, 16)
     """
     generator = torch.Generator().manual_seed(mask_seed)
     parts = []
@@ -56,6 +63,11 @@ def concatenated_layers(best: int, *, last: int, count: int = 5) -> list[int]:
     """``count`` neighbouring layers centred at ``best``, moved inside 0 .. last (section 4.4).
 
     Adjacent layers are our reading: the paper says five layers centred at the best, not which.
+
+    >>> concatenated_layers(20, last=24)
+    [18, 19, 20, 21, 22]
+    >>> concatenated_layers(24, last=24)
+    [20, 21, 22, 23, 24]
     """
     first = min(max(best - count // 2, 0), max(last + 1 - count, 0))
     return list(range(first, min(first + count, last + 1)))

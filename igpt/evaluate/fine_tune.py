@@ -96,7 +96,11 @@ AUGMENTED = ("cifar10", "cifar100")  # as published; ImageNet's crops are drawn 
 def settings_grid(
     dataset: str, pretraining_rate: float, *, epochs: int, bfloat16: bool = False, compiled: bool = False
 ) -> list[FineTuneSettings]:
-    """The settings to search on a data set, one a rate, with at most ``epochs`` epochs."""
+    """The settings to search on a data set, one a rate, with at most ``epochs`` epochs.
+
+    >>> [settings.learning_rate for settings in settings_grid("digits", 0.01, epochs=4)]
+    [0.01, 0.003]
+    """
     rates, batch = (DIGITS_RATES, DIGITS_BATCH) if dataset == "digits" else (RATES, FineTuneSettings.batch)
     augment = dataset in AUGMENTED
     return [

@@ -121,7 +121,12 @@ def choose(path: Sequence[Classifier], features: Features, labels: Labels) -> tu
 
 
 def vote(predictions: Labels, *, seed: int) -> Labels:
-    """The most frequent class of each image, int64 (images,), over (views, images); ties at random (section 4.6)."""
+    """The most frequent class of each image, int64 (images,), over (views, images); ties at random (section 4.6).
+
+    >>> import numpy as np
+    >>> vote(np.array([[3, 1], [3, 1], [5, 2]]), seed=0)
+    array([3, 1])
+    """
     generator = np.random.default_rng(seed)
     classes = np.unique(predictions)
     counts = np.stack([(predictions == label).sum(0) for label in classes], axis=1)  # (images, classes)

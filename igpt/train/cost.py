@@ -13,7 +13,12 @@ CORES_FLOPS = 2.5e11  # what a training step of the laptop tier reaches on two c
 
 
 def forward_flops(shape: ModelShape) -> float:
-    """Operations of one image's forward pass: 2 a weight and token, and attention counted in full."""
+    """Operations of one image's forward pass: 2 a weight and token, and attention counted in full.
+
+    >>> from igpt.train.recipes import recipe
+    >>> f"{forward_flops(recipe('igpt-s').shape):.2e}"
+    '2.07e+11'
+    """
     weights = shape.parameters - shape.n_ctx * shape.n_embd
     return shape.n_ctx * (2 * weights + 4 * shape.n_layer * shape.n_embd * shape.n_ctx)
 

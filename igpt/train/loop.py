@@ -324,7 +324,11 @@ def _lines(path: Path, step: int) -> list[dict[str, float]]:
 
 
 def weights_name(step: int) -> str:
-    """Name of the folder that keeps the weights after ``step`` steps."""
+    """Name of the folder that keeps the weights after ``step`` steps.
+
+    >>> weights_name(1250)
+    'weights-0001250'
+    """
     return f"weights-{step:07d}"
 
 
@@ -332,6 +336,9 @@ def schedule(step: int, *, steps: int, warmup: int) -> float:
     """Fraction of the learning rate at ``step``, from 0: linear warm-up, then cosine towards 0 at ``steps``.
 
     Section 3.4; the warm-up's shape is unpublished. The first step already moves (1 / warmup).
+
+    >>> [round(schedule(step, steps=10, warmup=4), 2) for step in range(10)]
+    [0.25, 0.5, 0.75, 1.0, 1.0, 0.93, 0.75, 0.5, 0.25, 0.07]
     """
     if step < warmup:
         return (step + 1) / warmup

@@ -10,7 +10,12 @@ from igpt.shape import ModelShape
 
 @dataclass(frozen=True)
 class Recipe:
-    """One pre-training run, up to its seed. Adam, linear warm-up, cosine to zero, no dropout, no weight decay."""
+    """One pre-training run, up to its seed. Adam, linear warm-up, cosine to zero, no dropout, no weight decay.
+
+    >>> from igpt.train.recipes import recipe
+    >>> recipe("tiny-s").milestone_steps
+    [78, 156, 312, 625, 1250]
+    """
 
     name: str
     shape: ModelShape

@@ -85,6 +85,9 @@ def recipe(model: str, objective: Objective = "autoregressive") -> Recipe:
     """The recipe of a model by name.
 
     Raises UsageError for an unknown model or objective, or a pair that the paper does not have.
+
+    >>> recipe("igpt-s").steps, recipe("igpt-s").batch, recipe("igpt-s").learning_rate
+    (1000000, 128, 0.003)
     """
     if objective not in ("autoregressive", "bert"):
         raise UsageError(f"there is no objective {objective!r}; choose autoregressive or bert")

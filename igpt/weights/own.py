@@ -23,7 +23,11 @@ RELEASED_COLOURS = "2e1993e1710ade487e719a6103ff3ec2da542856cd7dcc8ef4fd0b5e9aae
 
 
 def released_palette() -> Palette:
-    """The 512 colours of the released weights, which this package carries. Raises UsageError for other ones."""
+    """The 512 colours of the released weights, which this package carries. Raises UsageError for other ones.
+
+    >>> len(released_palette())
+    512
+    """
     with as_file(files("igpt.weights") / "released_palette.npy") as path:
         palette = Palette.load(path)
     if palette.digest != RELEASED_COLOURS:
