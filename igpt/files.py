@@ -1,10 +1,15 @@
-"""Two rules for every file: a final name means complete (written beside, synced, renamed), and a lock guards shared work."""
+"""Rules for every file: a final name means complete (written beside, synced, renamed), and a lock guards shared work.
+
+What others wrote is looked at before it is read: a folder, a pipe or a file far too large is never opened.
+"""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +22,7 @@ if TYPE_CHECKING:
     from filelock import AcquireReturnProxy
     from numpy.typing import NDArray
 
+LARGEST_JSON = 2**22  # bytes of a file of settings; lists of many classes or tensors take some hundred thousand
 POLL = 0.5  # seconds between two looks at a lock that another process holds
 
 
@@ -87,6 +93,42 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
     np.save(content, array)
     with write_atomically(path) as stream:
         stream.write(content.getbuffer())
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a regular file. Raises OSError as `Path.stat` does; ValueError for a folder, a pipe and the like."""
+    found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise ValueError("it is a folder")
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is no regular file")  # a pipe, say, which would be waited for without end
+    return found.st_size
+
+
+def read_whole(path: Path, *, most: int) -> bytes:
+    """A file's content. Raises OSError as reading does; ValueError as `file_size`, and for more than ``most`` bytes."""
+    if (size := file_size(path)) > most:
+        raise ValueError(f"it has {size:,} bytes, more than the {most:,} that such a file can have")
+    return path.read_bytes()
+
+
+def read_json(path: Path, *, most: int = LARGEST_JSON) -> Any:
+    """What a JSON file says. Raises OSError as reading does; ValueError as `read_whole`, and for anything but plain JSON.
+
+    A field that is said twice is refused: readers differ in which of the two they take.
+    """
+    try:
+        return json.loads(read_whole(path, most=most), object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose fields are all different."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("it says a field twice")
+    return fields
 
 
 def remove_parts(folder: Path, *patterns: str) -> None:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from igpt.errors import UsageError
 from igpt.fast import Linear, causal_attention
 from igpt.shape import ModelShape
 
@@ -170,7 +171,15 @@ class ImageGPT(nn.Module):
         return self.ln_f(h)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits, float32 (..., V), of the final norm's output (..., C)."""
+        """Logits, float32 (..., V), of the final norm's output (..., C).
+
+        Raises UsageError where the weights have no output matrix, ``wtet`` is None: those of a classifier have features only.
+        """
+        if self.wtet is None:
+            raise UsageError(
+                "these weights give features, but neither loss nor samples, since they have no output matrix:"
+                " choose those of a generative model"
+            )
         logits = hidden @ self.wtet.T
         return logits if logits.dtype == torch.float64 else logits.float()
 

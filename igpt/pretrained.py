@@ -15,11 +15,7 @@ from torch import Tensor
 
 from igpt import sample as sampling
 from igpt.model import ImageGPT as Model
-from igpt.shape import ModelShape
-from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY, recipe
-from igpt.weights.check import check_shape
 from igpt.weights.read import read_weights
-from igpt.weights.released import RELEASED
 
 
 class ImageGPT(Model):
@@ -36,15 +32,19 @@ class ImageGPT(Model):
 
     @classmethod
     def from_pretrained(cls, where: str | Path) -> Self:
-        """The model that ``where`` names, as `igpt.weights.read.read_weights` finds it.
+        """The model that ``where`` names, in evaluation mode on the CPU.
 
-        Raises UsageError as that does, and for a folder under a recipe's name that holds another model.
+        where : a recipe's name (``laptop-l``) whose weights are published or trained in this checkout; a released model's
+        (``igpt-s``), which is downloaded; a folder; or the path of a TensorFlow checkpoint without ``.index``
+        Raises UsageError when there is none, when it is damaged, and when another model lies under the name. Weights of a
+        classifier have no output matrix: their model gives features, and raises UsageError for logits, loss and samples.
         """
-        found = read_weights(where)
-        if wanted := named_shape(str(where)):
-            check_shape(str(where), found.shape, wanted)
+        from igpt.run.samples import weights_place
+
+        found = read_weights(*weights_place(where))
         with torch.device("meta"):
             model = cls(found.shape)
+        model.register_parameter("wtet", found.wtet)
         model.load_state_dict(found.state_dict(), assign=True)
         return model.eval()
 
@@ -72,14 +72,3 @@ class ImageGPT(Model):
     ) -> Tensor:
         """Continuations of int64 (B, P), tokens int64 (B, n, T); see `igpt.sample.complete`."""
         return sampling.complete(self, prefix, n=n, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
-
-
-def named_shape(name: str) -> ModelShape | None:
-    """The shape that a name promises: a released model's (``igpt-s-bert``) or a recipe's; None for any other word.
-
-    >>> named_shape("igpt-s").n_layer
-    24
-    """
-    if name in RELEASED:
-        return RELEASED[name].shape
-    return recipe(name).shape if name in (*TINY, *LAPTOP, *SMALL, *PAPER) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from reprlib import repr as shortly
 from typing import Literal, get_args
 
 Objective = Literal["autoregressive", "bert"]
@@ -14,6 +15,9 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "igpt-l": (48, 1536, 16),
     "igpt-xl": (60, 3072, 16),
 }
+
+
+MOST = 2**31 - 1  # of anything that is counted here, so that arithmetic with it stays small
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,10 @@ class ModelShape:
     def __post_init__(self) -> None:
         """Refuse an unknown objective, numbers that are not whole and positive, and a width that the heads do not divide."""
         if self.objective not in get_args(Objective):
-            raise ValueError(f"there is no objective {self.objective!r}")
+            raise ValueError(f"there is no objective {shortly(self.objective)}")
         for name in ("n_layer", "n_embd", "n_head", "n_vocab", "n_ctx"):
-            if type(number := getattr(self, name)) is not int or number < 1:
-                raise ValueError(f"{name} is a whole number from 1 on, not {number!r}")
+            if type(number := getattr(self, name)) is not int or not 1 <= number <= MOST:
+                raise ValueError(f"{name} is a whole number from 1 to {MOST:,}, not {shortly(number)}")
         if self.n_embd % self.n_head:
             raise ValueError(f"{self.n_head} heads do not divide a width of {self.n_embd}")
 

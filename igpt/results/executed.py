@@ -8,8 +8,10 @@ import json
 import re
 from pathlib import Path
 
-from igpt.results.record import Record, read_whole
+from igpt.files import read_json
+from igpt.results.record import Record
 
+LARGEST = 2**26  # bytes of an executed notebook, pictures included
 LINE = re.compile(r"^Record of (.+): SHA-256 ([0-9a-f]{64}) without its times$", re.MULTILINE)
 NO_NOTEBOOK = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SyntaxError)
 
@@ -54,7 +56,7 @@ def _digest(record: Record) -> str:
 
 def _cells(notebook: Path) -> list[dict]:  # type: ignore[type-arg]
     """The code cells of a notebook. Raises one of `NO_NOTEBOOK` for a file that is none."""
-    return [cell for cell in json.loads(read_whole(notebook))["cells"] if cell["cell_type"] == "code"]
+    return [cell for cell in read_json(notebook, most=LARGEST)["cells"] if cell["cell_type"] == "code"]
 
 
 def _parameters(notebook: Path) -> dict[str, object]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import stat
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from reprlib import repr as shortly
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from igpt.errors import UsageError
-from igpt.files import write_text
+from igpt.files import read_json, read_whole, write_text
 from igpt.text import visible
 
 SCHEMA = 1
-LIMIT = 2**26  # bytes of a file that can be a record; the largest of the book has less than one million
+LIMIT = 2**24  # bytes of a file that can be a record; the largest of the book has less than one million
 FIELDS = 3  # of a record's eight, with which a file claims to be one
 
 
@@ -26,16 +26,28 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+# Nothing that is measured or counted is beyond these, and sums and squares of what is within them are numbers still.
+Number = Annotated[float, Field(ge=-1e30, le=1e30)]
+Whole = Annotated[int, Field(gt=-(2**63), lt=2**63)]
+
+
 class Value(_Strict):
     """One number; accuracies are fractions. ``low`` and ``high`` bound it at 95 % over the test images; those of a
     time are the least and the greatest of its rounds.
     """
 
-    value: float
+    value: Number
     unit: str
-    low: float | None = None
-    high: float | None = None
-    images: int | None = None
+    low: Number | None = None
+    high: Number | None = None
+    images: Annotated[Whole, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        """Refuse bounds that are the wrong way round: an interval of less than no width has no digits to print."""
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low, {self.low:.6g}, is above high, {self.high:.6g}")
+        return self
 
 
 class Receipt(_Strict):
@@ -46,7 +58,7 @@ class Receipt(_Strict):
     command: str
     notebook: str
     hardware: str
-    seconds: Annotated[float, Field(ge=0)]
+    seconds: Annotated[Number, Field(ge=0)]
     finished: str  # UTC, ISO 8601
     versions: dict[str, str]
 
@@ -56,33 +68,32 @@ class Record(_Strict):
 
     schema_version: int
     stage: str
-    parameters: dict[str, str | int | float | bool]
+    parameters: dict[str, str | Whole | Number | bool]
     signature: str
     parts: dict[str, str]
     values: dict[str, Value]
-    series: dict[str, list[dict[str, float | int | str | bool | list[int]]]]
+    series: dict[str, list[dict[str, Number | Whole | str | bool | list[Whole]]]]
     receipt: Receipt
 
 
 def read_record(path: Path) -> Record | None:
     """The record in a file, None when there is no file. Raises UsageError for anything else than a record."""
     try:
-        content = read_whole(path)
+        found = read_json(path, most=LIMIT)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read ({_reason(error)}): {_remedy(path)}") from None
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UsageError(f"{path} is not a record ({reason}): {_remedy(path)}") from None
+    schema = found.get("schema_version") if isinstance(found, dict) else None
+    if schema != SCHEMA:
+        raise UsageError(f"{path} has record schema {shortly(schema)}, this version reads {SCHEMA}: {_remedy(path)}")
     try:
-        found = json.loads(content).get("schema_version")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise UsageError(f"{path} is not a record ({error}): {_remedy(path)}") from None
-    if found != SCHEMA:
-        raise UsageError(f"{path} has record schema {repr(found)[:20]}, this version reads {SCHEMA}: {_remedy(path)}")
-    try:
-        return Record.model_validate_json(content)
+        return Record.model_validate(found)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        wrong = error.errors()
+        first = next((e for e in wrong if not e["type"].endswith("_type")), wrong[0])  # of a union, the kind that it nearly was
+        place = visible(".".join(map(str, first["loc"])), limit=100)
         raise UsageError(f"{path} is not a valid record ({place}: {first['msg']}): {_remedy(path)}") from None
 
 
@@ -100,31 +111,21 @@ def claims_to_be_record(path: Path) -> bool:
     if path.name == "record.json" or ("," in path.stem and "=" in path.stem):
         return True
     try:
-        content = read_whole(path)
-    except (OSError, ValueError):
+        found = read_json(path, most=LIMIT)
+    except OSError:
         return False
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):  # one that was cut off
-        return sum(f'"{name}": '.encode() in content for name in Record.model_fields) >= FIELDS
+    except ValueError:  # one that was cut off, say
+        return _looks_like_record(path)
     return isinstance(found, dict) and len(found.keys() & Record.model_fields.keys()) >= FIELDS
 
 
-def read_whole(path: Path) -> bytes:
-    """A file's content. Raises OSError as reading does; ValueError for what is no file, or too large for a record."""
-    found = path.stat()
-    if stat.S_ISDIR(found.st_mode):
-        raise ValueError("it is a folder")
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError("it is no regular file")  # a pipe, say, which would be waited for without end
-    if found.st_size > LIMIT:
-        raise ValueError(f"it has {found.st_size:,} bytes, more than the {LIMIT:,} of any record")
-    return path.read_bytes()
-
-
-def _reason(error: Exception) -> str:
-    """Why a file could not be read."""
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+def _looks_like_record(path: Path) -> bool:
+    """Whether a file that is no whole JSON has the fields of a record."""
+    try:
+        content = read_whole(path, most=LIMIT)
+    except (OSError, ValueError):
+        return False
+    return sum(f'"{name}": '.encode() in content for name in Record.model_fields) >= FIELDS
 
 
 def _remedy(path: Path) -> str:

@@ -16,7 +16,7 @@ from igpt.run.bar import Bar
 from igpt.run.folder import finished_record, run_folder
 from igpt.run.local import ensure
 from igpt.stage import Stage
-from igpt.train.recipes import LAPTOP, SMALL, TINY, recipe
+from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY, recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from igpt.model import ImageGPT
     from igpt.palette import Palette
+    from igpt.shape import ModelShape
 
 
 OURS = (*TINY, *LAPTOP, *SMALL)  # recipes, which come before folders of the same name
@@ -40,35 +41,33 @@ class Draw:
     top_p: float | None = None
 
 
+def weights_place(where: str | Path) -> tuple[str | Path, ModelShape | None]:
+    """Where the weights of a name lie, and the shape that the name promises, if it promises one.
+
+    A recipe's name is the folder of its first seed: of what is published with the book, else of what was trained here. Any
+    other word is as it was given, for `igpt.weights.read.read_weights`. Raises UsageError for a recipe without weights.
+    """
+    name = str(where)
+    if name in OURS:
+        return _published_or_trained(name), recipe(name).shape
+    return where, recipe(name).shape if name in PAPER else None
+
+
 def find_weights(model: str) -> tuple[ImageGPT, Palette]:
-    """As `_find_weights`; also raises UsageError where the name of a model is given and another model lies under it."""
-    from igpt.pretrained import named_shape
-    from igpt.weights.check import check_shape
-
-    found, palette = _find_weights(model)
-    if wanted := named_shape(model):
-        check_shape(model, found.shape, wanted)
-    return found, palette
-
-
-def _find_weights(model: str) -> tuple[ImageGPT, Palette]:
     """A model by its name or place, and the palette of its tokens; one of the tiny tier is trained when it has not been.
 
-    Of our own recipes, what was published with the book comes before what was trained here. Raises UsageError for a
-    recipe that has not been trained, as `igpt.weights.read.read_weights` does, and for weights of an unknown palette or of
+    Raises UsageError as `weights_place` and `igpt.weights.read.read_weights` do, and for weights of an unknown palette or of
     another number of colours.
     """
-    if model in OURS:
-        return _trained(model)
-    from igpt.weights.huggingface import is_huggingface
-    from igpt.weights.own import load_weights, released_palette
+    from igpt.weights.own import released_palette
     from igpt.weights.processor import read_colours
     from igpt.weights.read import read_weights
 
-    folder = Path(model)
-    if (folder / "palette.npy").exists() and not is_huggingface(folder):
-        return load_weights(folder)
-    found = read_weights(model)
+    if model in TINY and not _published(model).exists():
+        ensure(Project.here(), [_first_seed(model)])
+    place, shape = weights_place(model)
+    found = read_weights(place, shape)
+    folder = Path(place)
     checkpoint = folder.with_name(folder.name + ".index").exists()  # of TensorFlow, whose files lie in a folder of any name
     own = read_colours(folder if folder.is_dir() else folder.parent) if folder.is_dir() or checkpoint else None
     palette = released_palette() if own is None else own
@@ -161,22 +160,38 @@ def _resample(model: str) -> int:
     return read_resample(Path(model)) if model not in OURS and is_huggingface(Path(model)) else BICUBIC
 
 
-def _trained(model: str) -> tuple[ImageGPT, Palette]:
-    """A model of our own recipes, first seed: published, or out of its run folder."""
+def _published(model: str) -> Path:
+    """What is there when a recipe's weights are published with the book."""
+    return Project.here().models / model / "config.json"
+
+
+def _first_seed(model: str) -> Stage:
+    """The stage that trains a recipe's first seed."""
+    project = Project.here()
+    if not project.notebooks.is_dir():
+        raise UsageError(
+            f"{model} is published with the book and trained by its notebooks, and {project.root} has neither: set IGPT_ROOT to"
+            " a checkout of igpt, or give a folder of weights"
+        )
+    return Signer(project.notebooks).canonical(Stage.of("pretrain", model=model, objective="autoregressive", seed=0))
+
+
+def _published_or_trained(model: str) -> Path:
+    """The folder of a recipe's weights."""
     from igpt.train.loop import weights_name
-    from igpt.weights.own import load_weights
 
     project = Project.here()
-    published = project.models / model
-    if (published / "config.json").exists():
-        return load_weights(published)
-    signer = Signer(project.notebooks)
-    stage = signer.canonical(Stage.of("pretrain", model=model, objective="autoregressive", seed=0))
-    if model in TINY:
-        ensure(project, [stage])
-    elif finished_record(project, stage, signer.sign(stage)) is None:
-        raise UsageError(f"{model} has not been trained here: igpt run {stage.name} does that, in hours")
-    return load_weights(run_folder(project, stage, signer.sign(stage)) / weights_name(recipe(model).steps))
+    if _published(model).exists():
+        return _published(model).parent
+    stage = _first_seed(model)
+    signature = Signer(project.notebooks).sign(stage)
+    if finished_record(project, stage, signature) is None:
+        time = "minutes" if model in TINY else "hours"
+        raise UsageError(
+            f"{model} has neither been published nor trained in {project.root}: igpt run {stage.name} trains it there, in {time};"
+            " or set IGPT_ROOT to a checkout that has it"
+        )
+    return run_folder(project, stage, signature) / weights_name(recipe(model).steps)
 
 
 def _kept(keep: str, *, side: int) -> NDArray[np.bool_]:

@@ -1,18 +1,85 @@
-"""The one check of weights from a file, whatever make it is of: names, shapes, dtypes, finite numbers."""
+"""The one check of weights from a file, whatever make it is of: first sizes, then names, shapes, dtypes, finite numbers.
+
+A few bytes can promise a model of any size, so that nothing is built or allocated before the files are seen to hold it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from igpt.errors import UsageError
+from igpt.files import file_size, read_json
 from igpt.model import ImageGPT
 from igpt.shape import ModelShape
+from igpt.text import visible
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # which all become float32 when they are loaded
+NARROWEST = 2  # bytes of one of them
+LFS = b"version https://git-lfs"
+
+
+def read_fields(path: Path, what: str = "an Image GPT") -> dict[str, Any]:
+    """The fields of a JSON file beside weights. Raises FileNotFoundError; UsageError for a file that describes nothing.
+
+    what : the file describes, for the message
+    """
+    try:
+        found = read_json(path)
+        if not isinstance(found, dict):
+            raise ValueError("it has no fields")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise cannot_read(path, error, f"does not describe {what}") from None
+    return found
+
+
+def cannot_read(path: Path, error: Exception, wrong: str = "is damaged") -> UsageError:
+    """What to say of a file that ``error`` kept from being read: what it is instead, where its beginning tells.
+
+    wrong : what is said of a file that is neither missing nor of another kind
+    """
+    try:
+        size = file_size(path)
+        with path.open("rb") as stream:
+            begin = stream.read(64)
+    except FileNotFoundError:
+        return UsageError(f"{path} is missing: copy it again")
+    except (OSError, ValueError) as closed:
+        reason = closed.strerror if isinstance(closed, OSError) else closed
+        return UsageError(f"{path} cannot be read ({reason}): put the file there, or name another")
+    if not size:
+        return UsageError(f"{path} is empty: copy it again")
+    if begin.startswith(LFS):
+        return UsageError(f"{path} is a pointer of git-lfs, not the file itself: run `git lfs pull` in its repository")
+    if (path.suffix != ".json" or begin.lstrip().startswith(b"<")) and all(
+        byte in b"\t\n\r" or 32 <= byte < 127 for byte in begin
+    ):
+        return UsageError(
+            f"{path} is a text that begins with {begin[:24].decode()!r}, perhaps a server's answer: download it again"
+        )
+    if path.suffix != ".bin" and begin.startswith(b"PK\x03\x04"):
+        return UsageError(f"{path} is a zip archive: unpack it first, or call it pytorch_model.bin where PyTorch wrote it")
+    reason = visible((str(error).splitlines() or [type(error).__name__])[0], limit=200)
+    return UsageError(f"{path} {wrong} ({reason}): copy it again")
+
+
+def check_fits(where: Path | str, shape: ModelShape, *, tensors: int, size: int, output: bool = True) -> None:
+    """Raise UsageError unless files of ``size`` bytes, with so many tensors, can hold a model: before it is built.
+
+    output : whether the output matrix is among them
+    """
+    numbers = shape.parameters - (0 if output else shape.n_vocab * shape.n_embd)
+    if shape.n_layer > tensors or NARROWEST * numbers > size:
+        raise UsageError(
+            f"{where} describes a model of {shape.n_layer:,} blocks and {numbers:,} numbers, and its weights are {tensors:,}"
+            f" tensors of {size:,} bytes in all: copy everything again, from one place"
+        )
 
 
 def check_weights(
@@ -42,6 +109,13 @@ def check_weights(
         raise UsageError(f"{where} holds numbers that are NaN or infinite ({_first(wrong)}): copy it again, or give others")
 
 
+def check_model(model: ImageGPT, where: Path) -> None:
+    """Raise UsageError unless a model can be written into ``where``, so that reading it again is not refused."""
+    if model.wtet is None:
+        raise UsageError(f"the model for {where} has no output matrix, as a classifier's: export a generative one")
+    check_weights(model.state_dict(), shapes_of(model), f"the model for {where}")
+
+
 def shapes_of(model: ImageGPT) -> dict[str, torch.Size]:
     """The shapes of a model's weights by name; the model may be on the meta device."""
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -69,4 +143,4 @@ def _word(dtype: torch.dtype) -> str:
 
 def _first(wrong: list[str]) -> str:
     """The first of some faults, and how many more there are."""
-    return wrong[0] + (f", and {len(wrong) - 1} more" if len(wrong) > 1 else "")
+    return visible(wrong[0], limit=200) + (f", and {len(wrong) - 1} more" if len(wrong) > 1 else "")

@@ -10,23 +10,27 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
+import pickletools
 import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from reprlib import repr as shortly
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from igpt.errors import UsageError
-from igpt.files import write_text
+from igpt.files import file_size, write_text
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
-from igpt.weights.check import check_weights, shapes_of
+from igpt.weights.check import cannot_read, check_fits, check_model, check_weights, read_fields, shapes_of
 from igpt.weights.own import load_tensors, save_tensors
 from igpt.weights.processor import write_processor
 
+_WHOLE = {"wpe": "wpe.weight", "ln_f.g": "ln_f.weight", "wtet": "lm_head.weight"}  # ours to theirs
 _BLOCK = {  # ours to theirs, and whether the matrix lies the other way round
     "ln_1.g": ("ln_1.weight", False),
     "attn.qkv.weight": ("attn.c_attn.weight", True),
@@ -35,6 +39,10 @@ _BLOCK = {  # ours to theirs, and whether the matrix lies the other way round
     "c_fc.weight": ("mlp.c_fc.weight", True),
     "c_proj.weight": ("mlp.c_proj.weight", True),
 }
+
+_OF_A_BLOCK = re.compile(r"blocks\.(\d+)\.(.*)")
+_MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # older versions keep the causal mask beside the weights
+_SHARD = re.compile(r"\w[\w.\-]*")  # a file's name, never a path
 
 # What decides a model's shape: transformers' names, its second names for four of them, and what it takes where one is missing.
 _SIZES = {"n_layer": 24, "n_embd": 512, "n_head": 8, "vocab_size": 513, "n_positions": 1024}
@@ -61,8 +69,8 @@ _ABSENT = ("quantization_config", "per_layer_config", "pruned_heads")  # each wo
 def is_huggingface(folder: Path) -> bool:
     """Whether a folder's ``config.json`` is one of transformers' Image GPT."""
     try:
-        return bool(json.loads((folder / "config.json").read_bytes()).get("model_type") == "imagegpt")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        return read_fields(folder / "config.json").get("model_type") == "imagegpt"
+    except (FileNotFoundError, UsageError):
         return False
 
 
@@ -72,32 +80,36 @@ def read_huggingface(folder: Path) -> ImageGPT:
     Of the configuration, every field that changes logits is read, and refused where it says another thing than this
     model computes. Ignored are those that change nothing here: dropout, the order and precision of attention's products
     (all is computed in float32, whatever ``dtype`` says), what is returned or sampled, and what transformers does not know.
-    Reads ``model.safetensors``, or ``pytorch_model.bin`` by PyTorch's restricted unpickler. Raises UsageError
-    for a missing or damaged file, other tensors than the configuration says, tensors that are not of finite floats, or
-    biases that are not zero.
+    Reads ``model.safetensors``, or ``pytorch_model.bin`` by PyTorch's restricted unpickler, each whole or in shards.
+    Weights of ImageGPTForImageClassification and of ImageGPTModel have no output matrix: such a model gives features, its
+    ``wtet`` is None, and a classifier's own head is not read. Raises UsageError for a missing or damaged file, other tensors
+    than the configuration says, tensors that are not of finite floats, or biases that are not zero.
     """
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        config = read_fields(path)
         shape = _shape(config)
-        with torch.device("meta"):
-            model = ImageGPT(shape)
     except FileNotFoundError:
         raise UsageError(f"{folder} holds no weights: config.json is missing") from None
-    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise UsageError(f"{folder / 'config.json'} does not describe an Image GPT ({error}): copy it again") from None
-    _check_arithmetic(config, folder / "config.json")
-    read = _read_tensors(folder)
+    except ValueError as error:
+        raise UsageError(f"{path} does not describe an Image GPT ({error}): copy it again") from None
+    _check_arithmetic(config, path)
+    read, size = _read_tensors(folder)
     tensors = {name.removeprefix("transformer."): t for name, t in read.items()}
     if len(tensors) < len(read):
         raise UsageError(f"{folder} holds tensors both with and without the prefix transformer.: copy it again")
-    embedding = tensors.get("wte.weight")
-    if embedding is not None and (embedding.ndim != 2 or not len(embedding)):
-        raise UsageError(f"{folder} holds other tensors than its model has (wte.weight is no matrix): copy it again")
-    found = {name: _theirs(tensors, name, folder) for name in model.state_dict()}
-    if unknown := sorted(set(tensors) - _known(shape)):
-        raise UsageError(f"{folder} holds other tensors than its model has ({unknown[0]} is unknown): copy it again")
-    check_weights(found, shapes_of(model), folder)
-    model.load_state_dict({name: t.to(torch.float32).contiguous() for name, t in found.items()}, assign=True)
+    bare = "lm_head.weight" not in tensors and ("score.weight" in tensors or "wte.weight" in read)
+    check_fits(path, shape, tensors=len(tensors), size=size, output=not bare)
+    tensors = {name: t for name, t in tensors.items() if not _MASK.fullmatch(name) and not (bare and name == "score.weight")}
+    with torch.device("meta"):
+        model = ImageGPT(shape)
+    if bare:
+        model.register_parameter("wtet", None)
+    check_weights(tensors, _their_shapes(shapes_of(model), tensors), folder)
+    if biased := sorted(name for name, t in tensors.items() if name.endswith("bias") and t.any()):
+        raise UsageError(f"{folder} has biases that are not zero ({biased[0]}): Image GPT as released has none")
+    state = {name: _ours(tensors, name) for name in model.state_dict()}
+    model.load_state_dict({name: t.to(torch.float32).contiguous() for name, t in state.items()}, assign=True)
     return model.eval()
 
 
@@ -110,7 +122,7 @@ def write_huggingface(folder: Path, model: ImageGPT, palette: Palette | None = N
     if shape.objective != "autoregressive":
         raise UsageError("transformers has no Image GPT with BERT's objective: export autoregressive weights")
     ours = model.state_dict()
-    check_weights(ours, shapes_of(model), f"the model for {folder}")
+    check_model(model, folder)
     theirs = {
         "transformer.wte.weight": torch.cat([ours["wte"], ours["sos"][None]]),
         "transformer.wpe.weight": ours["wpe"],
@@ -146,51 +158,102 @@ def write_huggingface(folder: Path, model: ImageGPT, palette: Palette | None = N
     write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
 
 
-def _known(shape: ModelShape) -> set[str]:
-    """The names that tensors of such a model may have; older versions keep the causal mask beside the weights."""
-    blocks = [their_name for their_name, _ in _BLOCK.values()]
-    biases = [name.removesuffix("weight") + "bias" for name, turned in _BLOCK.values() if turned]
-    inner = [*blocks, *biases, "attn.bias", "attn.masked_bias"]
-    whole = {"wte.weight", "wpe.weight", "ln_f.weight", "lm_head.weight"}
-    return whole | {f"h.{layer}.{name}" for layer in range(shape.n_layer) for name in inner}
+def _their_shapes(ours: dict[str, torch.Size], tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    """The shapes that their tensors have, by their names; of biases, those that are there."""
+    shapes = {their_name: ours[name] for name, their_name in _WHOLE.items() if name in ours}
+    colours, width = ours["wte"]
+    shapes["wte.weight"] = torch.Size([colours + 1, width])  # the start vector is the last
+    for name, shape in ours.items():
+        if match := _OF_A_BLOCK.fullmatch(name):
+            their_name, turned = _BLOCK[match[2]]
+            shapes[f"h.{match[1]}.{their_name}"] = shape[::-1] if turned else shape
+            bias = f"h.{match[1]}.{their_name.removesuffix('weight')}bias"
+            if turned and bias in tensors:
+                shapes[bias] = shape[:1]
+    return shapes
 
 
-def _theirs(tensors: dict[str, Tensor], name: str, folder: Path) -> Tensor:
+def _ours(tensors: dict[str, Tensor], name: str) -> Tensor:
     """Our parameter out of their tensors."""
-    try:
-        match = re.fullmatch(r"blocks\.(\d+)\.(.*)", name)
-        if match is None:
-            whole = {"wpe": "wpe.weight", "ln_f.g": "ln_f.weight", "wtet": "lm_head.weight"}
-            if name in ("wte", "sos"):
-                embedding = tensors["wte.weight"]
-                return embedding[:-1] if name == "wte" else embedding[-1]
-            return tensors[whole[name]]
+    if match := _OF_A_BLOCK.fullmatch(name):
         their_name, turned = _BLOCK[match[2]]
         tensor = tensors[f"h.{match[1]}.{their_name}"]
-        bias = tensors.get(f"h.{match[1]}.{their_name.removesuffix('weight')}bias")
-    except KeyError as error:
-        other = "choose weights of ImageGPTForCausalImageModeling" if name == "wtet" else "copy it again"
-        raise UsageError(f"{folder} lacks the tensor {error}: {other}") from None
-    if turned and bias is not None and bias.any():
-        raise UsageError(f"{folder} has biases that are not zero (layer {match[1]}): Image GPT as released has none")
-    return tensor.T if turned else tensor
+        return tensor.T if turned else tensor
+    if name in ("wte", "sos"):
+        embedding = tensors["wte.weight"]
+        return embedding[:-1] if name == "wte" else embedding[-1]
+    return tensors[_WHOLE[name]]
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors by their names."""
-    pickled = folder / "pytorch_model.bin"
-    if (folder / "model.safetensors").exists() or not pickled.exists():
-        return load_tensors(folder / "model.safetensors")[0]
+def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], int]:
+    """The tensors by their names, and the bytes of their files; where there are several, that which transformers takes."""
+    for name, read in (("model.safetensors", _safe), ("pytorch_model.bin", _unpickled)):
+        path, index = folder / name, folder / f"{name}.index.json"
+        if path.exists():
+            return read(path), path.stat().st_size
+        if index.exists():
+            return _read_shards(index, read)
+    raise UsageError(f"{folder} holds no weights: model.safetensors is missing")
+
+
+def _read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> tuple[dict[str, Tensor], int]:
+    """The tensors of a folder of shards, each where the index says, and the bytes of the shards."""
+    places = read_fields(index, "the shards of a model").get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
+        raise UsageError(f"{index} does not describe the shards of a model (weight_map is no list of files): copy it again")
+    shards = sorted(set(places.values()))
+    if outside := [shard for shard in shards if not _SHARD.fullmatch(shard)]:
+        raise UsageError(f"{index} names a shard that is no file beside it ({shortly(outside[0])}): copy it again")
+    paths = [index.with_name(shard) for shard in shards]
+    if missing := [path.name for path in paths if not path.exists()]:
+        raise UsageError(f"{index.parent} lacks {len(missing)} of its {len(paths)} shards, {missing[0]} first: copy them too")
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        found = read(path)
+        if other := found.keys() ^ {name for name, shard in places.items() if shard == path.name}:
+            raise UsageError(f"{path} holds other tensors than {index.name} says ({shortly(min(other))}): copy both again")
+        tensors |= found
+    return tensors, sum(path.stat().st_size for path in paths)
+
+
+def _safe(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file."""
+    return load_tensors(path)[0]
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that PyTorch pickled."""
     try:
-        found = torch.load(pickled, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, ValueError, EOFError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{pickled} is damaged ({reason}): copy it again") from None
+        _check_pickle(path)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # PyTorch's reader raises whatever a pickle leads it to
+        raise cannot_read(path, error) from None
     if not isinstance(found, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in found.items()):
-        raise UsageError(f"{pickled} does not hold tensors by name: copy it again")
+        raise UsageError(f"{path} does not hold tensors by name: copy it again")
     if odd := sorted(name for name, t in found.items() if t.layout != torch.strided or t.is_nested or t.is_meta):
-        raise UsageError(f"{pickled} holds tensors that are not dense ({odd[0]}): save dense ones")
+        raise UsageError(f"{path} holds tensors that are not dense ({odd[0]}): save dense ones")
     return found
+
+
+def _check_pickle(path: Path) -> None:
+    """Raise ValueError for a pickle that would take more memory than its file: compressed, or calling more than tensors need.
+
+    PyTorch's restricted unpickler runs no foreign code, but it makes a bytearray of any size.
+    """
+    file_size(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if packed := [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]:
+                raise ValueError(f"{packed[0]} is compressed")
+            pickles = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+            if len(pickles) != 1:
+                raise ValueError("it does not hold one pickle")
+            pickled = archive.read(pickles[0])
+    except zipfile.BadZipFile:
+        raise ValueError("it is no zip archive, as PyTorch writes since 1.6") from None
+    for operation, argument, _ in pickletools.genops(pickled):
+        if "GLOBAL" in operation.name and not re.match(r"torch\b|collections OrderedDict$", str(argument)):
+            raise ValueError(f"it calls {argument}, which makes no tensor")
 
 
 def _shape(config: dict[str, Any]) -> ModelShape:
@@ -199,13 +262,14 @@ def _shape(config: dict[str, Any]) -> ModelShape:
     for second, name in _SECOND_NAMES.items():
         if second in config and name not in config and second != "n_ctx":
             sizes[name] = config[second]
-        elif config.get(second, sizes[name]) != sizes[name]:
-            raise ValueError(f"{name} is {sizes[name]}, but {second} {config[second]}")
     for name, size in sizes.items():
         if type(size) is not int or size < 1:
-            raise ValueError(f"{name} is a whole number from 1 on, not {size!r}")
+            raise ValueError(f"{name} is a whole number from 1 on, not {shortly(size)}")
+    for second, name in _SECOND_NAMES.items():
+        if config.get(second, sizes[name]) != sizes[name]:
+            raise ValueError(f"{name} is {shortly(sizes[name])}, but {second} {shortly(config[second])}")
     if config.get("n_inner") not in (None, 4 * sizes["n_embd"]):
-        raise ValueError(f"n_inner is {config['n_inner']!r}, not four times n_embd ({sizes['n_embd']})")
+        raise ValueError(f"n_inner is {shortly(config['n_inner'])}, not four times n_embd ({sizes['n_embd']})")
     return ModelShape(sizes["n_layer"], sizes["n_embd"], sizes["n_head"], sizes["vocab_size"] - 1, sizes["n_positions"])
 
 
@@ -215,7 +279,7 @@ def _check_arithmetic(config: dict[str, Any], path: Path) -> None:
         found = config.get(field, ours)
         equal = math.isclose(found, ours, rel_tol=1e-6) if type(found) is type(ours) is float else found == ours
         if not equal or type(found) is not type(ours):
-            raise UsageError(f"{path} has {field} {found!r}, and Image GPT as released {ours!r}: choose other weights")
+            raise UsageError(f"{path} has {field} {shortly(found)}, and Image GPT as released {ours!r}: choose other weights")
     for field in _ABSENT:
         if config.get(field):
             raise UsageError(f"{path} has a {field}, which is not supported: choose weights without one")

@@ -27,7 +27,7 @@ from igpt.fast import GELU
 from igpt.files import write_atomically
 from igpt.model import ImageGPT
 from igpt.palette import Palette
-from igpt.weights.check import check_weights, shapes_of
+from igpt.weights.check import check_model
 
 OPSET = 17
 WEIGHTS = "weights.bin"  # beside model.onnx: a protocol buffer ends at 2 GB, iGPT-L does not
@@ -46,7 +46,7 @@ def write_onnx(folder: Path, model: ImageGPT, palette: Palette, *, half: bool = 
     shape = model.shape
     if shape.objective != "autoregressive":
         raise UsageError("BERT weights predict no next token and cannot be exported as a sampler: use autoregressive ones")
-    check_weights(model.state_dict(), shapes_of(model), f"the model for {folder}")
+    check_model(model, folder)
     with write_atomically(folder / WEIGHTS) as stream, torch.no_grad():
         content = _Graph(stream, half=half).build(model).SerializeToString()
     with write_atomically(folder / "model.onnx") as stream:

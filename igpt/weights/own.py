@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.resources import as_file, files
 from pathlib import Path
+from reprlib import repr as shortly
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,11 +13,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from igpt.errors import UsageError
-from igpt.files import write_atomically, write_text
+from igpt.files import file_size, write_atomically, write_text
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
-from igpt.weights.check import check_shape, check_weights, shapes_of
+from igpt.weights.check import cannot_read, check_fits, check_model, check_shape, check_weights, read_fields, shapes_of
 
 # In the code, so that other colours are other code to a signature.
 RELEASED_COLOURS = "2e1993e1710ade487e719a6103ff3ec2da542856cd7dcc8ef4fd0b5e9aae927b"
@@ -40,7 +41,7 @@ def save_weights(folder: Path, model: ImageGPT, palette: Palette) -> None:
 
     Raises UsageError for weights that are not finite, which `load_weights` would refuse.
     """
-    check_weights(model.state_dict(), shapes_of(model), f"the model for {folder}")
+    check_model(model, folder)
     palette.save(folder / "palette.npy")
     save_tensors(folder / "model.safetensors", model.state_dict())
     config = {**model.shape.as_dict(), "palette_sha256": palette.digest}
@@ -54,24 +55,42 @@ def load_weights(folder: Path, shape: ModelShape | None = None) -> tuple[ImageGP
     Raises UsageError when the folder is not one of weights, its three files do not belong together, a tensor is not of
     finite floats, or the model has another shape.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        digest = config.pop("palette_sha256")
-        with torch.device("meta"):
-            model = ImageGPT(ModelShape(**config))
-    except FileNotFoundError:
-        raise UsageError(f"{folder} holds no weights: config.json is missing") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise UsageError(f"{folder / 'config.json'} does not describe an Image GPT ({error}): copy it again") from None
+    found, digest = _described(folder)
     if shape is not None:
-        check_shape(folder, model.shape, shape)
+        check_shape(folder, found, shape)
     palette = Palette.load(folder / "palette.npy")
-    if palette.digest != digest or len(palette) != model.shape.n_vocab:
+    if palette.digest != digest or len(palette) != found.n_vocab:
         raise UsageError(f"{folder / 'palette.npy'} is not the palette of these weights: copy both from one place")
-    tensors, _ = load_tensors(folder / "model.safetensors")
-    check_weights(tensors, shapes_of(model), folder / "model.safetensors")
+    path = folder / "model.safetensors"
+    tensors, _ = load_tensors(path)
+    check_fits(folder / "config.json", found, tensors=len(tensors), size=path.stat().st_size)
+    with torch.device("meta"):
+        model = ImageGPT(found)
+    check_weights(tensors, shapes_of(model), path)
     model.to_empty(device="cpu").load_state_dict(tensors)
     return model.eval(), palette
+
+
+def _described(folder: Path) -> tuple[ModelShape, object]:
+    """What a folder's ``config.json`` says: the model's shape, and its palette's digest."""
+    path = folder / "config.json"
+    try:
+        config = read_fields(path)
+    except FileNotFoundError:
+        raise UsageError(f"{folder} holds no weights: config.json is missing") from None
+    if (folder / "model.onnx").exists():
+        raise UsageError(f"{folder} holds ONNX, which is written but not read: give the weights that it was exported from")
+    if "model_type" in config:
+        raise UsageError(
+            f"{path} describes a model of another kind ({shortly(config['model_type'])}): give an Image GPT's folder"
+        )
+    try:
+        digest = config.pop("palette_sha256")
+        return ModelShape(**config), digest
+    except KeyError as error:
+        raise UsageError(f"{path} does not describe an Image GPT ({error} is missing): copy it again") from None
+    except (ValueError, TypeError) as error:
+        raise cannot_read(path, error, "does not describe an Image GPT") from None
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -82,12 +101,14 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Named tensors and the file's metadata. Raises UsageError when the file is missing or damaged."""
+    """Named tensors and the file's metadata. Raises UsageError when the file is missing, damaged, or another kind of file.
+
+    The tensors lie in the file until they are read, and are no larger than it.
+    """
     try:
+        file_size(path)
         with safe_open(path, "pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
         return load_file(path), metadata
-    except FileNotFoundError:
-        raise UsageError(f"{path} is missing: make it again") from None
-    except (SafetensorError, OSError) as error:
-        raise UsageError(f"{path} is damaged ({error}): make or copy it again") from None
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        raise cannot_read(path, error) from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from reprlib import repr as shortly
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from igpt.errors import UsageError
 from igpt.files import write_text
 from igpt.palette import Palette
+from igpt.weights.check import read_fields
 from igpt.weights.own import released_palette
 
 # What turns bytes into values beside the clusters, v / 127.5 - 1, and those into tokens: the processor's own defaults.
@@ -62,7 +64,7 @@ def read_resample(folder: Path) -> int:
     if found is None:
         return BICUBIC
     if type(found) is not int or not 0 <= found <= 5:
-        raise UsageError(f"{path} has resample {found!r}, and Pillow's filters are 0 to 5: copy it again")
+        raise UsageError(f"{path} has resample {shortly(found)}, and Pillow's filters are 0 to 5: copy it again")
     return found
 
 
@@ -92,21 +94,16 @@ def _read_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
         path = folder / "preprocessor_config.json"
         nested = _read_json(path)
     if not isinstance(nested, dict):
-        raise UsageError(f"{path} does not describe an image processor ({nested!r:.40}): copy it again")
+        raise UsageError(f"{path} does not describe an image processor ({shortly(nested)}): copy it again")
     return path, nested
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """What a file holds; nothing where it is missing."""
     try:
-        found = json.loads(path.read_bytes())
+        return read_fields(path, "an image processor")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} does not describe an image processor ({error}): copy it again") from None
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} does not describe an image processor ({found!r:.40}): copy it again")
-    return found
 
 
 def _clusters(path: Path, processor: dict[str, Any]) -> Palette | None:
@@ -114,7 +111,7 @@ def _clusters(path: Path, processor: dict[str, Any]) -> Palette | None:
     for key, ours in _PROCESSOR.items():
         found = processor.get(key)
         if found is not None and not _equal(found, ours):
-            raise UsageError(f"{path} has {key} {found!r:.60}, and igpt supports {ours} only: choose other weights")
+            raise UsageError(f"{path} has {key} {shortly(found)}, and igpt supports {ours} only: choose other weights")
     if processor.get("clusters") is None:
         return None
     try:
@@ -137,7 +134,7 @@ def _equal(found: object, ours: object) -> bool:
         return found is ours
     try:
         return bool(np.allclose(np.asarray(found, dtype=float), np.asarray(ours), rtol=0, atol=1e-6))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return False
 
 

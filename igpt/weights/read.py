@@ -6,6 +6,7 @@ from pathlib import Path
 
 from igpt.errors import UsageError
 from igpt.model import ImageGPT
+from igpt.shape import ModelShape
 from igpt.weights.check import check_shape
 from igpt.weights.huggingface import is_huggingface, read_huggingface
 from igpt.weights.own import load_weights
@@ -13,17 +14,20 @@ from igpt.weights.released import RELEASED, fetch_weights
 from igpt.weights.tensorflow import read_tensorflow
 
 
-def read_weights(where: str | Path) -> ImageGPT:
+def read_weights(where: str | Path, shape: ModelShape | None = None) -> ImageGPT:
     """The model that ``where`` names, in evaluation mode on the CPU.
 
     where : a released model's name (``igpt-s``, ``igpt-s-bert`` ...), which is downloaded when it is not at hand, a
     folder of ours or of Hugging Face's, or the prefix of a TensorFlow checkpoint (the path without ``.index``)
-    Raises UsageError when there is none, saying which files to put where, when it is damaged, and when another model lies
-    under a released one's name, in whatever form.
+    shape : what the model must have; that of the released one under a released name, in whatever form it lies there, and any
+    otherwise, when None
+    Raises UsageError when there is none, saying which files to put where, when it is damaged, and when it is another model.
     """
     found = _read(where)
-    if str(where) in RELEASED:
-        check_shape(str(where), found.shape, RELEASED[str(where)].shape)
+    if shape is None and str(where) in RELEASED:
+        shape = RELEASED[str(where)].shape
+    if shape is not None:
+        check_shape(str(where), found.shape, shape)
     return found
 
 
@@ -32,10 +36,15 @@ def _read(where: str | Path) -> ImageGPT:
     path = Path(where)
     if path.is_dir():
         return read_huggingface(path) if is_huggingface(path) else load_weights(path)[0]
-    if path.with_name(path.name + ".index").exists():
+    if path.name and path.with_name(path.name + ".index").exists():
         return read_tensorflow(path)
     if str(where) in RELEASED:
         return read_tensorflow(fetch_weights(RELEASED[str(where)]))
+    if path.is_file():
+        raise UsageError(
+            f"{where} is a file: give the folder that it lies in, with all its files, or a TensorFlow checkpoint's path"
+            " without .index"
+        )
     raise UsageError(
         f"there are no weights at {where}: give a folder, the path of a TensorFlow checkpoint without .index, or one of"
         f" {', '.join(RELEASED)}"

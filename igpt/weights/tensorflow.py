@@ -21,13 +21,15 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from igpt.errors import UsageError
+from igpt.files import file_size, read_whole
 from igpt.model import ImageGPT
 from igpt.shape import ModelShape
-from igpt.weights.check import check_weights, shapes_of
+from igpt.weights.check import cannot_read, check_fits, check_weights, shapes_of
 
 _MAGIC = 0xDB4775248B80FB57  # the last eight bytes of a LevelDB table
 _FLOAT32 = 1  # DT_FLOAT
-_LARGEST_INDEX = 64 << 20  # bytes; iGPT-L's is some twenty thousand
+_LARGEST_INDEX = 1 << 20  # bytes; iGPT-L's is some twenty thousand
+_LONGEST_NAME = 256  # bytes; the released ones have fewer than fifty
 
 
 class _Damaged(Exception):
@@ -69,6 +71,7 @@ def read_tensorflow(prefix: Path) -> ImageGPT:
     """
     index = read_index(prefix)
     shape = _shape(index)
+    check_fits(prefix, shape, tensors=len(index.variables), size=sum(v.size for v in index.variables.values()))
     places = _places(shape)
     _check_names(index, places)
     _check_shards(index, {index.variables[name].shard for name in places})
@@ -89,13 +92,11 @@ def read_index(prefix: Path) -> Index:
     """The variables of a checkpoint. Raises UsageError when there is no index, or it is damaged."""
     path = prefix.with_name(prefix.name + ".index")
     try:
-        if path.stat().st_size > _LARGEST_INDEX:
-            raise _Damaged("it is far too large for an index")
-        content = path.read_bytes()
+        content = read_whole(path, most=_LARGEST_INDEX)
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: give the checkpoint's path without .index, such as model.ckpt-1000000") from None
-    except _Damaged as error:
-        raise UsageError(f"{path} is damaged ({error}): copy it again") from None
+    except (OSError, ValueError) as error:
+        raise cannot_read(path, error) from None
     try:
         entries = dict(_table(content))
         header = dict(_fields(entries.pop(b"")))
@@ -105,14 +106,14 @@ def read_index(prefix: Path) -> Index:
         for name, entry in entries.items():
             index.variables[name.decode()] = _variable(entry, index.shards)
     except (_Damaged, KeyError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is damaged ({error}): copy it again") from None
+        raise cannot_read(path, error) from None
     return index
 
 
 def _shape(index: Index) -> ModelShape:
     """What the variables' names and shapes say of the model."""
     variables = index.variables
-    layers = {int(m[1]) for name in variables if (m := re.fullmatch(r"model/h(\d+)/ln_1/g", name))}
+    layers = {int(m[1]) for name in variables if (m := re.fullmatch(r"model/h(\d{1,6})/ln_1/g", name))}
     try:
         n_vocab, n_embd = variables["model/wte"].shape
         n_ctx, _ = variables["model/wpe"].shape
@@ -171,14 +172,18 @@ def _check_names(index: Index, places: dict[str, _Place]) -> None:
 
 def _check_shards(index: Index, needed: set[int]) -> None:
     """Refuse, before anything is read, shards that are missing or shorter than the index says."""
-    missing = [index.shard(number).name for number in sorted(needed) if not index.shard(number).is_file()]
+    missing = [index.shard(number).name for number in sorted(needed) if not index.shard(number).exists()]
     if missing:
         raise UsageError(f"{index.prefix} lacks {len(missing)} of its {index.shards} shards, {missing[0]} first: copy them too")
     for number in sorted(needed):
         path = index.shard(number)
-        end = max(v.offset + v.size for v in index.variables.values() if v.shard == number)
-        if path.stat().st_size < end:
-            raise UsageError(f"{path} is cut short at {path.stat().st_size:,} of {end:,} bytes: copy it again")
+        held = [v for v in index.variables.values() if v.shard == number]
+        needed_size = max(max(v.offset + v.size for v in held), sum(v.size for v in held))  # none lies within another
+        try:
+            if (size := file_size(path)) < needed_size:
+                raise ValueError(f"it is cut short at {size:,} of {needed_size:,} bytes")
+        except (OSError, ValueError) as error:
+            raise cannot_read(path, error) from None
 
 
 def _read(index: Index, name: str) -> NDArray[np.float32]:
@@ -206,9 +211,14 @@ def _table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     footer = content[-48:]
     _, at = _handle(footer, 0)  # of the table's meta data, which is empty
     handle, _ = _handle(footer, at)
+    last = None
     for _, value in _block(content, handle):
         inner, _ = _handle(value, 0)
-        yield from _block(content, inner)
+        for key, entry in _block(content, inner):
+            if last is not None and key <= last:  # so that no block is read again and again
+                raise _Damaged("its names are not in order")
+            last = key
+            yield key, entry
 
 
 def _block(content: bytes, handle: tuple[int, int]) -> Iterator[tuple[bytes, bytes]]:
@@ -228,7 +238,7 @@ def _block(content: bytes, handle: tuple[int, int]) -> Iterator[tuple[bytes, byt
         shared, at = _varint(block, at)
         added, at = _varint(block, at)
         length, at = _varint(block, at)
-        if shared > len(key) or at + added + length > end:
+        if shared > len(key) or shared + added > _LONGEST_NAME or at + added + length > end:
             raise _Damaged("an entry reaches beyond its block")
         key = key[:shared] + block[at : at + added]
         yield key, block[at + added : at + added + length]

@@ -113,7 +113,7 @@ def test_what_is_no_plain_file_or_too_large_is_refused_unread(tmp_path: Path) ->
         (huge, "more than the"),
         (loop, "symbolic links"),
     ):
-        with pytest.raises(UsageError, match=rf"cannot be read \(.*{reason}"):
+        with pytest.raises(UsageError, match=rf"is not a record \(.*{reason}"):
             read_record(path)
         assert usable_record(path) is None
         assert not claims_to_be_record(path)

@@ -12,12 +12,15 @@ import torch
 from conftest import random_model
 from torch.testing import assert_close
 
+from igpt import ImageGPT as Pretrained
 from igpt.errors import UsageError
 from igpt.model import ImageGPT
+from igpt.palette import Palette
 from igpt.sample import complete
 from igpt.shape import ModelShape
 from igpt.weights.huggingface import is_huggingface, read_huggingface, write_huggingface
-from igpt.weights.own import load_tensors, save_tensors
+from igpt.weights.onnx import write_onnx
+from igpt.weights.own import load_tensors, save_tensors, save_weights
 from igpt.weights.read import read_weights
 
 
@@ -97,7 +100,7 @@ def test_biases_that_are_not_zero_are_refused(folder: Path) -> None:
     tensors = load_tensors(folder / "model.safetensors")[0]
     tensors["transformer.h.1.mlp.c_fc.bias"][3] = 0.5
     save_tensors(folder / "model.safetensors", tensors)
-    with pytest.raises(UsageError, match=r"biases that are not zero \(layer 1\)"):
+    with pytest.raises(UsageError, match=r"biases that are not zero \(h\.1\.mlp\.c_fc\.bias\)"):
         read_huggingface(folder)
 
 
@@ -105,7 +108,7 @@ def test_a_missing_tensor_is_named(folder: Path) -> None:
     tensors = load_tensors(folder / "model.safetensors")[0]
     del tensors["transformer.h.0.attn.c_attn.weight"]
     save_tensors(folder / "model.safetensors", tensors)
-    with pytest.raises(UsageError, match=r"lacks the tensor 'h\.0\.attn\.c_attn\.weight'"):
+    with pytest.raises(UsageError, match=r"holds other tensors than its model has \(h\.0\.attn\.c_attn\.weight is missing\)"):
         read_huggingface(folder)
 
 
@@ -257,11 +260,29 @@ def test_a_value_of_another_kind_is_refused(folder: Path, field: str, value: obj
 
 
 @pytest.mark.parametrize("kind", ["ImageGPTForImageClassification", "ImageGPTModel"])
-def test_weights_without_an_output_matrix_are_refused(folder: Path, tmp_path: Path, kind: str) -> None:
+def test_weights_without_an_output_matrix_give_features_and_say_why_they_give_no_more(
+    folder: Path, model: ImageGPT, greys: Palette, tokens: torch.Tensor, tmp_path: Path, kind: str
+) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed: make install")
     getattr(transformers, kind).from_pretrained(folder).save_pretrained(tmp_path / "other")
-    with pytest.raises(UsageError, match=r"lacks the tensor 'lm_head.weight': choose weights of ImageGPTForCausalImageModeling"):
-        read_huggingface(tmp_path / "other")
+    bare = Pretrained.from_pretrained(tmp_path / "other")
+    for layer, features in bare.features(tokens).items():
+        assert torch.equal(features, model.features(tokens)[layer])
+    for use in (lambda: bare(tokens), lambda: bare.loss(tokens), lambda: bare.sample(1)):
+        with pytest.raises(UsageError, match="give features, but neither loss nor samples, since they have no output matrix"):
+            use()
+    for write in (write_huggingface, save_weights, write_onnx):
+        with pytest.raises(UsageError, match="has no output matrix, as a classifier's"):
+            write(tmp_path / "new", bare, greys)
+    assert not (tmp_path / "new").exists()
+
+
+def test_generative_weights_that_lost_their_output_matrix_are_refused(folder: Path) -> None:
+    tensors = load_tensors(folder / "model.safetensors")[0]
+    del tensors["lm_head.weight"]
+    save_tensors(folder / "model.safetensors", tensors)
+    with pytest.raises(UsageError, match=r"\(lm_head\.weight is missing\)"):
+        read_huggingface(folder)
 
 
 def test_bert_weights_are_not_exported(bert: ImageGPT, tmp_path: Path) -> None:
@@ -282,8 +303,8 @@ def as_pickle(folder: Path, change: Callable[[dict[object, object]], object]) ->
     ("change", "message"),
     [
         (lambda t: t.update({"wte.weight": 2 * t["transformer.wte.weight"]}), "both with and without the prefix"),
-        (lambda t: t.update({"transformer.wte.weight": torch.tensor(1.0)}), "wte.weight is no matrix"),
-        (lambda t: t.update({"transformer.wte.weight": torch.empty(0, 16)}), "wte.weight is no matrix"),
+        (lambda t: t.update({"transformer.wte.weight": torch.tensor(1.0)}), r"wte.weight has the shape \(\)"),
+        (lambda t: t.update({"transformer.wte.weight": torch.empty(0, 16)}), r"wte.weight has the shape \(0, 16\)"),
         (lambda t: t.update({"transformer.wte.weight": t["transformer.wte.weight"].to_sparse()}), "are not dense"),
         (lambda t: t.update({3: torch.ones(1)}), "does not hold tensors by name"),
     ],

@@ -86,7 +86,7 @@ def test_a_missing_shard_is_named(copy: Path) -> None:
 def test_a_cut_shard_is_named(copy: Path) -> None:
     shard = copy.with_name(f"{STEP}.data-00001-of-00004")
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(UsageError, match="data-00001-of-00004 is cut short at 17,407 of 17,408 bytes"):
+    with pytest.raises(UsageError, match="data-00001-of-00004 is damaged .it is cut short at 17,407 of 17,408 bytes"):
         read_tensorflow(copy)
 
 
@@ -124,7 +124,7 @@ def test_a_damaged_index_is_refused_and_never_crashes(tmp_path: Path, data: st.D
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_that_end_as_an_index_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / f"{STEP}.index").write_bytes(content + struct.pack("<Q", 0xDB4775248B80FB57))
-    with pytest.raises(UsageError, match="is damaged"):
+    with pytest.raises(UsageError, match="is damaged|is a pointer of git-lfs|is a text|is a zip"):
         read_index(tmp_path / STEP)
 
 
