@@ -193,7 +193,7 @@ def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], int]:
             return read(path), path.stat().st_size
         if index.exists():
             return _read_shards(index, read)
-    raise UsageError(f"{folder} holds no weights: model.safetensors is missing")
+    raise UsageError(f"{folder} holds no weights: model.safetensors is missing, copy it too")
 
 
 def _read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> tuple[dict[str, Tensor], int]:
@@ -250,7 +250,7 @@ def _check_pickle(path: Path) -> None:
                 raise ValueError("it does not hold one pickle")
             pickled = archive.read(pickles[0])
     except zipfile.BadZipFile:
-        raise ValueError("it is no zip archive, as PyTorch writes since 1.6") from None
+        raise ValueError("it is cut short, or no zip archive as PyTorch writes since 1.6") from None
     for operation, argument, _ in pickletools.genops(pickled):
         if "GLOBAL" in operation.name and not re.match(r"torch\b|collections OrderedDict$", str(argument)):
             raise ValueError(f"it calls {argument}, which makes no tensor")
