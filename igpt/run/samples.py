@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt.errors import UsageError
-from igpt.files import write_folder
+from igpt.files import check_place, write_folder
 from igpt.project import Project
 from igpt.results.signature import Signer
 from igpt.run.bar import Bar
@@ -78,6 +78,11 @@ def find_weights(model: str) -> tuple[ImageGPT, Palette]:
             else f"{model} has {found.shape.n_vocab} colours and no palette beside it; only the {len(palette)} released"
             " ones are known: put its palette.npy there"
         )
+    if math.isqrt(found.shape.n_ctx) ** 2 != found.shape.n_ctx or palette.centres.shape[1] not in (1, 3):
+        raise UsageError(
+            f"{model} has {found.shape.n_ctx} positions and colours of {palette.centres.shape[1]} channels, which make no square"
+            " picture of grey or RGB: give other weights"
+        )
     return found, palette
 
 
@@ -87,6 +92,7 @@ def write_samples(model: str, draw: Draw, *, out: Path) -> str:
     from igpt.sample import sample
 
     check_png(out)
+    check_place(out)
     weights, palette = find_weights(model)
     with Bar(model, " tokens") as report:
         tokens = sample(weights, **vars(draw), report=report).numpy()
@@ -106,6 +112,7 @@ def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: st
     from igpt.sample import complete
 
     check_png(out)
+    check_place(out)
     _kept(keep, side=2)  # a wrong word is said before anything is trained
     weights, palette = find_weights(model)
     side, channels = math.isqrt(weights.shape.n_ctx), palette.centres.shape[1]
@@ -139,6 +146,7 @@ def export_weights(model: str, folder: Path, *, to: str, half: bool = False) -> 
         raise UsageError(f"--half is for --to onnx, not for {to}: leave it out")
     if folder.exists():
         raise UsageError(f"{folder} is there already: name a folder that is not")
+    check_place(folder, is_folder=True)
     weights, palette = find_weights(model)
     with write_folder(folder) as part:
         if to == "ours":

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from igpt.errors import UsageError
 from igpt.fetch import RemoteFile, fetch
+from igpt.files import file_size
 from igpt.shape import SIZES, ModelShape, Objective
+from igpt.weights.check import cannot_read
 
 # Source: download.py of openai/image-gpt.
 ADDRESS = "https://openaipublic.blob.core.windows.net/image-gpt"
@@ -94,11 +96,14 @@ def released_tokens() -> tuple[Path, NDArray[np.integer]]:
 def read_tokens(path: Path) -> NDArray[np.integer]:
     """Tokens (images, positions) out of a ``.npy`` file, memory-mapped. Raises UsageError for anything else."""
     try:
+        file_size(path)
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(tokens, np.ndarray):
+            raise ValueError("it holds several arrays")
     except FileNotFoundError:
         raise UsageError(f"there are no tokens at {path}") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise UsageError(f"{path} is not an array of tokens ({error}): get it again") from None
+    except Exception as error:  # numpy's reader of headers raises whatever Python's parser does
+        raise cannot_read(path, error, "is not an array of tokens") from None
     if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
         raise UsageError(f"tokens are integers (images, positions), {path} holds {tokens.dtype} {tokens.shape}: get it again")
     found: NDArray[np.integer] = tokens

@@ -115,6 +115,8 @@ def _shape(index: Index) -> ModelShape:
     variables = index.variables
     layers = {int(m[1]) for name in variables if (m := re.fullmatch(r"model/h(\d{1,6})/ln_1/g", name))}
     try:
+        if not layers:
+            raise ValueError("it has no block")
         n_vocab, n_embd = variables["model/wte"].shape
         n_ctx, _ = variables["model/wpe"].shape
         n_head, _, _ = variables["model/h0/attn/q_proj"].shape
@@ -238,7 +240,9 @@ def _block(content: bytes, handle: tuple[int, int]) -> Iterator[tuple[bytes, byt
         shared, at = _varint(block, at)
         added, at = _varint(block, at)
         length, at = _varint(block, at)
-        if shared > len(key) or shared + added > _LONGEST_NAME or at + added + length > end:
+        if shared + added > _LONGEST_NAME:
+            raise _Damaged("a name is too long")
+        if shared > len(key) or at + added + length > end:
             raise _Damaged("an entry reaches beyond its block")
         key = key[:shared] + block[at : at + added]
         yield key, block[at + added : at + added + length]
