@@ -44,7 +44,7 @@ book: $(READY) $(RUNTIME)  ## run the tiny tier and build the book
 	@$(BIN)/igpt run parameters
 	@$(BIN)/igpt panel --model $(LIVE)
 	@rm -rf book/_build
-	@IGPT_RECORDS='$(if $(RECORDS),$(abspath $(RECORDS)))' $(BIN)/jupyter-book build book -W --keep-going --quiet
+	@IGPT_RECORDS='$(RECORDS)' $(BIN)/jupyter-book build book -W --keep-going --quiet
 	@echo "the book is built: open $(HTML)/index.html, or run make serve"
 
 # The book first, which takes all cores. Then two tests at once: much of their time is waiting, for a scheduler or a browser.

@@ -498,7 +498,7 @@ def drill(
 def main() -> None:
     """Entry point: a user's mistake is one sentence and exit 2, failed work one sentence and exit 1."""
     try:
-        app()
+        app(args=[_from_home(word) for word in sys.argv[1:]])
     except UsageError as error:
         sys.exit(_say(error, 2))
     except StageError as error:
@@ -508,6 +508,12 @@ def main() -> None:
             raise
         where = f"{error.filename}: " if error.filename else ""  # standard output, say
         sys.exit(_say(f"{where}{error.strerror}; earlier results are as they were", 1))
+
+
+def _from_home(word: str) -> str:
+    """A word of the command line with the home folder put into ``~/x`` and ``--out=~/x``, which shells pass on as they are."""
+    option, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{sign}{Path(value).expanduser()}" if value.startswith("~/") else word
 
 
 @contextmanager

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 from igpt.errors import UsageError
+from igpt.project import place
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def data_files(name: str) -> Files:
 
 def data_home() -> Path:
     """The folder in which data sets are looked for: ``IGPT_DATA``, else ``~/.cache/igpt/data``."""
-    return Path(os.environ.get("IGPT_DATA") or Path.home() / ".cache" / "igpt" / "data")
+    return place("IGPT_DATA", "~/.cache/igpt/data")
 
 
 def data_folder(name: str) -> Path:

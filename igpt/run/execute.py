@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
 
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
 from igpt.errors import StageError, UsageError
@@ -52,7 +53,14 @@ class Kernels:
         kernels = self
 
         class Manager(AsyncKernelManager):
-            """As the base class, and known to `Kernels`."""
+            """As the base class, and known to `Kernels`; what it starts is this Python."""
+
+            @property
+            def kernel_spec(self) -> KernelSpec:
+                """Not the kernel that a user or a site has installed under the notebook's name, with another Python."""
+                from ipykernel.kernelspec import get_kernel_dict
+
+                return KernelSpec(**get_kernel_dict())
 
             async def _async_start_kernel(self, **kw: object) -> None:
                 told = {**os.environ, **environment}
@@ -113,13 +121,15 @@ def _carry_out(
     # Sockets in a folder of their own, with a short path: a shared one mixes up kernels that start together.
     with tempfile.TemporaryDirectory(prefix="igpt") as sockets:
         written = Path(sockets) / "record.json"
+        # IPython without the user's own start-up files and history, which may hold anything, or lie where nothing can be written.
+        told = {"IPYTHONDIR": f"{sockets}/ipython", **environment, PLANNED: str(written)}
         try:
             papermill.execute_notebook(
                 project.notebooks / f"{planned.stage.notebook}.ipynb",
                 part,
                 parameters=planned.stage.parameters,
                 kernel_name="python3",
-                kernel_manager_class=kernels.manager_class(log, {**environment, PLANNED: str(written)}),
+                kernel_manager_class=kernels.manager_class(log, told),
                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}}),
                 cwd=str(folder),
                 progress_bar=False,

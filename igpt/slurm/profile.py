@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from igpt.errors import UsageError
-from igpt.project import Project
+from igpt.project import Project, whole_path
 from igpt.results.notebooks import near_misses
 from igpt.stage import Stage
 
@@ -204,10 +204,10 @@ def _here(profile: Profile, project: Project) -> Profile:
 
 def _whole(setting: str, value: str, project: Project) -> str:
     """A path that is one from everywhere: with the home folder, variables and the checkout's folder put in."""
-    found = os.path.expandvars(_from_home(value))
-    if "$" in found or found.startswith("~"):
-        raise ValueError(f"{setting} is {value}, which names an unknown variable or user: write the full path")
-    return os.path.normpath((project.root / found).absolute())
+    try:
+        return str(whole_path(setting, value, project.root))
+    except UsageError as error:
+        raise ValueError(str(error)) from None
 
 
 def _from_home(path: str) -> str:

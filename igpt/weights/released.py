@@ -6,7 +6,6 @@ its reader compares; a transfer must have the length that the server says.
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from igpt.errors import UsageError
 from igpt.fetch import RemoteFile, fetch
 from igpt.files import file_size
+from igpt.project import place
 from igpt.shape import SIZES, ModelShape, Objective
 from igpt.weights.check import cannot_read
 
@@ -58,7 +58,7 @@ RELEASED = {
 
 def weights_home() -> Path:
     """The folder in which released weights are looked for: ``IGPT_WEIGHTS``, else ``~/.cache/igpt/weights``."""
-    return Path(os.environ.get("IGPT_WEIGHTS") or Path.home() / ".cache" / "igpt" / "weights")
+    return place("IGPT_WEIGHTS", "~/.cache/igpt/weights")
 
 
 def fetch_weights(model: Released) -> Path:
