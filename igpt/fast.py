@@ -8,16 +8,20 @@ plain `F.linear`.
 
 torch's fused attention is slow in bfloat16 on a CPU, above all on short sequences. There the queries go in blocks, each
 against the keys up to its own end, as plain products that leave out most of what a causal mask hides.
+
+torch.compile makes a training step faster where there is a compiler that works, which only trying shows.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 GELU = 1.702  # x * sigmoid(1.702 x), the released code's gelu2
 # Below this, a product is over before oneDNN has begun (measured on two cores; the tiny tier lies below).
@@ -62,6 +66,61 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = torch.cat([scores[..., : end - block], scores[..., end - block :] + later], dim=3)
         parts.append(scores.softmax(3) @ v[:, :, :end])
     return torch.cat(parts, dim=2)
+
+
+LONGEST = 300  # characters of a compiler's output that are worth a look
+UNCOMPILED = "igpt: the model cannot be compiled and runs uncompiled, more slowly"
+_why: list[str] = []  # the line with which this process has said so
+
+
+def compile_module(module: nn.Module) -> None:
+    """Have a module's calls compiled; one that cannot be runs as it is from then on, which a line on stderr says once.
+
+    Whatever a compiled call raises, the plain one is tried: what that raises too is no fault of the compiler's.
+    """
+    try:
+        from torch._functorch import config
+
+        # The gradients' part would else be compiled in the midst of `backward`, where there is nothing to fall back to.
+        if hasattr(config, "force_non_lazy_backward_lowering"):  # since torch 2.5 or so
+            config.force_non_lazy_backward_lowering = True
+        compiled = torch.compile(module._call_impl)
+    except Exception as error:  # a Python that torch does not compile for yet
+        note_uncompiled(f"{UNCOMPILED}: {_reason(error)}")
+        return
+
+    def call(*args: object, **kwargs: object) -> object:
+        try:
+            return compiled(*args, **kwargs)
+        except Exception as error:
+            why = _reason(error)  # not the error itself, which holds on to all tensors of the call
+        found = module._call_impl(*args, **kwargs)
+        module._compiled_call_impl = None
+        note_uncompiled(f"{UNCOMPILED}: {why}")
+        return found
+
+    module._compiled_call_impl = call
+
+
+def note_uncompiled(said: str) -> None:
+    """Say so on stderr, the first time in this process. Of what a child process has said, that line and no other counts."""
+    line = next((line for line in said.splitlines() if line.startswith(UNCOMPILED)), "")
+    if line and not _why:
+        _why.append(line)
+        tqdm.write(line, file=sys.stderr)  # beside a bar, where there is one
+
+
+def uncompiled() -> str:
+    """What `note_uncompiled` has said in this process; empty where every model that was to be compiled has been."""
+    return "".join(_why)
+
+
+def _reason(error: Exception) -> str:
+    """The line that matters of what may be pages of a compiler's output."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = next((line for line in lines if " error: " in f" {line}"), lines[0])
+    mend = "; install g++ and Python's headers (Debian: g++ and python3-dev)" if "C++" in str(error) else ""
+    return "".join(c for c in line[:LONGEST] if c.isprintable()) + mend
 
 
 @contextmanager

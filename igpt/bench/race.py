@@ -15,6 +15,7 @@ from dataclasses import replace
 from igpt.bench import worker
 from igpt.bench.work import TUNED, Contestant, Task, load_task
 from igpt.errors import UsageError
+from igpt.fast import note_uncompiled
 from igpt.measure import Seconds
 
 
@@ -54,6 +55,7 @@ class _Worker:
         first = self._read()
         if "refused" in first:
             raise UsageError(str(first["refused"]))
+        note_uncompiled(str(first.get("uncompiled", "")))
         self.answer: list[float] = first["answer"]  # type: ignore[assignment]
 
     def once(self) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from igpt.bench.models import our_model, random_store, shifted_tokens, their_model
 from igpt.bench.work import Contestant, Task, Work, both
-from igpt.fast import Linear, packed
+from igpt.fast import Linear, compile_module, packed
 from igpt.shape import ModelShape
 from igpt.train.loop import Machine, Stopped, _Run, draw_batch
 from igpt.train.recipe import Recipe
@@ -81,7 +81,7 @@ def peers(toy: bool, *, shape: ModelShape = SHAPE, images: int = IMAGES, half: b
     shape = TOY if toy else shape
     model = Peer(shape)
     if compiled and not toy:
-        model.compile()
+        compile_module(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     return _work(partial(model, _tokens(shape, images)), optimizer, half=half, answers=False)
 

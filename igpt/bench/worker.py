@@ -10,6 +10,7 @@ import torch
 
 from igpt.bench.work import load_task
 from igpt.errors import UsageError
+from igpt.fast import uncompiled
 from igpt.machine import cores
 
 
@@ -23,7 +24,7 @@ def main() -> None:
     except UsageError as error:
         print(json.dumps({"refused": str(error)}), file=stdout, flush=True)
         return
-    print(json.dumps({"answer": work.answer}), file=stdout, flush=True)
+    print(json.dumps({"answer": work.answer, "uncompiled": uncompiled()}), file=stdout, flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         work.run()

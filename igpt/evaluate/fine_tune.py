@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from igpt.data.augment import augmented
 from igpt.evaluate.linear_probe import check_classes
+from igpt.fast import compile_module
 from igpt.model import ImageGPT, draw_mask, generative_loss
 
 Labelled = tuple[Tensor, Tensor]  # tokens int64 (images, positions), labels int64 (images,)
@@ -42,7 +43,7 @@ class FineTuneSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     mask_rate: float = 0.15
     bfloat16: bool = False  # products in half precision, on float32 weights and moments, as pre-training has them
-    compiled: bool = False  # by torch.compile
+    compiled: bool = False  # by torch.compile, where that works
 
 
 class Classifier(nn.Module):
@@ -152,7 +153,7 @@ def fine_tune(
     device = model.wte.device
     classifier = Classifier(copy.deepcopy(model), int(train[1].max()) + 1, bfloat16=settings.bfloat16).to(device)
     if settings.compiled:
-        classifier.compile()
+        compile_module(classifier)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=settings.learning_rate, betas=settings.betas)
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(1, settings.epochs + 1):

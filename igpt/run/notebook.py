@@ -122,8 +122,10 @@ def open_stage(notebook: str, **parameters: Literal) -> OpenStage:
 
 
 def hardware() -> str:
-    """The processor by its own name, the threads used, and the GPU if there is one."""
+    """The processor by its own name, the threads used, the GPU if there is one, and that a model could not be compiled."""
     import torch
+
+    from igpt.fast import uncompiled
 
     name = platform.processor() or platform.machine()
     try:
@@ -132,4 +134,4 @@ def hardware() -> str:
     except OSError:
         pass  # not Linux: the platform's word has to do
     gpu = f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} cores{gpu}"
+    return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} cores{gpu}{'; not compiled' if uncompiled() else ''}"

@@ -23,6 +23,7 @@ import torch
 from igpt.data.store import TokenStore
 from igpt.data.tokens import train_parts
 from igpt.errors import StageError, UsageError
+from igpt.fast import note_uncompiled
 from igpt.files import write_text
 from igpt.palette import Palette
 from igpt.shape import ModelShape
@@ -86,11 +87,12 @@ def train_store(
     for name in (OUTCOME, STOP):
         (folder / name).unlink(missing_ok=True)
     write_text(folder / JOB, job.text())  # last: the other nodes begin with it
-    with _launch(folder, group, first=True) as process:
+    with (folder / LOG).open("a+", errors="replace") as log, _launch(folder, group, first=True) as process:
         try:
             while process.poll() is None:
                 time.sleep(0.2)
                 _report(folder / "metrics.jsonl", recipe.steps, report)
+                note_uncompiled(log.read())
                 if machine.stop():
                     (folder / STOP).touch()
         finally:
@@ -172,9 +174,8 @@ def _command(folder: Path, group: Group, *, first: bool) -> list[str]:
 
 
 def _environment(group: Group) -> dict[str, str]:
-    """The processes' environment: each its share of this one's threads; those that wait leave the core to others."""
-    share = max(torch.get_num_threads() // group.devices, 1)
-    return {"OMP_WAIT_POLICY": "passive", **os.environ, "OMP_NUM_THREADS": str(share)}
+    """The processes' environment: each its share of this one's threads."""
+    return {**os.environ, "OMP_NUM_THREADS": str(max(torch.get_num_threads() // group.devices, 1))}
 
 
 def _report(metrics: Path, steps: int, report: Callable[[int, int], None]) -> None:

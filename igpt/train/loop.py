@@ -75,13 +75,13 @@ class Machine:
     def here(cls, shape: ModelShape) -> Machine:
         """The GPU where there is one, else the processor; in half precision where it has products of that.
 
-        The compiler's quarter of a minute is spent on models that are worth it, and that have a compiler.
+        The compiler's quarter of a minute is spent on models that are worth it.
         """
         worth, large = shape.n_embd >= COMPILED, shape.parameters > SHARDED
         if torch.cuda.is_available():
             return cls(device="cuda", bfloat16=True, compiled=worth, recompute=large, shard=large)
         half = bool(torch.cpu._is_avx512_bf16_supported())
-        return cls(bfloat16=half and worth, compiled=worth and shutil.which("g++") is not None)
+        return cls(bfloat16=half and worth, compiled=worth)
 
 
 def pretrain(

@@ -26,6 +26,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from igpt.fast import compile_module
 from igpt.model import ImageGPT
 
 Anything = TypeVar("Anything")
@@ -59,7 +60,7 @@ class Spread:
     ) -> None:
         """Put the model where it belongs, and give it Adam.
 
-        compiled : through torch.compile
+        compiled : through torch.compile, where that works
         recompute : keep no activations inside of a block, and compute them again for its gradients
         shard : parameters, gradients and moments in equal parts over the processes
         """
@@ -74,12 +75,12 @@ class Spread:
         if self.sharded:
             for block in model.blocks:
                 if compiled:
-                    block.compile()
+                    compile_module(block)
                 fully_shard(block)
             fully_shard(model)
         self.loss: nn.Module = Loss(model)
         if compiled and not self.sharded:
-            self.loss.compile()
+            compile_module(self.loss)
         if self.size > 1 and not self.sharded:
             self.loss = DistributedDataParallel(self.loss)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, betas=betas, fused=True)
