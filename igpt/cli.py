@@ -410,13 +410,19 @@ def status(
     targets: SubmittedTargets = None,
     watch: Annotated[bool, typer.Option("--watch", help="Again and again, until nothing is queued or running.")] = False,
     every: Annotated[bool, typer.Option("--all", help="List finished jobs too, not only their number.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All jobs as one JSON document, for programs.")] = False,
 ) -> None:
     """Show the submitted jobs: state, step, loss, time left."""
     import click
 
-    from igpt.slurm.status import status_text, watch_status
+    from igpt.slurm.status import status_json, status_text, watch_status
 
+    if as_json and watch:
+        raise UsageError("--json is one document and --watch never ends: leave one of the two out")
     with _stoppable():
+        if as_json:
+            typer.echo(status_json(targets or []))
+            return
         if not watch:
             typer.echo(status_text(targets or [], every=every))
             return

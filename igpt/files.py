@@ -5,6 +5,7 @@ What others wrote is looked at before it is read: a folder, a pipe or a file far
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LARGEST_JSON = 2**22  # bytes of a file of settings; lists of many classes or tensors take some hundred thousand
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a full disk, a quota, a disk that takes nothing
 POLL = 0.5  # seconds between two looks at a lock that another process holds
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -18,7 +19,8 @@ def git(root: Path, *arguments: str) -> str:
     # Git refuses folders of other users, whose settings could run things; here it is asked of code that runs anyway:
     # of a snapshot that another user of a shared folder submitted first, say.
     command = ["git", "-c", "safe.directory=*", "-C", str(root), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    told = {**os.environ, "LC_ALL": "C"}  # or its errors are in the user's language
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=told)
     return done.stdout if "-z" in arguments else done.stdout.strip()
 
 

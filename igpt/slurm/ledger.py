@@ -188,9 +188,13 @@ class Ledger:
 
     def log(self, array: Array, index: int, kind: Literal["out", "err"] = "err") -> Path | None:
         """A job's log, if it has written one."""
+        path = self.log_path(array, index, kind)
+        return path if path is not None and path.exists() else None
+
+    def log_path(self, array: Array, index: int, kind: Literal["out", "err"] = "err") -> Path | None:
+        """Where a job's log is, or will be; None before the job has a number."""
         job = array.job_of(index)
-        path = self.logs(array.token) / f"{job}_0_log.{kind}"
-        return path if job and path.exists() else None
+        return self.logs(array.token) / f"{job}_0_log.{kind}" if job else None
 
     def busy(self) -> bool:
         """Whether a submission is at work; not, as far as is known, where this user may not lock."""

@@ -11,16 +11,17 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from igpt.errors import UsageError
+from igpt.files import NO_ROOM
 from igpt.project import Project
 from igpt.slurm.batches import dependency
 from igpt.slurm.ledger import Array, Ledger, clock, user
 from igpt.slurm.profile import Profile, Resources
 
-SECONDS = 60  # that the scheduler has for an answer
+SECONDS = 60.0  # that the scheduler has for an answer
 OVER = {  # SLURM's words for a job that will do nothing more
     *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "REVOKED"),
     "PREEMPTED",
@@ -36,6 +37,43 @@ UNANSWERED = re.compile(  # what sbatch says when it does not know either whethe
     re.IGNORECASE,
 )
 REFUSED = re.compile(r"error: |fatal: |unrecognized option|invalid option|requires an argument")
+UNREACHABLE = {  # what SLURM's commands print when they do not get as far as its controller; what that means, and what to do
+    r"slurm\.conf|ClusterName needs|configuration (file|source)|fetch.?config|DNS SRV": (
+        "SLURM is not set up on this machine: log in where it is, or set SLURM_CONF to its slurm.conf"
+    ),
+    r"munge|authentication|credential": (
+        "munge, by which SLURM knows who asks, does not work here: have it started (or its key and clock set right), or log in"
+        " elsewhere"
+    ),
+    r"resolve|no route to host|network is unreachable|name or service": (
+        "this machine does not find the host of SLURM's controller: see to its network, or log in elsewhere"
+    ),
+    UNANSWERED.pattern: "SLURM's controller, slurmctld, does not answer: try again when `scontrol ping` says that it is up",
+}
+TOO_MANY = re.compile(r"submit ?(job)? ?limit|AssocMaxSubmit|QOSMaxSubmit|unable to accept job", re.IGNORECASE)
+REASONS = {  # SLURM's word for why a job has not begun, and what it means; one that begins with "held" lets none begin by itself
+    "DependencyNeverSatisfied": "held, since a job it waits for has failed: `igpt cancel` it, then `igpt resume`",
+    "JobHeldAdmin": "held by an administrator: ask for `scontrol release {job}`",
+    "JobHeldUser": "held by its owner: `scontrol release {job}` releases it",
+    "launch failed.*": "held, since it could not be started on its node: `scontrol release {job}` tries again",
+    ".*(held|hold|special).*": "held: `scontrol release {job}` releases it",
+    "PartitionTimeLimit": "held, since it asks for more time than its partition allows: {change} minutes in the profile {again}",
+    "PartitionNodeLimit": "held, since it asks for more nodes than its partition allows: {change} nodes in the profile {again}",
+    "(QOS|Assoc)Max.*Per(Job|Node).*|QOSMin.*": "held, since one job may not ask for so much: {change} the profile {again}",
+    "(InvalidAccount|InvalidQOS|BadConstraints)": "held, since the cluster no longer takes it: {change} the profile {again}",
+    "ReservationDeleted": "held, since its reservation is gone: {change} the profile {again}",
+    "Resources": "waits for free resources",
+    "Priority": "waits for its turn: others have a higher priority",
+    "Dependency": "waits for jobs that it depends on",
+    "BeginTime": "waits for its start time",
+    "JobArrayTaskLimit": "waits for others of its array, of which at_once in the profile may run together",
+    "Partition(Down|Inactive)": "waits, since its partition starts no jobs at present: ask the administrators for how long",
+    "(ReqNodeNotAvail|NodeDown|Nodes required).*": "waits for nodes that are down, drained or reserved: ask the administrators",
+    "QOS.*": "waits, since a limit of its QOS is reached: it begins as other jobs end",
+    "(Assoc|Association).*": "waits, since a limit of its account is reached: it begins as other jobs end",
+    "Licenses": "waits for a free licence",
+    "Reservation": "waits for its reservation to begin",
+}
 INHERITED = ("IGPT_DATA", "IGPT_WEIGHTS")  # of whoever submits
 
 
@@ -45,7 +83,9 @@ class Queued:
 
     job: str
     state: str
-    reason: str
+    reason: str = ""
+    seconds: float = 0.0  # since it began, this time
+    node: str = ""
 
     @property
     def over(self) -> bool:
@@ -53,18 +93,26 @@ class Queued:
         return self.state in OVER
 
     @property
-    def held(self) -> str:
-        """Why it will never begin by itself, and what lets it; empty when it will."""
-        reason = self.reason.replace("_", " ")  # newer schedulers write it so
+    def waits(self) -> str:
+        """Why it has not begun, in words with SLURM's own beside them; empty when it has begun."""
         if self.over or self.state in ("RUNNING", HIDDEN):
             return ""
-        if reason == "DependencyNeverSatisfied":
-            return "held, since a job it waits for has failed: `igpt cancel` it, then `igpt resume`"
-        if reason == "JobHeldAdmin":
-            return f"held by an administrator: ask for `scontrol release {self.job}`"
-        if re.search("held|hold|special", f"{reason} {self.state}", re.IGNORECASE):
-            return f"held ({reason or self.state}): `scontrol release {self.job}` releases it"
-        return ""
+        reason = self.reason.replace("_", " ")  # newer schedulers write it so
+        for word in (self.state, reason):
+            for pattern, means in REASONS.items():
+                if re.fullmatch(pattern, word, re.IGNORECASE):
+                    change = {"change": "`igpt cancel` it, change", "again": "and `igpt resume`"}
+                    return f"{means.format(job=self.job, **change)} ({reason or self.state})"
+        return f"waits ({reason})" if reason else "waits"
+
+    @property
+    def held(self) -> str:
+        """The same of a job that will never begin by itself; empty for others."""
+        return self.waits if self.waits.startswith("held") else ""
+
+
+class Unreachable(UsageError):
+    """The scheduler could not be asked."""
 
 
 class Unanswered(UsageError):
@@ -91,11 +139,13 @@ class Queue:
 def require() -> None:
     """Raise UsageError where there is no SLURM, before anything is written for it."""
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
-        raise UsageError(NO_SCHEDULER)
+        raise Unreachable(NO_SCHEDULER)
 
 
-def look(ledger: Ledger, arrays: Sequence[Array]) -> Queue:
-    """Ask for all of the arrays at once. Raises UsageError when there is no scheduler, or it does not answer.
+def look(ledger: Ledger, arrays: Sequence[Array], *, seconds: float = SECONDS) -> Queue:
+    """Ask for all of the arrays at once. Raises Unreachable when there is no scheduler, or it does not answer in time.
+
+    seconds : that each of its commands has for an answer
 
     Where ``PrivateData`` hides the jobs of others, theirs are in the answer as `HIDDEN` for as long as nothing says that
     they have ended; see `_hidden`.
@@ -103,36 +153,40 @@ def look(ledger: Ledger, arrays: Sequence[Array]) -> Queue:
     if not arrays:
         return Queue({}, {})
     names = ",".join(array.title for array in arrays)
-    answer = call("squeue", "-h", "-r", "-t", "all", "-n", names, "-o", "%j|%F|%K|%T|%r")
+    answer = call("squeue", "-h", "-r", "-t", "all", "-n", names, "-o", "%j|%F|%K|%T|%M|%N|%r", seconds=seconds)
     jobs: dict[tuple[str, int], Queued] = {}
     numbers: dict[str, str] = {}
     for line in answer.splitlines():
-        title, number, place, state, reason = line.split("|", 4)
+        title, number, place, state, time_used, node, reason = line.split("|", 6)
         index = int(place) if place.isdigit() else 0
         numbers[title] = number
         job = f"{number}_{index}" if place.isdigit() else number
-        jobs[title, index] = Queued(job, state, "" if reason == "None" else reason)
+        jobs[title, index] = Queued(job, state, "" if reason == "None" else reason, _seconds(time_used), node)
     absent = [array for array in arrays if array.title not in numbers]
     unknown = [array for array in absent if array.job is None]
     others = [array for array in absent if array.owner not in ("", user())]
-    others = others if others and _private() else []
+    others = others if others and _private(seconds) else []
     if not unknown and not others:
         return Queue(jobs, numbers)
-    accounted = _accounted([*unknown, *others])
-    for array in unknown:
-        if found := accounted.get((array.title, None)) or accounted.get((array.title, 0)):
-            numbers[array.title] = found.job.partition("_")[0]
+    known = accounted([*unknown, *others], seconds=seconds)
+    numbers |= {array.title: known.numbers[array.title] for array in unknown if array.title in known.numbers}
     for array in others:
         for index in range(len(array.stages)):
-            said = accounted.get((array.title, index)) or accounted.get((array.title, None))
-            if hidden := _hidden(ledger, array, index, said):
+            if hidden := _hidden(ledger, array, index, known.find(array, index)):
                 jobs[array.title, index] = hidden
     return Queue(jobs, numbers)
 
 
-def _private() -> bool:
+def _seconds(time_used: str) -> float:
+    """SLURM's [days-][hours:]minutes:seconds in seconds; 0 for what is none."""
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", time_used)
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def _private(seconds: float) -> bool:
     """Whether the scheduler hides the jobs of others; its answer is not the whole then."""
-    found = re.search(r"^PrivateData\s*= (.*)$", call("scontrol", "show", "config"), re.MULTILINE)
+    found = re.search(r"^PrivateData\s*= (.*)$", call("scontrol", "show", "config", seconds=seconds), re.MULTILINE)
     return found is not None and bool({"jobs", "all"} & set(found[1].lower().split(",")))
 
 
@@ -157,24 +211,33 @@ def _hidden(ledger: Ledger, array: Array, index: int, said: Queued | None) -> Qu
     return Queued(array.job_of(index) or array.title, HIDDEN, f"a job of {array.owner} that PrivateData hides{counts}")
 
 
-def _accounted(arrays: Sequence[Array]) -> dict[tuple[str, int | None], Queued]:
-    """What the accounting knows of arrays, by title and place (None: the places without a line of their own)."""
+def accounted(arrays: Sequence[Array], *, seconds: float = SECONDS) -> Queue:
+    """What the accounting knows of arrays; nothing where there is none, or it does not answer."""
+    if not arrays:
+        return Queue({}, {})
     names = ",".join(array.title for array in arrays)
     first = datetime.fromtimestamp(min(array.since for array in arrays)) - timedelta(days=1)
     begin = max(first, datetime(1971, 1, 1)).strftime("%Y-%m-%d")
     # An end in the future, or sacct leaves out what was not to begin yet.
-    command = ("sacct", "-a", "-n", "-X", "-P", "-S", begin, "-E", "now+366days")
+    command = ("sacct", "-a", "-n", "-X", "-P", "-S", begin, "-E", "now+366days", f"--name={names}")
     try:
-        answer = call(*command, f"--name={names}", "-o", "JobName,JobID,State")
+        answer = call(*command, "-o", "JobName,JobID,State,ElapsedRaw,NodeList", seconds=seconds)
     except UsageError:
-        return {}  # there is none, or it does not answer
+        return Queue({}, {})
     found: dict[tuple[str, int | None], Queued] = {}
     for line in answer.splitlines():
-        title, job, state = line.split("|", 2)
+        title, job, state, elapsed, node = line.split("|", 4)
         place = job.partition("_")[2]
-        index = int(place) if place.isdigit() else None
-        found[title, index] = Queued(job, state.partition(" ")[0], "")
-    return found
+        index = int(place) if place.isdigit() else None  # of all places of an array that have no line of their own
+        began = 0.0 if node == "None assigned" or not elapsed.isdigit() else float(elapsed)
+        found[title, index] = Queued(job, state.partition(" ")[0], "", began, "" if node == "None assigned" else node)
+    places = {(array.title, index): array.job_of(index) for array in arrays for index in range(len(array.stages))}
+    jobs = {
+        (title, index): replace(said, job=job or said.job)
+        for (title, index), job in places.items()
+        if (said := found.get((title, index)) or found.get((title, None)))
+    }
+    return Queue(jobs, {title: said.job.partition("_")[0] for (title, _), said in found.items()})
 
 
 def settle(ledger: Ledger, arrays: Sequence[Array], queue: Queue) -> list[Array]:
@@ -254,9 +317,18 @@ def submit(
             jobs: list[submitit.Job[object]] = [executor.submit(function) for function in functions]
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         said = " ".join(str(error).split()).removeprefix("sbatch: error: ")
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise UsageError(
+                f"{ledger.folder} cannot take the jobs' files ({error.strerror}): make room and submit again"
+            ) from None
         if ledger.was_sent(array) and not _refused(error):
             raise Unanswered(said or "sbatch was killed") from None
-        raise UsageError(f"the scheduler refuses it ({said}): mend the profile, `igpt doctor` says more") from None
+        if trouble := _trouble(str(error)):
+            raise Unreachable(f"nothing was submitted: {trouble}") from None
+        todo = "mend the profile, `igpt doctor` says more"
+        if TOO_MANY.search(said):
+            todo = "wait until jobs of yours have ended, or submit fewer at once"
+        raise UsageError(f"the scheduler refuses it ({said}): {todo}") from None
     return str(jobs[0].job_id).partition("_")[0]
 
 
@@ -321,18 +393,30 @@ def cancel(jobs: Iterable[str]) -> None:
         call("scancel", "--quiet", *wanted)
 
 
-def call(*command: str) -> str:
-    """What a command of the scheduler prints. Raises UsageError when it is not there, refuses or does not answer."""
+def call(*command: str, seconds: float = SECONDS) -> str:
+    """What a command of the scheduler prints. Raises UsageError when it refuses, Unreachable when it could not be asked."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     except FileNotFoundError:
-        raise UsageError(NO_SCHEDULER) from None
-    except subprocess.TimeoutExpired:
-        raise UsageError(f"{command[0]} has not answered for {SECONDS} s: the scheduler may be down, try again later") from None
+        raise Unreachable(NO_SCHEDULER) from None
+    except subprocess.TimeoutExpired as error:
+        said = error.stderr.decode(errors="replace") if error.stderr else ""
+        raise Unreachable(_trouble(said) or _trouble(f"{command[0]}: timed out after {seconds:g} s")) from None
     if done.returncode:
+        if trouble := _trouble(done.stderr):
+            raise Unreachable(trouble)
         said = " ".join(done.stderr.rpartition("fatal: ")[2].split())
         raise UsageError(f"{command[0]} refuses ({said}): see whether the scheduler is up, `sinfo` says")
     return done.stdout
+
+
+def _trouble(said: str) -> str:
+    """Why the scheduler could not be asked, from what a command of its printed; empty when it could."""
+    for pattern, means in UNREACHABLE.items():
+        for line in said.splitlines():
+            if re.search(pattern, line, re.IGNORECASE):
+                return f"{means} ({re.sub(r'^(.*? )?error: |^[a-z]+: ', '', line.strip())})"
+    return ""
 
 
 NO_SCHEDULER = "there is no SLURM here: log in where sbatch is, run slurm/local-cluster up, or give --profile local"

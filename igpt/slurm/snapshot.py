@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 from igpt.errors import UsageError
+from igpt.files import NO_ROOM
 from igpt.project import Project
 from igpt.run.git import CODE, changes, git, head
 
@@ -45,9 +46,9 @@ def take_snapshot(project: Project, home: Project, name: str) -> Project:
     if folder.exists():
         return Project(folder)
     part = folder.with_name(f".{name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
+        shutil.rmtree(part, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         git(project.root, "clone", "--quiet", "--no-checkout", str(project.root), str(part))
         git(part, "checkout", "--quiet", "--detach", name.partition("-")[0])
         if "-dirty-" in name:
@@ -64,15 +65,28 @@ def take_snapshot(project: Project, home: Project, name: str) -> Project:
         (part / "runs").symlink_to(home.runs, target_is_directory=True)
         part.replace(folder)
     except subprocess.CalledProcessError as error:
-        raise UsageError(
-            f"the snapshot of {name[:12]} could not be made ({' '.join(error.stderr.split())}): fix the cause and submit again"
-        ) from None
+        said = next((os.strerror(number) for number in NO_ROOM if os.strerror(number) in error.stderr), "")
+        if said:
+            raise _no_room(folder, said) from None
+        lines = error.stderr.strip().splitlines() or [f"git ended with {error.returncode}"]
+        first = next((line for line in lines if line.startswith(("fatal: ", "error: "))), lines[0])
+        raise UsageError(f"the snapshot of {name[:12]} could not be made ({first}): fix the cause and submit again") from None
     except OSError as error:
+        if error.errno in NO_ROOM:
+            raise _no_room(folder, os.strerror(error.errno)) from None
         if not folder.exists():  # another submission made it meanwhile
             raise UsageError(f"the snapshot could not be written ({error.strerror}): fix the cause and submit again") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return Project(folder)
+
+
+def _no_room(folder: Path, said: str) -> UsageError:
+    """What is said of a disk that does not take the code."""
+    return UsageError(
+        f"the code that the jobs are to run could not be copied to {folder.parent} ({said}): make room there, `igpt clean`"
+        " says what can go, and submit again"
+    )
 
 
 def _changed_files(root: Path) -> list[str]:

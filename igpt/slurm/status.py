@@ -7,10 +7,11 @@ said, from what the scheduler wrote into its log, or from the queue. One questio
 from __future__ import annotations
 
 import json
-import re
+import math
 import shutil
+import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,54 +39,149 @@ from igpt.slurm.ledger import (
     scheduler_word,
     user,
 )
-from igpt.slurm.scheduler import HIDDEN, Queue, Queued, cancel, look, may_arrive, number_of, settle, settled_by
+from igpt.slurm.scheduler import (
+    HIDDEN,
+    NO_SCHEDULER,
+    Queue,
+    Queued,
+    accounted,
+    cancel,
+    look,
+    may_arrive,
+    number_of,
+    settle,
+    settled_by,
+)
 from igpt.slurm.targets import Jobs, chosen, chosen_now
 from igpt.text import visible
 
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-REASONS = {  # the scheduler's most usual words, in others
-    "Dependency": "for what it stands on",
-    "Resources": "for free resources",
-    "Priority": "its turn",
-    "BeginTime": "for its start time",
-    "JobArrayTaskLimit": "for others of its array",
-    "ReqNodeNotAvail": "for a node",
-}
 ENDS = {"OUT_OF_MEMORY": MEMORY, "NODE_FAIL": NODE, "PREEMPTED": "preempted"}  # and how it says that a job has ended
 AGAIN = ": queued again"
 EVERY = 10.0  # seconds between two looks, for the scheduler's sake
+ANSWER = 10.0  # seconds that a look has: a controller that is down is known as such after nine
+ACCOUNTING = 3.0  # and that the accounting has, in its place
+FRESH = 120.0  # seconds for which a job's own word that it runs counts; it says so every half a minute
+WIDTH = 80  # columns
 
 
 @dataclass(frozen=True)
 class Row:
-    """One job as a person wants to know it. Hours are GPU-hours; ``planned`` is an H100's."""
+    """One job as a person wants to know it.
+
+    node : where it runs, or ran last
+    elapsed : seconds that it has run, in all its sessions
+    done, total : steps; both 0 where it counts none
+    loss : the last of its training, in nats per token; left : seconds. None while unknown
+    used, planned : GPU-hours; the planned ones are an H100's
+    """
 
     name: str
     job: str
     state: str
     why: str
+    node: str
+    elapsed: float
+    folder: Path
     cell: str
-    step: str
-    loss: str
-    left: str
+    done: float
+    total: float
+    loss: float | None
+    left: float | None
     used: float
     planned: float
+    log: Path | None
+
+
+@dataclass(frozen=True)
+class Look:
+    """The jobs at one moment; ``unasked`` says why the scheduler could not be asked, if it could not."""
+
+    rows: list[Row]
+    unasked: str = ""
+    retry: bool = False  # whether it may be asked later, since there is one
+
+    @property
+    def at_work(self) -> bool:
+        """Whether there is something to wait for."""
+        return any(row.state in ("queued", "running") or (self.retry and row.state == "unknown") for row in self.rows)
 
 
 def status_text(targets: list[str], *, every: bool) -> str:
     """A table of the jobs; the finished ones only counted unless ``every``."""
-    found = [row for ledger, jobs in chosen(_ledgers(), targets) for row in _rows(ledger, jobs)]
-    if not found:
+    return _text(_look(targets), every=every)
+
+
+def _text(seen: Look, *, every: bool) -> str:
+    """The same of a seen."""
+    if not seen.rows:
         return "no job was submitted from here: `igpt submit TARGETS --profile NAME` does"
-    shown = [row for row in found if every or row.state != "done"]
-    table = [(r.state, r.job, r.name, r.cell, r.step, r.loss, r.left, f"{r.used:.2f} / {r.planned:.2f}", r.why) for r in shown]
-    heads = ("State", "Job", "Stage", "Cell", "Step", "Loss", "Left", "GPU-hours", "")
-    counts = [f"{n} {state}" for state in STATES if (n := sum(row.state == state for row in found))]
-    used, planned = sum(row.used for row in found), sum(row.planned for row in found)
-    said = f"{len(found)} jobs: {', '.join(counts)}; {used:.2f} GPU-hours used, {planned:.2f} planned"
-    return "\n".join(
-        [*([tabulate([map(visible, row) for row in table], heads, disable_numparse=True), ""] if shown else []), said]
-    )
+    shown = [row for row in seen.rows if every or row.state != "done"]
+    cells = [(row.state, row.job, _clock(row.elapsed) if row.elapsed else "", row.name) for row in shown]
+    head, rule, *lines = tabulate(
+        [map(visible, row) for row in cells] or [[""] * 4], ("State", "Job", "Elapsed", "Stage"), disable_numparse=True
+    ).splitlines()
+    table = [head, rule, *(line for job, row in zip(lines, shown, strict=False) for line in (job.rstrip(), *_details(row)))]
+    counts = [f"{n} {state}" for state in STATES if (n := sum(row.state == state for row in seen.rows))]
+    used, planned = sum(row.used for row in seen.rows), sum(row.planned for row in seen.rows)
+    said = f"{len(seen.rows)} jobs: {', '.join(counts)}; {used:.2f} GPU-hours used, {planned:.2f} planned"
+    return "\n".join([*([*table, ""] if shown else []), *([*_wrapped(seen.unasked), ""] if seen.unasked else []), said])
+
+
+def _details(row: Row) -> list[str]:
+    """What is to be said of a job beside its line in the table, in lines of their own."""
+    words = [
+        row.why,
+        f"on {row.node}" if row.node and row.state == "running" else f"last on {row.node}" if row.node else "",
+        f"cell {row.cell}" if row.cell else "",
+        f"step {row.done:,.0f} of {row.total:,.0f}" if row.total and row.state != "done" else "",
+        f"loss {row.loss:.4f}" if row.loss is not None else "",
+        f"{_clock(row.left)} left" if row.left is not None else "",
+        f"{row.used:.2f} of {row.planned:.2f} GPU-hours" if row.used else "",
+        _near(row.folder) if row.folder.exists() else "",
+    ]
+    lines = [""]
+    for word in filter(None, map(visible, words)):
+        longer = f"{lines[-1]}; {word}" if lines[-1] else f"  {word}"
+        lines = [*lines[:-1], longer] if len(longer) <= WIDTH or not lines[-1] else [*lines, f"  {word}"]
+    return [part for line in lines for part in _wrapped(line)]
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line as lines of the table's width; words and paths stay whole."""
+    return textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def _near(path: Path) -> str:
+    """A path as one types it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def status_json(targets: list[str]) -> str:
+    """All of the jobs as one JSON document; the chapter on clusters says what its keys mean."""
+    seen = _look(targets)
+    jobs = [
+        {
+            "stage": row.name,
+            "job": row.job if row.job != "-" else None,
+            "state": row.state,
+            "why": row.why,
+            "node": row.node or None,
+            "elapsed_seconds": row.elapsed,
+            "folder": str(row.folder),
+            "log": str(row.log) if row.log else None,
+            "cell": row.cell or None,
+            "steps_done": row.done if row.total else None,
+            "steps_total": row.total or None,
+            "loss": row.loss,
+            "seconds_left": row.left,
+            "gpu_hours_used": row.used,
+            "gpu_hours_planned": row.planned,
+        }
+        for row in seen.rows
+    ]
+    return json.dumps({"version": 1, "trouble": seen.unasked or None, "jobs": jobs}, indent=1, allow_nan=False)
 
 
 FULL = 2**20  # bytes that are as good as none
@@ -95,30 +191,60 @@ STATES = ("done", "running", "queued", "held", "stopped", "failed", "cancelled",
 def watch_status(targets: list[str], *, every: bool) -> Iterator[str]:
     """The status again and again, until nothing is queued or running."""
     while True:
-        text = status_text(targets, every=every)
-        yield text
-        if not re.search(r"\d (running|queued)\b", text.splitlines()[-1]):
+        seen = _look(targets)
+        yield _text(seen, every=every)
+        if not seen.at_work:
             return
         time.sleep(EVERY)
 
 
 def rows(ledger: Ledger, targets: list[str]) -> list[Row]:
     """One row a stage, by its last job; one question to the scheduler."""
-    return [row for _, jobs in chosen([ledger], targets) for row in _rows(ledger, jobs)]
+    return _rows(chosen([ledger], targets)).rows
 
 
-def _rows(ledger: Ledger, jobs: Jobs) -> list[Row]:
-    """The same of jobs of one folder."""
-    unfinished = arrays_of(
-        each for folder, each in jobs.items() if not ledger.finished(folder) or _says(ledger, *each) == "running"
-    )
-    try:
-        queue: Queue | None = look(ledger, unfinished)
-    except UsageError:
-        queue = None  # the login node of another cluster, say: what the jobs wrote is still to be read
-    if queue is not None:
-        jobs = _with_numbers(ledger, jobs, queue)
-    return [_row(ledger, array, index, queue) for array, index in jobs.values()]
+def _look(targets: list[str]) -> Look:
+    """The chosen jobs of all folders."""
+    return _rows(chosen(_ledgers(), targets))
+
+
+def _rows(found: Sequence[tuple[Ledger, Jobs]]) -> Look:
+    """A row each job. Where the scheduler does not answer, it is asked once only, and the accounting in its place."""
+    seen: list[tuple[Ledger, Jobs, Queue | None]] = []
+    trouble: UsageError | None = None
+    for ledger, jobs in found:
+        unfinished = _unfinished(ledger, jobs)
+        queue = None
+        if trouble is None or not unfinished:
+            try:
+                queue = look(ledger, unfinished, seconds=ANSWER)
+                jobs = _with_numbers(ledger, jobs, queue)
+            except UsageError as error:  # the login node of another cluster, say: what the jobs wrote is still to be read
+                trouble = error
+        seen.append((ledger, jobs, queue))
+    silent = [array for ledger, jobs, queue in seen for array in _without_a_word(ledger, jobs, queue)]
+    known = accounted(silent, seconds=ACCOUNTING)
+    made = [_row(ledger, array, index, queue, known) for ledger, jobs, queue in seen for array, index in jobs.values()]
+    retry = trouble is not None and str(trouble) != NO_SCHEDULER
+    return Look(made, f"the scheduler could not be asked: {trouble}" if trouble else "", retry)
+
+
+def _unfinished(ledger: Ledger, jobs: Jobs) -> list[Array]:
+    """Arrays of which something may be queued or running."""
+    return arrays_of(each for folder, each in jobs.items() if not ledger.finished(folder) or _says(ledger, *each) == "running")
+
+
+def _without_a_word(ledger: Ledger, jobs: Jobs, queue: Queue | None) -> list[Array]:
+    """Arrays of which the accounting alone may know what became of them."""
+    if queue is None:
+        return _unfinished(ledger, jobs)
+    found = [each for folder, each in jobs.items() if not ledger.finished(folder) and _silent(ledger, *each)]
+    return arrays_of(each for each in found if each[0].job and not ledger.end(each[0].token, each[1]) and not queue.find(*each))
+
+
+def _silent(ledger: Ledger, array: Array, index: int) -> bool:
+    """Whether a job has never said or written anything."""
+    return ledger.mark(array.token, index) is None and ledger.log(array, index) is None
 
 
 def _ledgers() -> list[Ledger]:
@@ -146,32 +272,42 @@ def _says(ledger: Ledger, array: Array, index: int) -> str:
     return mark.state if mark else ""
 
 
-def _row(ledger: Ledger, array: Array, index: int, queue: Queue | None) -> Row:
-    """One stage's row."""
+def _row(ledger: Ledger, array: Array, index: int, queue: Queue | None, known: Queue) -> Row:
+    """One stage's row. ``known`` is what the accounting says where the queue does not know."""
     listed = array.stages[index]
     folder = ledger.home.runs / listed.folder
-    job = queue.find(array, index) if queue else None
+    mark = ledger.mark(array.token, index)
+    job, kept = queue.find(array, index) if queue else None, known.find(array, index)
+    if job is None and kept is not None:
+        # The accounting misses ends: that a job is at work counts where nobody else says otherwise.
+        ended = mark is not None and mark.state in ("done", "failed", "cancelled")
+        job = kept if kept.over or (queue is None and not ended) else None
     if job is not None and job.over and job.state not in ("COMPLETED", "FAILED"):  # which say no more than the job itself
         with suppress(OSError):  # of another user, or a full disk
             ledger.keep_end(array.token, index, job.state)
-    mark = ledger.mark(array.token, index)
     state, why = _state(ledger, array, index, job, queue)
     progress = read_progress(folder)
-    done, total = progress.get("done", 0), progress.get("total", 0)
-    left = ""
-    if state == "running" and done and progress.get("seconds"):
-        left = _clock(progress["seconds"] * (total - done) / done)
+    done, total = (_number(progress.get(name)) or 0.0 for name in ("done", "total"))
+    left = None
+    if state == "running" and done and (seconds := _number(progress.get("seconds"))):
+        left = seconds * (total - done) / done
+    said = mark.seconds if mark else 0.0
     return Row(
         name=listed.name,
         job=array.job_of(index) or "-",
         state=state,
         why=why,
+        node=(job.node if job is not None and state == "running" else "") or (mark.host if mark else ""),
+        elapsed=max(said, job.seconds if job is not None else 0.0),
+        folder=folder,
         cell=_cell(folder) if state == "running" else "",
-        step=f"{done:,.0f} of {total:,.0f}" if total and state != "done" else "",
+        done=done,
+        total=total,
         loss=_loss(folder),
         left=left,
-        used=(mark.seconds if mark else 0.0) * array.gpus * array.nodes / 3600,
+        used=said * array.gpus * array.nodes / 3600,
         planned=listed.planned,
+        log=ledger.log_path(array, index),
     )
 
 
@@ -181,7 +317,7 @@ def _state(ledger: Ledger, array: Array, index: int, job: Queued | None, queue: 
     folder = array.stages[index].folder
     if ledger.finished(folder):
         ending = job is not None and not job.over and mark is not None and mark.state == "running"
-        return ("running", "its record stands") if ending else ("done", "")
+        return ("running", "its results are written and it is ending") if ending else ("done", "")
     if job is not None and job.state == HIDDEN:
         return ("running" if mark is not None and mark.state == "running" else "queued"), job.reason
     if job is not None and job.state in WAITING:
@@ -189,7 +325,7 @@ def _state(ledger: Ledger, array: Array, index: int, job: Queued | None, queue: 
             return "held", job.held
         if mark is not None and mark.state == "stopped":
             return "queued", f"{mark.why.removesuffix(AGAIN)}{AGAIN}"
-        return "queued", f"waits {REASONS.get(job.reason, job.reason)}".strip()
+        return "queued", job.waits
     if job is not None and not job.over:
         return "running", f"session {mark.sessions}" if mark and mark.sessions > 1 else ""
     if damaged := ledger.damaged(folder):
@@ -204,8 +340,18 @@ def _state(ledger: Ledger, array: Array, index: int, job: Queued | None, queue: 
         return _unanswered(ledger, array, queue)
     end = job.state if job is not None else ledger.end(array.token, index)
     if queue is None and not end:
-        return "unknown", "the scheduler does not answer"
+        return _last_said(ledger, array, index)
     return _ended(ledger, array, index, end)
+
+
+def _last_said(ledger: Ledger, array: Array, index: int) -> tuple[str, str]:
+    """The same from what a job said last, where nobody else can be asked."""
+    mark, since = ledger.mark(array.token, index), ledger.last_sign(array, index)
+    if mark is None:
+        return "unknown", f"submitted at {clock(since)}, and nothing since"
+    if mark.state == "running":
+        return ("running" if time.time() - since < FRESH else "unknown"), f"running, as it said at {clock(since)}"
+    return "unknown", f"{mark.why}, as it said at {clock(since)}"
 
 
 def _ended(ledger: Ledger, array: Array, index: int, end: str) -> tuple[str, str]:
@@ -222,6 +368,8 @@ def _ended(ledger: Ledger, array: Array, index: int, end: str) -> tuple[str, str
     if mark is not None and mark.state == "stopped" and not said:
         why = member_word(log)
         return ("failed", why) if why else ("stopped", f"{mark.why}; `igpt resume` continues it")
+    if not end and _silent(ledger, array, index):
+        return "lost", "not in the queue any more, and it never began: cancelled, perhaps; `igpt resume` queues it again"
     why = said or ENDS.get(end) or last_word(log) or end.lower() or "it ended without a message"
     return "lost", f"{why}; `igpt resume` continues it"
 
@@ -245,12 +393,17 @@ def _cell(folder: Path) -> str:
     return f"{begun} of {len(cells)}"
 
 
-def _loss(folder: Path) -> str:
+def _loss(folder: Path) -> float | None:
     """The last loss of training, in nats per token."""
     try:
-        return f"{json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])['loss']:.4f}"
+        return _number(json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["loss"])
     except (OSError, ValueError, IndexError, KeyError, TypeError):
-        return ""
+        return None
+
+
+def _number(found: object) -> float | None:
+    """A finite number; None for anything else that a file may hold in its place."""
+    return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
 
 
 def _clock(seconds: float) -> str:
@@ -265,23 +418,34 @@ def log_lines(target: str, *, follow: bool) -> Iterator[str]:
     if not found:
         raise UsageError(f"nothing was submitted under {target!r}: `igpt status` lists what was")
     places: dict[Path, int] = {}
+    told: set[str] = set()  # stages of which it was said that there is nothing
     while True:
         for ledger, (array, index) in ((ledger, each) for ledger, jobs in found for each in jobs.values()):
-            for path in (ledger.log(array, index, "out"), ledger.log(array, index)):
-                if path is not None:
-                    yield from _news(path, array.stages[index].name, places)
+            name = array.stages[index].name
+            logs = [path for path in (ledger.log(array, index, "out"), ledger.log(array, index)) if path is not None]
+            news = [line for path in logs for line in _news(path, name, places)]
+            yield from news
+            if not any(places.get(path) for path in logs) and name not in told:
+                told.add(name)
+                yield visible(f"== {name}: {_nothing(ledger, array, index)}")
             failed = ledger.home.runs / array.stages[index].folder / "failed.ipynb"
             if failed.exists() and failed not in places:
                 places[failed] = 0
                 yield f"== the notebook as far as it came: {failed}"
-        if not follow or not any(_at_work(row) for ledger, jobs in found for row in _rows(ledger, jobs)):
+        if not follow or not _rows(found).at_work:
             return
         time.sleep(min(EVERY, 2.0))
+        found = [(ledger, chosen_now(ledger, jobs, [target])) for ledger, jobs in found]
 
 
-def _at_work(row: Row) -> bool:
-    """Whether a job is queued or running."""
-    return row.state in ("queued", "running")
+def _nothing(ledger: Ledger, array: Array, index: int) -> str:
+    """Why there is nothing to print of a job, and where it will be."""
+    path = ledger.log_path(array, index)
+    if path is None:
+        return f"nothing yet; its submission had no answer, and its log will be in {ledger.logs(array.token)}"
+    if not path.exists() and (ledger.mark(array.token, index) or ledger.finished(array.stages[index].folder)):
+        return f"its log is gone; it was {path}"
+    return f"nothing yet; what it writes will be in {path}"
 
 
 def _news(path: Path, name: str, places: dict[Path, int]) -> Iterator[str]:
@@ -322,8 +486,7 @@ def _forgotten(ledger: Ledger, array: Array, index: int, queue: Queue) -> bool:
     That is kept for others, who may not see the queue.
     """
     mine = array.job is not None and array.owner == user() and not ledger.finished(array.stages[index].folder)
-    silent = ledger.mark(array.token, index) is None and ledger.log(array, index) is None
-    return mine and silent and queue.find(array, index) is None
+    return mine and _silent(ledger, array, index) and queue.find(array, index) is None
 
 
 def _not_cancelled(ledger: Ledger, jobs: Jobs, queue: Queue) -> Iterator[str]:

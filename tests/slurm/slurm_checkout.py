@@ -17,7 +17,7 @@ import yaml
 from conftest import PATIENCE, ROOT, wait_until
 
 from igpt.project import Project
-from igpt.slurm.ledger import Ledger
+from igpt.slurm.ledger import Array, Ledger, Listed
 from igpt.slurm.status import Row, rows
 from igpt.slurm.submit import submit_targets
 
@@ -78,6 +78,14 @@ def write_notebook(folder: Path, name: str, *cells: str) -> None:
     ]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     (folder / f"{name}.ipynb").write_text(json.dumps({"cells": body, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+
+
+def an_array(*names: str, **changes: object) -> Array:
+    """Jobs as `igpt submit` leaves them in the ledger, one a name."""
+    stages = tuple(Listed(name=name, folder=f"{name}-{'0' * 12}", planned=0.5) for name in names or ("palette,seed=0",))
+    given: dict[str, object] = {"token": "0a", "number": 1, "job": "7", "profile": "any", "snapshot": "/", "submitted": "2026"}
+    given |= {"by": "", "gpus": 0, "nodes": 1, "minutes": 1, "stages": stages}
+    return Array(**{**given, **changes})  # type: ignore[arg-type]
 
 
 @dataclass
@@ -207,6 +215,25 @@ def copy_of(template: Path, root: Path) -> Iterator[Checkout]:
         patch.setenv("IGPT_ROOT", str(root))
         patch.chdir(root)
         yield Checkout(root)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
+    """Put a disk of its own size, as of "4m", under a folder."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path, size: str) -> None:
+        folder.mkdir(exist_ok=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"a small disk can be mounted by root only: {done.stderr.strip()}")
+        mounted.append(folder)
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture

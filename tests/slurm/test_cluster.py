@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,7 +76,7 @@ def test_a_plan_runs_in_its_order_from_the_commit_that_was_submitted(cluster: Cl
     again = checkout.submit(PROBE)
     assert again == "nothing to submit: 0 of 3 stages are finished, 3 are queued or running"
     row = checkout.row("palette")
-    assert (row.state, row.why) == ("held", f"held (JobHeldUser): `scontrol release {row.job}` releases it")
+    assert (row.state, row.why) == ("held", f"held by its owner: `scontrol release {row.job}` releases it (JobHeldUser)")
     palette = checkout.root / "notebooks" / "palette.ipynb"
     palette.write_text(palette.read_text().replace("pass", "raise RuntimeError('of another time')"))
     break_code(checkout)
@@ -198,7 +198,7 @@ def test_a_job_killed_without_warning_continues_from_its_checkpoint(cluster: Clu
     job = checkout.wait_for_step(LONG, 15).job
     subprocess.run(["scontrol", "requeuehold", job], check=True)  # what preemption without a grace time does, and a hold
     row = checkout.wait_for(LONG, "held", "queued", "done", "lost")
-    assert row.why == f"held (job requeued in held state): `scontrol release {job}` releases it"
+    assert row.why == f"held: `scontrol release {job}` releases it (job requeued in held state)"
     assert resume([LONG]) == f"nothing to resume: no job has failed or is lost; job {job} is {row.why}"
     release(job)
     checkout.wait_for(LONG, "done", "failed", "lost")
@@ -223,30 +223,20 @@ def test_a_shell_that_is_hung_up_takes_no_job_with_it(cluster: Cluster, checkout
     assert found(checkout, PROBE) == {"answer": total_of(8) + 0.5}
 
 
-@pytest.fixture
-def small_disk(checkout: Checkout) -> Iterator[Path]:
-    """A disk of four megabytes under the checkout's runs."""
-    runs = checkout.project.runs
-    runs.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(runs)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"a small disk can be mounted by root only: {done.stderr.strip()}")
-    yield runs
-    subprocess.run(["umount", "--lazy", str(runs)], check=True)
-
-
 def test_a_disk_that_is_full_ends_a_job_in_a_sentence_and_with_room_it_goes_on(
-    cluster: Cluster, checkout: Checkout, small_disk: Path
+    cluster: Cluster, checkout: Checkout, small_disk: Callable[[Path, str], None]
 ) -> None:
+    small_disk(checkout.project.runs, "4m")
+    ballast = checkout.project.runs / "ballast"
     checkout.submit(LONG)
     checkout.wait_for_step(LONG, 15)
-    with suppress(OSError), (small_disk / "ballast").open("wb", buffering=0) as stream:
+    with suppress(OSError), ballast.open("wb", buffering=0) as stream:
         while True:
             stream.write(bytes(4096))
     row = checkout.wait_for(LONG, "done", "failed", "lost")
     # By whether there was room for the job to say so itself.
     assert row.why == "its disk was full: make room; `igpt resume` continues it" or "No space left on device" in row.why
-    (small_disk / "ballast").unlink()
+    ballast.unlink()
     assert resume([LONG]).startswith("1 jobs submitted again")
     checkout.wait_for(LONG, "done", "failed")
     assert found(checkout, LONG) == {"total": total_of()}

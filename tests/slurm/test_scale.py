@@ -16,7 +16,7 @@ from igpt.project import Project
 from igpt.results.plan import Plan, PlannedStage
 from igpt.results.signature import Signature
 from igpt.slurm import scheduler
-from igpt.slurm.ledger import Array, Ledger, Listed, user
+from igpt.slurm.ledger import Ledger, user
 from igpt.slurm.profile import Profile, Resources
 from igpt.slurm.status import rows
 from igpt.slurm.submit import carry_out, prepare
@@ -88,7 +88,7 @@ def counting(call, calls: Counter[str]):  # type: ignore[no-untyped-def]
 
 
 def test_a_cluster_with_accounting_comes_up_answers_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slurm_checkout import Cluster, skip_without_slurm
+    from slurm_checkout import Cluster, an_array, skip_without_slurm
 
     skip_without_slurm("slurmdbd", "mariadbd")
     cluster = Cluster(tmp_path / "cluster")
@@ -102,8 +102,9 @@ def test_a_cluster_with_accounting_comes_up_answers_and_goes(tmp_path: Path, mon
         assert "gres/gpu=2" in sacct()
         number = submitted_and_forgotten("igpt-0a", tmp_path, monkeypatch)
         ledger = Ledger(Project(tmp_path))
-        wait_until(lambda: scheduler.look(ledger, [an_array("0a")]).numbers, every=0.5)
-        assert scheduler.look(ledger, [an_array("0a")]).numbers == {"igpt-0a": number}  # which the queue no longer knows
+        unanswered = an_array(job=None, submitted=datetime.now(UTC).isoformat(), by=f"{user()} on here")
+        wait_until(lambda: scheduler.look(ledger, [unanswered]).numbers, every=0.5)
+        assert scheduler.look(ledger, [unanswered]).numbers == {"igpt-0a": number}  # which the queue no longer knows
     finally:
         cluster.run("down")
     for pid in cluster.folder.glob("*.pid"):
@@ -123,25 +124,6 @@ def submitted_and_forgotten(title: str, folder: Path, monkeypatch: pytest.Monkey
     (folder / "programs" / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder / 'programs'}:{os.environ['PATH']}")
     return number
-
-
-def an_array(token: str) -> Array:
-    """An array of one job whose submission had no answer."""
-    listed = Listed(name="palette,seed=0", folder="palette,seed=0-0123", planned=0.5)
-    now = datetime.now(UTC).isoformat()
-    return Array(
-        token=token,
-        number=1,
-        job=None,
-        profile="any",
-        snapshot="/",
-        submitted=now,
-        by=f"{user()} on here",
-        gpus=0,
-        nodes=1,
-        minutes=1,
-        stages=(listed,),
-    )
 
 
 def sacct() -> str:

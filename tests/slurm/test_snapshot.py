@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from igpt.errors import UsageError
 from igpt.project import Project
 from igpt.run.git import head_and_dirt
 from igpt.slurm.doctor import examine
-from igpt.slurm.ledger import Array, Ledger, Listed, Mark, scheduler_word
+from igpt.slurm.ledger import Ledger, Mark, scheduler_word
 from igpt.slurm.snapshot import check_clean, take_snapshot
 
 if TYPE_CHECKING:
@@ -61,6 +62,43 @@ def test_changes_are_refused_or_taken_along(checkout: Checkout) -> None:
     assert not (code.root / "igpt" / "palette.py").exists()
     (checkout.root / "igpt" / "new.py").write_text("new = False\n")
     assert check_clean(checkout.project, dirty=True) != name
+
+
+def no_code_of(checkout: Checkout) -> None:
+    """There is no snapshot, whole or in part."""
+    folder = checkout.project.runs / ".snapshots"
+    assert not folder.exists() or list(folder.iterdir()) == []
+
+
+def test_a_disk_too_small_for_the_code_is_one_sentence_and_nothing_half_written(
+    checkout: Checkout, small_disk: Callable[[Path, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")  # whose git says it in German, where it is installed
+    (checkout.root / "igpt" / "new.bin").write_bytes(os.urandom(400_000))
+    checkout.commit()
+    name = check_clean(checkout.project, dirty=False)
+    for size in ("60k", "300k", "600k"):  # too small for the folders, for git's objects, for the files
+        small_disk(checkout.project.runs, size)
+        with pytest.raises(UsageError, match=r"could not be copied to .*\(No space left on device\): make room there") as told:
+            take_snapshot(checkout.project, checkout.project, name)
+        assert "\n" not in str(told.value)
+        no_code_of(checkout)
+
+
+@pytest.mark.parametrize("word", ["Disk quota exceeded", "Read-only file system", "No space left on device"])
+def test_of_what_git_prints_when_it_cannot_write_one_sentence_is_left(
+    checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    name = check_clean(checkout.project, dirty=False)
+    lines = "; ".join(f"echo 'error: unable to create file igpt/{n}.py: {word}' >&2" for n in range(140))
+    folder = tmp_path / "git"
+    folder.mkdir()
+    (folder / "git").write_text(f"#!/bin/sh\nmkdir -p {checkout.project.runs}/.snapshots\n{lines}; exit 1\n")
+    (folder / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    with pytest.raises(UsageError, match=rf"^the code that the jobs are to run could not be copied to \S+ \({word}\): [^\n]*$"):
+        take_snapshot(checkout.project, checkout.project, name)
+    no_code_of(checkout)
 
 
 @pytest.mark.parametrize(
@@ -153,44 +191,33 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(checkout: Checkout, words:
 
 
 def test_status_reads_well_where_nothing_was_submitted_and_where_no_scheduler_answers(checkout: Checkout) -> None:
+    from slurm_checkout import an_array
+
     assert igpt(checkout, "status").stdout == "no job was submitted from here: `igpt submit TARGETS --profile NAME` does\n"
     checkout.ledger.write(an_array())
     done = igpt(checkout, "status")
     assert done.returncode == 0, done.stderr
-    assert "the scheduler does not answer" in done.stdout
-
-
-def an_array() -> Array:
-    listed = Listed(name="palette,seed=0", folder="palette,seed=0-0123", planned=0.5)
-    return Array(
-        token="0a",
-        number=1,
-        job="7",
-        profile="any",
-        snapshot="/",
-        submitted="2026",
-        by="",
-        gpus=0,
-        nodes=1,
-        minutes=1,
-        stages=(listed, listed),
-    )
+    assert "the scheduler could not be asked: there is no SLURM here: log in where sbatch is" in " ".join(done.stdout.split())
 
 
 def test_the_ledger_gives_back_what_it_was_given(tmp_path: Path) -> None:
-    ledger = Ledger(Project(tmp_path))
-    ledger.write(an_array())
-    assert ledger.arrays() == [an_array()]
-    assert [an_array().job_of(index) for index in range(2)] == ["7_0", "7_1"]
+    from slurm_checkout import an_array
+
+    ledger, array = Ledger(Project(tmp_path)), an_array("palette,seed=0", "palette,seed=1")
+    ledger.write(array)
+    assert ledger.arrays() == [array]
+    assert [array.job_of(index) for index in range(2)] == ["7_0", "7_1"]
     (ledger.folder / "cut.json").write_text('{"token": "1')
     with pytest.raises(UsageError, match="does not describe jobs: move it away"):
         ledger.arrays()
 
 
 def test_which_job_is_the_last_is_no_question_of_clocks(tmp_path: Path) -> None:
+    from slurm_checkout import an_array
+
     ledger = Ledger(Project(tmp_path))
     ledger.write(an_array())
-    ledger.write(an_array().model_copy(update={"token": "0b", "number": 2, "submitted": "1970"}))
+    ledger.write(an_array(token="0b", number=2, submitted="1970"))
     assert {array.token for array, _ in ledger.latest().values()} == {"0b"}
 
 

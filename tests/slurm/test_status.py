@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import yaml
+from conftest import igpt_here
 
 from igpt.errors import UsageError
 from igpt.project import Project
@@ -17,6 +20,7 @@ from igpt.run.folder import run_folder
 from igpt.run.local import plan_stages
 from igpt.slurm.doctor import examine
 from igpt.slurm.ledger import Array, Ledger, Listed, Mark, homes, last_word
+from igpt.slurm.scheduler import Unreachable
 from igpt.slurm.status import Row, cancel_targets, log_lines, rows, status_text, watch_status
 from igpt.slurm.submit import resume
 from igpt.stage import Stage
@@ -36,8 +40,13 @@ class Answers:
     folder: Path
 
     def say(self, *lines: str) -> None:
-        """Have the queue be these lines, ``title|job|index|state|reason`` each."""
+        """Have the queue be these lines, ``title|job|index|state|time used|node|reason`` each."""
         (self.folder / "queue").write_text("".join(f"{line}\n" for line in lines))
+
+    def program(self, name: str, does: str) -> None:
+        """Have a command do something else."""
+        (self.folder / name).write_text(f"#!/bin/sh\n{does}\n")
+        (self.folder / name).chmod(0o755)
 
     def cancelled(self) -> list[str]:
         return (self.folder / "cancelled").read_text().split() if (self.folder / "cancelled").exists() else []
@@ -48,37 +57,26 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answers:
     """A scheduler that knows of no job yet."""
     folder = tmp_path / "scheduler"
     folder.mkdir()
+    found = Answers(folder)
     programs = {
         "squeue": f"cat {folder}/queue",
         "scancel": f'echo "$@" >> {folder}/cancelled',
         "sbatch": "exit 1",
         "srun": "exit 1",
+        "sacct": "exit 1",
     }
     for name, does in programs.items():
-        (folder / name).write_text(f"#!/bin/sh\n{does}\n")
-        (folder / name).chmod(0o755)
+        found.program(name, does)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
-    found = Answers(folder)
     found.say()
     return found
 
 
 def submitted(ledger: Ledger, name: str = NAME, *, token: str = "0a", job: str = "7") -> Array:
     """A job as `igpt submit` leaves it."""
-    listed = Listed(name=name, folder=f"{name}-{'0' * 12}", planned=0.5)
-    array = Array(
-        token=token,
-        number=1,
-        job=job,
-        profile="any",
-        snapshot="/",
-        submitted="2026",
-        by="",
-        gpus=0,
-        nodes=1,
-        minutes=1,
-        stages=(listed,),
-    )
+    from slurm_checkout import an_array
+
+    array = an_array(name, token=token, job=job)
     ledger.write(array)
     ledger.logs(token).mkdir()
     return array
@@ -157,7 +155,7 @@ def test_a_cancelled_job_stays_so_when_the_scheduler_has_forgotten_it(
     if by_hand:
         log(ledger, array, by_hand)
     else:
-        answers.say(f"{array.title}|7|N/A|PENDING|Priority")
+        answers.say(f"{array.title}|7|N/A|PENDING|0:00||Priority")
         assert cancel_targets([NAME]).startswith("1 jobs cancelled")
         assert answers.cancelled() == ["--quiet", "7"]
         answers.say()
@@ -174,7 +172,7 @@ def test_what_the_scheduler_said_of_a_job_once_is_kept(checkout: Checkout, answe
         ("OUT_OF_MEMORY", "lost", "killed for memory: raise memory_gib in the profile; `igpt resume` continues it"),
         ("BOOT_FAIL", "lost", "n1: task 0: Killed; `igpt resume` continues it"),
     ):
-        for line in ([f"{array.title}|7|N/A|{state}|None"], []):
+        for line in ([f"{array.title}|7|N/A|{state}|0:00||None"], []):
             answers.say(*line)
             assert (row(checkout.ledger).state, row(checkout.ledger).why) == (found, why)
 
@@ -182,16 +180,32 @@ def test_what_the_scheduler_said_of_a_job_once_is_kept(checkout: Checkout, answe
 @pytest.mark.parametrize(
     ("state", "reason", "why"),
     [
-        ("PENDING", "JobHeldUser", "held (JobHeldUser): `scontrol release 7` releases it"),
-        ("PENDING", "launch failed requeued held", "held (launch failed requeued held): `scontrol release 7` releases it"),
-        ("PENDING", "job_requeued_in_held_state", "held (job requeued in held state): `scontrol release 7` releases it"),
-        ("SPECIAL_EXIT", "None", "held (SPECIAL_EXIT): `scontrol release 7` releases it"),
-        ("PENDING", "JobHoldMaxRequeue", "held (JobHoldMaxRequeue): `scontrol release 7` releases it"),
-        ("PENDING", "JobHeldAdmin", "held by an administrator: ask for `scontrol release 7`"),
+        ("PENDING", "JobHeldUser", "held by its owner: `scontrol release 7` releases it (JobHeldUser)"),
+        (
+            "PENDING",
+            "launch failed requeued held",
+            "held, since it could not be started on its node: `scontrol release 7` tries again (launch failed requeued held)",
+        ),
+        ("PENDING", "job_requeued_in_held_state", "held: `scontrol release 7` releases it (job requeued in held state)"),
+        ("SPECIAL_EXIT", "None", "held: `scontrol release 7` releases it (SPECIAL_EXIT)"),
+        ("REQUEUE_HOLD", "BeginTime", "held: `scontrol release 7` releases it (BeginTime)"),
+        ("PENDING", "JobHoldMaxRequeue", "held: `scontrol release 7` releases it (JobHoldMaxRequeue)"),
+        ("PENDING", "JobHeldAdmin", "held by an administrator: ask for `scontrol release 7` (JobHeldAdmin)"),
         (
             "PENDING",
             "DependencyNeverSatisfied",
-            "held, since a job it waits for has failed: `igpt cancel` it, then `igpt resume`",
+            "held, since a job it waits for has failed: `igpt cancel` it, then `igpt resume` (DependencyNeverSatisfied)",
+        ),
+        (
+            "PENDING",
+            "PartitionTimeLimit",
+            "held, since it asks for more time than its partition allows: `igpt cancel` it, change minutes in the profile and"
+            " `igpt resume` (PartitionTimeLimit)",
+        ),
+        (
+            "PENDING",
+            "QOSMaxGRESPerJob",
+            "held, since one job may not ask for so much: `igpt cancel` it, change the profile and `igpt resume` (QOSMaxGRESPerJob)",
         ),
     ],
 )
@@ -200,13 +214,215 @@ def test_a_held_job_says_what_lets_it_go_on_and_nobody_waits_for_it(
 ) -> None:
     array = submitted(checkout.ledger)
     say(checkout.ledger, array, Mark(state="stopped", why="ended by the scheduler"))
-    answers.say(f"{array.title}|7|N/A|{state}|{reason}")
+    answers.say(f"{array.title}|7|N/A|{state}|0:00||{reason}")
     assert (row(checkout.ledger).state, row(checkout.ledger).why) == ("held", why)
     (text,) = watch_status([], every=False)
     assert text.endswith("1 jobs: 1 held; 0.00 GPU-hours used, 0.50 planned")
     assert resume([]) == f"nothing to resume: no job has failed or is lost; job 7 is {why}"
-    answers.say(f"{array.title}|7|N/A|PENDING|BeginTime")
+    answers.say(f"{array.title}|7|N/A|PENDING|0:00||BeginTime")
     assert (row(checkout.ledger).state, row(checkout.ledger).why) == ("queued", "ended by the scheduler: queued again")
+
+
+@pytest.mark.parametrize(
+    ("reason", "why"),
+    [
+        ("Priority", "waits for its turn: others have a higher priority (Priority)"),
+        ("Resources", "waits for free resources (Resources)"),
+        (
+            "PartitionDown",
+            "waits, since its partition starts no jobs at present: ask the administrators for how long (PartitionDown)",
+        ),
+        (
+            "QOSMaxJobsPerUserLimit",
+            "waits, since a limit of its QOS is reached: it begins as other jobs end (QOSMaxJobsPerUserLimit)",
+        ),
+        ("AssocGrpGRES", "waits, since a limit of its account is reached: it begins as other jobs end (AssocGrpGRES)"),
+        (
+            "ReqNodeNotAvail, UnavailableNodes:n[1-2]",
+            "waits for nodes that are down, drained or reserved: ask the administrators (ReqNodeNotAvail, UnavailableNodes:n[1-2])",
+        ),
+        ("FrontEndDown", "waits (FrontEndDown)"),
+        ("None", "waits"),
+    ],
+)
+def test_why_a_job_waits_is_said_in_words_beside_slurms_own(checkout: Checkout, answers: Answers, reason: str, why: str) -> None:
+    array = submitted(checkout.ledger)
+    answers.say(f"{array.title}|7|N/A|PENDING|0:00||{reason}")
+    assert (row(checkout.ledger).state, row(checkout.ledger).why) == ("queued", why)
+
+
+def test_a_job_that_left_the_queue_before_it_began_is_cancelled_if_the_accounting_says_so_and_perhaps_if_none_does(
+    checkout: Checkout, answers: Answers
+) -> None:
+    array = submitted(checkout.ledger)
+    found = row(checkout.ledger)
+    assert found.state == "lost"
+    assert found.why == "not in the queue any more, and it never began: cancelled, perhaps; `igpt resume` queues it again"
+    answers.program("sacct", f"echo '{array.title}|7|PENDING|0|None assigned'")  # which has missed its end
+    assert row(checkout.ledger).state == "lost"
+    answers.program("sacct", f"echo '{array.title}|7|CANCELLED by 1000|0|None assigned'")
+    assert (row(checkout.ledger).state, row(checkout.ledger).why) == ("cancelled", "by scancel")
+    answers.program("sacct", "exit 1")
+    assert row(checkout.ledger).state == "cancelled"  # asked once, and kept
+
+
+MUNGE = (
+    'squeue: error: Munge encode failed: Failed to access "/run/munge.socket": No such file or directory (Did you start munged?)'
+)
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [  # as SLURM 22.05 prints them
+        (
+            "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1",
+            "SLURM's controller, slurmctld, does not answer: try again when `scontrol ping` says that it is up"
+            " (Unable to contact slurm controller (connect failure))",
+        ),
+        (
+            "exec sleep 100",
+            "SLURM's controller, slurmctld, does not answer: try again when `scontrol ping` says that it is up"
+            " (timed out after 0.5 s)",
+        ),
+        (
+            f"echo 'squeue: error: If munged is up, restart with --num-threads=10' >&2; echo '{MUNGE}' >&2; exit 1",
+            "munge, by which SLURM knows who asks, does not work here: have it started (or its key and clock set right), or log in"
+            " elsewhere",
+        ),
+        (
+            "echo 'squeue: error: s_p_parse_file: cannot stat file /none/slurm.conf: No such file or directory, retrying in 1sec"
+            " up to 60sec' >&2; exec sleep 100",
+            "SLURM is not set up on this machine: log in where it is, or set SLURM_CONF to its slurm.conf",
+        ),
+        (
+            "echo 'squeue: fatal: Could not establish a configuration source' >&2; exit 1",
+            "SLURM is not set up on this machine: log in where it is, or set SLURM_CONF to its slurm.conf",
+        ),
+        (
+            "echo 'squeue: error: get_addr_info: getaddrinfo() failed: Name or service not known' >&2; exit 1",
+            "this machine does not find the host of SLURM's controller: see to its network, or log in elsewhere",
+        ),
+    ],
+    ids=["down", "deaf", "munge", "conf", "source", "network"],
+)
+def test_a_scheduler_that_cannot_be_asked_is_said_once_and_the_rest_is_told_from_what_is_known(
+    checkout: Checkout, answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
+) -> None:
+    monkeypatch.setattr("igpt.slurm.status.ANSWER", 0.5)
+    answers.program("squeue", f"echo >> {answers.folder}/asked; {script}")
+    answers.program("sacct", "exit 1")
+    first, second = checkout.ledger, share(checkout, "second", tmp_path / "second")
+    for ledger in (first, second):
+        array = submitted(ledger)
+    (found,) = rows(first, [])
+    assert (found.state, found.why) == ("unknown", "submitted at 2026, and nothing since") or found.why.startswith(
+        "submitted at "
+    )
+    say(second, array, Mark(state="running", host="n1", sessions=1, seconds=62.0))
+    (answers.folder / "asked").unlink()
+    text = status_text([], every=False)
+    assert f"the scheduler could not be asked: {said}" in " ".join(text.split())
+    assert text.count("could not be asked") == 1
+    assert text.endswith("2 jobs: 1 running, 1 unknown; 0.00 GPU-hours used, 1.00 planned")
+    assert (answers.folder / "asked").read_text() == "\n"  # once for both folders
+    answers.program("sacct", f"echo '{array.title}|7|RUNNING|3700|n2'")
+    (found,) = rows(first, [])
+    assert (found.state, found.node, found.elapsed) == ("running", "n2", 3700)
+    say(second, array, Mark(state="failed", why="bad luck"))
+    assert (row(second).state, row(second).why) == ("failed", "bad luck")
+    if "sleep" not in script:  # which has a minute here
+        with pytest.raises(Unreachable, match=re.escape(said.partition(" (")[0])):
+            cancel_targets([])
+
+
+def test_the_status_says_node_time_and_folder_in_a_table_of_80_columns_and_in_json(
+    checkout: Checkout, answers: Answers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = checkout.ledger
+    names = ["pretrain,model=igpt-l,objective=bert,seed=0", "linear_probe,model=igpt-l,objective=bert,seed=0"]
+    arrays = [submitted(ledger, name, token=f"0{place}", job=str(place)) for place, name in enumerate(names)]
+    ledger.write(arrays[0].model_copy(update={"gpus": 8}))
+    say(ledger, arrays[0], Mark(state="running", host="n1", sessions=2, seconds=7200.0))
+    folder = checkout.project.runs / arrays[0].stages[0].folder
+    folder.mkdir()
+    (folder / "progress.json").write_text('{"done": 1000, "total": 4000, "seconds": 3600.0}')
+    (folder / "metrics.jsonl").write_text('{"loss": 2.34567}\n')
+    answers.say(
+        f"{arrays[0].title}|0|N/A|RUNNING|1-02:03:04|n[1-2]|None",
+        f"{arrays[1].title}|1|N/A|PENDING|0:00||Dependency",
+    )
+    text = igpt_here("status", root=checkout.root)
+    assert (text.returncode, text.stderr) == (0, "")
+    assert text.stdout.splitlines() == [
+        "State    Job    Elapsed    Stage",
+        "-------  -----  ---------  -----------------------------------------------",
+        "running  0      26:03:04   pretrain,model=igpt-l,objective=bert,seed=0",
+        "  session 2; on n[1-2]; step 1,000 of 4,000; loss 2.3457; 3:00:00 left",
+        "  16.00 of 0.50 GPU-hours",
+        f"  runs/{folder.name}",
+        "queued   1                 linear_probe,model=igpt-l,objective=bert,seed=0",
+        "  waits for jobs that it depends on (Dependency)",
+        "",
+        "2 jobs: 1 running, 1 queued; 16.00 GPU-hours used, 1.00 planned",
+    ]
+    assert max(map(len, text.stdout.splitlines())) <= 80
+    for broken in ('{"loss": NaN}', '{"loss": "x"}', '["loss"]', ""):
+        (folder / "metrics.jsonl").write_text(broken)
+        done = igpt_here("status", "--json", root=checkout.root)
+        assert (done.returncode, done.stderr) == (0, "")
+        found = json.loads(done.stdout, parse_constant=pytest.fail)
+        assert found["jobs"][0]["loss"] is None
+    assert {**found, "jobs": found["jobs"][:1]} == {
+        "version": 1,
+        "trouble": None,
+        "jobs": [
+            {
+                "stage": names[0],
+                "job": "0",
+                "state": "running",
+                "why": "session 2",
+                "node": "n[1-2]",
+                "elapsed_seconds": 93784.0,
+                "folder": str(folder),
+                "log": str(ledger.logs("00") / "0_0_log.err"),
+                "cell": None,
+                "steps_done": 1000.0,
+                "steps_total": 4000.0,
+                "loss": None,
+                "seconds_left": 10800.0,
+                "gpu_hours_used": 16.0,
+                "gpu_hours_planned": 0.5,
+            }
+        ],
+    }
+    answers.program("squeue", "echo 'squeue: error: Munge encode failed' >&2; exit 1")
+    done = igpt_here("status", "--json", root=checkout.root)
+    assert json.loads(done.stdout)["trouble"].startswith("the scheduler could not be asked: munge, ")
+    done = igpt_here("status", "--json", "--watch", root=checkout.root)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_the_status_of_nothing_is_a_json_document_too(checkout: Checkout) -> None:
+    assert json.loads(igpt_here("status", "--json", root=checkout.root).stdout) == {"version": 1, "trouble": None, "jobs": []}
+
+
+def test_logs_say_where_they_will_be_and_that_they_are_gone(checkout: Checkout, answers: Answers) -> None:
+    ledger = checkout.ledger
+    array = submitted(ledger)
+    path = ledger.logs(array.token) / "7_0_log.err"
+    answers.say(f"{array.title}|7|N/A|PENDING|0:00||Priority")
+    for begin in (lambda: None, path.touch):
+        begin()
+        assert list(log_lines(NAME, follow=False)) == [f"== {NAME}: nothing yet; what it writes will be in {path}"]
+    path.write_text("a line\n")
+    assert list(log_lines(NAME, follow=False)) == [f"== {NAME}: {path}", "a line"]
+    path.unlink()
+    say(ledger, array, Mark(state="failed", why="bad luck"))
+    answers.say()
+    assert list(log_lines(NAME, follow=True)) == [f"== {NAME}: its log is gone; it was {path}"]
+    ledger.write(array.model_copy(update={"job": None}))
+    (found,) = log_lines(NAME, follow=False)
+    assert found.startswith(f"== {NAME}: nothing yet; its submission had no answer")
 
 
 EXITED = "srun: error: n1: task 0: Exited with exit code 1\n"
@@ -264,7 +480,7 @@ def share(checkout: Checkout, name: str, folder: Path) -> Ledger:
 def test_jobs_in_two_shared_folders_are_found_by_what_names_them(checkout: Checkout, answers: Answers, tmp_path: Path) -> None:
     first, second = (share(checkout, name, tmp_path / name) for name in ("first", "second"))
     arrays = [submitted(first, NAME, job="7"), submitted(second, "pretrain,model=tiny-s,seed=5", token="0b", job="8")]
-    answers.say(*(f"{array.title}|{array.job}|N/A|PENDING|Priority" for array in arrays))
+    answers.say(*(f"{array.title}|{array.job}|N/A|PENDING|0:00||Priority" for array in arrays))
     for number, target in (("7", "palette"), ("7", NAME), ("7", "7"), ("8", "pretrain,model=tiny-s,seed=5"), ("8", "8")):
         assert status_text([target], every=False).splitlines()[2].split()[1] == number
         list(log_lines(target, follow=False))
@@ -300,7 +516,7 @@ def test_another_clone_sees_the_jobs_that_it_would_have_submitted(checkout: Chec
     folder = run_folder(shared.home, planned.stage, planned.signature).name
     array = submitted(shared)
     shared.write(array.model_copy(update={"stages": (Listed(name=planned.stage.name, folder=folder, planned=0.5),)}))
-    answers.say(f"{array.title}|7|N/A|PENDING|Priority")
+    answers.say(f"{array.title}|7|N/A|PENDING|0:00||Priority")
     said = checkout.submit(NAME, profile=checkout.profile(shared_folder=str(shared.home.root)))
     assert said == "nothing to submit: 0 of 1 stages are finished, 1 are queued or running"
     assert status_text([], every=False).endswith("1 jobs: 1 queued; 0.00 GPU-hours used, 0.50 planned")

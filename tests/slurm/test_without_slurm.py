@@ -16,7 +16,7 @@ from igpt.results.record import read_record
 from igpt.run.execute import StageStopped
 from igpt.run.folder import run_folder
 from igpt.run.local import Room, plan_stages, run_plan
-from igpt.slurm.ledger import Array, Ledger, Listed, Mark
+from igpt.slurm.ledger import Ledger, Mark
 from igpt.slurm.local import run_here
 from igpt.slurm.profile import Profile, Resources
 from igpt.slurm.status import collect, log_lines, status_text
@@ -73,12 +73,10 @@ def test_what_a_run_publishes_is_collected_the_parents_with_it(project: Project,
 
 
 def test_what_jobs_wrote_reaches_the_terminal_as_text(project: Project) -> None:
+    from slurm_checkout import an_array
+
     nasty = "a\x1b[2J\x07\nb\u202e"
-    listed = Listed(name=f"palette,seed=0{nasty}", folder="palette,seed=0-0123456789ab", planned=0.0)
-    array = Array(
-        **{"token": "0a", "number": 1, "job": "7", "profile": "p", "snapshot": "s", "submitted": "t", "by": "me"},
-        **{"gpus": 0, "nodes": 1, "minutes": 1, "stages": (listed,)},
-    )
+    array = an_array(f"palette,seed=0{nasty}")
     ledger = Ledger(project)
     ledger.write(array)
     write_text(ledger.mark_path("0a", 0), Mark(state="failed", why=nasty).model_dump_json())
