@@ -476,6 +476,24 @@ def collect() -> None:
 
 
 @app.command()
+def clean(
+    kinds: Annotated[
+        list[str] | None,
+        typer.Argument(help="stale, failed, snapshots, parts; unfinished only when it is named. The first four if left out."),
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete them; without it nothing is deleted.")] = False,
+) -> None:
+    """Say what old runs and snapshots take, and delete them.
+
+    Never what is fresh, published, of other users, or needed by what is at work.
+    """
+    from igpt.slurm.clean import clean
+
+    with _stoppable():
+        typer.echo(clean(kinds or [], delete=delete))
+
+
+@app.command()
 def doctor(profile: ProfileOption) -> None:
     """Say what would go wrong on a cluster."""
     from igpt.slurm.doctor import examine

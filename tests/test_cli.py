@@ -22,7 +22,7 @@ from igpt.weights.own import save_weights
     "command",
     [
         *("", "plan", "run", "table", "sample", "samples", "complete", "export", "evaluate-loss", "bench"),
-        *("submit", "status", "logs", "cancel", "resume", "collect", "doctor", "drill"),
+        *("submit", "status", "logs", "cancel", "resume", "collect", "doctor", "drill", "clean"),
     ],
 )
 def test_help_reads_well(project: Project, command: str) -> None:
@@ -32,7 +32,7 @@ def test_help_reads_well(project: Project, command: str) -> None:
     assert done.stderr == ""
     assert "..." not in done.stdout.replace("]...", "]").replace("targets...", "").replace("images...", "").replace(
         "tasks...", ""
-    ).replace("{images}...", ""), "a line of help was cut"
+    ).replace("{images}...", "").replace("kinds...", ""), "a line of help was cut"
 
 
 def test_the_command_starts(project: Project) -> None:

@@ -50,7 +50,7 @@ UNREACHABLE = {  # what SLURM's commands print when they do not get as far as it
     ),
     UNANSWERED.pattern: "SLURM's controller, slurmctld, does not answer: try again when `scontrol ping` says that it is up",
 }
-TOO_MANY = re.compile(r"submit ?(job)? ?limit|AssocMaxSubmit|QOSMaxSubmit|unable to accept job", re.IGNORECASE)
+TOO_MANY = re.compile(r"(QOS|Assoc)\w*Submit|unable to accept job", re.IGNORECASE)  # whatever the profile asks for
 REASONS = {  # SLURM's word for why a job has not begun, and what it means; one that begins with "held" lets none begin by itself
     "DependencyNeverSatisfied": "held, since a job it waits for has failed: `igpt cancel` it, then `igpt resume`",
     "JobHeldAdmin": "held by an administrator: ask for `scontrol release {job}`",

@@ -243,6 +243,45 @@ def checkout(template: Path, tmp_path: Path) -> Iterator[Checkout]:
         yield found
 
 
+@dataclass
+class Answers:
+    """A scheduler's commands: one that prints a file, one that keeps what it was asked, and no more."""
+
+    folder: Path
+
+    def say(self, *lines: str) -> None:
+        """Have the queue be these lines, ``title|job|index|state|time used|node|reason`` each."""
+        (self.folder / "queue").write_text("".join(f"{line}\n" for line in lines))
+
+    def program(self, name: str, does: str) -> None:
+        """Have a command do something else."""
+        (self.folder / name).write_text(f"#!/bin/sh\n{does}\n")
+        (self.folder / name).chmod(0o755)
+
+    def cancelled(self) -> list[str]:
+        return (self.folder / "cancelled").read_text().split() if (self.folder / "cancelled").exists() else []
+
+
+@pytest.fixture
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answers:
+    """A scheduler that knows of no job yet."""
+    folder = tmp_path / "scheduler"
+    folder.mkdir()
+    found = Answers(folder)
+    programs = {
+        "squeue": f"cat {folder}/queue",
+        "scancel": f'echo "$@" >> {folder}/cancelled',
+        "sbatch": "exit 1",
+        "srun": "exit 1",
+        "sacct": "exit 1",
+    }
+    for name, does in programs.items():
+        found.program(name, does)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    found.say()
+    return found
+
+
 def skip_without_slurm(*more: str) -> None:
     """Skip a test where SLURM is not installed, but for CI, where that is a failure."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
-from conftest import igpt_here
+from conftest import ROOT, igpt_here
 
 from igpt.errors import UsageError
 from igpt.project import Project
@@ -26,50 +27,11 @@ from igpt.slurm.submit import resume
 from igpt.stage import Stage
 
 if TYPE_CHECKING:
-    from slurm_checkout import Checkout
+    from slurm_checkout import Answers, Checkout
 
 pytest_plugins = ("slurm_checkout",)
 
 NAME = "palette,seed=0"
-
-
-@dataclass
-class Answers:
-    """A scheduler's commands: one that prints a file, one that keeps what it was asked, and no more."""
-
-    folder: Path
-
-    def say(self, *lines: str) -> None:
-        """Have the queue be these lines, ``title|job|index|state|time used|node|reason`` each."""
-        (self.folder / "queue").write_text("".join(f"{line}\n" for line in lines))
-
-    def program(self, name: str, does: str) -> None:
-        """Have a command do something else."""
-        (self.folder / name).write_text(f"#!/bin/sh\n{does}\n")
-        (self.folder / name).chmod(0o755)
-
-    def cancelled(self) -> list[str]:
-        return (self.folder / "cancelled").read_text().split() if (self.folder / "cancelled").exists() else []
-
-
-@pytest.fixture
-def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answers:
-    """A scheduler that knows of no job yet."""
-    folder = tmp_path / "scheduler"
-    folder.mkdir()
-    found = Answers(folder)
-    programs = {
-        "squeue": f"cat {folder}/queue",
-        "scancel": f'echo "$@" >> {folder}/cancelled',
-        "sbatch": "exit 1",
-        "srun": "exit 1",
-        "sacct": "exit 1",
-    }
-    for name, does in programs.items():
-        found.program(name, does)
-    monkeypatch.setenv("PATH", str(folder), prepend=":")
-    found.say()
-    return found
 
 
 def submitted(ledger: Ledger, name: str = NAME, *, token: str = "0a", job: str = "7") -> Array:
@@ -372,6 +334,8 @@ def test_the_status_says_node_time_and_folder_in_a_table_of_80_columns_and_in_js
         assert (done.returncode, done.stderr) == (0, "")
         found = json.loads(done.stdout, parse_constant=pytest.fail)
         assert found["jobs"][0]["loss"] is None
+    chapter = (ROOT / "book" / "chapters" / "slurm.md").read_text()
+    assert [key for key in (*found, *found["jobs"][0]) if f"`{key}`" not in chapter] == []
     assert {**found, "jobs": found["jobs"][:1]} == {
         "version": 1,
         "trouble": None,
@@ -400,6 +364,61 @@ def test_the_status_says_node_time_and_folder_in_a_table_of_80_columns_and_in_js
     assert json.loads(done.stdout)["trouble"].startswith("the scheduler could not be asked: munge, ")
     done = igpt_here("status", "--json", "--watch", root=checkout.root)
     assert (done.returncode, done.stdout) == (2, "")
+
+
+FAILED = "sbatch: error: Batch job submission failed: "
+
+
+@pytest.mark.parametrize(
+    ("printed", "said"),
+    [
+        (f"{MUNGE}\n{FAILED}Protocol authentication error", "nothing was submitted: munge, by which SLURM knows who asks, does"),
+        (
+            "sbatch: error: s_p_parse_file: cannot stat file /none/slurm.conf: No such file or directory\n"
+            "sbatch: error: ClusterName needs to be specified\nsbatch: fatal: Unable to process configuration file",
+            "nothing was submitted: SLURM is not set up on this machine: log in where it is",
+        ),
+        (f"{FAILED}Unable to contact slurm controller (connect failure)", "the scheduler has not said whether it takes"),
+        (
+            f"{FAILED}Invalid partition name specified",
+            r"the scheduler refuses it \(.*\): mend the profile, `igpt doctor` says more$",
+        ),
+        (f"{FAILED}Invalid qos specification", r"the scheduler refuses it \(.*\): mend the profile, `igpt doctor` says more$"),
+        (
+            f"sbatch: error: QOSMaxSubmitJobPerUserLimit\n{FAILED}Job violates accounting/QOS policy (job submit limit, user's size"
+            " and/or time limits)",
+            r"the scheduler refuses it \(.*\): wait until jobs of yours have ended, or submit fewer at once$",
+        ),
+        (
+            f"sbatch: error: QOSMaxWallDurationPerJobLimit\n{FAILED}Job violates accounting/QOS policy (job submit limit, user's"
+            " size and/or time limits)",
+            r"the scheduler refuses it \(.*\): mend the profile, `igpt doctor` says more$",
+        ),
+    ],
+    ids=["munge", "conf", "down", "partition", "qos", "submit limit", "wall limit"],
+)
+def test_a_submission_that_fails_says_whether_the_profile_is_to_blame(
+    checkout: Checkout, answers: Answers, printed: str, said: str
+) -> None:
+    (answers.folder / "printed").write_text(printed)
+    answers.program("sbatch", f"cat {answers.folder}/printed >&2; exit 1")
+    answers.program("squeue", f"cat {answers.folder}/printed >&2; exit 1")
+    with pytest.raises(UsageError, match=f"^{said}") as told:
+        checkout.submit(NAME)
+    assert "\n" not in str(told.value)
+    assert bool(checkout.ledger.arrays()) == said.startswith("the scheduler has not said")
+
+
+def test_jobs_files_that_do_not_fit_on_the_disk_are_one_sentence(
+    checkout: Checkout, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **more: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr("submitit.core.utils.DelayedSubmission.dump", full)
+    with pytest.raises(UsageError, match=r"cannot take the jobs' files \(Disk quota exceeded\): make room and submit again$"):
+        checkout.submit(NAME)
+    assert checkout.ledger.arrays() == []
 
 
 def test_the_status_of_nothing_is_a_json_document_too(checkout: Checkout) -> None:
