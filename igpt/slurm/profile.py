@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,11 +21,9 @@ from igpt.stage import Stage
 
 Word = Annotated[str, Field(pattern=r"^[^\s#'\"]+$")]  # what stands on an #SBATCH line as it is
 Line = Annotated[str, Field(pattern=r"^[^\r\n]*$")]
+FOLDERS = ("IGPT_DATA", "IGPT_WEIGHTS")  # which jobs are given from whoever submits, unless the profile sets them
 INSTEAD = {  # options of sbatch that igpt sets, or that would hide from it what becomes of a job; and what to write instead
-    "account": "the setting account",
-    "partition": "the setting partition",
-    "qos": "the setting qos",
-    "constraint": "the setting constraint",
+    **{name: f"the setting {name}" for name in ("account", "partition", "qos", "constraint")},
     "signal": "the setting signal_seconds",
     "time": "stages.NOTEBOOK.minutes",
     "time-min": "stages.NOTEBOOK.minutes",
@@ -66,8 +65,19 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Resources(_Strict):
-    """What one job asks for. Never part of a signature.
+class _Place(_Strict):
+    """Where jobs run: of the whole profile, or of one notebook's jobs, where null means none."""
+
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Line | None = None
+    gpu_type: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
+    options: dict[Annotated[str, Field(pattern=r"^[a-z][a-z-]*$")], Line | int | bool | None] = {}  # further ones of sbatch
+
+
+class Resources(_Place):
+    """What one job asks for, and where. Never part of a signature.
 
     gpus : a node; memory_gib : a node, the cluster's own default when it is left out
     minutes : the time limit; longer work is stopped at a checkpoint, queued again and continued
@@ -78,6 +88,9 @@ class Resources(_Strict):
     nodes: Annotated[int, Field(ge=1)] = 1
     memory_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     minutes: Annotated[int, Field(ge=1)] = 60
+
+    def __hash__(self) -> int:  # a dictionary has none of its own
+        return hash((self.cpus, self.gpus, self.nodes, self.memory_gib, self.minutes, self.partition))
 
 
 def _ours(option: str) -> str:
@@ -90,16 +103,11 @@ def _ours(option: str) -> str:
     return f"is set by igpt: write {INSTEAD[name]} instead" if name else ""
 
 
-class Profile(_Strict):
-    """One cluster, or this machine."""
+class Profile(_Place):
+    """One cluster, or this machine. What `_Place` has counts for the notebooks whose entry in ``stages`` does not set it."""
 
     scheduler: Literal["slurm", "local"] = "slurm"
-    partition: Word | None = None
-    account: Word | None = None
-    qos: Word | None = None
-    constraint: Line | None = None
     gpus_by: Literal["gres", "gpus-per-node"] = "gpus-per-node"
-    gpu_type: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
     srun: bool = True  # off where srun does not work inside of jobs; jobs of several nodes need it
     array_size: Annotated[int, Field(ge=1)] = 500  # no more than the cluster's MaxArraySize
     at_once: Annotated[int, Field(ge=1)] = 256  # of one array
@@ -108,7 +116,6 @@ class Profile(_Strict):
     setup: tuple[Line, ...] = ()  # shell lines before the work: modules, conda
     environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], Line] = {}
     shared_folder: str | None = None  # where all nodes write; the checkout itself when left out
-    options: dict[Annotated[str, Field(pattern=r"^[a-z][a-z-]*$")], Line | int | bool] = {}  # further ones of sbatch
     stages: dict[str, Resources] = {"default": Resources()}  # by notebook
 
     @model_validator(mode="before")
@@ -127,30 +134,34 @@ class Profile(_Strict):
                 raise ValueError(f"stages.{notebook} asks for {wanted.nodes} nodes, which only srun can start")
             if 60 * wanted.minutes <= self.signal_seconds and self.scheduler == "slurm":
                 raise ValueError(f"stages.{notebook} has {wanted.minutes} minutes and needs more than signal_seconds")
-        for option, value in self.options.items():
-            if ours := _ours(option):
-                raise ValueError(f"options.{option} {ours}")
-            if option == "gres" and (self.gpus_by == "gres" or "gpu" in str(value)):
-                raise ValueError("options.gres is set by igpt: write stages.NOTEBOOK.gpus and gpus_by instead")
-            if value is False:
-                raise ValueError(f"options.{option} is false, which sbatch does not know: leave it out")
+        for where, place in (("", self), *((f"stages.{notebook}.", wanted) for notebook, wanted in self.stages.items())):
+            for option, value in place.options.items():
+                if ours := _ours(option):
+                    raise ValueError(f"{where}options.{option} {ours}")
+                if option == "gres" and (self.gpus_by == "gres" or "gpu" in str(value)):
+                    raise ValueError(f"{where}options.gres is set by igpt: write stages.NOTEBOOK.gpus and gpus_by instead")
+                if value is False:
+                    raise ValueError(f"{where}options.{option} is false, which sbatch does not know: leave it out, or write null")
         if "default" not in self.stages:
             raise ValueError("stages has no entry 'default', for the notebooks that it does not name")
         return self
 
     def resources(self, stage: Stage) -> Resources:
-        """What a stage asks for."""
-        return self.stages.get(stage.notebook, self.stages["default"])
+        """What a stage asks for: its notebook's entry, or that for all others, over what counts for the whole profile."""
+        own = self.stages.get(stage.notebook, self.stages["default"])
+        given = {name: getattr(own if name in own.model_fields_set else self, name) for name in _Place.model_fields}
+        options = {name: value for name, value in {**self.options, **own.options}.items() if value is not None}
+        return own.model_copy(update={**given, "options": options})
 
     def home(self, project: Project) -> Project:
         """Where runs, jobs and snapshots lie: the shared folder, or the checkout."""
         return Project(Path(self.shared_folder)) if self.shared_folder else project
 
-    def gpu_options(self, gpus: int) -> dict[str, str]:
+    def gpu_options(self, resources: Resources) -> dict[str, str]:
         """How GPUs are asked for here, as options of sbatch."""
-        if not gpus:
+        if not resources.gpus:
             return {}
-        wanted = f"{self.gpu_type}:{gpus}" if self.gpu_type else str(gpus)
+        wanted = f"{resources.gpu_type}:{resources.gpus}" if resources.gpu_type else str(resources.gpus)
         return {"gres": f"gpu:{wanted}"} if self.gpus_by == "gres" else {"gpus-per-node": wanted}
 
 
@@ -195,9 +206,10 @@ def _here(profile: Profile, project: Project) -> Profile:
         if notebook != "default" and notebook not in known:
             raise ValueError(f"stages.{notebook}: there is no such notebook{near_misses(notebook, ['default', *known])}")
     environment = {
-        name: _whole(f"environment.{name}", value, project) if value and name in ("IGPT_DATA", "IGPT_WEIGHTS") else value
-        for name, value in profile.environment.items()
+        name: os.path.normpath(Path(_from_home(os.environ[name])).absolute()) for name in FOLDERS if os.environ.get(name)
     }
+    for name, value in profile.environment.items():
+        environment[name] = _whole(f"environment.{name}", value, project) if value and name in FOLDERS else value
     shared = _whole("shared_folder", profile.shared_folder, project) if profile.shared_folder else None
     return profile.model_copy(update={"environment": environment, "shared_folder": shared, "python": _command(profile, project)})
 
@@ -225,15 +237,28 @@ def _command(profile: Profile, project: Project) -> str | None:
     """
     if profile.python is None:
         return None
-    before, program, rest = re.fullmatch(r"((?:\s*\w+=\S*\s)*\s*)(\S*)(.*)", profile.python).groups()  # type: ignore[union-attr]
+    words = shlex.shlex(profile.python, posix=True, punctuation_chars=";<>|&")
+    words.commenters = ""
+    try:
+        alone = not any(re.fullmatch(r"[;<>|&]+|#.*", word) for word in words)
+    except ValueError as error:  # a quotation without its end
+        raise ValueError(f"python is {profile.python}, which the shell cannot read ({error})") from None
+    if not alone:
+        raise ValueError("python is one command that ends in Python's own: put what is to come before it into setup")
+    before, program, rest = re.fullmatch(r"\s*((?:\w+=\S*\s+)*)(\S*)(.*)", profile.python).groups()  # type: ignore[union-attr]
     if not program:
         raise ValueError("python is empty: write the command that starts Python, or leave it out")
+    if before:
+        before = f"env {before}"  # as srun and exec take a program only
     if re.search(r"[$`'\"\\]", program):
-        return profile.python
+        return f"{before}{program}{rest}"
     if "/" not in program:
         if not shutil.which(program) and not profile.setup:
-            raise ValueError(f"python: there is no program {program} on PATH, and no setup line that could provide it")
-        return profile.python
+            raise ValueError(
+                f"python: there is no program {program} on PATH, and no setup line that could provide it: add one, such as"
+                " `module load NAME`, or write the program's full path"
+            )
+        return f"{before}{program}{rest}"
     path = (project.root / _from_home(program)).absolute()
     if not (path.is_file() and os.access(path, os.X_OK)):
         raise ValueError(f"python: {path} is not an executable file on this machine")
@@ -270,8 +295,10 @@ def read_profile(content: bytes, path: Path) -> Profile:
         place = ".".join(str(part) for part in first["loc"])
         why = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            known = list(Resources.model_fields if first["loc"][0] == "stages" else Profile.model_fields)
-            why = f"there is no such setting{near_misses(str(first['loc'][-1]), known)}"
+            name = str(first["loc"][-1])
+            here, there = (Resources, Profile) if first["loc"][0] == "stages" else (Profile, Resources)
+            where = "counts for all jobs: write it outside of stages" if here is Resources else "goes under stages.NOTEBOOK"
+            why = where if name in there.model_fields else f"there is no such setting{near_misses(name, list(here.model_fields))}"
         elif place.endswith(".minutes") and isinstance(first["input"], str):
             why = _in_minutes(first["input"])
         raise _not_valid(path, f"{place}: {why}" if place else why) from None
@@ -286,7 +313,7 @@ PLAIN = {  # what YAML 1.1 takes for something else than it looks like is none o
     "int": (re.compile(r"[-+]?(0|[1-9][0-9]*)"), "another number"),
     "float": (re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"), "another number"),
     "bool": (re.compile(r"true|false", re.IGNORECASE), "true or false"),
-    "null": (re.compile(r"(null)?", re.IGNORECASE), "nothing"),
+    "null": (re.compile(r"(null|~)?", re.IGNORECASE), "nothing"),
     "timestamp": (re.compile(r"(?!)"), "a date"),
 }
 
@@ -311,7 +338,8 @@ def _traps(node: yaml.Node, place: str, seen: set[int]) -> Iterator[str]:
             yield from _traps(value, place, seen)
     elif isinstance(node, yaml.ScalarNode) and node.style is None:
         pattern, kind = PLAIN.get(node.tag.rpartition(":")[2], (None, ""))
-        if pattern and not pattern.fullmatch(node.value):
+        home = node.value == "~" and place.startswith(("shared_folder", "environment"))  # where a folder may be meant
+        if pattern and (home or not pattern.fullmatch(node.value)):
             if place.endswith("minutes"):
                 yield f"{place}: {_in_minutes(node.value)}"
             else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -20,6 +19,7 @@ from igpt.project import Project
 from igpt.slurm.batches import dependency
 from igpt.slurm.ledger import Array, Ledger, clock, user
 from igpt.slurm.profile import Profile, Resources
+from igpt.slurm.shell import plain_shell
 
 SECONDS = 60.0  # that the scheduler has for an answer
 OVER = {  # SLURM's words for a job that will do nothing more
@@ -74,7 +74,6 @@ REASONS = {  # SLURM's word for why a job has not begun, and what it means; one 
     "Licenses": "waits for a free licence",
     "Reservation": "waits for its reservation to begin",
 }
-INHERITED = ("IGPT_DATA", "IGPT_WEIGHTS")  # of whoever submits
 
 
 @dataclass(frozen=True)
@@ -313,7 +312,7 @@ def submit(
     executor = submitit.SlurmExecutor(ledger.logs(array.token), max_num_timeout=1_000_000, python=python_command(profile))
     executor.update_parameters(**job_parameters(array, profile, resources, after=after, root=root))
     try:
-        with executor.batch():
+        with plain_shell(), executor.batch():
             jobs: list[submitit.Job[object]] = [executor.submit(function) for function in functions]
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         said = " ".join(str(error).split()).removeprefix("sbatch: error: ")
@@ -349,16 +348,17 @@ def job_parameters(
 ) -> dict[str, object]:
     """What submitit is given, from which it writes the sbatch file."""
     grace = profile.signal_seconds
-    options: dict[str, object] = {"requeue": True, **profile.gpu_options(resources.gpus), **profile.options}
+    options: dict[str, object] = {"requeue": True, **profile.gpu_options(resources), **resources.options}
+    options["chdir"] = str(Project.here().root)  # from wherever it is submitted
     if not profile.srun:
         options["signal"] = f"B:USR2@{grace}"
     waits = dependency(after)
     wanted = {
         "job_name": array.title,
-        "partition": profile.partition,
-        "account": profile.account,
-        "qos": profile.qos,
-        "constraint": profile.constraint,
+        "partition": resources.partition,
+        "account": resources.account,
+        "qos": resources.qos,
+        "constraint": resources.constraint,
         "time": resources.minutes,
         "nodes": resources.nodes,
         "ntasks_per_node": 1,
@@ -377,8 +377,8 @@ def job_parameters(
 def _setup(profile: Profile, resources: Resources, root: Project) -> list[str]:
     """Shell lines before the work: the user's, then where the code and the data are."""
     exported = {
-        **{name: os.environ[name] for name in INHERITED if name in os.environ},
         "OMP_NUM_THREADS": str(resources.cpus),
+        "SRUN_CPUS_PER_TASK": str(resources.cpus),  # from 22.05 on, srun forgets sbatch's, and binds a task to one core
         **profile.environment,
         "PYTHONPATH": str(root.root),
         "PYTHONSAFEPATH": "1",  # or the working directory, a checkout that may have changed, would come before it
@@ -396,7 +396,8 @@ def cancel(jobs: Iterable[str]) -> None:
 def call(*command: str, seconds: float = SECONDS) -> str:
     """What a command of the scheduler prints. Raises UsageError when it refuses, Unreachable when it could not be asked."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        with plain_shell():
+            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     except FileNotFoundError:
         raise Unreachable(NO_SCHEDULER) from None
     except subprocess.TimeoutExpired as error:

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tabulate import tabulate
-
 from igpt.errors import UsageError
 from igpt.experiments.costs import stage_gpu_hours
 from igpt.files import write_text
@@ -25,17 +23,14 @@ from igpt.run.folder import finished_record, run_folder
 from igpt.run.local import check_data, plan_stages
 from igpt.run.targets import find_stages
 from igpt.slurm.batches import Batch, make_batches
+from igpt.slurm.dry_run import describe
 from igpt.slurm.job import StageJob
 from igpt.slurm.ledger import Array, Ledger, Listed, arrays_of, clock, homes, remember_home, user
-from igpt.slurm.profile import Profile, find_profile, known_as, profile_path, read_profile
+from igpt.slurm.profile import FOLDERS, Profile, find_profile, known_as, profile_path, read_profile
 from igpt.slurm.scheduler import HIDDEN, Queued, Unanswered, look, number_of, require, settle, settled_by, submit
 from igpt.slurm.snapshot import check_clean, take_snapshot
 from igpt.slurm.targets import Jobs, chosen, chosen_now
 from igpt.stage import Stage
-from igpt.train.cost import CARD
-from igpt.train.recipes import recipe
-
-WEIGHTS_KEPT = 3 * 2  # copies of the weights in two checkpoints: they and Adam's two moments
 
 
 @dataclass(frozen=True)
@@ -60,16 +55,18 @@ def submit_targets(targets: list[str], tier: str | None, profile_name: str, *, d
     project = Project.here()
     profile = find_profile(project, profile_name)
     profile_name = known_as(project, profile_name)
+    local = profile.scheduler == "local"
+    os.environ.update({name: value for name, value in profile.environment.items() if local or name in FOLDERS})
     plan = plan_stages(project, find_stages(targets, tier, project))
-    if profile.scheduler == "local":
+    if local:
         from igpt.slurm.local import run_here
 
         return run_here(project, plan, profile, dry_run=dry_run)
-    os.environ.update({name: profile.environment[name] for name in ("IGPT_DATA", "IGPT_WEIGHTS") if name in profile.environment})
     if dry_run:
         ledger = Ledger(profile.home(project))
         with ledger.alone() if ledger.folder.exists() else nullcontext():
-            return describe(prepare(profile_name, profile, plan, ledger))
+            decided = prepare(profile_name, profile, plan, ledger)
+        return describe(profile, decided.batches, decided.active, decided.fresh)
     require()
     check_data(project, plan)
     code = check_clean(project, dirty=dirty)
@@ -139,7 +136,7 @@ def carry_out(decided: Submission, ledger: Ledger, code: Project) -> list[str]:
     for number, batch in enumerate(decided.batches, first):
         array = new_array(decided, batch, number, code)
         ledger.write(array)
-        write_text(ledger.profile_path(array.token), decided.profile.model_dump_json(indent=1) + "\n")
+        write_text(ledger.profile_path(array.token), decided.profile.model_dump_json(indent=1, exclude_unset=True) + "\n")
         functions = [
             stage_job(decided.home, array, index, planned, decided.profile) for index, planned in enumerate(batch.stages)
         ]
@@ -215,53 +212,6 @@ def stage_job(home: Project, array: Array, index: int, planned: PlannedStage, pr
     )
 
 
-def describe(decided: Submission) -> str:
-    """The arrays in their order, and what they would cost."""
-    rows = []
-    numbers = {planned.stage: place for place, batch in enumerate(decided.batches, 1) for planned in batch.stages}
-    hours = disk = 0.0
-    for place, batch in enumerate(decided.batches, 1):
-        wanted = batch.resources
-        own = sum(stage_gpu_hours(planned.stage) for planned in batch.stages)
-        written = sum(disk_gib(planned.stage) for planned in batch.stages)
-        hours, disk = hours + own, disk + written
-        after = sorted({numbers[stage] for stage in batch.parents if stage in numbers})
-        queued = ["the queue"] if any(stage in decided.active for stage in batch.parents) else []
-        rows.append(
-            (
-                place,
-                len(batch.stages),
-                ", ".join(dict.fromkeys(planned.stage.notebook for planned in batch.stages)),
-                ", ".join([*map(str, after), *queued]) or "-",
-                f"{wanted.nodes} x ({wanted.cpus} CPUs, {wanted.gpus} GPUs)",
-                f"{wanted.memory_gib:g}" if wanted.memory_gib else "default",
-                wanted.minutes,
-                f"{own:,.1f}",
-                f"{written:,.2f}",
-            )
-        )
-    heads = ("Array", "Jobs", "Notebooks", "After", "Asks for", "GiB", "Minutes", f"{CARD}-hours", "Disk GiB")
-    table = tabulate(rows, heads, disable_numparse=True)
-    count = sum(len(batch.stages) for batch in decided.batches)
-    lines = [table, ""] if rows else []
-    lines += [f"  {numbers[p.stage]}: {p.stage.name}" for batch in decided.batches for p in batch.stages][:LISTED]
-    lines += [f"  and {count - LISTED} more"] if count > LISTED else []
-    said = f"{count} jobs in {len(rows)} arrays, {hours:,.1f} GPU-hours of an {CARD}, {disk:,.2f} GiB of weights"
-    waiting = f"; {len(decided.active)} stages are queued or running, {decided.fresh} finished"
-    return "\n".join([*lines, f"{said}{waiting}; nothing was submitted"])
-
-
-LISTED = 40  # stages by name
-
-
-def disk_gib(stage: Stage) -> float:
-    """What a stage leaves on disk that counts: the weights of its milestones and its checkpoints."""
-    if stage.notebook != "pretrain":
-        return 0.0
-    plan = recipe(str(stage.parameters["model"]), str(stage.parameters.get("objective", "autoregressive")))  # type: ignore[arg-type]
-    return plan.shape.parameters * 4 * (len(plan.milestones) + WEIGHTS_KEPT) / 2**30
-
-
 def resume(targets: list[str]) -> str:
     """Queue again what failed, was cancelled or is lost, with the code it was first submitted with; what to say of it."""
     project = Project.here()
@@ -277,8 +227,8 @@ def resume(targets: list[str]) -> str:
                 code = Project(Path(snapshot))
                 if not code.root.is_dir():
                     raise UsageError(f"the snapshot {code.root} is gone: submit {stages[0].name} again instead")
-                plan = _plan_of(code, [stage.name for stage in stages])
                 profile = _profile_of(project, ledger, name, [array for array, _ in lost])
+                plan = _plan_of(code, [stage.name for stage in stages], profile)
                 _set_aside(ledger, stages)
                 decided = prepare(name, profile, plan, ledger)
                 numbers = carry_out(decided, ledger, code)
@@ -296,21 +246,28 @@ def _set_aside(ledger: Ledger, stages: Sequence[Listed]) -> None:
 
 
 def _profile_of(project: Project, ledger: Ledger, name: str, arrays: list[Array]) -> Profile:
-    """A profile as it is now; where its file has gone, as the last of the arrays was submitted with it."""
-    kept = [path for array in arrays if array.profile == name and (path := ledger.profile_path(array.token)).exists()]
+    """A profile as it is now; where its file has gone, as the last of the arrays was submitted with it.
+
+    Data lie where they lay then, unless the profile or the shell now says otherwise.
+    """
+    paths = [path for array in arrays if array.profile == name and (path := ledger.profile_path(array.token)).exists()]
+    kept = read_profile(paths[-1].read_bytes(), paths[-1]) if paths else None
     if kept and not os.access(profile_path(project, name), os.R_OK):
-        return read_profile(kept[-1].read_bytes(), kept[-1])
-    return find_profile(project, name)
+        return kept
+    profile = find_profile(project, name)
+    folders = {key: value for key, value in (kept.environment if kept else {}).items() if key in FOLDERS}
+    return profile.model_copy(update={"environment": {**folders, **profile.environment}})
 
 
-def _plan_of(code: Project, names: list[str]) -> Plan:
-    """The plan of stages by name, with the code of a snapshot: signed by a process that runs it."""
+def _plan_of(code: Project, names: list[str], profile: Profile) -> Plan:
+    """The plan of stages by name, with the code of a snapshot: signed by a process that runs it, with the profile's data."""
     program = (
         "import pickle, sys; from igpt.project import Project; from igpt.run.local import plan_stages;"
         " from igpt.run.targets import find_stages; project = Project.here();"
         " sys.stdout.buffer.write(pickle.dumps(plan_stages(project, find_stages(sys.argv[1:], None, project))))"
     )
-    environment = {**os.environ, "IGPT_ROOT": str(code.root), "PYTHONPATH": str(code.root), "PYTHONSAFEPATH": "1"}
+    folders = {name: profile.environment[name] for name in FOLDERS if name in profile.environment}
+    environment = {**os.environ, **folders, "IGPT_ROOT": str(code.root), "PYTHONPATH": str(code.root), "PYTHONSAFEPATH": "1"}
     done = subprocess.run([sys.executable, "-c", program, *names], env=environment, capture_output=True)
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]

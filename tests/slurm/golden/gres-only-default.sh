@@ -3,6 +3,7 @@
 # Parameters
 #SBATCH --account=my-project
 #SBATCH --array=0-2%3
+#SBATCH --chdir=/checkout
 #SBATCH --cpus-per-task=8
 #SBATCH --dependency=afterany:7_0:7_1:9
 #SBATCH --error=/runs/%A_%a_0_log.err
@@ -20,6 +21,7 @@
 
 # setup
 export OMP_NUM_THREADS=8
+export SRUN_CPUS_PER_TASK=8
 export PYTHONPATH=/code
 export PYTHONSAFEPATH=1
 export IGPT_ROOT=/code

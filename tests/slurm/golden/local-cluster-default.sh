@@ -2,6 +2,7 @@
 
 # Parameters
 #SBATCH --array=0-2%3
+#SBATCH --chdir=/checkout
 #SBATCH --cpus-per-task=1
 #SBATCH --dependency=afterany:7_0:7_1:9
 #SBATCH --error=/runs/%A_%a_0_log.err
@@ -19,6 +20,7 @@
 
 # setup
 export OMP_NUM_THREADS=1
+export SRUN_CPUS_PER_TASK=1
 export PYTHONPATH=/code
 export PYTHONSAFEPATH=1
 export IGPT_ROOT=/code

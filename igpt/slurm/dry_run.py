@@ -1,0 +1,155 @@
+"""The dry run: which arrays, in which order, where, and what they are expected to take. Pure; nothing is submitted."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass
+
+from tabulate import tabulate
+
+from igpt.experiments.costs import stage_gpu_hours
+from igpt.slurm.batches import Batch
+from igpt.slurm.profile import Profile, Resources
+from igpt.slurm.scheduler import Queued
+from igpt.stage import Stage
+from igpt.train.cost import CARD, UTILISATION
+from igpt.train.recipes import recipe
+
+WEIGHTS_KEPT = 3 * 2  # copies of the weights in two checkpoints: they and Adam's two moments
+LISTED = 40  # stages by name
+SPREADS = "pretrain"  # the notebook that uses all cards of its job, and continues in the next one after its time limit
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a stage should take once it runs, on the card of `igpt.train.cost`.
+
+    hours : of wall time; None where the costs do not say: without a card, or for what is no pass of a network
+    jobs : in a row, each as long as its time limit allows; never fewer than one
+    """
+
+    gpu_hours: float
+    cards: int
+    hours: float | None
+    jobs: int
+
+    @property
+    def text(self) -> str:
+        """In a few words."""
+        if self.hours is None:
+            return "time unknown"
+        row = f", {self.jobs} jobs in a row" if self.jobs > 1 else ""
+        return (
+            f"{_hours(self.gpu_hours)} {CARD}-hours on {self.cards} card{'s' * (self.cards > 1)}, {_hours(self.hours)} hours{row}"
+        )
+
+
+def expect(stage: Stage, resources: Resources, profile: Profile) -> Expected:
+    """What a stage should take with what it asks for."""
+    cost = stage_gpu_hours(stage)
+    cards = resources.gpus * resources.nodes if stage.notebook == SPREADS else min(resources.gpus, 1)
+    if not cost or not cards:
+        return Expected(cost, cards, None, 1)
+    usable = (60 * resources.minutes - profile.signal_seconds) / 3600
+    return Expected(cost, cards, cost / cards, math.ceil(cost / cards / usable))
+
+
+def describe(profile: Profile, batches: list[Batch], active: dict[Stage, Queued], fresh: int) -> str:
+    """The arrays in their order, each stage's expected time, and that of the whole.
+
+    active : the jobs of stages that are queued or running; fresh : stages that are finished
+    """
+    numbers = {planned.stage: place for place, batch in enumerate(batches, 1) for planned in batch.stages}
+    expected = {p.stage: expect(p.stage, batch.resources, profile) for batch in batches for p in batch.stages}
+    rows = []
+    for place, batch in enumerate(batches, 1):
+        wanted = batch.resources
+        after = sorted({numbers[stage] for stage in batch.parents if stage in numbers})
+        queued = ["the queue"] if any(stage in active for stage in batch.parents) else []
+        kind = f"{wanted.gpu_type} " if wanted.gpu_type and wanted.gpus else ""
+        memory = f", {wanted.memory_gib:g} GiB" if wanted.memory_gib else ""
+        rows.append(
+            (
+                place,
+                len(batch.stages),
+                ", ".join(dict.fromkeys(planned.stage.notebook for planned in batch.stages)),
+                ", ".join([*map(str, after), *queued]) or "-",
+                f"{wanted.nodes} x ({wanted.cpus} CPUs, {wanted.gpus} {kind}GPUs{memory})",
+                _place(wanted),
+                wanted.minutes,
+                f"{sum(expected[p.stage].gpu_hours for p in batch.stages):,.1f}",
+                f"{sum(disk_gib(p.stage) for p in batch.stages):,.2f}",
+            )
+        )
+    heads = ("Array", "Jobs", "Notebooks", "After", "Asks for", "Where", "Minutes", f"{CARD}-hours", "Disk GiB")
+    lines = [tabulate(rows, heads, disable_numparse=True), ""] if rows else []
+    lines += [f"  {numbers[stage]}: {stage.name}: {each.text}" for stage, each in expected.items()][:LISTED]
+    lines += [f"  and {len(expected) - LISTED} more"] if len(expected) > LISTED else []
+    lines += [*_too_long(batches, expected), *([_whole(profile, batches, expected)] if rows else [])]
+    hours, disk = sum(each.gpu_hours for each in expected.values()), sum(map(disk_gib, expected))
+    said = f"{len(expected)} jobs in {len(rows)} arrays, {hours:,.1f} GPU-hours of an {CARD}, {disk:,.2f} GiB of weights"
+    return "\n".join([*lines, f"{said}; {len(active)} stages are queued or running, {fresh} finished; nothing was submitted"])
+
+
+def _place(wanted: Resources) -> str:
+    """Where an array's jobs are to run, as sbatch is told."""
+    named = {name: getattr(wanted, name) for name in ("partition", "account", "qos", "constraint")}
+    given = {**{name: value for name, value in named.items() if value}, **wanted.options}
+    return " ".join(f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()) or "-"
+
+
+def _too_long(batches: list[Batch], expected: dict[Stage, Expected]) -> list[str]:
+    """A line on each notebook with a stage that would reach its time limit and cannot continue after it."""
+    found: dict[str, tuple[float, int]] = {}
+    for batch in batches:
+        for planned in batch.stages:
+            each = expected[planned.stage]
+            if each.jobs > 1 and each.hours and planned.stage.notebook != SPREADS:
+                found[planned.stage.notebook] = max(
+                    found.get(planned.stage.notebook, (0.0, 0)), (each.hours, batch.resources.minutes)
+                )
+    return [
+        f"{notebook} should take {_hours(hours)} hours, keeps no checkpoint and has {minutes} minutes:"
+        f" raise stages.{notebook}.minutes above {math.ceil(60 * hours)}"
+        for notebook, (hours, minutes) in found.items()
+    ]
+
+
+def _whole(profile: Profile, batches: list[Batch], expected: dict[Stage, Expected]) -> str:
+    """How long it should take from the first job's start to the last one's end, and the stages that decide it."""
+    ends: dict[Stage, float] = {}
+    before: dict[Stage, Stage | None] = {}
+    for batch in batches:
+        last = max((stage for stage in batch.parents if stage in ends), key=ends.__getitem__, default=None)
+        free = [ends[last] if last else 0.0] * min(profile.at_once, len(batch.stages))  # when each of the slots is
+        for planned in batch.stages:
+            ends[planned.stage] = heapq.heappop(free) + (expected[planned.stage].hours or 0.0)
+            before[planned.stage] = last
+            heapq.heappush(free, ends[planned.stage])
+    chain = [max(ends, key=ends.__getitem__)]
+    while (stage := before[chain[-1]]) is not None:
+        chain.append(stage)
+    unknown = sum(each.hours is None for each in expected.values())
+    if unknown == len(expected):
+        return "expected wall time: unknown"
+    row = sum(expected[stage].jobs for stage in chain)
+    beside = f", beside {unknown} stages whose time is unknown" if unknown else ""
+    return (
+        f"expected wall time: {_hours(max(ends.values()))} hours and what the queue takes{beside}; {row} jobs in a row decide it:"
+        f" {', then '.join(stage.name for stage in reversed(chain))} (at {UTILISATION:.0%} of an {CARD}'s peak; another card"
+        " takes another time)"
+    )
+
+
+def _hours(hours: float) -> str:
+    """Hours to a tenth, and never none."""
+    return f"{hours:,.1f}" if hours >= 0.05 else "under 0.1"
+
+
+def disk_gib(stage: Stage) -> float:
+    """What a stage leaves on disk that counts: the weights of its milestones and its checkpoints."""
+    if stage.notebook != "pretrain":
+        return 0.0
+    plan = recipe(str(stage.parameters["model"]), str(stage.parameters.get("objective", "autoregressive")))  # type: ignore[arg-type]
+    return plan.shape.parameters * 4 * (len(plan.milestones) + WEIGHTS_KEPT) / 2**30
