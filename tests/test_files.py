@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 from conftest import PATIENCE, wait_until
 
-from igpt.files import remove_parts, try_lock, wait_for_lock, write_array, write_atomically, write_folder, write_text
+from igpt.errors import UsageError
+from igpt.files import (
+    read_json,
+    read_whole,
+    remove_parts,
+    try_lock,
+    wait_for_lock,
+    write_array,
+    write_atomically,
+    write_folder,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -119,3 +130,48 @@ def test_a_lock_that_is_held_is_said_or_waited_for(tmp_path: Path) -> None:
             assert not waits.done()
         with waits.result(PATIENCE):
             assert try_lock(tmp_path / "lock") is None
+
+
+def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder_are_said(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(UsageError, match="folder is a folder: name a file to write"):
+        write_text(tmp_path / "folder", "text")
+    for write in (write_text, lambda path, _: write_folder(path).__enter__()):
+        with pytest.raises(UsageError, match=r"deep/name cannot be written, since .*file is a file: name another place"):
+            write(tmp_path / "file" / "deep" / "name", "text")
+    assert names(tmp_path) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "Expecting value"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": ' * 100_000, "nested too deeply"),
+        (b'[{"a": 1, "a": 1}]', "says a field twice"),
+        (b"\xff", "can't decode"),
+        (b"9" * 5000, "digits"),
+        (b'"' + b"a" * 5000 + b'"', "it has 5,002 bytes, more than the 5,000"),
+    ],
+    ids=["empty", "lists", "objects", "twice", "bytes", "digits", "large"],
+)
+def test_json_that_cannot_be_read_is_a_value_error(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    most = 5000 if reason.startswith("it has") else 10**6
+    with pytest.raises(ValueError, match=reason):
+        read_json(tmp_path / "a.json", most=most)
+
+
+def test_json_with_a_mark_of_its_bytes_order_is_read(tmp_path: Path) -> None:
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "a.json").write_text('{"a": "grüße"}', encoding)
+        assert read_json(tmp_path / "a.json") == {"a": "grüße"}
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, reason in ((tmp_path, "it is a folder"), (tmp_path / "pipe", "it is no regular file")):
+        with pytest.raises(ValueError, match=reason):
+            read_whole(path, most=10)

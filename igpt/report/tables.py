@@ -143,7 +143,7 @@ def _digits(found: Outcome, row: Published) -> int:
         printed = 4
     scale = 100 if row.unit in ("percent", "points") else 1
     half = scale * (found.high - found.low) / 2
-    if not 0 < half < math.inf:  # below zero where somebody's record has its bounds in the wrong order
+    if not 0 < half < math.inf:
         return printed
     supported = -math.floor(math.log10(half))
     return max(0, min(printed, supported + 1))

@@ -80,13 +80,14 @@ def read_record(path: Path) -> Record | None:
     """The record in a file, None when there is no file. Raises UsageError for anything else than a record."""
     try:
         found = read_json(path, most=LIMIT)
+        if not isinstance(found, dict):
+            raise ValueError("it has no fields")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UsageError(f"{path} is not a record ({reason}): {_remedy(path)}") from None
-    schema = found.get("schema_version") if isinstance(found, dict) else None
-    if schema != SCHEMA:
+    if (schema := found.get("schema_version")) != SCHEMA:
         raise UsageError(f"{path} has record schema {shortly(schema)}, this version reads {SCHEMA}: {_remedy(path)}")
     try:
         return Record.model_validate(found)

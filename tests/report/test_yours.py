@@ -10,14 +10,12 @@ from conftest import igpt
 from test_tables import cell_of, write_records
 
 from igpt.errors import UsageError
-from igpt.experiments.published import published_rows
 from igpt.project import Project
 from igpt.report.formats import render
 from igpt.report.provenance import yours_table
-from igpt.report.tables import measured_text, result_table
+from igpt.report.tables import result_table
 from igpt.results.record import Record, write_record
 from igpt.results.store import ReaderStore
-from igpt.results.verdict import Outcome
 from igpt.stage import Stage
 
 COLUMN = "Yours (mine): Tiny tier (digits)"
@@ -149,12 +147,16 @@ def test_a_damaged_record_among_others_is_told_of_and_left_out(
     assert "delete" not in said
 
 
-def test_bounds_in_the_wrong_order_do_not_end_a_table(project: Project, mine: Path) -> None:
-    for seed in range(3):
-        change(mine, seed, 0.0, interval=-0.1)
-    assert "92.0" in cell_of(result_table("headline", project, ReaderStore(project, mine)), COLUMN, "headline-001").text
-    row = published_rows()[0]
-    assert measured_text(Outcome((0.5,), 0.5, 0.6, 0.4, ()), row).startswith("50.0")
+def test_a_record_whose_bounds_are_in_the_wrong_order_is_told_of_and_left_out(
+    project: Project, mine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = len(ReaderStore(project, mine).all)
+    change(mine, 1, 0.0, interval=-0.1)
+    assert len(ReaderStore(project, mine).all) == whole - 1
+    assert "is above high" in capsys.readouterr().err
+    result_table("headline", project, ReaderStore(project, mine))
+    change(project.records / "tiny", 1, 0.0, interval=-0.1)
+    assert cell_of(result_table("headline", project, None), "Tiny tier (digits)", "headline-001").text == "pending"
 
 
 def test_a_folders_name_is_text_in_every_format(project: Project, mine: Path) -> None:

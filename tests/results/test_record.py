@@ -59,6 +59,10 @@ def damaged(**changes: object) -> str:
     return json.dumps({**record(accuracy=0.5).model_dump(), **changes})
 
 
+def one(**changes: object) -> dict[str, object]:
+    return {"a": {"value": 0.5, "unit": "fraction", **changes}}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -71,7 +75,28 @@ def damaged(**changes: object) -> str:
         (damaged(values={"a": {"value": "0.5", "unit": "fraction"}}), "values.a.value"),
         (damaged(values={"a": {"value": float("nan"), "unit": "fraction"}}), "values.a.value"),
         (damaged(receipt={}), "receipt.commit"),
+        (damaged(values=one(low=0.9, high=0.1)), "values.a: .*low, 0.9, is above high, 0.1"),
+        (damaged(values=one(images=0)), "values.a.images"),
+        (damaged(values=one(images=-1)), "values.a.images"),
+        (damaged(values=one(images=10**400)), "values.a.images"),
+        (damaged(values=one(images=2.0)), "values.a.images"),
+        (damaged(values=one(value=10**400)), "values.a.value"),
+        (damaged(values=one(value=1e300)), "values.a.value"),
+        (damaged(values=one(value=True)), "values.a.value"),
+        (damaged(values=one(low=float("-inf"), high=1.0)), "values.a.low"),
+        (damaged(series={"rows": [{"a": 10**400}]}), "series.rows.0.a.*less than"),
+        (damaged(series={"rows": [{"a": float("nan")}]}), "series.rows.0.a.*finite"),
+        (damaged(series={"rows": [{"a": [2**70]}]}), "series.rows.0.a"),
+        (damaged(parameters={"a": float("inf")}), "parameters.a.*finite"),
+        (damaged(receipt={**RECEIPT.model_dump(), "seconds": -1.0}), "receipt.seconds"),
+        (damaged(schema_version=True), "schema_version"),
+        (damaged(schema_version=[[["1" * 10**6]]]), "has record schema"),
+        (damaged(**{"k" * 10**6: 1}), "is not a valid record .kkk"),
+        (damaged()[:-1] + ', "stage": "another"}', "says a field twice"),
+        (damaged()[:-1] + ', "more": ' + "[" * 100_000, "nested too deeply"),
+        (damaged()[:-1] + ', "more": ' + "9" * 5000 + "}", "is not a record"),
     ],
+    ids=lambda text: ascii(text[-30:]),
 )
 def test_what_is_no_record_is_refused_with_the_remedy(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "palette,colours=16.json"
@@ -79,6 +104,8 @@ def test_what_is_no_record_is_refused_with_the_remedy(tmp_path: Path, text: str,
     with pytest.raises(UsageError, match=message) as caught:
         read_record(path)
     assert "`igpt run palette,colours=16` makes it anew" in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500 + len(str(path))
+    assert usable_record(path) is None
     assert "delete" not in str(caught.value)
 
 

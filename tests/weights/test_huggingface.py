@@ -323,3 +323,70 @@ def test_a_configuration_nested_without_end_is_one_sentence(folder: Path) -> Non
     (folder / "config.json").write_text("[" * 100_000)
     with pytest.raises(UsageError, match="does not describe an Image GPT|holds no weights"):
         read_weights(str(folder))
+
+
+def in_shards(folder: Path, kind: str) -> Path:
+    """Split a folder's weights into two shards, as transformers does; its index."""
+    name, ending = ("model.safetensors", "safetensors") if kind == "safetensors" else ("pytorch_model.bin", "bin")
+    tensors = {name: t.clone() for name, t in load_tensors(folder / "model.safetensors")[0].items()}
+    (folder / "model.safetensors").unlink()
+    places = {}
+    for number in (1, 2):
+        shard = f"{name.partition('.')[0]}-{number:05d}-of-00002.{ending}"
+        part = {tensor: tensors[tensor] for tensor in sorted(tensors)[number - 1 :: 2]}
+        save_tensors(folder / shard, part) if ending == "safetensors" else torch.save(part, folder / shard)
+        places |= dict.fromkeys(part, shard)
+    index = folder / f"{name}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return index
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pickled"])
+def test_shards_are_read_as_one(folder: Path, model: ImageGPT, tokens: torch.Tensor, kind: str) -> None:
+    in_shards(folder, kind)
+    assert torch.equal(read_huggingface(folder)(tokens), model(tokens))
+
+
+def test_shards_of_their_library_are_read(folder: Path, model: ImageGPT, tokens: torch.Tensor, tmp_path: Path) -> None:
+    theirs(folder).save_pretrained(tmp_path / "saved", max_shard_size="8KB")
+    assert (tmp_path / "saved" / "model.safetensors.index.json").exists()
+    assert torch.equal(read_huggingface(tmp_path / "saved")(tokens), model(tokens))
+
+
+@pytest.mark.parametrize(
+    "shard", ["../model-00001-of-00002.safetensors", "/etc/passwd", "..", "", "a/b", "a\\b", "\x00", "config.json\n", 3, None]
+)
+def test_a_shard_that_is_no_file_beside_the_index_is_refused(folder: Path, shard: object) -> None:
+    index = in_shards(folder, "safetensors")
+    places = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": {**places, "lm_head.weight": shard}}))
+    with pytest.raises(UsageError, match=r"names a shard that is no file beside it|weight_map is no list of files") as caught:
+        read_huggingface(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "[" * 100_000, "\xff"])
+def test_an_index_of_something_else_is_refused(folder: Path, content: str) -> None:
+    in_shards(folder, "safetensors").write_text(content)
+    with pytest.raises(UsageError, match=str(folder)) as caught:
+        read_huggingface(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pickled"])
+def test_a_shard_that_is_missing_damaged_or_anothers_is_named(folder: Path, kind: str) -> None:
+    index = in_shards(folder, kind)
+    first, second = sorted(folder.glob("*-of-00002.*"))
+    kept = second.read_bytes()
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(UsageError, match=f"{second} holds other tensors than {index.name} says"):
+        read_huggingface(folder)
+    second.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UsageError, match=f"{second} is a pointer of git-lfs"):
+        read_huggingface(folder)
+    second.write_bytes(kept[:-100])
+    with pytest.raises(UsageError, match=f"{second} is damaged"):
+        read_huggingface(folder)
+    second.unlink()
+    with pytest.raises(UsageError, match=f"lacks 1 of its 2 shards, {second.name} first: copy them too"):
+        read_huggingface(folder)

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from conftest import random_model
 
 from igpt import ImageGPT, Palette
 from igpt.errors import UsageError
 from igpt.model import ImageGPT as Model
+from igpt.project import Project
+from igpt.run.samples import find_weights
+from igpt.shape import ModelShape
+from igpt.train.recipes import recipe
 from igpt.weights.own import save_weights
 from igpt.weights.read import read_weights
 from igpt.weights.released import RELEASED, Released
@@ -37,3 +44,43 @@ def test_what_is_no_weights_is_refused_with_the_choices(tmp_path: Path) -> None:
         read_weights("igpt-xxl")
     with pytest.raises(UsageError, match=r"holds no weights: config\.json is missing"):
         read_weights(tmp_path)
+
+
+def test_a_recipes_name_is_found_by_the_library_as_by_the_commands(
+    project: Project, greys: Palette, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.root)
+    for read in (ImageGPT.from_pretrained, find_weights):
+        with pytest.raises(UsageError, match=r"laptop-l has neither been published nor trained in .*: igpt run pretrain,"):
+            read("laptop-l")
+    with pytest.raises(UsageError, match=r"tiny-s has neither been published nor trained in .*, in minutes; or set IGPT_ROOT"):
+        ImageGPT.from_pretrained("tiny-s")  # the library trains nothing
+    plan = recipe("tiny-s")
+    published = random_model(plan.shape)
+    sixteen = Palette(np.linspace(-1, 1, 16, dtype=np.float32)[:, None])
+    save_weights(project.models / "tiny-s", published, sixteen)
+    save_weights(Path("tiny-s"), random_model(replace(plan.shape, n_layer=1)), greys)  # a recipe comes before a folder
+    for found in (ImageGPT.from_pretrained("tiny-s"), find_weights("tiny-s")[0]):
+        assert torch.equal(found.wtet, published.wtet)
+    save_weights(project.models / "tiny-s", random_model(replace(plan.shape, n_head=2)), sixteen)
+    for read in (ImageGPT.from_pretrained, find_weights):
+        with pytest.raises(UsageError, match="the weights found as .*tiny-s have another shape"):
+            read("tiny-s")
+
+
+def test_where_there_is_no_checkout_a_recipes_name_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IGPT_ROOT", str(tmp_path))
+    for read in (ImageGPT.from_pretrained, find_weights):
+        for name in ("laptop-l", "tiny-s"):
+            with pytest.raises(
+                UsageError, match=f"{name} is published with the book .* and {tmp_path} has neither: set IGPT_ROOT"
+            ):
+                read(name)
+
+
+@pytest.mark.parametrize(("positions", "channels"), [(8, 1), (7, 3), (9, 2), (9, 4)])
+def test_what_makes_no_picture_is_refused_by_the_commands(positions: int, channels: int, tmp_path: Path) -> None:
+    colours = Palette(np.random.default_rng(0).uniform(-1, 1, (8, channels)).astype(np.float32))
+    save_weights(tmp_path / "w", random_model(ModelShape(1, 8, 1, 8, positions)), colours)
+    with pytest.raises(UsageError, match=f"has {positions} positions and colours of {channels} channels"):
+        find_weights(str(tmp_path / "w"))
