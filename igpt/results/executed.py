@@ -9,11 +9,11 @@ import re
 from pathlib import Path
 
 from igpt.files import read_json
+from igpt.results.notebooks import LARGEST
 from igpt.results.record import Record
 
-LARGEST = 2**26  # bytes of an executed notebook, pictures included
 LINE = re.compile(r"^Record of (.+): SHA-256 ([0-9a-f]{64}) without its times$", re.MULTILINE)
-NO_NOTEBOOK = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SyntaxError)
+NO_NOTEBOOK = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SyntaxError, MemoryError)
 
 
 def shown_line(record: Record) -> str:

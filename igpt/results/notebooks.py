@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ast
 import difflib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from igpt.errors import UsageError
+from igpt.files import read_json
 from igpt.stage import Literal, Stage
+
+LARGEST = 2**26  # bytes of a notebook, pictures included
 
 
 @dataclass(frozen=True)
@@ -29,19 +31,19 @@ def read_notebook(folder: Path, name: str) -> Notebook:
     """Read ``folder / name.ipynb``. Raises UsageError when it is missing, damaged or without parameters."""
     path = folder / f"{name}.ipynb"
     try:
-        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        cells = [cell for cell in read_json(path, most=LARGEST)["cells"] if cell["cell_type"] == "code"]
         sources = ["".join(cell["source"]) for cell in cells]
         tagged = [s for cell, s in zip(cells, sources, strict=True) if "parameters" in cell["metadata"].get("tags", [])]
     except FileNotFoundError:
         known = sorted(p.stem for p in folder.glob("*.ipynb"))
         raise UsageError(f"there is no notebook {name!r}{near_misses(name, known)}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is not a notebook ({error}): restore it") from None
     if len(tagged) != 1:
         raise UsageError(f"{path} has {len(tagged)} cells tagged 'parameters' and needs exactly one: tag the cell that sets them")
     try:
         return Notebook(name, _literals(ast.parse(tagged[0])), ast.parse("\n".join(sources)))
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UsageError(f"{path} cannot be read as Python ({error}): mend the cell") from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igpt.errors import UsageError
-from igpt.files import remove_parts, try_lock, write_text
+from igpt.files import read_json, remove_parts, try_lock, write_text
 from igpt.project import Project
 from igpt.results.record import Record, read_record, usable_record
 from igpt.results.signature import Signature
@@ -66,7 +65,7 @@ def read_fraction(folder: Path) -> float | None:
 def read_progress(folder: Path) -> dict[str, float]:
     """The last report, empty when there is none."""
     try:
-        found = json.loads((folder / "progress.json").read_text())
+        found = read_json(folder / "progress.json")
     except (OSError, ValueError):
         return {}  # progress decides nothing: without it the time left is unknown
     return found if isinstance(found, dict) else {}

@@ -84,7 +84,7 @@ def load_checkpoint(folder: Path, run: str, shapes: dict[str, torch.Size]) -> tu
             check_weights(tensors, _with_moments(shapes), path, dtypes=[torch.float32])
         except OtherRun:
             raise
-        except (UsageError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (UsageError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             path.replace(path.with_suffix(".damaged"))
             says = str(error).splitlines()[0]
             warnings.warn(f"{path} is damaged ({says}): going on from the checkpoint before it", stacklevel=2)

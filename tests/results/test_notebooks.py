@@ -25,6 +25,9 @@ def test_defaults_are_read_from_the_tagged_cell_alone(project: Project, write_no
         ("a = [1]", "parameters", "is not a string, a number or True or False"),
         ("a.b = 1", "parameters", "assigns to no plain name"),
         ("a = = 1", "parameters", "mend the cell"),
+        pytest.param("a = " + "(" * 5000 + "1" + ")" * 5000, "parameters", "mend the cell", id="brackets"),
+        pytest.param("a = " + "-" * 100_000 + "1", "parameters", "mend the cell", id="signs"),
+        pytest.param("a = " + "9" * 5000, "parameters", "mend the cell", id="digits"),
     ],
 )
 def test_a_parameters_cell_that_is_none_is_refused(
@@ -44,10 +47,28 @@ def test_two_tagged_cells_are_refused(project: Project, write_notebook: WriteNot
         read_notebook(project.notebooks, "twice")
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"cells": 3}', '{"cells": [{"cell_type": "code"}]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{}",
+        "[]",
+        "null",
+        '{"cells": 3}',
+        '{"cells": [{"cell_type": "code"}]}',
+        pytest.param("[" * 100_000, id="deep"),
+        "\xff",
+    ],
+)
 def test_a_file_that_is_no_notebook_is_refused(project: Project, content: str) -> None:
     (project.notebooks / "bad.ipynb").write_text(content)
     with pytest.raises(UsageError, match="is not a notebook"):
+        read_notebook(project.notebooks, "bad")
+
+
+def test_a_folder_that_is_called_a_notebook_is_refused(project: Project) -> None:
+    (project.notebooks / "bad.ipynb").mkdir()
+    with pytest.raises(UsageError, match=r"is not a notebook \(it is a folder\)"):
         read_notebook(project.notebooks, "bad")
 
 
