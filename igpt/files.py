@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LARGEST_JSON = 2**22  # bytes of a file of settings; lists of many classes or tensors take some hundred thousand
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a full disk, a quota, a disk that takes nothing
+LFS = b"version https://git-lfs"  # with which the files begin that stand for others until these are fetched
 POLL = 0.5  # seconds between two looks at a lock that another process holds
 
 
@@ -133,6 +134,36 @@ def read_json(path: Path, *, most: int = LARGEST_JSON) -> Any:
         return json.loads(read_whole(path, most=most), object_pairs_hook=_once)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def cannot_read(path: Path, error: Exception, wrong: str = "is damaged") -> UsageError:
+    """What to say of a file that ``error`` kept from being read: what it is instead, where its beginning tells.
+
+    wrong : what is said of a file that is neither missing nor of another kind
+    """
+    try:
+        size = file_size(path)
+        with path.open("rb") as stream:
+            begin = stream.read(64)
+    except FileNotFoundError:
+        return UsageError(f"{path} is missing: copy it again")
+    except (OSError, ValueError) as closed:
+        reason = closed.strerror if isinstance(closed, OSError) else closed
+        return UsageError(f"{path} cannot be read ({reason}): put the file there, or name another")
+    if not size:
+        return UsageError(f"{path} is empty: copy it again")
+    if begin.startswith(LFS):
+        return UsageError(f"{path} is a pointer of git-lfs, not the file itself: run `git lfs pull` in its repository")
+    if (path.suffix != ".json" or begin.lstrip().startswith(b"<")) and all(
+        byte in b"\t\n\r" or 32 <= byte < 127 for byte in begin
+    ):
+        return UsageError(
+            f"{path} is a text that begins with {begin[:24].decode()!r}, perhaps a server's answer: download it again"
+        )
+    if path.suffix != ".bin" and begin.startswith(b"PK\x03\x04"):  # PyTorch's own are such archives
+        return UsageError(f"{path} is a zip archive, not the file itself: unpack it first")
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return UsageError(f"{path} {wrong} ({reason}): copy it again")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ paper ("9 bits"), fewer grey levels for the digits. Grey is one channel, RGB thr
 from __future__ import annotations
 
 import hashlib
+import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igpt.errors import UsageError
-from igpt.files import write_array
+from igpt.files import cannot_read, read_whole, write_array
 
+LARGEST = 2**21  # bytes of a file of 65,536 colours, and more
 TABLE_PAYS = 2**16  # pixels from which on a table of all colours costs less than it saves
 PIECE = 2**15  # pixels
 BEYOND = 1e-3  # an eighth of a level: k-means rounds, other scales are far outside
@@ -81,7 +83,7 @@ class Palette:
     def load(cls, path: Path) -> Palette:
         """The palette in a ``.npy`` file. Raises UsageError, which names the file, when there is none or it is not one."""
         try:
-            return cls(np.load(path, allow_pickle=False))
+            return cls(np.load(io.BytesIO(read_whole(path, most=LARGEST)), allow_pickle=False))
         except FileNotFoundError:
             raise UsageError(f"there is no palette at {path}") from None
         except OSError:
@@ -89,7 +91,7 @@ class Palette:
         except UsageError as error:
             raise UsageError(f"{path} is not a palette: {error}") from None
         except Exception as error:  # numpy's reader of headers raises whatever Python's parser does
-            raise UsageError(f"{path} is not a palette ({error}): fit or fetch it again") from None
+            raise cannot_read(path, error, "is not a palette") from None
 
     def save(self, path: Path) -> None:
         """Write the centres as ``.npy``; the name appears only when the file is whole."""

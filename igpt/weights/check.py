@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from igpt.errors import UsageError
-from igpt.files import file_size, read_json
+from igpt.files import cannot_read, read_json
 from igpt.model import ImageGPT
 from igpt.shape import ModelShape
 from igpt.text import visible
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # which all become float32 when they are loaded
 NARROWEST = 2  # bytes of one of them
-LFS = b"version https://git-lfs"
 
 
 def read_fields(path: Path, what: str = "an Image GPT") -> dict[str, Any]:
@@ -37,36 +36,6 @@ def read_fields(path: Path, what: str = "an Image GPT") -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise cannot_read(path, error, f"does not describe {what}") from None
     return found
-
-
-def cannot_read(path: Path, error: Exception, wrong: str = "is damaged") -> UsageError:
-    """What to say of a file that ``error`` kept from being read: what it is instead, where its beginning tells.
-
-    wrong : what is said of a file that is neither missing nor of another kind
-    """
-    try:
-        size = file_size(path)
-        with path.open("rb") as stream:
-            begin = stream.read(64)
-    except FileNotFoundError:
-        return UsageError(f"{path} is missing: copy it again")
-    except (OSError, ValueError) as closed:
-        reason = closed.strerror if isinstance(closed, OSError) else closed
-        return UsageError(f"{path} cannot be read ({reason}): put the file there, or name another")
-    if not size:
-        return UsageError(f"{path} is empty: copy it again")
-    if begin.startswith(LFS):
-        return UsageError(f"{path} is a pointer of git-lfs, not the file itself: run `git lfs pull` in its repository")
-    if (path.suffix != ".json" or begin.lstrip().startswith(b"<")) and all(
-        byte in b"\t\n\r" or 32 <= byte < 127 for byte in begin
-    ):
-        return UsageError(
-            f"{path} is a text that begins with {begin[:24].decode()!r}, perhaps a server's answer: download it again"
-        )
-    if path.suffix != ".bin" and begin.startswith(b"PK\x03\x04"):
-        return UsageError(f"{path} is a zip archive: unpack it first, or call it pytorch_model.bin where PyTorch wrote it")
-    reason = visible((str(error).splitlines() or [type(error).__name__])[0], limit=200)
-    return UsageError(f"{path} {wrong} ({reason}): copy it again")
 
 
 def check_fits(where: Path | str, shape: ModelShape, *, tensors: int, size: int, output: bool = True) -> None:

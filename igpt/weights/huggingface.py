@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from igpt.errors import UsageError
-from igpt.files import file_size, write_text
+from igpt.files import cannot_read, file_size, write_text
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
-from igpt.weights.check import cannot_read, check_fits, check_model, check_weights, read_fields, shapes_of
+from igpt.weights.check import check_fits, check_model, check_weights, read_fields, shapes_of
 from igpt.weights.own import load_tensors, save_tensors
 from igpt.weights.processor import write_processor
 

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from igpt.errors import UsageError
-from igpt.files import file_size, write_atomically, write_text
+from igpt.files import cannot_read, file_size, write_atomically, write_text
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
-from igpt.weights.check import cannot_read, check_fits, check_model, check_shape, check_weights, read_fields, shapes_of
+from igpt.weights.check import check_fits, check_model, check_shape, check_weights, read_fields, shapes_of
 
 # In the code, so that other colours are other code to a signature.
 RELEASED_COLOURS = "2e1993e1710ade487e719a6103ff3ec2da542856cd7dcc8ef4fd0b5e9aae927b"

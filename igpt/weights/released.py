@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from igpt.errors import UsageError
 from igpt.fetch import RemoteFile, fetch
-from igpt.files import file_size
+from igpt.files import cannot_read, file_size
 from igpt.project import place
 from igpt.shape import SIZES, ModelShape, Objective
-from igpt.weights.check import cannot_read
 
 # Source: download.py of openai/image-gpt.
 ADDRESS = "https://openaipublic.blob.core.windows.net/image-gpt"

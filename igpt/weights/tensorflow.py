@@ -21,10 +21,10 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from igpt.errors import UsageError
-from igpt.files import file_size, read_whole
+from igpt.files import cannot_read, file_size, read_whole
 from igpt.model import ImageGPT
 from igpt.shape import ModelShape
-from igpt.weights.check import cannot_read, check_fits, check_weights, shapes_of
+from igpt.weights.check import check_fits, check_weights, shapes_of
 
 _MAGIC = 0xDB4775248B80FB57  # the last eight bytes of a LevelDB table
 _FLOAT32 = 1  # DT_FLOAT
