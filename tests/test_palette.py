@@ -131,3 +131,23 @@ def test_load_refuses_or_reads_a_damaged_palette(data: st.DataObject) -> None:
             assert Palette.load(path).centres.dtype == np.float32
         except UsageError:
             pass
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of git-lfs"),
+        (b"<!DOCTYPE html>\n", "is a text that begins with"),
+        (b"", "is empty"),
+        (
+            b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (60000, 99999999), }".ljust(128),
+            "is not a palette",
+        ),
+        (None, r"cannot be read \(it is a folder\)"),
+    ],
+    ids=["lfs", "page", "empty", "large", "folder"],
+)
+def test_another_file_in_the_place_of_a_palette_is_called_what_it_is(content: bytes | None, message: str, tmp_path: Path) -> None:
+    (tmp_path / "palette.npy").mkdir() if content is None else (tmp_path / "palette.npy").write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        Palette.load(tmp_path / "palette.npy")

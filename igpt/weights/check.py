@@ -81,7 +81,7 @@ def check_weights(
 def check_model(model: ImageGPT, where: Path) -> None:
     """Raise UsageError unless a model can be written into ``where``, so that reading it again is not refused."""
     if model.wtet is None:
-        raise UsageError(f"the model for {where} has no output matrix, as a classifier's: export a generative one")
+        raise UsageError("these weights have no output matrix, as a classifier's: export those of a generative model")
     check_weights(model.state_dict(), shapes_of(model), f"the model for {where}")
 
 

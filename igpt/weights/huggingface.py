@@ -109,7 +109,9 @@ def read_huggingface(folder: Path) -> ImageGPT:
     if biased := sorted(name for name, t in tensors.items() if name.endswith("bias") and t.any()):
         raise UsageError(f"{folder} has biases that are not zero ({biased[0]}): Image GPT as released has none")
     state = {name: _ours(tensors, name) for name in model.state_dict()}
-    model.load_state_dict({name: t.to(torch.float32).contiguous() for name, t in state.items()}, assign=True)
+    # Copies, so that the model does not end with its file: a tensor lies in the file until then, which others may replace.
+    copies = {n: t.to(torch.float32, memory_format=torch.contiguous_format, copy=True) for n, t in state.items()}
+    model.load_state_dict(copies, assign=True)
     return model.eval()
 
 
