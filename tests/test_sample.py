@@ -211,7 +211,7 @@ def step_by_step(
     return found
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_replays_what_a_cpu_draws(model: ImageGPT, tokens: torch.Tensor) -> None:
     expected = complete(model, tokens[:, :3], n=2, seed=4)
     assert torch.equal(complete(model.cuda(), tokens[:, :3].cuda(), n=2, seed=4).cpu(), expected)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from igpt.errors import UsageError
-from igpt.evaluate.logistic import Classifier, Features, Labels, fit_path
+from igpt.evaluate.logistic import Classifier, Features, Labels, fit_paths
 from igpt.measure import accuracy
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # scikit-learn's C, the inverse of the L2 penalty's weight
@@ -59,6 +59,7 @@ def probe_layers(
 
     features : train, validation and the views of test, each float32 (layers, images, width); test has one
     view, or one for each mask of BERT
+    device : where every product is computed, as many layers side by side as its memory holds
     labels : train and validation, int64 (images,). The test labels are not needed to choose or to fit.
     Raises UsageError where the validation images are the test's, or have classes that train lacks.
     """
@@ -66,14 +67,15 @@ def probe_layers(
     check_classes(*labels)
     if _shared(validation[0], views[0][0]) > 0.5:  # a few double images are in many data sets
         raise UsageError("the images to choose by are those of the test: take the held-out part of train, and leave test alone")
+    depth = range(len(train))
+    search = fit_paths(((train[layer], labels[0], strengths) for layer in depth), device=device)
+    found = [choose(path, validation[layer], labels[1]) for layer, path in enumerate(search)]
+    all_labels = np.concatenate(labels)
+    again = ((np.concatenate([train[layer], validation[layer]]), all_labels, [found[layer][0]]) for layer in depth)
     layers = []
-    for layer in range(len(train)):
-        path = fit_path(train[layer], labels[0], strengths=strengths, device=device)
-        strength, found = choose(path, validation[layer], labels[1])
-        both = np.concatenate([train[layer], validation[layer]])
-        [refitted] = fit_path(both, np.concatenate(labels), strengths=[strength], device=device)
+    for layer, [refitted] in enumerate(fit_paths(again, device=device)):
         predictions = np.stack([refitted.predict(view[layer]) for view in views])
-        layers.append(LayerProbe(layer, strength, found, predictions, refitted.converged))
+        layers.append(LayerProbe(layer, *found[layer], predictions, refitted.converged))
     # The first of equals: the shallower layer.
     chosen = max(range(len(layers)), key=lambda layer: layers[layer].validation)
     return ProbeResult(layers, chosen)

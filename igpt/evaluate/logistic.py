@@ -1,16 +1,21 @@
-"""Multinomial logistic regression over a whole path of strengths, on a CPU or a GPU.
+"""Multinomial logistic regression, many problems side by side on a CPU or a GPU: layers, and the strengths of each.
 
 The objective is scikit-learn's: C times the sum of the images' cross-entropies plus half the squared weights, the
-intercept left free. Its L-BFGS needs the more iterations the larger C is, and its default tolerance stops before the
-optimum there; on features, whose variances span many orders of magnitude, that costs accuracy. Here the same L-BFGS
-works in the coordinates in which the features' covariance is diagonal, each scaled by its curvature, and each
-strength starts from the one before.
+intercept left free. It is strictly convex but for a constant added to all intercepts, so its optimum is one and does not
+hang on the solver. Its L-BFGS needs the more iterations the larger C is, and scikit-learn's default tolerance stops before
+the optimum there; on features, whose variances span many orders of magnitude, that costs accuracy. Here L-BFGS
+(`igpt.evaluate.lbfgs`) works in the coordinates in which the features' covariance is diagonal, each scaled by its curvature.
+
+All is in float64, on a card too: float32's rounding of the objective hides its last decreases, and with float64 a
+card finds what a processor finds. An H100 computes products in float64 at its float32 rate; a consumer's card at 1/64 of it,
+which is still several cores' worth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,30 +26,39 @@ from igpt.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from igpt.evaluate.lbfgs import Minima
+
 ITERATIONS = 2000
-TOLERANCE = 1e-10  # of the objective between two iterations; relative where it is above 1
+TOLERANCE = 1e-11  # of the objective, as `igpt.evaluate.lbfgs.minimise` says; relative where it is above 1
+CPU_BYTES = 2**30  # for problems side by side on a processor, where more of them at once gain nothing
+GPU_PART = 0.7  # of a card's free memory; the rest is for what the products and the sums take beside what is counted
 
 Features = NDArray[np.float32]
 Labels = NDArray[np.int64]
+Task = tuple[Features, Labels, Sequence[float]]  # what `fit_path` takes
 
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """A fitted one: logits are ``(x - mean) / scale @ weights.T + intercept``, all float64."""
+    """A fitted one: logits are ``(x - mean) / scale @ weights.T + intercept``, all float64 and where it was fitted."""
 
-    mean: NDArray[np.float64]
-    scale: NDArray[np.float64]
-    weights: NDArray[np.float64]  # (classes, width), of the standardised features
-    intercept: NDArray[np.float64]
+    mean: Tensor
+    scale: Tensor
+    weights: Tensor  # (classes, width), of the standardised features
+    intercept: Tensor
     classes: Labels
     strength: float
     objective: float  # mean cross-entropy plus the penalty over C and the images
     converged: bool
+    iterations: int
 
     def predict(self, features: Features) -> Labels:
         """The likeliest class, int64 (images,), of features (images, width)."""
-        logits = (features.astype(np.float64) - self.mean) / self.scale @ self.weights.T + self.intercept
-        predicted: Labels = self.classes[logits.argmax(1)]
+        import torch
+
+        x = torch.from_numpy(features).to(self.mean.device).to(torch.float64, copy=True)
+        logits = torch.addmm(self.intercept, x.sub_(self.mean).div_(self.scale), self.weights.T)
+        predicted: Labels = self.classes[logits.argmax(1).cpu().numpy()]
         return predicted
 
 
@@ -55,81 +69,166 @@ def fit_path(
 
     features : float32 (images, width); labels : int64 (images,); strengths : scikit-learn's C
     standardise : each feature to mean 0 and variance 1 first, which decides what the penalty weighs
-    Raises UsageError for features that are not finite, other numbers of them and of labels, or a single class.
+    Raises UsageError for features that are not finite, other numbers of them and of labels, a single class, and
+    where the device's memory does not hold them.
     """
+    return next(fit_paths([(features, labels, strengths)], device=device, standardise=standardise))
+
+
+def fit_paths(tasks: Iterable[Task], *, device: str = "cpu", standardise: bool = True) -> Iterator[list[Classifier]]:
+    """`fit_path` of each task, in their order; tasks are taken, and solved side by side, as many at once as memory holds."""
+    group: list[_Prepared] = []
+    room = 0.0
+    for task in tasks:
+        features, labels, strengths = task
+        classes = np.unique(labels)
+        if len(labels) != len(features) or len(classes) < 2:
+            count = f"{len(labels)} of {len(classes)}"
+            raise UsageError(f"{len(features)} features need as many labels, of two classes or more, not {count}")
+        images, width = features.shape
+        stays, passing = _bytes(images, width, len(classes), len(strengths))
+        if group and ((len(group) + 1) * stays + passing > room or not group[0].is_like(features, classes)):
+            paths, group = _solve(group), []
+            yield from paths
+        if not group:
+            room = _room(device)
+            if device != "cpu" and stays + passing > room:
+                need, has = ((stays + passing) / 2**30, room / 2**30)
+                raise UsageError(
+                    f"a probe of {images:,} images with {width:,} features takes {need:.1f} GiB of the card, which has"
+                    f" {has:.1f} to give: end what else runs there, or probe fewer images"
+                )
+        group.append(_Prepared.of(task, classes, device=device, standardise=standardise))
+    if group:
+        yield from _solve(group)
+
+
+def _room(device: str) -> float:
+    """Bytes that problems side by side may take."""
     import torch
 
-    if not np.isfinite(features).all():
-        raise UsageError("the features hold values that are not finite: the weights have diverged, train them again")
-    classes, places = np.unique(labels, return_inverse=True)
-    if len(labels) != len(features) or len(classes) < 2:
-        count = f"{len(labels)} of {len(classes)}"
-        raise UsageError(f"{len(features)} features need as many labels, of two classes or more, not {count}")
-    x = torch.from_numpy(features).to(device, torch.float64)
-    mean, scale = x.mean(0), x.std(0, correction=0)
-    scale[scale <= 1e-9 * mean.abs()] = 1  # a constant feature says nothing, but for what rounding makes of it
-    if not standardise:
-        scale = torch.ones_like(scale)
-    x = (x - mean) / scale  # a shift alone changes nothing: the intercept is free
-    variances, axes = torch.linalg.eigh(x.T @ x / len(x))  # (width,), (width, width)
-    problem = _Problem(x @ axes, torch.from_numpy(places).to(device), len(classes), variances.clamp(min=0))
-    path: dict[float, Classifier] = {}
-    start = torch.zeros(len(classes), x.shape[1] + 1, dtype=torch.float64, device=device)
-    for strength in sorted(set(strengths)):
-        start, objective, converged = problem.solve(strength, start)
-        weights = start[:, :-1] @ axes.T
-        path[strength] = Classifier(
-            mean.cpu().numpy(),
-            scale.cpu().numpy(),
-            weights.cpu().numpy(),
-            start[:, -1].cpu().numpy(),
-            classes.astype(np.int64),
-            strength,
-            objective,
-            converged,
-        )
-    return [path[strength] for strength in strengths]
+    return CPU_BYTES if device == "cpu" else GPU_PART * torch.cuda.mem_get_info(device)[0]
+
+
+def _bytes(images: int, width: int, classes: int, strengths: int) -> tuple[int, int]:
+    """What a task takes of its device while it is solved, and what one of several takes at a time."""
+    from igpt.evaluate.lbfgs import MEMORY
+
+    outputs = strengths * classes
+    # The features; and by unknown what L-BFGS keeps, twice when problems leave, and about a dozen vectors of its own.
+    stays = images * width + width**2 + outputs * (width + 1) * (4 * MEMORY + 12)
+    return 8 * stays, 8 * 2 * images * (width + outputs)
 
 
 @dataclass(frozen=True, eq=False)
-class _Problem:
-    """The features along their principal axes, float64 (N, width), with their variances; int64 (N,) classes."""
+class _Prepared:
+    """A task on its device, in the coordinates that L-BFGS takes: along the features' principal axes."""
 
-    x: Tensor
-    classes: Tensor
-    count: int
-    variances: Tensor
+    x: Tensor  # float64 (N, width)
+    moments: Tensor  # float64 (classes, width + 1): the mean over all images of each class's features, and its share of images
+    variances: Tensor  # float64 (width,)
+    axes: Tensor  # float64 (width, width)
+    mean: Tensor
+    scale: Tensor
+    classes: Labels
+    strengths: Sequence[float]
 
-    def solve(self, strength: float, start: Tensor) -> tuple[Tensor, float, bool]:
-        """The optimum, (classes, width + 1) with the intercept last; its objective, and whether L-BFGS converged."""
-        import torch
-        from scipy.optimize import minimize
-
-        penalty = 1 / (strength * len(self.x))
-        # Half of what a class's curvature is where all are as likely, so that L-BFGS starts near the identity; this sets
-        # the speed, not where it ends.
-        curvature = torch.cat([self.variances / (2 * self.count) + penalty, self.variances.new_tensor([1 / (2 * self.count)])])
-        unit = curvature.rsqrt()
-
-        def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-            given = torch.from_numpy(flat).to(self.x.device).view(self.count, -1) * unit
-            value, slope = self._value(given, penalty)
-            return value, (slope * unit).flatten().cpu().numpy()
-
-        options = {"maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS, "maxcor": 20, "ftol": TOLERANCE, "gtol": 1e-9}
-        first = (start / unit).flatten().cpu().numpy()
-        result = minimize(objective, first, jac=True, method="L-BFGS-B", options=options)  # type: ignore[call-overload]
-        return torch.from_numpy(result.x).to(self.x.device).view(self.count, -1) * unit, float(result.fun), bool(result.success)
-
-    def _value(self, given: Tensor, penalty: float) -> tuple[float, Tensor]:
-        """Objective and gradient, both divided by C and the number of images."""
+    @classmethod
+    def of(cls, task: Task, classes: Labels, *, device: str, standardise: bool) -> _Prepared:
+        """The task's features centred, scaled and turned. Raises UsageError for some that are not finite."""
         import torch
 
-        weights, intercept = given[:, :-1], given[:, -1]
-        logits = torch.addmm(intercept, self.x, weights.T)  # (N, classes)
-        logs = logits.log_softmax(1)
-        value = -logs.gather(1, self.classes[:, None]).mean() + penalty / 2 * weights.square().sum()
-        slope = logs.exp()
-        slope[torch.arange(len(slope), device=slope.device), self.classes] -= 1
-        slope /= len(slope)
-        return float(value), torch.cat([slope.T @ self.x + penalty * weights, slope.sum(0)[:, None]], dim=1)
+        features, labels, strengths = task
+        x = torch.from_numpy(features).to(device).to(torch.float64, copy=True)
+        if not x.isfinite().all():
+            raise UsageError("the features hold values that are not finite: the weights have diverged, train them again")
+        mean, scale = x.mean(0), x.std(0, correction=0)
+        scale[scale <= 1e-9 * mean.abs()] = 1  # a constant feature says nothing, but for what rounding makes of it
+        if not standardise:
+            scale = torch.ones_like(scale)
+        x.sub_(mean).div_(scale)  # a shift alone changes nothing: the intercept is free
+        variances, axes = torch.linalg.eigh(x.T @ x / len(x))
+        x = x @ axes
+        places = torch.from_numpy(np.searchsorted(classes, labels)).to(device)
+        shares = torch.nn.functional.one_hot(places, len(classes)).T.to(x.dtype) / len(x)  # (classes, N)
+        moments = torch.cat([shares @ x, shares.sum(1, keepdim=True)], dim=1)
+        return cls(x, moments, variances.clamp(min=0), axes, mean, scale, classes, strengths)
+
+    def is_like(self, features: Features, classes: Labels) -> bool:
+        """Whether a task of these has as many unknowns a strength, so that the two can be solved side by side."""
+        return features.shape[1] == self.x.shape[1] and len(classes) == len(self.classes)
+
+    def penalties(self) -> Tensor:
+        """Of half the squared weights, beside the mean cross-entropy: (strengths,)."""
+        import torch
+
+        return 1 / (torch.tensor(self.strengths, dtype=self.x.dtype, device=self.x.device) * len(self.x))
+
+    def units(self) -> Tensor:
+        """What one unknown of L-BFGS is in weights along the axes, (strengths, 1, width + 1) with the intercept last.
+
+        From half of what a class's curvature is where all are as likely, so that L-BFGS starts near the identity; this
+        sets the speed, not where it ends.
+        """
+        import torch
+
+        half = 1 / (2 * len(self.classes))
+        penalties = self.penalties()[:, None]
+        curvature = torch.cat([half * self.variances + penalties, half * torch.ones_like(penalties)], dim=1)
+        return curvature.rsqrt()[:, None]
+
+    def value(self, given: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
+        """Objectives (k,) over C and the images, and gradients, of weights (k, classes, width + 1) with the intercept last."""
+        import torch
+
+        weights, intercept = given[..., :-1], given[..., -1]
+        logits = torch.addmm(intercept.reshape(-1, 1), weights.flatten(0, 1), self.x.T)
+        logits = logits.view(*intercept.shape, -1)  # (k, classes, N): sums over the classes run along the images, which is fast
+        top = logits.amax(1, keepdim=True)
+        total = logits.sub_(top).exp_().sum(1, keepdim=True)
+        # What the labels choose of the logits is linear in the weights, so the moments know its mean.
+        entropy = (total.log() + top).mean((1, 2)) - (given * self.moments).sum((1, 2))
+        likely = logits.div_(total)
+        slope = (likely.flatten(0, 1) @ self.x).view(weights.shape) / len(self.x)
+        gradient = torch.cat([slope, likely.mean(2)[..., None]], dim=2) - self.moments
+        gradient[..., :-1] += penalties[:, None, None] * weights
+        return entropy + penalties / 2 * weights.square().sum((1, 2)), gradient
+
+    def classifiers(self, given: Tensor, minima: Minima) -> list[Classifier]:
+        """One a strength, of weights (strengths, classes, width + 1) along the axes."""
+        told = zip(minima.values.tolist(), minima.converged.tolist(), minima.iterations.tolist(), strict=True)
+        return [
+            Classifier(self.mean, self.scale, w[:, :-1] @ self.axes.T, w[:, -1], self.classes, strength, *outcome)
+            for strength, w, outcome in zip(self.strengths, given, told, strict=True)
+        ]
+
+
+def _solve(group: Sequence[_Prepared]) -> list[list[Classifier]]:
+    """The optima of all strengths of a group, side by side: L-BFGS steps in one batch, products layer by layer."""
+    import torch
+
+    from igpt.evaluate.lbfgs import Minima, minimise
+
+    owners = [place for place, task in enumerate(group) for _ in task.strengths]
+    units, penalties = torch.cat([task.units() for task in group]), torch.cat([task.penalties() for task in group])
+    shape = (len(owners), *group[0].moments.shape)
+
+    def objective(points: Tensor, live: list[int]) -> tuple[Tensor, Tensor]:
+        unit, penalty = units[live], penalties[live]
+        given = points.view(-1, *shape[1:]) * unit
+        values, gradients = torch.empty_like(penalty), torch.empty_like(given)
+        for owner, places in groupby(range(len(live)), key=lambda place: owners[live[place]]):
+            first, *others = places
+            here = slice(first, first + len(others) + 1)
+            values[here], gradients[here] = group[owner].value(given[here], penalty[here])
+        return values, (gradients * unit).flatten(1)
+
+    start = torch.zeros(shape, dtype=units.dtype, device=units.device).flatten(1)
+    found = minimise(objective, start, tolerance=TOLERANCE, iterations=ITERATIONS)
+    weights = found.points.view(shape) * units
+    paths, done = [], 0
+    for task in group:
+        here = slice(done, done := done + len(task.strengths))
+        part = Minima(*(t[here] for t in vars(found).values()))
+        paths.append(task.classifiers(weights[here], part))
+    return paths

@@ -10,10 +10,12 @@ Reported: the test accuracy of each of `DRAWS` random subsets; tables show mean 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from igpt.data import low_data_subset
-from igpt.evaluate.logistic import Features, Labels, fit_path
+from igpt.evaluate.logistic import Features, Labels, fit_paths
 from igpt.measure import Measured, mean_interval, number, sample_deviation
 
 DRAWS = 5
@@ -27,18 +29,28 @@ def label_counts(labels: Labels) -> list[int]:
 
 
 def probe_few_labels(
-    train: Features, labels: Labels, test: Features, test_labels: Labels, *, per_class: int, strength: float = STRENGTH
-) -> list[float]:
-    """Test accuracy, as a fraction, of a probe on each draw of ``per_class`` labels a class.
+    train: Features,
+    labels: Labels,
+    test: Features,
+    test_labels: Labels,
+    *,
+    per_class: int,
+    strengths: Sequence[float] = (STRENGTH,),
+    device: str = "cpu",
+) -> list[dict[str, float | int | str]]:
+    """One row a draw of ``per_class`` labels a class and strength, all solved side by side on the device.
 
     train, test : float32 (images, width); labels, test_labels : int64 (images,)
+    Rows have the number of labels, the strength, the draw, the accuracy as a fraction of test, and whether the solver converged.
     """
-    accuracies = []
-    for draw in range(DRAWS):
-        chosen = low_data_subset(labels, per_class=per_class, draw=draw)
-        [classifier] = fit_path(train[chosen], labels[chosen], strengths=[strength])
-        accuracies.append(float(np.mean(classifier.predict(test) == test_labels)))
-    return accuracies
+    draws = [low_data_subset(labels, per_class=per_class, draw=draw) for draw in range(DRAWS)]
+    rows: list[dict[str, float | int | str]] = []
+    for draw, path in enumerate(fit_paths(((train[d], labels[d], strengths) for d in draws), device=device)):
+        for found in path:
+            right = float(np.mean(found.predict(test) == test_labels))
+            row = {"labels": len(draws[draw]), "strength": found.strength, "draw": draw, "accuracy": right}
+            rows.append({**row, "converged": found.converged})
+    return rows
 
 
 def draw_values(rows: list[dict[str, float | int | str]]) -> dict[str, Measured]:
