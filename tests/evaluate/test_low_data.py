@@ -13,12 +13,23 @@ def test_each_draw_is_a_probe_on_its_own_subset() -> None:
     labels = np.arange(120) % 3
     centres = generator.normal(size=(3, 4))
     train, test = ((centres[labels] + generator.normal(size=(120, 4))).astype(np.float32) for _ in range(2))
-    found = probe_few_labels(train, labels, test, labels, per_class=4)
-    assert len(found) == DRAWS == 5
-    chosen = low_data_subset(labels, per_class=4, draw=3)
-    expected = fit_path(train[chosen], labels[chosen], strengths=[STRENGTH])[0].predict(test)
-    assert found[3] == (expected == labels).mean()
-    assert len(set(found)) > 1
+    rows = probe_few_labels(train, labels, test, labels, per_class=4, strengths=(0.1, STRENGTH))
+    assert [(row["draw"], row["strength"]) for row in rows] == [(draw, s) for draw in range(DRAWS) for s in (0.1, STRENGTH)]
+    assert {(row["labels"], row["converged"]) for row in rows} == {(12, True)}
+    for row in rows:
+        chosen = low_data_subset(labels, per_class=4, draw=int(row["draw"]))
+        expected = fit_path(train[chosen], labels[chosen], strengths=[float(row["strength"])])[0].predict(test)
+        assert row["accuracy"] == (expected == labels).mean()
+    assert len({row["accuracy"] for row in rows}) > 1
+
+
+@pytest.mark.gpu
+def test_a_card_finds_a_processors_accuracies() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.arange(120) % 3
+    x = (generator.normal(size=(3, 4))[labels] + generator.normal(size=(120, 4))).astype(np.float32)
+    card, processor = (probe_few_labels(x, labels, x, labels, per_class=4, device=device) for device in ("cuda", "cpu"))
+    assert [row["accuracy"] for row in card] == pytest.approx([row["accuracy"] for row in processor], abs=1 / 120)
 
 
 def test_values_are_mean_and_sample_deviation_at_the_declared_strength() -> None:

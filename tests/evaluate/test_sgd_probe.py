@@ -107,3 +107,14 @@ def test_what_cannot_be_trained_on_is_refused() -> None:
     x[7, 1] = np.inf
     with pytest.raises(UsageError, match="not finite"):
         fit_sgd(Rows([x], np.arange(200), labels), classes=4, iterations=1)
+
+
+@pytest.mark.gpu
+def test_a_card_trains_what_a_processor_trains() -> None:
+    train = rows(2 * BLOCK + 50, seed=0)
+    card, processor = (fit_sgd(train, classes=4, rates=(1.0, 0.1), iterations=60, device=device) for device in ("cuda", "cpu"))
+    for one, other in zip(card, processor, strict=True):
+        torch.testing.assert_close(one.mean.cpu(), other.mean)
+        torch.testing.assert_close(one.scale.cpu(), other.scale)
+        torch.testing.assert_close(one.weights.cpu(), other.weights, rtol=1e-3, atol=1e-4)  # float32, in another order
+        assert (one.predict(train) == other.predict(train)).mean() > 0.99
