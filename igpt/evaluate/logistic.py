@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ITERATIONS = 2000
 TOLERANCE = 1e-11  # of the objective, as `igpt.evaluate.lbfgs.minimise` says; relative where it is above 1
 CPU_BYTES = 2**30  # for problems side by side on a processor, where more of them at once gain nothing
+LOGITS = 2**24  # computed at once
 GPU_PART = 0.7  # of a card's free memory; the rest is for what the products and the sums take beside what is counted
 
 Features = NDArray[np.float32]
@@ -114,20 +115,20 @@ def _bytes(images: int, width: int, classes: int, strengths: int) -> tuple[int, 
     """What a task takes of its device while it is solved, and what one of several takes at a time."""
     from igpt.evaluate.lbfgs import MEMORY
 
-    outputs = strengths * classes
-    # The features; and by unknown what L-BFGS keeps, twice when problems leave, and about a dozen vectors of its own.
-    stays = images * width + width**2 + outputs * (width + 1) * (4 * MEMORY + 12)
-    return 8 * stays, 8 * 2 * images * (width + outputs)
+    inner, outputs = min(images, width), strengths * classes
+    # The features and their axes; by unknown what L-BFGS keeps, twice when problems leave, and a dozen vectors of its own.
+    stays = images * inner + 2 * width * inner + outputs * (inner + 1) * (4 * MEMORY + 12)
+    return 8 * stays, 8 * 2 * (images * width + max(LOGITS, outputs))
 
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
     """A task on its device, in the coordinates that L-BFGS takes: along the features' principal axes."""
 
-    x: Tensor  # float64 (N, width)
-    moments: Tensor  # float64 (classes, width + 1): the mean over all images of each class's features, and its share of images
-    variances: Tensor  # float64 (width,)
-    axes: Tensor  # float64 (width, width)
+    x: Tensor  # float64 (N, axes); as many axes as features, or as images where these are fewer
+    moments: Tensor  # float64 (classes, axes + 1): the mean over all images of each class's features, and its share of images
+    variances: Tensor  # float64 (axes,)
+    axes: Tensor  # float64 (width, axes)
     mean: Tensor
     scale: Tensor
     classes: Labels
@@ -147,16 +148,21 @@ class _Prepared:
         if not standardise:
             scale = torch.ones_like(scale)
         x.sub_(mean).div_(scale)  # a shift alone changes nothing: the intercept is free
+        basis = None
+        if len(x) < x.shape[1]:  # the optimum is a sum of the images, so that it lies in their span
+            basis = torch.linalg.qr(x.T)[0]
+            x = x @ basis
         variances, axes = torch.linalg.eigh(x.T @ x / len(x))
         x = x @ axes
         places = torch.from_numpy(np.searchsorted(classes, labels)).to(device)
         shares = torch.nn.functional.one_hot(places, len(classes)).T.to(x.dtype) / len(x)  # (classes, N)
         moments = torch.cat([shares @ x, shares.sum(1, keepdim=True)], dim=1)
+        axes = axes if basis is None else basis @ axes
         return cls(x, moments, variances.clamp(min=0), axes, mean, scale, classes, strengths)
 
     def is_like(self, features: Features, classes: Labels) -> bool:
         """Whether a task of these has as many unknowns a strength, so that the two can be solved side by side."""
-        return features.shape[1] == self.x.shape[1] and len(classes) == len(self.classes)
+        return min(features.shape) == self.x.shape[1] and len(classes) == len(self.classes)
 
     def penalties(self) -> Tensor:
         """Of half the squared weights, beside the mean cross-entropy: (strengths,)."""
@@ -165,7 +171,7 @@ class _Prepared:
         return 1 / (torch.tensor(self.strengths, dtype=self.x.dtype, device=self.x.device) * len(self.x))
 
     def units(self) -> Tensor:
-        """What one unknown of L-BFGS is in weights along the axes, (strengths, 1, width + 1) with the intercept last.
+        """What one unknown of L-BFGS is in weights along the axes, (strengths, 1, axes + 1) with the intercept last.
 
         From half of what a class's curvature is where all are as likely, so that L-BFGS starts near the identity; this
         sets the speed, not where it ends.
@@ -178,24 +184,26 @@ class _Prepared:
         return curvature.rsqrt()[:, None]
 
     def value(self, given: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
-        """Objectives (k,) over C and the images, and gradients, of weights (k, classes, width + 1) with the intercept last."""
+        """Objectives (k,) over C and the images, and gradients, of weights (k, classes, axes + 1) with the intercept last."""
         import torch
 
         weights, intercept = given[..., :-1], given[..., -1]
-        logits = torch.addmm(intercept.reshape(-1, 1), weights.flatten(0, 1), self.x.T)
-        logits = logits.view(*intercept.shape, -1)  # (k, classes, N): sums over the classes run along the images, which is fast
-        top = logits.amax(1, keepdim=True)
-        total = logits.sub_(top).exp_().sum(1, keepdim=True)
         # What the labels choose of the logits is linear in the weights, so the moments know its mean.
-        entropy = (total.log() + top).mean((1, 2)) - (given * self.moments).sum((1, 2))
-        likely = logits.div_(total)
-        slope = (likely.flatten(0, 1) @ self.x).view(weights.shape) / len(self.x)
-        gradient = torch.cat([slope, likely.mean(2)[..., None]], dim=2) - self.moments
+        entropy, gradient = -(given * self.moments).sum((1, 2)), -self.moments.repeat(len(given), 1, 1)
+        for x in self.x.split(max(LOGITS // intercept.numel(), 1)):
+            logits = torch.addmm(intercept.reshape(-1, 1), weights.flatten(0, 1), x.T)
+            logits = logits.view(*intercept.shape, -1)  # (k, classes, n): sums over classes run along the images, which is fast
+            top = logits.amax(1, keepdim=True)
+            total = logits.sub_(top).exp_().sum(1, keepdim=True)
+            entropy += (total.log() + top).sum((1, 2)) / len(self.x)
+            likely = logits.div_(total)
+            gradient[..., :-1] += (likely.flatten(0, 1) @ x).view(weights.shape) / len(self.x)
+            gradient[..., -1] += likely.sum(2) / len(self.x)
         gradient[..., :-1] += penalties[:, None, None] * weights
         return entropy + penalties / 2 * weights.square().sum((1, 2)), gradient
 
     def classifiers(self, given: Tensor, minima: Minima) -> list[Classifier]:
-        """One a strength, of weights (strengths, classes, width + 1) along the axes."""
+        """One a strength, of weights (strengths, classes, axes + 1) along the axes."""
         told = zip(minima.values.tolist(), minima.converged.tolist(), minima.iterations.tolist(), strict=True)
         return [
             Classifier(self.mean, self.scale, w[:, :-1] @ self.axes.T, w[:, -1], self.classes, strength, *outcome)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from igpt.experiments.costs import CARD_RATES, stage_work
 from igpt.project import Project
 from igpt.report.tables import Cell, ResultTable
+from igpt.results.signature import Signer
 from igpt.results.store import RecordStore
 from igpt.shape import Objective
 from igpt.stage import Stage
@@ -19,12 +21,15 @@ USED = 0.9  # of a card's memory; the rest is for what no count sees: workspaces
 DEVICES = (1, 8, 32, 256)
 
 
-def recipe_table(_: Project) -> ResultTable:
-    """Every recipe: its settings, what its pre-training takes, and the command."""
+def recipe_table(project: Project) -> ResultTable:
+    """Every recipe: its settings, what its pre-training and the linear probe of its layers take, and the command."""
     rows = []
+    signer = Signer(project.notebooks)
     for plan in _recipes():
         bert = plan.shape.objective == "bert"
         shape = plan.shape
+        probed = {"dataset": "digits" if plan.name in TINY else "cifar10", "objective": shape.objective}
+        probe = stage_work(signer.in_full(Stage.of("linear_probe", model=plan.name, **probed)))
         rows.append(
             (
                 f"{plan.name}{', BERT' if bert else ''}",
@@ -35,14 +40,19 @@ def recipe_table(_: Project) -> ResultTable:
                 f"{plan.learning_rate:g}",
                 f"{3 * forward_flops(shape) / 1e9:,.3g}",
                 _hours(gpu_hours(pretraining_flops(plan))),
+                _seconds(gpu_hours(probe.half)),
+                _seconds(replace(probe, half=0.0).hours(CARD_RATES)),
                 f"igpt train {plan.name}{' --objective bert' if bert else ''}",
             )
         )
     columns = (
         *("Recipe", "Blocks x width", "Parameters (M)", "Batch x steps", "Warm-up", "Rate"),
-        *("GFLOP an image", f"{CARD}-hours", "Command"),
+        *("GFLOP an image", f"{CARD}-hours", "Probe: features (s)", "Probe: solving (s)", "Command"),
     )
-    caption = f"Every recipe and its cost: {CARD}-hours at {UTILISATION:.0%} of the card's dense bfloat16 rate"
+    caption = (
+        f"Every recipe and its cost: {CARD}-hours at {UTILISATION:.0%} of the card's dense bfloat16 rate; seconds of it for the"
+        " linear probe with its baselines on CIFAR-10, for the tiny tier on the digits, whose solving is in float64"
+    )
     return ResultTable("recipes", caption, columns, tuple(tuple(Cell(text) for text in row) for row in rows))
 
 
@@ -116,6 +126,11 @@ def _recipes() -> list[Recipe]:
     objectives: tuple[Objective, ...] = ("autoregressive", "bert")
     names = [*PAPER, *SMALL, *LAPTOP, *TINY]
     return [recipe(name, o) for name in names for o in objectives if o == "autoregressive" or name not in PAPER or PAPER[name][3]]
+
+
+def _seconds(hours: float) -> str:
+    """Hours as seconds, to two significant digits."""
+    return "under 0.1" if hours * 3600 < 0.1 else f"{float(f'{hours * 3600:.2g}'):,.10g}"
 
 
 def _hours(hours: float) -> str:

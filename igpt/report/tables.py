@@ -10,7 +10,7 @@ from typing import Literal
 from igpt.claim import Run
 from igpt.errors import UsageError
 from igpt.experiments import TABLES, Experiment, experiments
-from igpt.experiments.costs import run_gpu_hours, with_parents
+from igpt.experiments.costs import CARD_RATES, CORES_RATES, InFull, run_hours, with_parents
 from igpt.experiments.published import Published
 from igpt.measure import LEVEL
 from igpt.project import Project
@@ -21,7 +21,7 @@ from igpt.results.store import ReaderStore, RecordStore
 from igpt.results.verdict import Outcome, Verdict, judge, outcome
 from igpt.stage import needed_datasets
 from igpt.text import listed
-from igpt.train.cost import CARD, CARD_FLOPS, CORES_FLOPS
+from igpt.train.cost import CARD
 
 TIER_TITLES = {
     "tiny": "Tiny tier (digits)",
@@ -115,9 +115,14 @@ def tier_cell(experiment: Experiment, tier: str, store: RecordStore) -> Cell:
     found = outcome(run.quantity, store.read)
     verdict = judge(run.quantity, run.rule, store.read, published=experiment.published.number)
     if found is None:
-        return Cell("pending", _price(experiment, run), "pending", word="pending")
+        return Cell("pending", _price(experiment, run, store.signer.in_full), "pending", word="pending")
     if verdict.word == "pending":
-        return Cell("pending", (("Status", verdict.sentence), *_price(experiment, run)[1:]), "pending", word="pending")
+        return Cell(
+            "pending",
+            (("Status", verdict.sentence), *_price(experiment, run, store.signer.in_full)[1:]),
+            "pending",
+            word="pending",
+        )
     word = WORDS[tier][verdict.word]
     stale = sorted({name for stage in run.stages() for name in store.changed(stage)})
     text = f"{measured_text(found, experiment.published)}, {word}{', stale' if stale else ''}"
@@ -244,19 +249,16 @@ def _receipt(found: Outcome, verdict: Verdict, run: Run, stale: Sequence[str]) -
     return tuple(lines)
 
 
-def _price(experiment: Experiment, run: Run) -> tuple[tuple[str, str], ...]:
+def _price(experiment: Experiment, run: Run, in_full: InFull) -> tuple[tuple[str, str], ...]:
     """A pending cell's command and cost."""
     command = ("Command", f"igpt run {experiment.name} --tier {run.tier}")
     rule = ("Rule", run.rule.claim)
     if run.tier == "tiny":
         return (("Status", "not run yet"), rule, ("Cost", "minutes on two cores, the whole tier together"), command)
-    pretraining, rest = run_gpu_hours(run.stages())
-    unit = f"{CARD}-hours"
-    if run.tier == "laptop":
-        pretraining, rest = (hours * CARD_FLOPS / CORES_FLOPS for hours in (pretraining, rest))
-        unit = "Hours of two cores"
+    unit, rates = ("Hours of two cores", CORES_RATES) if run.tier == "laptop" else (f"{CARD}-hours", CARD_RATES)
+    pretraining, rest = run_hours(run.stages(), in_full, rates)
     cost = f"{unit}: {_hours(pretraining)} of pre-training, {_hours(rest)} of everything after it"
-    used = {d for s in with_parents(run.stages()) for d in needed_datasets(s.notebook, s.parameters)}
+    used = {d for s in with_parents(run.stages(), in_full) for d in needed_datasets(s.notebook, s.parameters)}
     status = f"not run: it needs {' and '.join(sorted(DATASETS[name] for name in used))}, and the hours below"
     return (("Status", status), rule, ("Cost", cost), command)
 

@@ -5,6 +5,7 @@ Pure: nothing is run or written. The order is a topological one, parents before 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
@@ -27,6 +28,13 @@ class PlannedStage:
     record: Record | None
     state: State
     changed: tuple[str, ...]  # names of the signature's parts that differ from the record's
+
+    @property
+    def in_full(self) -> Stage:
+        """The stage with all its parameters, as its signature has them."""
+        kind = "parameter "
+        given = {name.removeprefix(kind): json.loads(v) for name, v in self.signature.parts.items() if name.startswith(kind)}
+        return Stage.of(self.stage.notebook, **given)
 
     @property
     def why(self) -> str:

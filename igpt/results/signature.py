@@ -77,6 +77,10 @@ class Signer:
         """All parameters of a stage, its notebook's defaults included."""
         return {**self.notebook(stage.notebook).defaults, **stage.parameters}
 
+    def in_full(self, stage: Stage) -> Stage:
+        """A stage that names all its parameters."""
+        return Stage.of(stage.notebook, **self.parameters(stage))
+
     def parents(self, stage: Stage) -> dict[str, Stage]:
         """The stages whose outputs this one reads, by notebook."""
         needed = needed_stages(stage.notebook, self.parameters(stage))

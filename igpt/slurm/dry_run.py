@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from igpt.experiments.costs import stage_gpu_hours
+from igpt.experiments.costs import stage_hours
+from igpt.results.plan import PlannedStage
 from igpt.slurm.batches import Batch
 from igpt.slurm.profile import Profile, Resources
 from igpt.slurm.scheduler import Queued
@@ -25,7 +26,7 @@ SPREADS = "pretrain"  # the notebook that uses all cards of its job, and continu
 class Expected:
     """What a stage should take once it runs, on the card of `igpt.train.cost`.
 
-    hours : of wall time; None where the costs do not say: without a card, or for what is no pass of a network
+    hours : of wall time; None where the costs do not say: without a card, or for a notebook that has no price
     jobs : in a row, each as long as its time limit allows; never fewer than one
     """
 
@@ -45,9 +46,10 @@ class Expected:
         )
 
 
-def expect(stage: Stage, resources: Resources, profile: Profile) -> Expected:
+def expect(planned: PlannedStage, resources: Resources, profile: Profile) -> Expected:
     """What a stage should take with what it asks for."""
-    cost = stage_gpu_hours(stage)
+    cost = stage_hours(planned.in_full) or 0.0
+    stage = planned.stage
     cards = resources.gpus * resources.nodes if stage.notebook == SPREADS else min(resources.gpus, 1)
     if not cost or not cards:
         return Expected(cost, cards, None, 1)
@@ -61,7 +63,7 @@ def describe(profile: Profile, batches: list[Batch], active: dict[Stage, Queued]
     active : the jobs of stages that are queued or running; fresh : stages that are finished
     """
     numbers = {planned.stage: place for place, batch in enumerate(batches, 1) for planned in batch.stages}
-    expected = {p.stage: expect(p.stage, batch.resources, profile) for batch in batches for p in batch.stages}
+    expected = {p.stage: expect(p, batch.resources, profile) for batch in batches for p in batch.stages}
     rows = []
     for place, batch in enumerate(batches, 1):
         wanted = batch.resources

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from igpt.errors import UsageError
-from igpt.experiments.costs import stage_gpu_hours
+from igpt.experiments.costs import stage_hours
 from igpt.files import write_text
 from igpt.project import Project
 from igpt.results.plan import Plan, PlannedStage
@@ -189,7 +189,7 @@ def new_array(decided: Submission, batch: Batch, number: int, code: Project) -> 
             Listed(
                 name=planned.stage.name,
                 folder=run_folder(decided.home, planned.stage, planned.signature).name,
-                planned=round(stage_gpu_hours(planned.stage), 4),
+                planned=round(stage_hours(planned.in_full) or 0, 4),
             )
             for planned in batch.stages
         ),

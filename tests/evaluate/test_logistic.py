@@ -289,3 +289,20 @@ def test_a_card_without_room_for_one_problem_says_what_to_do(monkeypatch: pytest
     monkeypatch.setattr(logistic, "GPU_PART", 1e-9)
     with pytest.raises(UsageError, match="150 images with 8 features takes .* GiB of the card, .* or probe fewer images"):
         fit_path(*skewed(150, 8, seed=0), strengths=[1.0], device="cuda")
+
+
+def test_few_images_of_many_features_reach_scipys_optimum() -> None:
+    x, labels = skewed(30, 90, seed=8, classes=3)
+    for found in fit_path(x, labels, strengths=(0.1, 10.0)):
+        weights, _, best = by_scipy(x, labels, found.strength)
+        assert found.objective == pytest.approx(best, abs=1e-8)
+        np.testing.assert_allclose(found.weights, weights, atol=1e-3)
+
+
+def test_images_that_go_through_in_parts_end_where_they_end_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = skewed(150, 8, seed=9)
+    whole = fit_path(x, labels, strengths=STRENGTHS)
+    monkeypatch.setattr(logistic, "LOGITS", 700)  # 35 images of four strengths and five classes
+    for found, other in zip(fit_path(x, labels, strengths=STRENGTHS), whole, strict=True):
+        assert found.objective == pytest.approx(other.objective, rel=1e-9)
+        np.testing.assert_array_equal(found.predict(x), other.predict(x))

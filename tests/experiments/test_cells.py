@@ -13,13 +13,15 @@ from igpt.evaluate.fine_tune import RATES
 from igpt.evaluate.low_data import DRAWS, STRENGTH, draw_values
 from igpt.experiments import declared_stages, experiments
 from igpt.experiments.cells import SEARCH_STEPS, SEEDS
-from igpt.experiments.costs import FINE_TUNE_EPOCHS, FINE_TUNINGS, run_gpu_hours, stage_gpu_hours, with_parents
+from igpt.experiments.costs import FINE_TUNINGS, run_hours, with_parents
 from igpt.project import Project
 from igpt.results.notebooks import check_stage, read_notebook
 from igpt.results.signature import Signer
 from igpt.results.store import RecordStore
 from igpt.results.verdict import judge
 from igpt.stage import Stage, needed_stages, tier_of
+
+SIGNER = Signer(ROOT / "notebooks")
 
 
 def compared_values() -> list[tuple[str, str]]:
@@ -65,10 +67,8 @@ def test_every_number_of_ours_but_settings_and_costs_has_an_experiment() -> None
     assert [row.row_id for row in without if row.table == "fine-tune-paper"] == ["fine-tune-paper-098"]
 
 
-def test_a_fine_tune_is_priced_at_the_epochs_that_its_notebook_runs() -> None:
-    notebook = read_notebook(ROOT / "notebooks", "fine_tune")
+def test_a_fine_tune_is_priced_at_the_rates_and_refits_that_its_notebook_runs() -> None:
     refits = 3  # tuned, without the generative loss, from scratch
-    assert notebook.defaults["epochs"] == FINE_TUNE_EPOCHS
     assert len(RATES) + refits == FINE_TUNINGS
 
 
@@ -150,15 +150,12 @@ def test_the_published_records_have_every_interval_that_their_rules_need() -> No
 def test_the_papers_stages_cost_what_their_parts_cost() -> None:
     run = next(e for e in experiments() if e.name == "headline-001").run_in("paper")
     assert run is not None
-    stages = with_parents(run.stages())
+    stages = with_parents(run.stages(), SIGNER.in_full)
     assert {stage.notebook for stage in stages} == {"linear_probe", "pretrain"}  # on the released palette
-    pretraining, rest = run_gpu_hours(run.stages())
+    pretraining, rest = run_hours(run.stages(), SIGNER.in_full)
     assert pretraining == pytest.approx(1.2e21 / (0.40 * 989e12) / 3600, rel=0.03)
     assert 0 < rest < pretraining / 100
-    assert stage_gpu_hours(Stage.of("palette", dataset="imagenet", colours=512)) == 0
 
 
-def test_the_small_tier_is_priced_within_an_hour_of_its_card() -> None:
-    signer = Signer(ROOT / "notebooks")
-    stages = [signer.canonical(stage) for stage in declared_stages("small")]
-    assert sum(run_gpu_hours(Stage.of(stage.notebook, **signer.parameters(stage)) for stage in stages)) < 1
+def test_the_small_tier_is_priced_at_about_an_hour_of_its_card() -> None:
+    assert sum(run_hours(declared_stages("small"), SIGNER.in_full)) == pytest.approx(1, abs=0.1)
