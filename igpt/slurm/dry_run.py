@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from igpt.experiments.costs import stage_hours
-from igpt.results.plan import PlannedStage
 from igpt.slurm.batches import Batch
 from igpt.slurm.profile import Profile, Resources
 from igpt.slurm.scheduler import Queued
@@ -46,10 +45,9 @@ class Expected:
         )
 
 
-def expect(planned: PlannedStage, resources: Resources, profile: Profile) -> Expected:
-    """What a stage should take with what it asks for."""
-    cost = stage_hours(planned.in_full) or 0.0
-    stage = planned.stage
+def expect(stage: Stage, resources: Resources, profile: Profile) -> Expected:
+    """What a stage, all of whose parameters are named, should take with what it asks for."""
+    cost = stage_hours(stage) or 0.0
     cards = resources.gpus * resources.nodes if stage.notebook == SPREADS else min(resources.gpus, 1)
     if not cost or not cards:
         return Expected(cost, cards, None, 1)
@@ -63,7 +61,7 @@ def describe(profile: Profile, batches: list[Batch], active: dict[Stage, Queued]
     active : the jobs of stages that are queued or running; fresh : stages that are finished
     """
     numbers = {planned.stage: place for place, batch in enumerate(batches, 1) for planned in batch.stages}
-    expected = {p.stage: expect(p, batch.resources, profile) for batch in batches for p in batch.stages}
+    expected = {p.stage: expect(p.in_full, batch.resources, profile) for batch in batches for p in batch.stages}
     rows = []
     for place, batch in enumerate(batches, 1):
         wanted = batch.resources
