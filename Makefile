@@ -47,9 +47,9 @@ book: $(READY) $(RUNTIME)  ## run the tiny tier and build the book
 	@IGPT_RECORDS='$(RECORDS)' $(BIN)/jupyter-book build book -W --keep-going --quiet
 	@echo "the book is built: open $(HTML)/index.html, or run make serve"
 
-# The book first, which takes all cores. Then two tests at once: much of their time is waiting, for a scheduler or a browser.
+# The book first, which takes all cores. Then three tests at once: much of their time is waiting, for a scheduler or a browser.
 test: book  ## build the book and run all tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## ruff, mypy, import contracts, spelling, clean notebooks
 	@$(BIN)/ruff check .

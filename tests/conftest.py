@@ -56,8 +56,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFil
     return Together(config, log)
 
 
+# Work in the order of its length, so that no worker is left with the longest. (xdist's own is by number of tests.)
+LONGEST = ("slurm/", "book/", "notebooks/", "run/", "train/", "test_cli", "bench/", "weights/", "results/")
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need a GPU are skipped, with that reason, where there is none."""
+    """The longest first, in which tests of a folder stay together; those that need a GPU are skipped where there is none."""
+    items.sort(key=lambda item: next((n for n, name in enumerate(LONGEST) if item.nodeid.startswith(f"tests/{name}")), 99))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

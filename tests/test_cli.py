@@ -108,16 +108,16 @@ def test_a_damaged_record_is_told_of_in_one_sentence_and_blocks_nothing(project:
 
 @pytest.mark.slow
 def test_a_run_replaces_damaged_records_in_its_folder_and_in_the_book(project: Project) -> None:
-    igpt_started("run", "palette,seed=0", root=project.root)
+    igpt("run", "palette,seed=0", root=project.root)
     published = project.records / "tiny" / "palette,seed=0.json"
     [kept] = project.runs.glob("palette,seed=0-*/record.json")
     whole = published.read_bytes()
     published.write_bytes(whole[:100])
-    done = igpt_started("run", "palette,seed=0", root=project.root)
+    done = igpt("run", "palette,seed=0", root=project.root)
     assert (done.returncode, published.read_bytes()) == (0, whole)
     for path in (published, kept):
         path.write_bytes(whole[:100])
-    done = igpt_started("run", "palette,seed=0", root=project.root)
+    done = igpt("run", "palette,seed=0", root=project.root)
     assert (done.returncode, done.stdout) == (0, "1 stages run, 0 were fresh\n")
     assert json.loads(published.read_bytes())["values"] == json.loads(kept.read_bytes())["values"] == json.loads(whole)["values"]
 
@@ -161,7 +161,7 @@ def test_samples_are_drawn_from_a_model_that_is_trained_first(project: Project, 
 
     out = tmp_path / "sheet.png"
     for _ in range(2):
-        done = igpt_started("sample", "--model", "tiny-s", "--n", "5", "--seed", "1", "--out", str(out), root=project.root)
+        done = igpt("sample", "--model", "tiny-s", "--n", "5", "--seed", "1", "--out", str(out), root=project.root)
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"5 samples of tiny-s, seed 1: {out}\n"
     with Image.open(out) as picture:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import igpt
+from conftest import igpt_here as igpt
 from test_tables import cell_of, write_records
 
 from igpt.errors import UsageError

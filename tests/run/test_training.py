@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PATIENCE, igpt
+from conftest import PATIENCE
+from conftest import igpt_here as igpt
 
 from igpt.data.store import HEADER, Header, write_header, write_labels, write_shard
 from igpt.palette import Palette

@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import igpt, some_receipt
+from conftest import igpt_here as igpt
+from conftest import some_receipt
 
 from igpt.errors import UsageError
 from igpt.measure import wilson

@@ -141,7 +141,9 @@ class Checkout:
         def reached() -> bool:
             nonlocal row
             row = self.row(target)
-            return until(row)
+            found = until(row)
+            assert found or row.state not in ("done", "failed"), f"it will not come any more: {row}\n{self.logs()}"
+            return found
 
         wait_until(reached, said=lambda: f"{row}\n{self.logs()}\n{squeue()}", every=0.2)
         return row

@@ -346,11 +346,13 @@ from igpt.train.recipe import Recipe
 parent = stage.parent("palette")
 palette = Palette.fit(torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).numpy(), k=16, seed=0)
 store = make_store(Wanted("digits", "train", 8), palette)[0].folder
-plan = Recipe("test", ModelShape(2, 16, 2, 16, 64), "digits", 16, batch=8, steps=100, warmup=2, learning_rate=0.01, milestones=(1,))
+plan = Recipe("test", ModelShape(2, 16, 2, 16, 64), "digits", 16, batch=8, steps=150, warmup=2, learning_rate=0.01, milestones=(1,))
 group = Group.here()
 one = train_store(plan, store, palette, seed=1, folder=stage.folder / "one", machine=Machine())
-fresh = not list(stage.folder.glob("checkpoint-*"))
-machine = Machine(stop=lambda: time.sleep(0.5 * fresh) or stage.stopping())  # time to be stopped in, but once
+stage.report(1, plan.steps)
+while not (list(stage.folder.glob("checkpoint-*")) or stage.stopping()):
+    time.sleep(0.1)  # so that the first group is asked to stop as soon as it trains
+machine = Machine(stop=stage.stopping)
 two = train_store(plan, store, palette, seed=1, folder=stage.folder, machine=machine, group=group, report=stage.report)
 found = {"nodes": group.nodes, "one": one.train[-1], "two": two.train[-1]}
 stage.write_record(values={name: {"value": float(value), "unit": "none"} for name, value in found.items()})
@@ -365,9 +367,11 @@ def test_a_training_on_two_nodes_finds_the_losses_of_one(cluster: Cluster, check
     resources = {"cpus": 1, "memory_gib": 3, "minutes": 30}
     stages = {"default": resources, "pretrain": {**resources, "nodes": 2}}
     # Threads that wait without spinning: the two "nodes" and all others share the machine's two cores.
-    checkout.submit(stage, profile=checkout.profile(stages=stages, environment={"OMP_WAIT_POLICY": "passive"}))
+    # And seconds to stop in that suffice them to come up.
+    passive = {"OMP_WAIT_POLICY": "passive"}
+    checkout.submit(stage, profile=checkout.profile(signal_seconds=900, stages=stages, environment=passive))
     break_code(checkout)  # which no node's processes, workers of its group and sessions after the first look into
-    job = checkout.wait_for_step(stage, 10).job
+    job = checkout.wait_for_step(stage, 1).job
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
     assert checkout.wait(stage, lambda row: row.state in ("queued", "failed")).why == "preempted: queued again"
     row = checkout.wait_for(stage, "done", "failed", "lost", "cancelled")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import igpt
+from conftest import igpt_here as igpt
 from PIL import Image
 
 from igpt.errors import UsageError

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import igpt
+from conftest import igpt_here as igpt
 from torch import Tensor
 
 from igpt import ImageGPT
