@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import igpt
+from conftest import igpt_here as igpt
 from official import COLOURS, Publish, imagenet_folders, publish_cifar10, publish_imagenet, tree, write
 
 from igpt import cli
