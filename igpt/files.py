@@ -5,7 +5,6 @@ What others wrote is looked at before it is read: a folder, a pipe or a file far
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LARGEST_JSON = 2**22  # bytes of a file of settings; lists of many classes or tensors take some hundred thousand
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a full disk, a quota, a disk that takes nothing
 LFS = b"version https://git-lfs"  # with which the files begin that stand for others until these are fetched
 POLL = 0.5  # seconds between two looks at a lock that another process holds
 

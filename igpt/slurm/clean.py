@@ -14,7 +14,7 @@ from igpt.results.notebooks import near_misses
 from igpt.run.clean import FAILED, PARTS, STALE, UNFINISHED, Found, Runs, delete_away, is_ours, move_away, size_of
 from igpt.slurm.ledger import Array, Ledger, arrays_of, homes
 from igpt.slurm.scheduler import OVER, Queue, look, may_arrive, number_of
-from igpt.slurm.status import ANSWER
+from igpt.slurm.status import ANSWER, FINAL
 from igpt.text import visible
 
 SNAPSHOTS, NEEDED = "snapshots", "snapshots that jobs need"
@@ -99,7 +99,7 @@ def _may_work(ledger: Ledger, array: Array, index: int, queue: Queue | None) -> 
         unknown = array.job is None and not number_of(ledger, array, queue)
         return queue.active(array, index) is not None or (unknown and may_arrive(ledger, array, queue))
     mark = ledger.mark(array.token, index)
-    ended = mark is not None and mark.state in ("done", "failed", "cancelled")
+    ended = mark is not None and mark.state in FINAL
     return not ended and ledger.end(array.token, index) not in OVER - {"PREEMPTED", "NODE_FAIL"}  # then queued again, perhaps
 
 

@@ -63,6 +63,7 @@ ANSWER = 10.0  # seconds that a look has: a controller that is down is known as 
 ACCOUNTING = 3.0  # and that the accounting has, in its place
 FRESH = 120.0  # seconds for which a job's own word that it runs counts; it says so every half a minute
 WIDTH = 80  # columns
+FINAL = ("done", "failed", "cancelled")  # words of a job after which it says nothing more
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def status_text(targets: list[str], *, every: bool) -> str:
 
 
 def _text(seen: Look, *, every: bool) -> str:
-    """The same of a seen."""
+    """The same of a look."""
     if not seen.rows:
         return "no job was submitted from here: `igpt submit TARGETS --profile NAME` does"
     shown = [row for row in seen.rows if every or row.state != "done"]
@@ -238,8 +239,8 @@ def _without_a_word(ledger: Ledger, jobs: Jobs, queue: Queue | None) -> list[Arr
     """Arrays of which the accounting alone may know what became of them."""
     if queue is None:
         return _unfinished(ledger, jobs)
-    found = [each for folder, each in jobs.items() if not ledger.finished(folder) and _silent(ledger, *each)]
-    return arrays_of(each for each in found if each[0].job and not ledger.end(each[0].token, each[1]) and not queue.find(*each))
+    open_ = [each for folder, each in jobs.items() if not ledger.finished(folder) and _says(ledger, *each) not in FINAL]
+    return arrays_of(each for each in open_ if each[0].job and not ledger.end(each[0].token, each[1]) and not queue.find(*each))
 
 
 def _silent(ledger: Ledger, array: Array, index: int) -> bool:
@@ -280,7 +281,7 @@ def _row(ledger: Ledger, array: Array, index: int, queue: Queue | None, known: Q
     job, kept = queue.find(array, index) if queue else None, known.find(array, index)
     if job is None and kept is not None:
         # The accounting misses ends: that a job is at work counts where nobody else says otherwise.
-        ended = mark is not None and mark.state in ("done", "failed", "cancelled")
+        ended = mark is not None and mark.state in FINAL
         job = kept if kept.over or (queue is None and not ended) else None
     if job is not None and job.over and job.state not in ("COMPLETED", "FAILED"):  # which say no more than the job itself
         with suppress(OSError):  # of another user, or a full disk
