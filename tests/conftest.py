@@ -26,7 +26,9 @@ from hypothesis import HealthCheck, settings
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.project import Project
-from igpt.results.record import Receipt
+from igpt.results.record import SCHEMA, Receipt, Record, Value, write_record
+from igpt.results.signature import Signature, Signer
+from igpt.run.folder import run_folder
 from igpt.shape import ModelShape
 from igpt.stage import Stage
 
@@ -145,6 +147,29 @@ def some_receipt(stage: Stage, *, dirty: bool = False) -> Receipt:
         finished="2026-01-02T03:04:05+00:00",
         versions={"torch": "2.0"},
     )
+
+
+def run_of(project: Project, seed: int, *, code: str = "") -> Path:
+    """A finished run of a palette, by this checkout's code, or by another that ``code`` names."""
+    stage = Signer(project.notebooks).canonical(Stage.of("palette", seed=seed))
+    signature = Signer(project.notebooks).sign(stage)
+    if code:
+        signature = Signature({**signature.parts, "module igpt.palette": code})
+    record = Record(
+        schema_version=SCHEMA,
+        stage=stage.name,
+        parameters=stage.parameters,
+        signature=signature.digest,
+        parts=signature.parts,
+        values={"answer": Value(value=1.0, unit="none")},
+        series={},
+        receipt=some_receipt(stage),
+    )
+    folder = run_folder(project, stage, signature)
+    (folder / "weights-0000001").mkdir(parents=True)
+    (folder / "weights-0000001" / "model").write_bytes(bytes(100_000))
+    write_record(folder / "record.json", record)
+    return folder
 
 
 @pytest.fixture

@@ -122,7 +122,10 @@ def _report(found: list[Found], kinds: list[str]) -> list[str]:
         heads = ("Kind", "Number", "Size", "What")
         lines = [tabulate(table, heads, disable_numparse=True, colalign=("left", "right", "right"))] if table else []
         kept = [kind for kind in dict.fromkeys(each.kind for each in found) if kind not in KINDS]
-        lines += ["", *(f"kept: {len(_of(kind, found))} {kind}, {_size(_of(kind, found))}" for kind in kept)]
+        lines += [
+            *([""] if table else []),
+            *(f"kept: {len(_of(kind, found))} {kind}, {_size(_of(kind, found))}" for kind in kept),
+        ]
     words = " ".join(["igpt clean", *kinds, "--delete"])
     return [*lines, f"{_size(chosen)} can go; `{words}` deletes it" if chosen else "there is nothing to delete"]
 

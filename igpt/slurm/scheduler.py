@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import shutil
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -312,7 +313,8 @@ def submit(
     executor = submitit.SlurmExecutor(ledger.logs(array.token), max_num_timeout=1_000_000, python=python_command(profile))
     executor.update_parameters(**job_parameters(array, profile, resources, after=after, root=root))
     try:
-        with plain_shell(), executor.batch():
+        # A refusal would otherwise be printed here a second time.
+        with plain_shell(), redirect_stderr(io.StringIO()), executor.batch():
             jobs: list[submitit.Job[object]] = [executor.submit(function) for function in functions]
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         said = " ".join(str(error).split()).removeprefix("sbatch: error: ")
@@ -414,9 +416,9 @@ def call(*command: str, seconds: float = SECONDS) -> str:
 def _trouble(said: str) -> str:
     """Why the scheduler could not be asked, from what a command of its printed; empty when it could."""
     for pattern, means in UNREACHABLE.items():
-        for line in said.splitlines():
-            if re.search(pattern, line, re.IGNORECASE):
-                return f"{means} ({re.sub(r'^(.*? )?error: |^[a-z]+: ', '', line.strip())})"
+        lines = [line for line in said.splitlines() if re.search(pattern, line, re.IGNORECASE)]
+        for line in [line for line in lines if "If munged is up" not in line] or lines:
+            return f"{means} ({re.sub(r'^(.*? )?error: |^[a-z]+: ', '', line.strip())})"
     return ""
 
 

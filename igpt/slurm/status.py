@@ -60,7 +60,7 @@ ENDS = {"OUT_OF_MEMORY": MEMORY, "NODE_FAIL": NODE, "PREEMPTED": "preempted"}  #
 AGAIN = ": queued again"
 EVERY = 10.0  # seconds between two looks, for the scheduler's sake
 ANSWER = 10.0  # seconds that a look has: a controller that is down is known as such after nine
-ACCOUNTING = 3.0  # and that the accounting has, in its place
+ACCOUNTING = 2.0  # and that the accounting has, in its place
 FRESH = 120.0  # seconds for which a job's own word that it runs counts; it says so every half a minute
 WIDTH = 80  # columns
 FINAL = ("done", "failed", "cancelled")  # words of a job after which it says nothing more
@@ -349,7 +349,7 @@ def _last_said(ledger: Ledger, array: Array, index: int) -> tuple[str, str]:
     """The same from what a job said last, where nobody else can be asked."""
     mark, since = ledger.mark(array.token, index), ledger.last_sign(array, index)
     if mark is None:
-        return "unknown", f"submitted at {clock(since)}, and nothing since"
+        return "unknown", f"submitted at {clock(since)}{'' if array.job else ', without an answer'}; it has said nothing yet"
     if mark.state == "running":
         return ("running" if time.time() - since < FRESH else "unknown"), f"running, as it said at {clock(since)}"
     return "unknown", f"{mark.why}, as it said at {clock(since)}"

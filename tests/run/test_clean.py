@@ -12,39 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import igpt_here, some_receipt
+from conftest import igpt_here, run_of
 
 from igpt.project import Project
-from igpt.results.record import SCHEMA, Record, Value, write_record
-from igpt.results.signature import Signature, Signer
+from igpt.results.record import SCHEMA
 from igpt.results.store import record_path
-from igpt.run.folder import run_folder
 from igpt.stage import Stage
 
 HOLD = "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]).acquire(); print('held', flush=True); input()"
-
-
-def run_of(project: Project, seed: int, *, code: str = "") -> Path:
-    """A finished run of a palette, by this checkout's code, or by another that ``code`` names."""
-    stage = Signer(project.notebooks).canonical(Stage.of("palette", seed=seed))
-    signature = Signer(project.notebooks).sign(stage)
-    if code:
-        signature = Signature({**signature.parts, "module igpt.palette": code})
-    record = Record(
-        schema_version=SCHEMA,
-        stage=stage.name,
-        parameters=stage.parameters,
-        signature=signature.digest,
-        parts=signature.parts,
-        values={"answer": Value(value=1.0, unit="none")},
-        series={},
-        receipt=some_receipt(stage),
-    )
-    folder = run_folder(project, stage, signature)
-    (folder / "weights-0000001").mkdir(parents=True)
-    (folder / "weights-0000001" / "model").write_bytes(bytes(100_000))
-    write_record(folder / "record.json", record)
-    return folder
 
 
 def publish(project: Project, folder: Path) -> Path:

@@ -152,7 +152,7 @@ class Checkout:
         return self.wait(target, lambda row: row.state in states)
 
     def wait_for_step(self, target: str, step: int) -> Row:
-        return self.wait(target, lambda row: row.state == "running" and int(row.step.partition(" ")[0] or 0) >= step)
+        return self.wait(target, lambda row: row.state == "running" and row.done >= step)
 
     def logs(self) -> str:
         """What the jobs wrote, for a test that fails."""

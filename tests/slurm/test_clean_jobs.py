@@ -107,10 +107,7 @@ def test_old_runs_stay_while_a_job_of_other_code_may_read_them(
 ) -> None:
     from test_clean import run_of
 
-    from igpt.run.folder import folder_record
-
     old = run_of(project, 3, code="older")
-    assert folder_record(old)
     stage = Signer(project.notebooks).canonical(Stage.of("palette", seed=1))
     name = run_folder(project, stage, Signer(project.notebooks).sign(stage)).name if current else f"palette,seed=1-{'1' * 12}"
     array = submitted(Ledger(project), "01", snapshot(project, "a1"), name)

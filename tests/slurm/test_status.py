@@ -249,7 +249,8 @@ MUNGE = (
         (
             f"echo 'squeue: error: If munged is up, restart with --num-threads=10' >&2; echo '{MUNGE}' >&2; exit 1",
             "munge, by which SLURM knows who asks, does not work here: have it started (or its key and clock set right), or log in"
-            " elsewhere",
+            ' elsewhere (Munge encode failed: Failed to access "/run/munge.socket": No such file or directory (Did you start'
+            " munged?))",
         ),
         (
             "echo 'squeue: error: s_p_parse_file: cannot stat file /none/slurm.conf: No such file or directory, retrying in 1sec"
@@ -398,7 +399,7 @@ FAILED = "sbatch: error: Batch job submission failed: "
     ids=["munge", "conf", "down", "partition", "qos", "submit limit", "wall limit"],
 )
 def test_a_submission_that_fails_says_whether_the_profile_is_to_blame(
-    checkout: Checkout, answers: Answers, printed: str, said: str
+    checkout: Checkout, answers: Answers, capsys: pytest.CaptureFixture[str], printed: str, said: str
 ) -> None:
     (answers.folder / "printed").write_text(printed)
     answers.program("sbatch", f"cat {answers.folder}/printed >&2; exit 1")
@@ -406,6 +407,7 @@ def test_a_submission_that_fails_says_whether_the_profile_is_to_blame(
     with pytest.raises(UsageError, match=f"^{said}") as told:
         checkout.submit(NAME)
     assert "\n" not in str(told.value)
+    assert capsys.readouterr().err == ""  # SLURM's own words are in the sentence
     assert bool(checkout.ledger.arrays()) == said.startswith("the scheduler has not said")
 
 
