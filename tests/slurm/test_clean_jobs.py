@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import igpt_here
+from conftest import igpt_here, run_of
 
 from igpt.project import Project
 from igpt.results.signature import Signer
@@ -105,7 +105,6 @@ def test_the_code_of_a_failed_job_stays_since_resume_needs_it_until_the_stage_is
 def test_old_runs_stay_while_a_job_of_other_code_may_read_them(
     project: Project, answers: Answers, current: bool, stays: bool
 ) -> None:
-    from test_clean import run_of
 
     old = run_of(project, 3, code="older")
     stage = Signer(project.notebooks).canonical(Stage.of("palette", seed=1))
