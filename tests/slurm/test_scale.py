@@ -105,6 +105,9 @@ def test_a_cluster_with_accounting_comes_up_answers_and_goes(tmp_path: Path, mon
         unanswered = an_array(job=None, submitted=datetime.now(UTC).isoformat(), by=f"{user()} on here")
         wait_until(lambda: scheduler.look(ledger, [unanswered]).numbers, every=0.5)
         assert scheduler.look(ledger, [unanswered]).numbers == {"igpt-0a": number}  # which the queue no longer knows
+        ledger.write(unanswered.model_copy(update={"job": number}))
+        (row,) = rows(ledger, [])
+        assert (row.state, row.why) == ("cancelled", "by scancel")
     finally:
         cluster.run("down")
     for pid in cluster.folder.glob("*.pid"):

@@ -22,7 +22,7 @@ from igpt.errors import UsageError
 from igpt.results.record import read_record
 from igpt.slurm.ledger import Array, Mark
 from igpt.slurm.scheduler import GRACE, HIDDEN_DAYS
-from igpt.slurm.status import cancel_targets
+from igpt.slurm.status import cancel_targets, status_text
 from igpt.slurm.submit import resume, submit_targets
 
 if TYPE_CHECKING:
@@ -114,6 +114,20 @@ def test_a_submission_without_an_answer_is_found_again_and_does_its_work(
     checkout.wait_for(PALETTE, "done", "failed", "lost")
     assert checkout.row(PALETTE).state == "done", checkout.logs()
     cancel_targets([])
+
+
+def test_the_status_is_told_without_the_controller_and_again_with_it(
+    cluster: Cluster, checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout.submit(PALETTE, profile=waits(checkout))
+    with stopped_controller(cluster, tmp_path, monkeypatch):
+        said = " ".join(status_text([], every=False).split())
+        assert "the scheduler could not be asked: SLURM's controller, slurmctld, does not answer: try again when" in said
+        assert said.endswith("1 jobs: 1 unknown; 0.00 GPU-hours used, 0.00 planned")
+        with pytest.raises(UsageError, match="^SLURM's controller, slurmctld, does not answer"):
+            cancel_targets([])
+    assert checkout.row(PALETTE).why == "waits for its start time (BeginTime)"
+    assert cancel_targets([]).startswith("1 jobs cancelled")
 
 
 def test_a_submission_killed_after_sbatch_was_called_is_found_and_cancelled(
