@@ -20,11 +20,13 @@ from igpt.project import Project
 from igpt.results.record import Record, read_record
 from igpt.results.signature import Signer
 from igpt.run.folder import folder_record, remove_leftovers
-from igpt.run.targets import find_stages
+from igpt.run.targets import parameters_of
+from igpt.stage import Literal, Stage
 
 STALE, FAILED, UNFINISHED, PARTS = "stale", "failed", "unfinished", "parts"  # what may go
 FRESH, PUBLISHED = "runs whose records are fresh", "runs that published records speak of"  # and what stays
 AT_WORK, READ, OTHERS = "runs at work", "runs that what is at work may read", "runs of other users"
+UNKNOWN = "runs of stages that this checkout does not know"  # or whose notebook cannot be read just now
 AWAY = ".clean-"  # how a folder is called that is being deleted
 RUN = re.compile(r"(?P<stage>.+)-(?P<digest>[0-9a-f]{12})")
 NO_WORK = re.compile(r"\..*|progress\.json|stop|(failed|notebook)\.ipynb")  # what a failed run leaves besides its work
@@ -60,7 +62,7 @@ class Runs:
         for folder in self._folders():
             kind = self.kind(folder)
             yield Found(kind, folder, size_of(folder))
-            if kind in (FRESH, PUBLISHED, READ):  # an unfinished one clears itself as it is continued
+            if kind in (FRESH, PUBLISHED, READ, UNKNOWN):  # an unfinished one clears itself as it is continued
                 yield from (Found(PARTS, path, size_of(path)) for path in _parts(folder))
         yield from (Found(PARTS, path, size_of(path)) for path in sorted(self.runs.glob(f"{AWAY}*")) if is_ours(path))
 
@@ -73,11 +75,14 @@ class Runs:
         record = _record(folder)
         if record is None:
             return FAILED if all(NO_WORK.fullmatch(path.name) for path in folder.iterdir()) else UNFINISHED
-        if self._is_current(folder.name):
+        current = self._digest(record.stage.partition(",")[0], record.parameters)
+        if current == record.signature:
             return FRESH
         signatures = self._published.get(record.stage, set())
         if signatures is None or record.signature in signatures:
             return PUBLISHED
+        if current is None:
+            return UNKNOWN
         return READ if self._others_read else STALE
 
     def take_away(self, found: Found) -> list[Path]:
@@ -106,14 +111,21 @@ class Runs:
         return is_held(folder) and (is_ours(folder) or _record(folder) is None)
 
     def _is_current(self, name: str) -> bool:
-        """Whether a run folder's name is what this checkout's code, data and packages would give it."""
-        if not (found := RUN.fullmatch(name)):
-            return False
+        """Whether a run folder's name is what this checkout's code, data and packages would give it, as far as it can be read."""
+        found = RUN.fullmatch(name)
+        head, *words = found["stage"].split(",") if found else [""]
         try:
-            (stage,) = find_stages([found["stage"]], None, self._code)
-            return self._signer.sign(stage).digest.startswith(found["digest"])
-        except (UsageError, ValueError):
+            digest = self._digest(head, parameters_of(self._code, head, words))
+        except UsageError:
             return False
+        return found is not None and digest is not None and digest.startswith(found["digest"])
+
+    def _digest(self, notebook: str, parameters: dict[str, Literal]) -> str | None:
+        """The signature that a stage has now; None for one that cannot be signed."""
+        try:
+            return self._signer.sign(Stage.of(notebook, **parameters)).digest
+        except UsageError:
+            return None
 
 
 def _record(folder: Path) -> Record | None:

@@ -42,22 +42,26 @@ def clean(kinds: list[str], *, delete: bool) -> str:
     trouble = ""
     for home in homes(project):
         ledger = Ledger(home)
+        jobs = _Jobs(ledger)
+        mine = [*Runs(project, home, jobs.folders).sort(), *_snapshots(home, jobs.snapshots)]
+        found, trouble = found + mine, trouble or jobs.trouble
+        if not delete:
+            continue
         away = list[Path]()
-        with ledger.alone() if delete and ledger.folder.exists() else nullcontext():  # or a submission could need it now
+        with ledger.alone() if ledger.folder.exists() else nullcontext():  # so that nobody submits what needs them now
             jobs = _Jobs(ledger)
             runs = Runs(project, home, jobs.folders)
-            mine = [*runs.sort(), *_snapshots(home, jobs.snapshots)]
-            found, trouble = found + mine, trouble or jobs.trouble
-            for each in mine if delete else []:
-                if each.kind in wanted:
-                    try:
-                        code = each.path.parent.name == CODE  # of which nobody makes one now
-                        taken = [move_away(each.path, home.runs)] if code else runs.take_away(each)
-                    except OSError as error:
-                        failures.append(f"{each.path} ({error.strerror})")
-                        continue
-                    away += taken
-                    gone += [each] if taken or not each.path.exists() else []
+            for each in mine:
+                code = each.path.parent.name == CODE
+                if each.kind not in wanted or (code and each.path.name in jobs.snapshots):
+                    continue
+                try:
+                    taken = [move_away(each.path, home.runs)] if code else runs.take_away(each)
+                except OSError as error:
+                    failures.append(f"{each.path} ({error.strerror})")
+                    continue
+                away += taken
+                gone += [each] if taken or not each.path.exists() else []
         for path in away:  # which takes its time, and keeps nobody from submitting
             try:
                 delete_away(path)

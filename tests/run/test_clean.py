@@ -202,6 +202,22 @@ def test_what_cannot_be_deleted_is_said_and_keeps_nothing_else(project: Project,
     assert not second.exists()
 
 
+def test_a_notebook_that_cannot_be_read_makes_no_run_stale(project: Project) -> None:
+    fresh, old = run_of(project, 0), run_of(project, 3, code="older")
+    notebook = project.notebooks / "palette.ipynb"
+    content = notebook.read_text()
+    for broken in (content[:100], content.replace("seed = 0", "seed = (")):
+        notebook.write_text(broken)
+        assert igpt_here("clean", "--delete", root=project.root).stdout.startswith("0 deleted, ")
+        assert "kept: 2 runs of stages that this checkout does not know" in igpt_here("clean", root=project.root).stdout
+    notebook.unlink()
+    assert igpt_here("clean", "--delete", root=project.root).stdout.startswith("0 deleted, ")
+    notebook.write_text(content)
+    assert igpt_here("clean", "--delete", root=project.root).stdout.startswith("1 deleted, ")
+    assert fresh.exists()
+    assert not old.exists()
+
+
 def test_a_damaged_record_leaves_its_run_to_be_named(project: Project) -> None:
     folder = run_of(project, 3, code="older")
     (folder / "record.json").write_text(json.dumps({"schema_version": SCHEMA}))
