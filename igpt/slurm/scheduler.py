@@ -58,11 +58,12 @@ REASONS = {  # SLURM's word for why a job has not begun, and what it means; one 
     "JobHeldUser": "held by its owner: `scontrol release {job}` releases it",
     "launch failed.*": "held, since it could not be started on its node: `scontrol release {job}` tries again",
     ".*(held|hold|special).*": "held: `scontrol release {job}` releases it",
-    "PartitionTimeLimit": "held, since it asks for more time than its partition allows: {change} minutes in the profile {again}",
-    "PartitionNodeLimit": "held, since it asks for more nodes than its partition allows: {change} nodes in the profile {again}",
-    "(QOS|Assoc)Max.*Per(Job|Node).*|QOSMin.*": "held, since one job may not ask for so much: {change} the profile {again}",
-    "(InvalidAccount|InvalidQOS|BadConstraints)": "held, since the cluster no longer takes it: {change} the profile {again}",
-    "ReservationDeleted": "held, since its reservation is gone: {change} the profile {again}",
+    "(Partition|QOS|Association)TimeLimit": "held, since it asks for more minutes than it may: {mend}",
+    "PartitionNodeLimit": "held, since it asks for more nodes than its partition allows: {mend}",
+    "(QOS|Assoc)Max.*Per(Job|Node).*|QOSMin.*|MaxMemPerLimit": "held, since one job may not ask for so much: {mend}",
+    "Invalid(Account|QOS)|(Account|QOS)NotAllowed": "held, since its account or QOS is refused: {mend}",
+    "BadConstraints": "held, since no node is as it asks: {mend}",
+    "ReservationDeleted": "held, since its reservation is gone: {mend}",
     "Resources": "waits for free resources",
     "Priority": "waits for its turn: others have a higher priority",
     "Dependency": "waits for jobs that it depends on",
@@ -71,7 +72,7 @@ REASONS = {  # SLURM's word for why a job has not begun, and what it means; one 
     "Partition(Down|Inactive)": "waits, since its partition starts no jobs at present: ask the administrators for how long",
     "(ReqNodeNotAvail|NodeDown|Nodes required).*": "waits for nodes that are down, drained or reserved: ask the administrators",
     "QOS.*": "waits, since a limit of its QOS is reached: it begins as other jobs end",
-    "(Assoc|Association).*": "waits, since a limit of its account is reached: it begins as other jobs end",
+    "Assoc.*": "waits, since a limit of its account is reached: it begins as other jobs end",
     "Licenses": "waits for a free licence",
     "Reservation": "waits for its reservation to begin",
 }
@@ -101,8 +102,8 @@ class Queued:
         for word in (self.state, reason):
             for pattern, means in REASONS.items():
                 if re.fullmatch(pattern, word, re.IGNORECASE):
-                    change = {"change": "`igpt cancel` it, change", "again": "and `igpt resume`"}
-                    return f"{means.format(job=self.job, **change)} ({reason or self.state})"
+                    mend = "`igpt cancel` it, change the profile and `igpt resume`"
+                    return f"{means.format(job=self.job, mend=mend)} ({reason or self.state})"
         return f"waits ({reason})" if reason else "waits"
 
     @property

@@ -161,8 +161,13 @@ def test_what_the_scheduler_said_of_a_job_once_is_kept(checkout: Checkout, answe
         (
             "PENDING",
             "PartitionTimeLimit",
-            "held, since it asks for more time than its partition allows: `igpt cancel` it, change minutes in the profile and"
-            " `igpt resume` (PartitionTimeLimit)",
+            "held, since it asks for more minutes than it may: `igpt cancel` it, change the profile and `igpt resume`"
+            " (PartitionTimeLimit)",
+        ),
+        (
+            "PENDING",
+            "InvalidQOS",
+            "held, since its account or QOS is refused: `igpt cancel` it, change the profile and `igpt resume` (InvalidQOS)",
         ),
         (
             "PENDING",
@@ -203,6 +208,8 @@ def test_a_held_job_says_what_lets_it_go_on_and_nobody_waits_for_it(
             "ReqNodeNotAvail, UnavailableNodes:n[1-2]",
             "waits for nodes that are down, drained or reserved: ask the administrators (ReqNodeNotAvail, UnavailableNodes:n[1-2])",
         ),
+        ("Licenses", "waits for a free licence (Licenses)"),
+        ("Reservation", "waits for its reservation to begin (Reservation)"),
         ("FrontEndDown", "waits (FrontEndDown)"),
         ("None", "waits"),
     ],
