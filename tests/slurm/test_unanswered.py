@@ -311,7 +311,7 @@ def test_the_accounting_says_of_a_hidden_job_that_it_has_ended(
     mine = the_array(checkout)
     subprocess.run(["scancel", str(mine.job)], check=True)
     checkout.ledger.write(mine.model_copy(update={"by": "anna on login2"}))
-    for state, found in (("RUNNING", "queued"), ("CANCELLED by 1000", "lost")):
+    for state, found in (("RUNNING", "queued"), ("CANCELLED by 1000", "cancelled")):
         replace_program(tmp_path / "programs", "sacct", f"echo '{mine.title}|{mine.job}|{state}|0|None assigned'", monkeypatch)
         assert checkout.row(PALETTE).state == found
 
