@@ -67,13 +67,11 @@ def clean(kinds: list[str], *, delete: bool) -> str:
                 delete_away(path)
             except OSError as error:
                 failures.append(f"{path} ({error.strerror})")
-    if delete:
-        said = f"{len(gone)} deleted, {_size(gone)}"
-        if failures:
-            raise StageError(f"{said}; {len(failures)} could not be: {failures[0]}")
-        return said
     unasked = f"the scheduler could not be asked, so that a job counts as at work until it says that it has ended: {trouble}"
-    return "\n".join([*([unasked, ""] if trouble else []), *_report(found, kinds)])
+    said = [f"{len(gone)} deleted, {_size(gone)}"] if delete else _report(found, kinds)
+    if failures:
+        raise StageError(f"{said[0]}; {len(failures)} could not be: {failures[0]}")
+    return "\n".join([*([unasked, ""] if trouble else []), *said])
 
 
 class _Jobs:
