@@ -494,11 +494,21 @@ def clean(
 
 
 @app.command()
-def doctor(profile: ProfileOption) -> None:
-    """Say what would go wrong on a cluster."""
+def doctor(
+    profile: ProfileOption,
+    targets: Targets = None,
+    tier: TierOption = None,
+    patience: Annotated[float, typer.Option(min=0, help="Minutes to wait for short jobs on nodes; 0 submits none.")] = 10.0,
+) -> None:
+    """Say what would go wrong on a cluster.
+
+    Short jobs start Python where the profile sends jobs, and look for the GPU, and for the data sets and weights that
+    the targets need.
+    """
     from igpt.slurm.doctor import examine
 
-    text, code = examine(profile)
+    with _stoppable():
+        text, code = examine(profile, targets or [], tier, patience=patience)
     typer.echo(text)
     raise typer.Exit(code)
 

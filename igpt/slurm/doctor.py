@@ -2,65 +2,175 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import re
+import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from igpt.errors import UsageError
-from igpt.machine import gpus
+from igpt.machine import cores, gpus
 from igpt.project import Project
-from igpt.slurm.ledger import Array, Ledger, homes
-from igpt.slurm.profile import Profile, find_profile
-from igpt.slurm.scheduler import call, job_parameters, require
-from igpt.slurm.snapshot import check_clean
+from igpt.results.plan import PlannedStage
+from igpt.run.local import plan_stages
+from igpt.run.targets import find_stages
+from igpt.slurm.ledger import Array, Ledger, Listed, homes, last_word, scheduler_word, user
+from igpt.slurm.node import Answer, NodeCheck, ask, data_questions
+from igpt.slurm.profile import FOLDERS, Profile, Resources, find_profile
+from igpt.slurm.scheduler import SECONDS, call, cancel, job_parameters, look, require, submit
+from igpt.slurm.shell import plain_shell
+from igpt.slurm.snapshot import check_clean, take_snapshot
+from igpt.stage import Stage
 
 FREE_GIB = 5.0  # below which a folder is said to be nearly full
 
 
-def examine(profile_name: str) -> tuple[str, int]:
-    """One line a question, and the exit code: 0 when nothing is wrong, 1 otherwise. Raises UsageError for a bad profile."""
+def examine(
+    profile_name: str, targets: Sequence[str] = (), tier: str | None = None, *, patience: float = 10.0
+) -> tuple[str, int]:
+    """One line a question, and the exit code: 0 when nothing is wrong, 1 otherwise.
+
+    targets, tier : what would be submitted, whose data and weights are looked for where it would run
+    patience : minutes to wait for the jobs that look at a node; none are submitted for 0
+
+    Raises UsageError for a bad profile or an unknown target.
+    """
     project = Project.here()
     profile = find_profile(project, profile_name)
-    questions: list[tuple[str, Callable[[], str]]] = [
-        ("checkout", lambda: check_clean(project, dirty=False)[:12]),
-        ("shared folder", lambda: _folder(profile.home(project).runs)),
-        ("records", lambda: _unread(project)),
-    ]
-    if profile.scheduler == "slurm":
-        questions += [("scheduler", _answers)]
-        further: list[tuple[str, Callable[[], str]]] = [
-            ("array size", lambda: _array_size(profile)),
-            ("queue again", _requeue),
-            ("accounting", _accounting),
-            ("python", lambda: _python(profile)),
-            *((f"a job of {name}", partial(_try, project, profile, name)) for name in profile.stages),
+    os.environ.update({name: profile.environment[name] for name in FOLDERS if name in profile.environment})
+    todo = [planned for planned in plan_stages(project, find_stages(list(targets), tier, project)) if planned.state != "fresh"]
+    found = ask(
+        [
+            ("checkout", lambda: check_clean(project, dirty=False)[:12]),
+            ("shared folder", lambda: _folder(profile.home(project).runs)),
+            ("records", lambda: _unread(project)),
         ]
+    )
+    if profile.scheduler == "local":
+        found += ask([("this machine", lambda: f"{cores()} cores, {len(gpus())} GPUs")])
+        found += ask(data_questions(planned.stage for planned in todo))
     else:
-        questions += [("this machine", lambda: f"{os.cpu_count()} cores, {len(gpus())} GPUs")]
-        further = []
-    lines, wrong = _ask(questions)
-    if not any(line.startswith("wrong  scheduler") for line in lines):  # or each would only say so again
-        more, also = _ask(further)
-        lines, wrong = lines + more, wrong + also
+        found += ask([("scheduler", _answers)])
+        if found[-1][0]:  # or each would only say so again
+            found += ask(
+                [
+                    ("array size", lambda: _array_size(profile)),
+                    ("queue again", _requeue),
+                    ("accounting", _accounting),
+                    *((f"a job of {name}", partial(_try, project, profile, name)) for name in profile.stages),
+                ]
+            )
+            found += _on_nodes(project, profile, todo, patience)
+    lines = [f"{'ok   ' if well else 'wrong'}  {what}: {said}" for well, what, said in found]
+    wrong = sum(not well for well, _, _ in found)
     lines.append(f"{wrong} of {len(lines)} answers are wrong" if wrong else "nothing is wrong")
     return "\n".join(lines), int(bool(wrong))
 
 
-def _ask(questions: list[tuple[str, Callable[[], str]]]) -> tuple[list[str], int]:
-    """A line an answer, and how many of them are wrong."""
-    lines, wrong = [], 0
-    for what, ask in questions:
-        try:
-            lines.append(f"ok     {what}: {ask()}")
-        except (UsageError, OSError) as error:
-            wrong += 1
-            lines.append(f"wrong  {what}: {error}")
-    return lines, wrong
+def _on_nodes(project: Project, profile: Profile, todo: list[PlannedStage], patience: float) -> list[Answer]:
+    """The answers of short jobs, one for each place that the profile sends jobs to; they are cancelled if it takes too long."""
+    if not patience:
+        return []
+    places: dict[Resources, list[str]] = {}
+    for notebook in profile.stages:
+        places.setdefault(_small(profile, Stage.of(notebook)), []).append(notebook)
+    home = Project(profile.home(project).runs / ".doctor" / secrets.token_hex(4))
+    ledger = Ledger(home)
+    waiting: dict[Resources, Array] = {}
+    found: list[Answer] = []
+    try:
+        code = take_snapshot(project, profile.home(project), check_clean(project, dirty=True))
+        for place, notebooks in places.items():
+            stages = tuple((p.stage, p.signature) for p in todo if _small(profile, p.stage) == place)
+            array = _array(place, code)
+            check = NodeCheck(stages, code.root, place.cpus, place.gpus, ledger.logs(array.token) / "answers.json")
+            try:
+                job = submit(ledger, array, [check], profile, place, root=code)
+            except UsageError as error:
+                found.append((False, f"node for {', '.join(notebooks)}", str(error)))
+                continue
+            waiting[place] = array.model_copy(update={"job": job})
+            print(f"job {job} looks at a node for {', '.join(notebooks)}; up to {patience:g} minutes", file=sys.stderr)
+        found += _await(ledger, waiting, places, patience)
+    except UsageError as error:  # no snapshot, or no scheduler any more
+        found.append((False, "node", str(error)))
+    finally:
+        with suppress(UsageError):
+            cancel(str(array.job) for array in waiting.values())
+    if all(well for well, _, _ in found):
+        shutil.rmtree(home.root, ignore_errors=True)
+    return found
+
+
+def _await(ledger: Ledger, waiting: dict[Resources, Array], places: dict[Resources, list[str]], patience: float) -> list[Answer]:
+    """The answers as they come; each job that has given its own is taken out of ``waiting``."""
+    found: list[Answer] = []
+    until, pause = time.monotonic() + 60 * patience, 1.0
+    while waiting:
+        queue = look(ledger, list(waiting.values()))
+        late = time.monotonic() > until
+        for place, array in list(waiting.items()):
+            what = f"node for {', '.join(places[place])}"
+            answers, job = ledger.logs(array.token) / "answers.json", queue.find(array, 0)
+            if answers.exists():
+                found += [(well, f"{what}: {asked}", said) for well, asked, said in json.loads(answers.read_text())]
+            elif job is None or job.over:
+                log = ledger.log(array, 0)
+                said = scheduler_word(log) or last_word(log) or "it left no word"
+                where = log or ledger.logs(array.token)
+                found.append((False, what, f"job {array.job} ended without an answer ({said}): {where} may say more"))
+            elif late:
+                why = job.held or f"{job.state.lower()}{f' ({job.reason})' if job.reason else ''}"
+                found.append((False, what, f"job {array.job} is still {why}: give --patience more minutes, or another partition"))
+                continue  # to be cancelled
+            else:
+                continue
+            del waiting[place]
+        if late:
+            break
+        time.sleep(pause if waiting else 0)
+        pause = min(pause * 1.5, 15.0)
+    return found
+
+
+def _small(profile: Profile, stage: Stage) -> Resources:
+    """A job where the stage would run, that asks for as little as can show the node: such start soonest."""
+    asked = profile.resources(stage)
+    less = {
+        "cpus": min(asked.cpus, 2),
+        "gpus": min(asked.gpus, 1),
+        "nodes": 1,
+        "memory_gib": min(asked.memory_gib, 4.0) if asked.memory_gib else None,
+        "minutes": min(asked.minutes, 5 + profile.signal_seconds // 60),
+    }
+    return asked.model_copy(update=less)
+
+
+def _array(place: Resources, code: Project) -> Array:
+    """What the job goes by; the ledger of stages never sees it."""
+    return Array(
+        token=secrets.token_hex(6),
+        number=0,
+        job=None,
+        profile="",
+        snapshot=str(code.root),
+        submitted=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        by=f"{user()} on {platform.node()}",
+        gpus=place.gpus,
+        nodes=1,
+        minutes=place.minutes,
+        stages=(Listed(name="doctor", folder="doctor", planned=0.0),),
+    )
 
 
 def _folder(runs: Path) -> str:
@@ -122,26 +232,21 @@ def _accounting() -> str:
     return "there" if done.returncode == 0 else "none, which is no trouble: jobs say themselves what becomes of them"
 
 
-def _python(profile: Profile) -> str:
-    """The Python that jobs start; whether it is at the same place elsewhere only a job can tell."""
-    if profile.python:
-        return f"{profile.python} (tried by the jobs only)"
-    return f"{sys.executable} (it must lie at the same place on the nodes)"
-
-
 def _try(project: Project, profile: Profile, notebook: str) -> str:
     """Whether the scheduler would take such a job, and when it would start: asked without submitting."""
-    resources = profile.stages[notebook]
-    array = Array(
-        token="doctor", number=0, job=None, profile="", snapshot="", submitted="", by="", gpus=0, nodes=1, minutes=1, stages=()
-    )
+    resources = profile.resources(Stage.of(notebook))
+    array = _array(resources, project)
     from submitit.slurm.slurm import _make_sbatch_string
 
     with tempfile.TemporaryDirectory() as folder:
         parameters = job_parameters(array, profile, resources, after=(), root=project)
         script = Path(folder) / "job.sh"
         script.write_text(_make_sbatch_string("true", folder, **parameters))  # type: ignore[arg-type]
-        done = subprocess.run(["sbatch", "--test-only", str(script)], capture_output=True, text=True, timeout=60)
+        try:
+            with plain_shell():
+                done = subprocess.run(["sbatch", "--test-only", str(script)], capture_output=True, text=True, timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            raise UsageError(f"sbatch has not answered for {SECONDS} s: try again later") from None
     said = " ".join(done.stderr.split()).removeprefix("sbatch: ").removeprefix("allocation failure: ")
     if done.returncode:
         raise UsageError(f"{said}: mend the profile")

@@ -64,10 +64,14 @@ def test_each_example_comes_to_the_sbatch_files_kept_for_it(name: str) -> None:
         assert text == kept.read_text(), f"if that is meant: write it to {kept}"
 
 
-def test_the_profile_that_the_book_prints_is_one() -> None:
+def test_what_the_book_prints_of_profiles_is_taken() -> None:
     chapter = (ROOT / "book" / "chapters" / "slurm.md").read_text()
-    (printed,) = re.findall(r"```yaml\n(.*?)```", chapter, re.DOTALL)
-    assert read_profile(printed.encode(), Path("printed.yaml")).partition == "gpu"
+    whole, *parts = [
+        read_profile(printed.encode(), Path("printed.yaml")) for printed in re.findall(r"```yaml\n(.*?)```", chapter, re.DOTALL)
+    ]
+    assert whole.partition == "gpu"
+    assert len(parts) == 2
+    assert parts[0].resources(Stage.of("pretrain")).qos == "long"
 
 
 def test_no_golden_file_is_left_over() -> None:
@@ -200,6 +204,13 @@ def test_options_that_only_place_a_job_are_taken() -> None:
         ("python: /", "python: / is not an executable file on this machine"),
         ("python: no-such-python", "python: there is no program no-such-python on PATH, and no setup line that could provide it"),
         ("python: '  '", "python is empty"),
+        (
+            "python: module load x && python3",
+            "python is one command that ends in Python's own: put what is to come before it into",
+        ),
+        ("python: python3; true", "python is one command that ends in Python's own"),
+        ("python: 'python3 # of conda'", "python is one command that ends in Python's own"),
+        ("python: python3 'a b", "python is python3 'a b, which the shell cannot read"),
         (
             "shared_folder: $NO_SUCH_VARIABLE/runs",
             "shared_folder is .NO_SUCH_VARIABLE/runs, which names an unknown variable or user",
