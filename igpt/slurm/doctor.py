@@ -88,6 +88,7 @@ def _on_nodes(project: Project, profile: Profile, todo: list[PlannedStage], pati
     ledger = Ledger(home)
     waiting: dict[Resources, Array] = {}
     found: list[Answer] = []
+    keep = True
     try:
         code = take_snapshot(project, profile.home(project), check_clean(project, dirty=True))
         for place, notebooks in places.items():
@@ -104,11 +105,14 @@ def _on_nodes(project: Project, profile: Profile, todo: list[PlannedStage], pati
         found += _await(ledger, waiting, places, patience)
     except UsageError as error:  # no snapshot, or no scheduler any more
         found.append((False, "node", str(error)))
+    except KeyboardInterrupt:
+        keep = False
+        raise
     finally:
         with suppress(UsageError):
             cancel(str(array.job) for array in waiting.values())
-    if all(well for well, _, _ in found):
-        shutil.rmtree(home.root, ignore_errors=True)
+        if not keep or all(well for well, _, _ in found):  # else the logs that are named lie there
+            shutil.rmtree(home.root, ignore_errors=True)
     return found
 
 

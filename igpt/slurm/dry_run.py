@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import shlex
 from dataclasses import dataclass
 
 from tabulate import tabulate
@@ -96,7 +97,9 @@ def _place(wanted: Resources) -> str:
     """Where an array's jobs are to run, as sbatch is told."""
     named = {name: getattr(wanted, name) for name in ("partition", "account", "qos", "constraint")}
     given = {**{name: value for name, value in named.items() if value}, **wanted.options}
-    return " ".join(f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()) or "-"
+    return (
+        " ".join(f"--{name}" if value is True else f"--{name}={shlex.quote(str(value))}" for name, value in given.items()) or "-"
+    )
 
 
 def _too_long(batches: list[Batch], expected: dict[Stage, Expected]) -> list[str]:

@@ -275,6 +275,18 @@ def test_paths_in_a_profile_are_from_the_checkout_wherever_the_command_is_given(
         assert profile.environment == {"IGPT_DATA": "/users/me/data", "IGPT_WEIGHTS": "/scratch/w", "A": "x/y"}
 
 
+def test_data_folders_of_the_shell_are_handed_on_as_whole_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/users/me")
+    monkeypatch.setenv("IGPT_DATA", "mydata/../data")
+    monkeypatch.setenv("IGPT_WEIGHTS", "~/weights")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("partition: gpu")
+    found = find_profile(Project(ROOT), "mine.yaml").environment
+    assert found == {"IGPT_DATA": f"{tmp_path}/data", "IGPT_WEIGHTS": "/users/me/weights"}
+    (tmp_path / "mine.yaml").write_text("environment: {IGPT_DATA: /scratch/data}")
+    assert find_profile(Project(ROOT), "mine.yaml").environment["IGPT_DATA"] == "/scratch/data"
+
+
 def test_a_profile_is_known_by_what_finds_it_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     project = Project(tmp_path)

@@ -261,3 +261,21 @@ def test_the_doctor_examines_this_machine(checkout: Checkout) -> None:
     text, code = examine("local")
     assert code == 1
     assert "wrong  checkout: the checkout differs from its commit (igpt/new.py, 1 in all)" in text
+
+
+def test_the_doctor_looks_for_data_and_weights_here(checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("IGPT_DATA", "IGPT_WEIGHTS"):
+        monkeypatch.setenv(name, "elsewhere")  # and as it was afterwards
+    local = tmp_path / "here.yaml"
+    local.write_text(f"scheduler: local\nenvironment: {{IGPT_DATA: {tmp_path}, IGPT_WEIGHTS: {tmp_path}}}\n")
+    text, code = examine(str(local), ["palette,dataset=cifar10", "palette", "released_loss"])
+    assert code == 1
+    assert f"wrong  data set cifar10: CIFAR-10 is not here: `igpt data fetch cifar10` brings it into {tmp_path}/" in text
+    assert "ok     data set digits: comes with scikit-learn" in text
+    index = tmp_path / "igpt-s" / "model.ckpt-1000000.index"
+    said = f"wrong  weights igpt-s: {index} is not there: `igpt evaluate-loss igpt-s`, where there is internet, brings it"
+    assert said in text
+    index.parent.mkdir()
+    index.touch()
+    (tmp_path / "imagenet_teX.npy").touch()
+    assert f"ok     weights igpt-s: in {tmp_path}" in examine(str(local), ["released_loss"])[0]
