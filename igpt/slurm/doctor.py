@@ -230,7 +230,8 @@ def _requeue() -> str:
 def _accounting() -> str:
     """Whether sacct answers. It is never needed, so nothing is wrong without it."""
     try:
-        done = subprocess.run(["sacct", "-n", "-X", "-S", "now"], capture_output=True, text=True, timeout=20)
+        with plain_shell():
+            done = subprocess.run(["sacct", "-n", "-X", "-S", "now"], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return "none, which is no trouble: jobs say themselves what becomes of them"
     return "there" if done.returncode == 0 else "none, which is no trouble: jobs say themselves what becomes of them"

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from igpt.errors import UsageError
 from igpt.project import Project, whole_path
 from igpt.results.notebooks import near_misses
+from igpt.slurm.plain_yaml import find_trap, in_minutes
 from igpt.stage import Stage
 
 Word = Annotated[str, Field(pattern=r"^[^\s#'\"]+$")]  # what stands on an #SBATCH line as it is
@@ -278,9 +278,7 @@ def shared_homes(project: Project) -> list[Project]:
 def read_profile(content: bytes, path: Path) -> Profile:
     """The profile in a file's content. Raises UsageError for anything else."""
     try:
-        node = yaml.compose(content, Loader=yaml.SafeLoader)
-        trap = next(_traps(node, "", set()), None) if node else None
-        found = yaml.safe_load(content)
+        trap, found = find_trap(content), yaml.safe_load(content)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         said = re.sub(r"\s+", " ", str(error))
         raise UsageError(f"{path} is not YAML ({said}): mend it") from None
@@ -300,55 +298,10 @@ def read_profile(content: bytes, path: Path) -> Profile:
             where = "counts for all jobs: write it outside of stages" if here is Resources else "goes under stages.NOTEBOOK"
             why = where if name in there.model_fields else f"there is no such setting{near_misses(name, list(here.model_fields))}"
         elif place.endswith(".minutes") and isinstance(first["input"], str):
-            why = _in_minutes(first["input"])
+            why = in_minutes(first["input"])
         raise _not_valid(path, f"{place}: {why}" if place else why) from None
 
 
 def _not_valid(path: Path, why: str) -> UsageError:
     """What is said of a profile that is not one, in one line whatever stands in it."""
     return UsageError(f"{path} is not a valid profile ({' '.join(why.split())}): mend that line")
-
-
-PLAIN = {  # what YAML 1.1 takes for something else than it looks like is none of these; by the type that it takes it for
-    "int": (re.compile(r"[-+]?(0|[1-9][0-9]*)"), "another number"),
-    "float": (re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"), "another number"),
-    "bool": (re.compile(r"true|false", re.IGNORECASE), "true or false"),
-    "null": (re.compile(r"(null|~)?", re.IGNORECASE), "nothing"),
-    "timestamp": (re.compile(r"(?!)"), "a date"),
-}
-
-
-def _traps(node: yaml.Node, place: str, seen: set[int]) -> Iterator[str]:
-    """What YAML would silently read otherwise than it is written: 24:00:00, 0600, on, a date, a name that comes twice."""
-    if id(node) in seen:
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.MappingNode):
-        names = set()
-        for key, value in node.value:
-            yield from _traps(key, place, seen)
-            name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
-            inner = f"{place}.{name}".removeprefix(".")
-            if name in names:
-                yield f"{inner} is given twice, and only the last would count"
-            names.add(name)
-            yield from _traps(value, inner, seen)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            yield from _traps(value, place, seen)
-    elif isinstance(node, yaml.ScalarNode) and node.style is None:
-        pattern, kind = PLAIN.get(node.tag.rpartition(":")[2], (None, ""))
-        home = node.value == "~" and place.startswith(("shared_folder", "environment"))  # where a folder may be meant
-        if pattern and (home or not pattern.fullmatch(node.value)):
-            if place.endswith("minutes"):
-                yield f"{place}: {_in_minutes(node.value)}"
-            else:
-                yield f"{place or 'a name'}: YAML reads {node.value} as {kind}: write that out, or put it in quotes"
-
-
-def _in_minutes(given: str) -> str:
-    """What a time limit is to be written as."""
-    parts = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", given)
-    days, hours, minutes, seconds = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0, 0)
-    number = 1440 * days + 60 * hours + minutes + (seconds > 0)
-    return f"it is {given}, and must be a whole number of minutes" + (f": write {number}" if number else ", such as 480")
