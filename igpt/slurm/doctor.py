@@ -119,6 +119,7 @@ def _on_nodes(project: Project, profile: Profile, todo: list[PlannedStage], pati
 def _await(ledger: Ledger, waiting: dict[Resources, Array], places: dict[Resources, list[str]], patience: float) -> list[Answer]:
     """The answers as they come; each job that has given its own is taken out of ``waiting``."""
     found: list[Answer] = []
+    ended: set[Resources] = set()
     until, pause = time.monotonic() + 60 * patience, 1.0
     while waiting:
         queue = look(ledger, list(waiting.values()))
@@ -128,6 +129,9 @@ def _await(ledger: Ledger, waiting: dict[Resources, Array], places: dict[Resourc
             answers, job = ledger.logs(array.token) / "answers.json", queue.find(array, 0)
             if answers.exists():
                 found += [(well, f"{what}: {asked}", said) for well, asked, said in json.loads(answers.read_text())]
+            elif (job is None or job.over) and place not in ended:
+                ended.add(place)  # another look, since a shared disk may show the answers late
+                continue
             elif job is None or job.over:
                 log = ledger.log(array, 0)
                 said = scheduler_word(log) or last_word(log) or "it left no word"
