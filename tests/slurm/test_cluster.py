@@ -412,17 +412,17 @@ def test_a_drill_shows_that_a_killed_training_ends_as_one_left_alone(cluster: Cl
 
 def test_the_doctor_says_what_the_queue_would(cluster: Cluster, checkout: Checkout) -> None:
     for by in ("gres", "gpus-per-node"):
-        text, code = examine(checkout.profile(gpus_by=by, resources={"gpus": 4}))
+        text, code = examine(checkout.profile(gpus_by=by, resources={"gpus": 4}), patience=0)
         assert code == 0, text
         assert "ok     a job of default: would start at" in text
         assert "none, which is no trouble" in text
-    text, code = examine(checkout.profile(array_size=5000, partition="nowhere"))
+    text, code = examine(checkout.profile(array_size=5000, partition="nowhere"), patience=0)
     assert code == 1
     assert "wrong  array size: array_size is 5000 and the cluster takes 1000: lower it in the profile" in text
     assert "wrong  a job of default: " in text
     assert "invalid partition" in text
     for resources in ({"minutes": 600}, {"gpus": 5}, {"memory_gib": 100}):
-        assert examine(checkout.profile(resources=resources))[1] == 1, resources
+        assert examine(checkout.profile(resources=resources), patience=0)[1] == 1, resources
     with pytest.raises(UsageError, match="the scheduler refuses it .*: mend the profile, `igpt doctor` says more"):
         checkout.submit("palette", profile=checkout.profile(partition="nowhere"))
     assert checkout.ledger.arrays() == []
