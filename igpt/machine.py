@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+from functools import cache
+
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and Windows' for Linux inside of it
 
 
 def cores() -> int:
-    """Processor cores that this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processor cores that this process may use: its affinity and, in a container, what its cgroup is allowed."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
 
 
 def gpus() -> list[str]:
-    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
-    try:
-        found = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none where torch cannot use any."""
+    if not any(map(os.path.exists, DRIVERS)):
         return []
-    return [str(number) for number, line in enumerate(found.stdout.splitlines()) if line.startswith("GPU")]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = _usable(visible)
+    return [str(number) for number in range(count)] if visible is None else visible.split(",")[:count]
+
+
+@cache
+def _usable(visible: str | None) -> int:
+    """How many GPUs torch finds, in a process of its own, as it takes seconds and keeps some of a card's memory."""
+    if visible == "":
+        return 0
+    done = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"], capture_output=True, text=True
+    )
+    return int(done.stdout) if done.returncode == 0 else 0

@@ -21,10 +21,9 @@ from igpt.results.plan import PlannedStage
 from igpt.results.record import Record, read_record, write_record
 from igpt.run.folder import PLANNED, finished_record, kernel_log, part_notebook, run_folder
 
-# What kernels inherit. Two stages on two cores are faster with one thread each, and glibc told to keep its
-# memory saves a fifth of a training step at the tiny sizes (measured on two cores).
+# What kernels have in their environment, where the user has not said otherwise. glibc told to keep its memory saves a
+# fifth of a training step at the tiny sizes (measured on two cores).
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
     "TQDM_DISABLE": "1",
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
@@ -48,7 +47,7 @@ class Kernels:
     def manager_class(self, log: Path, environment: Mapping[str, str]) -> type[AsyncKernelManager]:
         """A kernel manager that enters itself here; what the kernel says on stderr goes to ``log``.
 
-        environment : what this kernel is told beside this process's own
+        environment : what this kernel is told beside `ENVIRONMENT` and this process's own
         """
         kernels = self
 
@@ -63,7 +62,7 @@ class Kernels:
                 return KernelSpec(**get_kernel_dict())
 
             async def _async_start_kernel(self, **kw: object) -> None:
-                told = {**os.environ, **environment}
+                told = {**ENVIRONMENT, **os.environ, **environment}
                 with log.open("wb") as stream:
                     await super()._async_start_kernel(**{**kw, "stderr": stream, "env": told})
                 with kernels._lock:
@@ -117,19 +116,18 @@ def _carry_out(
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it has to say, the errors below say better
     name = planned.stage.name
     part, failed = part_notebook(folder, os.getpid()), folder / "failed.ipynb"
-    os.environ.update({"IGPT_ROOT": str(project.root), **{k: os.environ.get(k, v) for k, v in ENVIRONMENT.items()}})
     # Sockets in a folder of their own, with a short path: a shared one mixes up kernels that start together.
     with tempfile.TemporaryDirectory(prefix="igpt") as sockets:
         written = Path(sockets) / "record.json"
         # IPython without the user's own start-up files and history, which may hold anything, or lie where nothing can be written.
-        told = {"IPYTHONDIR": f"{sockets}/ipython", **environment, PLANNED: str(written)}
+        ours = {"IPYTHONDIR": f"{sockets}/ipython", "IGPT_ROOT": str(project.root), PLANNED: str(written)}
         try:
             papermill.execute_notebook(
                 project.notebooks / f"{planned.stage.notebook}.ipynb",
                 part,
                 parameters=planned.stage.parameters,
                 kernel_name="python3",
-                kernel_manager_class=kernels.manager_class(log, told),
+                kernel_manager_class=kernels.manager_class(log, {**environment, **ours}),
                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}}),
                 cwd=str(folder),
                 progress_bar=False,

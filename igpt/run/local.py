@@ -1,14 +1,19 @@
-"""Carry out a plan on this machine: as many stages at once as there are cores, in the plan's order."""
+"""Carry out a plan on this machine, in the plan's order: as many stages at once as its cores and GPUs hold.
+
+What a stage takes follows from the machine and the stage alone, not from what else is running: threads can move the last
+digits, and a run that is continued should have those that it began with.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from igpt.errors import StageError, UsageError
 from igpt.experiments import declared_stages
-from igpt.machine import cores
+from igpt.machine import cores, gpus
 from igpt.project import Project
 from igpt.results.plan import Plan, PlannedStage, make_plan
 from igpt.results.record import Record, write_record
@@ -17,9 +22,11 @@ from igpt.results.store import RecordStore, record_path
 from igpt.run.execute import Kernels, StageStopped, execute
 from igpt.run.folder import finished_record, remove_leftovers, run_folder
 from igpt.run.progress import Progress
-from igpt.stage import Stage
+from igpt.stage import Stage, needed_recipes, tier_of
 
 Needs = Callable[[Stage], tuple[int, int]]  # cores and GPUs of a stage
+AT_ONCE = 4  # stages that share the cores of a machine without GPUs: as many models as the laptop tier trains
+NO_GPU = ("palette", "parameters")  # notebooks without a network
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,41 @@ class Room:
     def give_back(self, part: Room) -> Room:
         """The room with a part that is free again."""
         return Room(self.cores + part.cores, (*self.gpus, *part.gpus))
+
+
+def shares(room: Room) -> Needs:
+    """What each stage takes of a room where no profile says so.
+
+    The tiny tier's take a core and no GPU: their models gain nothing from more. A comparison of speed takes everything.
+    Any other takes a GPU, where there is one, and an equal share of the cores. The paper's pre-training
+    takes as many GPUs as divide its batch, or, like any, as many as ``IGPT_DEVICES`` says. A user's own
+    OMP_NUM_THREADS counts for all.
+    """
+    own = own_threads()
+    share = min(own or max(room.cores // (len(room.gpus) or AT_ONCE), 1), room.cores)
+
+    def needs(stage: Stage) -> tuple[int, int]:
+        tier, devices = tier_of(stage), os.environ.get("IGPT_DEVICES", "")  # several of which only training can use
+        if tier == "speed":
+            return room.cores, len(room.gpus)
+        if tier == "tiny":
+            return min(own or 1, room.cores), 0
+        if stage.notebook in NO_GPU:
+            return share, 0
+        if stage.notebook == "pretrain" and devices.isdecimal():
+            return share, min(int(devices), len(room.gpus))
+        if stage.notebook == "pretrain" and tier == "paper":
+            [plan] = needed_recipes(stage.notebook, stage.parameters)
+            return share, max((n for n in range(len(room.gpus) + 1) if n and plan.batch % n == 0), default=0)
+        return share, min(1, len(room.gpus))
+
+    return needs
+
+
+def own_threads() -> int | None:
+    """The threads that the user has asked for; of a list, as nested programs take it, the first."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(asked) if asked.isdecimal() and int(asked) else None
 
 
 def plan_stages(project: Project, stages: Iterable[Stage]) -> Plan:
@@ -63,7 +105,7 @@ def run_plan(
     """Run what the plan needs and publish the records of declared stages; how many stages were run.
 
     ``wanted`` names stages whose outputs must be there although their records are fresh. ``room`` is what may be used,
-    this machine's cores when left out, and ``needs`` what each stage takes of it, one core when left out. A stage that
+    this machine when left out, and ``needs`` what each stage takes of it, as `shares` says when left out. A stage that
     fails holds up what stands on it and nothing else. Raises the first UsageError as it came, or one
     StageError for all failures, once everything else is done; KeyboardInterrupt after killing the kernels.
     """
@@ -84,7 +126,7 @@ def run_plan(
             remove_leftovers(run_folder(project, planned.stage, planned.signature))  # killed between its record and its end
     if not todo:
         return 0
-    failures = _walk(project, todo, declared, room or Room(cores()), needs)
+    failures = _walk(project, todo, declared, room or Room(cores(), tuple(gpus())), needs)
     if failures and all(isinstance(failure, StageStopped) for failure in failures):
         raise StageStopped("; ".join(map(str, failures)))
     if failures:
@@ -99,21 +141,22 @@ def _walk(project: Project, todo: list[PlannedStage], declared: set[Stage], room
     running: dict[Future[Record], PlannedStage] = {}
     failures: list[Exception] = []
     parts: dict[Stage, Room] = {}
-    workers = min(room.cores, len(todo))
-    progress = Progress(todo, lambda planned: run_folder(project, planned.stage, planned.signature), workers=workers)
-    with progress, ThreadPoolExecutor(workers) as pool:
+    told = _telling(room, threads=needs is not None or not own_threads())
+    needs = needs or shares(room)
+    at_once = _fitting(todo, room, needs)
+    progress = Progress(todo, lambda planned: run_folder(project, planned.stage, planned.signature), workers=at_once)
+    with progress, ThreadPoolExecutor(min(room.cores, len(todo))) as pool:
         try:
             while waiting or running:
                 busy = waiting.keys() | {planned.stage for planned in running.values()}
                 ready = [p for p in waiting.values() if not busy & set(p.parents)]
                 for planned in sorted(ready, key=progress.priority, reverse=True):
-                    taken = room.take(*(needs(planned.stage) if needs else (1, 0)))
+                    taken = room.take(*needs(planned.stage))
                     if taken is None:
                         break  # what matters most goes first, however much room smaller ones would find
                     parts[planned.stage], room = taken
                     progress.start(waiting.pop(planned.stage))
-                    told = _devices(parts[planned.stage]) if needs else {}
-                    running[pool.submit(execute, planned, project, kernels, environment=told)] = planned
+                    running[pool.submit(execute, planned, project, kernels, environment=told(taken[0]))] = planned
                 if not running:
                     break  # what still waits stands on something that failed
                 done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -140,9 +183,25 @@ def _walk(project: Project, todo: list[PlannedStage], declared: set[Stage], room
     return failures
 
 
-def _devices(part: Room) -> dict[str, str]:
-    """What a kernel is told of its part of the machine."""
-    return {"CUDA_VISIBLE_DEVICES": ",".join(part.gpus), "OMP_NUM_THREADS": str(part.cores)}
+def _telling(room: Room, *, threads: bool) -> Callable[[Room], dict[str, str]]:
+    """What a kernel is told of its part of a room; without ``threads`` those of the environment stand."""
+
+    def told(part: Room) -> dict[str, str]:
+        share = {"OMP_NUM_THREADS": str(part.cores)} if threads else {}
+        return {**share, **({"CUDA_VISIBLE_DEVICES": ",".join(part.gpus)} if room.gpus else {})}
+
+    return told
+
+
+def _fitting(todo: list[PlannedStage], room: Room, needs: Needs) -> int:
+    """How many of the stages the room holds at once; at least one."""
+    count = 0
+    for planned in todo:
+        taken = room.take(*needs(planned.stage))
+        if taken is None:
+            break
+        count, room = count + 1, taken[1]
+    return max(count, 1)
 
 
 def _descendants(stage: Stage, waiting: dict[Stage, PlannedStage]) -> list[Stage]:

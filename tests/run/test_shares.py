@@ -1,0 +1,114 @@
+"""What stages at once take of a machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from igpt import machine
+from igpt.run.local import Room, own_threads, shares
+from igpt.stage import Stage
+
+CARDS = ("0", "1", "2", "3", "4", "5", "6", "7")
+TINY = Stage.of("pretrain", model="tiny-l", objective="autoregressive", seed=0)
+LAPTOP = Stage.of("linear_probe", model="laptop-l", seed=0)
+SMALL = Stage.of("pretrain", model="small-l", objective="autoregressive", seed=0)
+PAPER = Stage.of("pretrain", model="igpt-l", objective="autoregressive", seed=0)
+PALETTE = Stage.of("palette", dataset="cifar10")
+SPEED = Stage.of("speed", task="quantise")
+
+
+@pytest.fixture(autouse=True)
+def nothing_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "IGPT_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def at_once(stage: Stage, room: Room) -> int:
+    """How many of its kind the room holds."""
+    needs, count = shares(room), 0
+    while taken := room.take(*needs(stage)):
+        count, room = count + 1, taken[1]
+    return count
+
+
+@pytest.mark.parametrize(
+    ("room", "stage", "takes", "together"),
+    [
+        (Room(1), LAPTOP, (1, 0), 1),
+        (Room(2), TINY, (1, 0), 2),
+        (Room(2), LAPTOP, (1, 0), 2),  # as it was measured, a thread each
+        (Room(2), SPEED, (2, 0), 1),
+        (Room(16), TINY, (1, 0), 16),
+        (Room(16), LAPTOP, (4, 0), 4),
+        (Room(16, CARDS[:1]), SMALL, (16, 1), 1),
+        (Room(16, CARDS[:1]), TINY, (1, 0), 16),
+        (Room(16, CARDS[:1]), PALETTE, (16, 0), 1),
+        (Room(16, CARDS[:1]), SPEED, (16, 1), 1),
+        (Room(64, CARDS), LAPTOP, (8, 1), 8),
+        (Room(64, CARDS), PAPER, (8, 8), 1),
+        (Room(64, CARDS[:6]), PAPER, (10, 4), 1),  # six do not divide a batch of 128
+        (Room(4, CARDS), SMALL, (1, 1), 4),
+    ],
+)
+def test_a_stage_takes_its_share(room: Room, stage: Stage, takes: tuple[int, int], together: int) -> None:
+    assert shares(room)(stage) == takes
+    assert at_once(stage, room) == together
+
+
+@pytest.mark.parametrize(
+    ("asked", "threads", "together"),
+    [("1", 1, 16), ("8", 8, 2), ("99", 16, 1), ("4,2", 4, 4), ("0", 4, 4), ("x", 4, 4), ("", 4, 4)],
+)
+def test_the_threads_that_the_user_asks_for_count(
+    asked: str, threads: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert shares(Room(16))(LAPTOP) == (threads, 0)
+    assert at_once(LAPTOP, Room(16)) == together
+    assert own_threads() == (int(asked[0:2].strip(",")) if asked[:1] in ("1", "8", "9", "4") else None)
+
+
+def test_a_training_takes_as_many_devices_as_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IGPT_DEVICES", "2")
+    assert shares(Room(64, CARDS))(SMALL) == shares(Room(64, CARDS))(PAPER) == (8, 2)
+    assert shares(Room(64, CARDS[:1]))(SMALL) == (64, 1)  # whose kernel then says that it has one
+    assert shares(Room(64, CARDS))(LAPTOP) == (8, 1)
+
+
+def test_cores_are_those_that_the_process_may_use() -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from igpt.machine import cores; print(cores())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("visible", "usable", "found"),
+    [
+        (None, "2", ["0", "1"]),
+        ("3,1", "2", ["3", "1"]),
+        ("GPU-4f,MIG-a", "2", ["GPU-4f", "MIG-a"]),
+        ("0,-1,2", "1", ["0"]),  # CUDA stops at what is none
+        ("-1", "0", []),
+        ("", "2", []),
+        (None, "0", []),  # a torch without CUDA, or an old driver
+        (None, "x", []),
+    ],
+)
+def test_gpus_are_those_that_torch_can_use(
+    visible: str | None, usable: str, found: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text(f"class cuda:\n    device_count = lambda: {usable}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(machine, "DRIVERS", (str(tmp_path),))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    machine._usable.cache_clear()
+    assert machine.gpus() == found
+    machine._usable.cache_clear()
+    monkeypatch.setattr(machine, "DRIVERS", (str(tmp_path / "none"),))
+    assert machine.gpus() == []
