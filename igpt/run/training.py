@@ -6,9 +6,10 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -16,6 +17,7 @@ import torch
 
 from igpt.palette import Palette
 from igpt.run.bar import Bar
+from igpt.shape import ModelShape
 from igpt.train.cost import training_flops
 from igpt.train.group import Group, train_store
 from igpt.train.loop import WINDOW, Machine, Stopped, weights_name
@@ -23,6 +25,7 @@ from igpt.train.recipe import Recipe
 from igpt.train.recipes import recipe
 from igpt.weights.own import released_palette
 
+LONG, LARGEST, REPEATS = 0.02, 16384, 5  # of the products held against: seconds of one, a side, how many
 STOPPED = 75  # "temporary failure, try again": what schedulers take for one
 
 
@@ -48,7 +51,7 @@ def train(
     group = Group.here(devices)
     machine = replace(Machine.here(plan.shape), micro_batch=micro_batch)
     try:
-        with _stop_by_signal() as stopping, _Bar(plan, out / "metrics.jsonl", machine) as bar:
+        with _stop_by_signal() as stopping, _Bar(plan, out / "metrics.jsonl", machine, group) as bar:
             losses = train_store(
                 plan,
                 data,
@@ -84,14 +87,15 @@ def _stop_by_signal() -> Iterator[list[int]]:
 
 
 class _Bar(Bar):
-    """A bar with loss, rate and the part of the fastest products; a line for each line of the metrics without a terminal."""
+    """A bar with loss, rate and their part of the peak; a line for each line of the metrics without a terminal."""
 
-    def __init__(self, plan: Recipe, metrics: Path, machine: Machine) -> None:
+    def __init__(self, plan: Recipe, metrics: Path, machine: Machine, group: Group) -> None:
         super().__init__(plan.name, " steps")
         self._metrics = metrics
         self._said = 0
-        self._flops = training_flops(plan.shape, 1) / plan.shape.n_ctx  # a token
-        self._peak = _product_rate(machine)
+        self._flops = token_flops(plan.shape)
+        # A node's processes without GPUs share its cores, all of which the products here had.
+        self._peak = product_rate(machine) * group.nodes * (group.devices if machine.device == "cuda" else 1)
 
     def __call__(self, done: int, total: int) -> None:
         self.skip(done - 1)
@@ -100,18 +104,48 @@ class _Bar(Bar):
             self._said = done // WINDOW
             line = json.loads(self._metrics.read_text().splitlines()[-1])
             rate = line["tokens_per_second"]
-            text = f"loss {line['loss']:.4f}, {rate:,} tokens/s, {rate * self._flops / self._peak:.0%} of this device's products"
+            text = f"loss {line['loss']:.4f}, {rate:,} tokens/s, {rate * self._flops / self._peak:.0%} of the measured peak"
             self._bar.set_postfix_str(text)
             if self._bar.disable:
                 print(f"step {done:,} of {total:,}: {text}", file=sys.stderr, flush=True)
 
 
-def _product_rate(machine: Machine, side: int = 1024) -> float:
-    """Operations a second of square products in the precision that is trained in, the fastest of five."""
-    a = torch.ones(side, side, device=machine.device, dtype=torch.bfloat16 if machine.bfloat16 else torch.float32)
-    seconds = []
-    for _ in range(5):
+def product_rate(machine: Machine) -> float:
+    """Operations a second of one device, in square products of the precision that is trained in."""
+    rate = peak_rate(partial(_product_seconds, machine))
+    if machine.device == "cuda":
+        torch.cuda.empty_cache()  # other processes may train on this card
+    return rate
+
+
+def peak_rate(seconds: Callable[[int], float]) -> float:
+    """Operations a second of the fastest square product found; ``seconds`` are what one of so many rows takes.
+
+    Products grow until one takes so long that starting it does not count.
+    """
+    side, fastest, rate = 512, 0.0, 0.0
+    while fastest < LONG and side < LARGEST:
+        side *= 2
+        fastest = seconds(side)
+        rate = max(rate, 2 * side**3 / fastest)
+    return rate
+
+
+def _product_seconds(machine: Machine, side: int) -> float:
+    """The fastest of some products, since other work can only slow one down. A card is waited for at both ends."""
+    a = torch.randn(side, side, device=machine.device, dtype=torch.bfloat16 if machine.bfloat16 else torch.float32)
+    wait = torch.cuda.synchronize if a.is_cuda else lambda: None
+    found = []
+    for _ in range(REPEATS):
+        wait()
         start = time.perf_counter()
-        (a @ a)[0, 0].item()
-        seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / min(seconds)
+        a @ a
+        wait()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def token_flops(shape: ModelShape) -> float:
+    """Operations of a training step for a token: of causal attention the half that is computed, as the other is masked."""
+    masked = 0 if shape.objective == "bert" else 3 * 2 * shape.n_layer * shape.n_embd * shape.n_ctx
+    return training_flops(shape, 1) / shape.n_ctx - masked

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from conftest import igpt_here as igpt
 from igpt.data.store import HEADER, Header, write_header, write_labels, write_shard
 from igpt.palette import Palette
 from igpt.project import Project
+from igpt.run.training import peak_rate, product_rate, token_flops
+from igpt.shape import ModelShape
+from igpt.train.loop import Machine
 from igpt.weights.own import load_weights
 
 
@@ -104,3 +108,22 @@ def test_mistakes_are_one_sentence(project: Project, store: tuple[Path, Path], t
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
         assert not out.exists()
+
+
+@pytest.mark.parametrize("rate", [1e9, 1e11, 1e13, 989e12])
+def test_the_peak_is_found_however_long_a_product_takes_to_start(rate: float) -> None:
+    """From a slow core to a card, with the time that a launch takes on it."""
+    assert peak_rate(lambda side: 40e-6 + 2 * side**3 / rate) == pytest.approx(rate, rel=0.01)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_peak_of_this_machine_is_a_rate(half: bool) -> None:
+    assert 1e7 < product_rate(Machine(bfloat16=half)) < 1e16
+
+
+def test_a_step_counts_what_causal_attention_computes() -> None:
+    shape = ModelShape(8, 256, 8, 512, 1024)
+    weights = 8 * 12 * 256**2 + 512 * 256
+    causal = 3 * (2 * weights + 2 * 8 * 256 * 1024)  # of 4, the half that is not masked
+    assert token_flops(shape) == pytest.approx(causal, rel=0.01)
+    assert token_flops(replace(shape, objective="bert")) == pytest.approx(causal + 3 * 2 * 8 * 256 * 1024, rel=0.01)
