@@ -134,7 +134,11 @@ def peak_rate(seconds: Callable[[int], float]) -> float:
 def _product_seconds(machine: Machine, side: int) -> float:
     """The fastest of some products, since other work can only slow one down. A card is waited for at both ends."""
     a = torch.randn(side, side, device=machine.device, dtype=torch.bfloat16 if machine.bfloat16 else torch.float32)
-    wait = torch.cuda.synchronize if a.is_cuda else lambda: None
+
+    def wait() -> None:
+        if a.is_cuda:
+            torch.cuda.synchronize()
+
     found = []
     for _ in range(REPEATS):
         wait()

@@ -125,5 +125,5 @@ def test_a_step_counts_what_causal_attention_computes() -> None:
     shape = ModelShape(8, 256, 8, 512, 1024)
     weights = 8 * 12 * 256**2 + 512 * 256
     causal = 3 * (2 * weights + 2 * 8 * 256 * 1024)  # of 4, the half that is not masked
-    assert token_flops(shape) == pytest.approx(causal, rel=0.01)
-    assert token_flops(replace(shape, objective="bert")) == pytest.approx(causal + 3 * 2 * 8 * 256 * 1024, rel=0.01)
+    assert token_flops(shape) == pytest.approx(causal, rel=0.02)
+    assert token_flops(replace(shape, objective="bert")) == pytest.approx(causal + 3 * 2 * 8 * 256 * 1024, rel=0.02)
