@@ -136,9 +136,12 @@ def _carry_out(
                 record_timing=False,
             )
         except PapermillExecutionError as error:
-            if error.ename in ("UsageError", "Stopped"):
+            if error.ename in ("UsageError", "Stopped", "Finished"):
                 part.unlink(missing_ok=True)
                 log.unlink(missing_ok=True)
+            record = finished_record(project, planned.stage, planned.signature) if error.ename == "Finished" else None
+            if record is not None:
+                return record
             if error.ename == "UsageError":
                 raise UsageError(error.evalue) from None
             if error.ename == "Stopped":

@@ -20,10 +20,14 @@ from igpt.project import Project
 from igpt.results.executed import shown_line
 from igpt.results.record import SCHEMA, Receipt, Record, Value, read_record, write_record
 from igpt.results.signature import Signer
-from igpt.run.folder import PLANNED, STOP, empty, hold, read_progress, run_folder
+from igpt.run.folder import PLANNED, STOP, empty, finished_record, hold, read_progress, run_folder
 from igpt.run.git import head_and_dirt
 from igpt.run.local import ensure
 from igpt.stage import Literal, Stage
+
+
+class Finished(Exception):
+    """Another run has finished the stage while this one waited for its folder."""
 
 
 class OpenStage:
@@ -39,6 +43,8 @@ class OpenStage:
         self.parents = signer.parents(self.stage)
         self._commit, self._dirty = head_and_dirt(project.root)
         hold(self.folder)
+        if os.environ.get(PLANNED) and finished_record(project, self.stage, self.signature) is not None:
+            raise Finished(self.stage.name)
         if (self.folder / "record.json").exists() and not os.environ.get(PLANNED):
             empty(self.folder)  # run again by hand: from the start, as its receipt will say
         self._before = read_progress(self.folder).get("seconds", 0.0)

@@ -1,8 +1,11 @@
-"""The pre-training loop (section 3.4): Adam on random batches, weights kept along the way, exact to resume.
+"""The pre-training loop (section 3.4): Adam on random batches, weights kept along the way.
 
 The batch of step t depends on the seed and t alone, and a checkpoint holds the weights, Adam's moments and the losses
-so far, so a run that was killed and started again gives the same numbers as one that was not. In a process group every
-process takes its equal part of each batch; the batch is the same for any number of them.
+so far. On a processor, with as many threads, a run that was killed and started again therefore gives the same numbers to
+the bit as one that was not. On a card it goes on from the same state with the same batches, but no deterministic
+algorithms are asked for: gradients may be summed in another order each time, in two whole runs as well, and last digits
+differ. That has not been tried on a card yet. In a process group every process takes its equal part of each batch;
+the batch is the same for any number of them.
 """
 
 from __future__ import annotations

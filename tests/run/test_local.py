@@ -259,3 +259,30 @@ def test_a_notebook_run_again_by_hand_starts_from_the_beginning(project: Project
     record = read_record(folder / "record.json")
     assert record is not None
     assert record.receipt.notebook == "notebooks/good.ipynb, run by hand"
+
+
+COUNTED = """
+from igpt.run import open_stage
+stage = open_stage("counted", dataset=dataset, seed=seed)
+with (stage.project.root / "times").open("a") as stream:
+    stream.write("ran\\n")
+stage.write_record(values={})
+"""
+
+
+def test_a_stage_that_another_run_finishes_while_it_is_waited_for_is_not_run_again(
+    project: Project, write_notebook: WriteNotebook
+) -> None:
+    """The other run ends between this one's look at the folder and its kernel's holding it."""
+    wait = "import time\nfrom pathlib import Path\nif not Path('begun').exists():\n    Path('begun').touch()\n"
+    wait += "    while not Path('record.json').exists():\n        time.sleep(0.05)\n"
+    write_notebook("counted", PARAMETERS, wait + COUNTED)
+    folder = folder_of(project, Stage.of("counted"))
+    command = [sys.executable, "-m", "igpt", "run", "counted"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as late:
+        wait_until(lambda: (folder / "begun").exists())
+        record = igpt("run", "counted", root=project.root)
+        _, said = late.communicate(timeout=PATIENCE)
+    assert (late.returncode, record.returncode) == (0, 0), said + record.stderr
+    assert (project.root / "times").read_text() == "ran\n"
+    assert sorted(path.name for path in folder.glob(".*")) == [".lock", ".owner"]
