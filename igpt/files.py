@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LARGEST_JSON = 2**22  # bytes of a file of settings; lists of many classes or tensors take some hundred thousand
 LFS = b"version https://git-lfs"  # with which the files begin that stand for others until these are fetched
+LITTER = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin")  # beside names with a dot in front
 POLL = 0.5  # seconds between two looks at a lock that another process holds
 
 
@@ -170,6 +171,18 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) < len(pairs):
         raise ValueError("it says a field twice")
     return fields
+
+
+def is_litter(path: str) -> bool:
+    """Whether a name, or a path with one, is of those that macOS, Windows and file servers leave beside people's files.
+
+    Examples
+    --------
+    >>> [is_litter(name) for name in ("._a.png", "__MACOSX/train/a.png", "Thumbs.db", "train/a.png", "../a.png")]
+    [True, True, True, False, False]
+    """
+    parts = path.lower().split("/")
+    return any(part in LITTER or (part.startswith(".") and part not in (".", "..")) for part in parts)
 
 
 def remove_parts(folder: Path, *patterns: str) -> None:

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, random_model
-from conftest import igpt_here as igpt
+from conftest import ROOT, igpt_here, random_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from igpt.errors import UsageError
 from igpt.palette import Palette
@@ -83,12 +83,20 @@ def write_tiff(path: Path, pixels: np.ndarray, *, photometric: int = 1, order: s
     path.write_bytes(content)
 
 
-def png(path: Path, rows: bytes, *, size: tuple[int, int], colour_type: int, chunks: dict[bytes, bytes] | None = None) -> None:
-    """A PNG of 16 bits, chunk by chunk; ``rows`` are samples in big-endian order without the filter's bytes."""
+def png(
+    path: Path,
+    rows: bytes,
+    *,
+    size: tuple[int, int],
+    colour_type: int,
+    chunks: dict[bytes, bytes] | None = None,
+    bits: int = 16,
+) -> None:
+    """A PNG, chunk by chunk; ``rows`` are samples packed as the format says, without the filter's bytes."""
     width, height = size
     stride = len(rows) // height
     raw = b"".join(b"\0" + rows[y * stride : (y + 1) * stride] for y in range(height))
-    head = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
     found = b"\x89PNG\r\n\x1a\n"
     for name, content in ((b"IHDR", head), *(chunks or {}).items(), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")):
         found += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -182,15 +190,6 @@ def test_a_portable_greymap_is_scaled_by_its_own_maximum(tmp_path: Path, greates
     np.testing.assert_allclose(grey(tmp_path / "a.pgm"), np.rint(255 * RAMP), atol=1)
 
 
-def test_integers_of_an_astronomers_file_are_refused(tmp_path: Path) -> None:
-    cards = ("SIMPLE  =                    T", "BITPIX  =                   16", "NAXIS   =                    2",
-             "NAXIS1  =                    8", "NAXIS2  =                    8", "END")  # fmt: skip
-    head = "".join(card.ljust(80) for card in cards).ljust(2880).encode()
-    (tmp_path / "a.fits").write_bytes(head + np.zeros((8, 8), ">i2").tobytes().ljust(2880, b"\0"))
-    with pytest.raises(UsageError, match="has signed or 32-bit integers"):
-        grey(tmp_path / "a.fits")
-
-
 def test_a_png_of_sixteen_bits_is_scaled_in_every_kind_of_colour(tmp_path: Path) -> None:
     sixteen = np.round(RAMP * 65535).astype(">u2")
     clear = struct.pack(">H", int(sixteen[3, 3]))
@@ -257,7 +256,7 @@ def test_a_deep_tiff_is_turned_upright(tmp_path: Path) -> None:
 def test_a_damaged_tiff_ends_complete_with_one_sentence_only(tmp_path: Path) -> None:
     write_tiff(tmp_path / "a.tif", np.zeros((8, 8, 9), np.uint8))  # Pillow logs that it has too many samples
     save_weights(tmp_path / "weights", random_model(ModelShape(1, 8, 1, 4, 4)), GREYS)
-    done = igpt("complete", "a.tif", "--model", "weights", root=tmp_path)
+    done = igpt_here("complete", "a.tif", "--model", "weights", root=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "igpt: a.tif is not an image that can be read: give a PNG, a JPEG or the like\n"
 
@@ -265,7 +264,7 @@ def test_a_damaged_tiff_ends_complete_with_one_sentence_only(tmp_path: Path) -> 
 def test_a_float_picture_that_cannot_be_scaled_ends_complete_with_one_sentence_and_no_file(tmp_path: Path) -> None:
     write_tiff(tmp_path / "a.tif", (RAMP * 255).astype(np.float32))
     save_weights(tmp_path / "weights", random_model(ModelShape(1, 8, 1, 4, 4)), GREYS)
-    done = igpt("complete", "a.tif", "--model", "weights", "--out", "b.png", root=tmp_path)
+    done = igpt_here("complete", "a.tif", "--model", "weights", "--out", "b.png", root=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert done.stderr.startswith("igpt: a.tif has floats from 0 to 255")
     assert not (tmp_path / "b.png").exists()
@@ -325,7 +324,9 @@ def test_a_picture_of_the_right_size_is_left_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is not an image"),
+        (b"", "a.png is empty: copy it again"),
+        (b"\x89PNG\r\n\x1a\n", "is not an image|is damaged"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is not an image"),
         (b"some words", "is not an image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image"),
     ],
@@ -336,11 +337,43 @@ def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes, message: st
         read_picture(tmp_path / "a.png", side=8, channels=3)
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no file"):
-        read_picture(tmp_path / "none.png", side=8, channels=3)
-    with pytest.raises(UsageError, match="is a folder"):
-        read_picture(tmp_path, side=8, channels=3)
+def test_what_cannot_be_opened_is_refused_with_what_is_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> str:
+        with pytest.raises(UsageError) as caught:
+            read_picture(path, side=8, channels=3)
+        assert "\n" not in str(caught.value) and "again" not in str(caught.value)
+        return str(caught.value)
+
+    (tmp_path / "a.png").write_bytes(b"words")
+    (tmp_path / "link.png").symlink_to("gone.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "there is no file" in refused(tmp_path / "none.png")
+    assert "there is no file" in refused(tmp_path / "a.png" / "b.png")
+    assert "is a folder: name the image files in it" in refused(tmp_path)
+    assert "link.png is a link to a file that is not there" in refused(tmp_path / "link.png")
+    assert "loop.png cannot be read (Too many levels of symbolic links)" in refused(tmp_path / "loop.png")
+    assert "pipe.png is a pipe or a device" in refused(tmp_path / "pipe.png")
+    assert "cannot be read (File name too long)" in refused(tmp_path / ("a" * 300))
+
+    def closed(self: Path, *_: object) -> object:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", closed)  # the superuser may read everything
+    assert "a.png may not be read by you: ask for permission" in refused(tmp_path / "a.png")
+
+
+def test_a_postscript_file_is_not_run_and_other_rare_formats_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    witness = tmp_path / "bin" / "gs"
+    witness.parent.mkdir()
+    witness.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    witness.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{witness.parent}:{os.environ['PATH']}")
+    for kind in ("EPS", "ICO", "SGI", "TGA", "PDF"):
+        gradient("RGB").save(tmp_path / "a.jpg", kind)
+        with pytest.raises(UsageError, match=r"a\.jpg is not an image that can be read"):
+            read_picture(tmp_path / "a.jpg", side=8, channels=3)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
@@ -352,11 +385,196 @@ def test_a_cut_image_is_refused(tmp_path: Path, name: str) -> None:
         read_picture(tmp_path / name, side=8, channels=3)
 
 
-def test_an_image_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gradient("RGB", (200, 200)).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(UsageError, match="too many pixels"):
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tif", "a.gif", "a.jp2"])
+def test_a_picture_of_too_many_pixels_is_refused_with_the_way_to_open_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, name: str
+) -> None:
+    gradient("RGB", (200, 200)).save(tmp_path / name)
+    before = read_picture(tmp_path / name, side=8, channels=3)
+    monkeypatch.setenv("IGPT_MAX_MEGAPIXELS", "0.039")
+    with pytest.raises(UsageError, match=rf"{name} has 0\.0 million pixels, .* set IGPT_MAX_MEGAPIXELS=1 where 0\.0 GB"):
+        read_picture(tmp_path / name, side=8, channels=3)
+    monkeypatch.setenv("IGPT_MAX_MEGAPIXELS", "1")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # of which Pillow would warn, and refuse 200
+    np.testing.assert_array_equal(read_picture(tmp_path / name, side=8, channels=3), before)
+    assert Image.MAX_IMAGE_PIXELS == 100 and not recwarn.list
+
+
+@pytest.mark.parametrize("words", ["many", "-1", "0", "nan", "inf", "1 000"])
+def test_a_limit_that_is_no_number_of_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    gradient("RGB").save(tmp_path / "a.png")
+    monkeypatch.setenv("IGPT_MAX_MEGAPIXELS", words)
+    with pytest.raises(UsageError, match=f"IGPT_MAX_MEGAPIXELS is '{words}': set a number of megapixels, such as 128"):
         read_picture(tmp_path / "a.png", side=8, channels=3)
+
+
+def test_a_png_of_178_megapixels_is_refused_and_one_of_108_is_read_in_silence(tmp_path: Path) -> None:
+    save_weights(tmp_path / "weights", random_model(ModelShape(1, 8, 1, 4, 4)), GREYS)
+    for name, size in (("large.png", (13350, 13340)), ("photo.png", (12000, 9000))):
+        png(tmp_path / name, bytes(size[1] * -(-size[0] // 8)), size=size, colour_type=0, bits=1)
+    done = igpt_here("complete", "large.png", "--model", "weights", root=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "igpt: large.png has 178.1 million pixels, and up to 128 million are opened: reduce it, or set"
+        " IGPT_MAX_MEGAPIXELS=179 where 3.6 GB of memory are free\n",
+    )
+    done = igpt_here("complete", "photo.png", "--model", "weights", "--n", "1", root=tmp_path)
+    assert done.returncode == 0 and "arning" not in done.stderr and (tmp_path / "completions.png").exists()
+
+
+@pytest.mark.parametrize("strip", [1, 7 * 60, 1 << 22])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_conversion_in_strips_is_that_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, strip: int
+) -> None:
+    way = ".tif" if mode == "CMYK" else ".png"
+    gradient("L").convert("I").point(lambda level: level * 257).convert("I;16").save(tmp_path / "a.png")
+    if mode != "I;16":
+        gradient(mode).save(tmp_path / f"a{way}")
+    whole = read_picture(tmp_path / f"a{way}", side=40, channels=3)
+    monkeypatch.setattr("igpt.pictures.STRIP", strip)
+    np.testing.assert_array_equal(read_picture(tmp_path / f"a{way}", side=40, channels=3), whole)
+
+
+ORIENTED = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)  # an entry of EXIF: turned
+DAMAGED = {  # EXIF's directory with its entries, and whether the orientation in it can be read
+    "a rational of -1/0": (2, ORIENTED + struct.pack("<HHII", 0x9204, 10, 1, 38) + bytes(4) + struct.pack("<ii", -1, 0), True),
+    "a resolution of 1/0": (2, ORIENTED + struct.pack("<HHII", 0x011A, 5, 1, 38) + bytes(4) + struct.pack("<II", 1, 0), True),
+    "an orientation of -1/0": (1, struct.pack("<HHII", 0x0112, 10, 1, 26) + bytes(4) + struct.pack("<ii", -1, 0), False),
+    "an orientation of 9": (1, struct.pack("<HHIHH", 0x0112, 3, 1, 9, 0) + bytes(4), False),
+    "an orientation in words": (1, struct.pack("<HHI4s", 0x0112, 2, 4, b"six\0") + bytes(4), False),
+    "values beyond the end": (1, struct.pack("<HHII", 0x0112, 3, 900000, 1 << 30) + bytes(4), False),
+    "a directory in itself": (2, struct.pack("<HHII", 0x8769, 4, 1, 8) + ORIENTED + bytes(4), True),
+    "no end": (9, ORIENTED[:6], False),
+}
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+@pytest.mark.parametrize(("count", "entries", "readable"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_picture_with_damaged_exif_is_opened(tmp_path: Path, name: str, count: int, entries: bytes, readable: bool) -> None:
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, count) + entries
+    corners = np.repeat(np.repeat(np.uint8([[10, 80], [160, 240]]), 16, 0), 16, 1)
+    options = {"exif": exif, "quality": 95}
+    Image.fromarray(corners).convert("RGB").save(tmp_path / name, **options)
+    found = read_picture(tmp_path / name, side=8, channels=1)[[0, 0, -1, -1], [0, -1, 0, -1], 0]
+    np.testing.assert_allclose(found.astype(int), [160, 10, 240, 80] if readable else [10, 80, 160, 240], atol=8)
+
+
+@pytest.mark.parametrize("tag", ["resolution", "orientation"])
+def test_a_tiff_with_a_rational_of_one_by_zero_is_opened(tmp_path: Path, tag: str) -> None:
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    number = {"resolution": 282, "orientation": 274}[tag]
+    info.tagtype[number], info[number] = 5, TiffImagePlugin.IFDRational(7919, 13)
+    Image.fromarray(np.uint8(255 * RAMP)).save(tmp_path / "a.tif", tiffinfo=info)
+    content = (tmp_path / "a.tif").read_bytes()
+    assert struct.pack("<II", 7919, 13) in content
+    (tmp_path / "a.tif").write_bytes(content.replace(struct.pack("<II", 7919, 13), struct.pack("<II", 1, 0)))
+    np.testing.assert_allclose(grey(tmp_path / "a.tif"), 255 * RAMP, atol=1)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("noise", [0, 0x4000])  # beyond the bits that count
+def test_a_grey_png_of_few_bits_has_its_levels_and_its_clear_one(tmp_path: Path, bits: int, noise: int) -> None:
+    white = 2**bits - 1
+    values = np.arange(64).reshape(8, 8) % (white + 1)
+    packed = np.packbits(np.unpackbits(values.astype(np.uint8)[..., None], axis=-1)[..., -bits:].reshape(8, -1), axis=-1)
+    png(tmp_path / "a.png", packed.tobytes(), size=(8, 8), colour_type=0, bits=bits)
+    expected = values * 255 // white
+    np.testing.assert_array_equal(grey(tmp_path / "a.png"), expected)
+    clear = 1 if bits > 1 else 0
+    chunk = {b"tRNS": struct.pack(">H", clear | (noise if bits > 1 else 0))}
+    png(tmp_path / "a.png", packed.tobytes(), size=(8, 8), colour_type=0, bits=bits, chunks=chunk)
+    np.testing.assert_array_equal(grey(tmp_path / "a.png"), np.where(values == clear, 255, expected))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("alpha", [b"\x00", b"\xff\x80", b"\xff\x00"])
+def test_a_palette_png_is_laid_on_white_as_its_table_says(tmp_path: Path, bits: int, alpha: bytes) -> None:
+    table = np.uint8([[10, 20, 30], [200, 100, 50]])
+    values = np.indices((8, 8)).sum(0) % 2
+    packed = np.packbits(np.unpackbits(values.astype(np.uint8)[..., None], axis=-1)[..., -bits:].reshape(8, -1), axis=-1)
+    chunks = {b"PLTE": table.tobytes(), b"tRNS": alpha}
+    png(tmp_path / "a.png", packed.tobytes(), size=(8, 8), colour_type=3, bits=bits, chunks=chunks)
+    opaque = np.frombuffer(alpha.ljust(2, b"\xff"), np.uint8)[:, None] / 255
+    expected = (opaque * table + (1 - opaque) * 255)[values]
+    np.testing.assert_allclose(read_picture(tmp_path / "a.png", side=8, channels=3), expected, atol=1)
+
+
+def test_a_clear_colour_of_eight_bits_is_white_and_of_sixteen_is_refused(tmp_path: Path) -> None:
+    colours = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    chunk = {b"tRNS": struct.pack(">HHH", *(value | 0x700 for value in (3, 4, 5)))}
+    png(tmp_path / "a.png", colours.tobytes(), size=(8, 8), colour_type=2, bits=8, chunks=chunk)
+    expected = colours.copy()
+    expected[0, 1] = 255
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png", side=8, channels=3), expected)
+    png(tmp_path / "a.png", colours.astype(">u2").tobytes(), size=(8, 8), colour_type=2, chunks=chunk)
+    with pytest.raises(UsageError, match="has colours of 16 bits and a transparent one among them: save it with 8 bits"):
+        read_picture(tmp_path / "a.png", side=8, channels=3)
+
+
+def icc(power: float, name: str = "of a test", *, grey: bool = False) -> bytes:
+    """An ICC profile with sRGB's primaries, or grey, whose levels are light to a power."""
+
+    def fixed(*values: float) -> bytes:
+        return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+
+    white = (0.9642, 1, 0.8249)
+    curve = b"curv" + struct.pack(">IIH", 0, 1, round(power * 256)) + bytes(2)
+    tags = {
+        b"desc": b"desc" + struct.pack(">II", 0, len(name) + 1) + name.encode() + bytes(79),
+        b"wtpt": b"XYZ " + bytes(4) + fixed(*white),
+    }
+    if grey:
+        tags[b"kTRC"] = curve
+    else:
+        primaries = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.7141))
+        tags |= {b"%cXYZ" % c: b"XYZ " + bytes(4) + fixed(*xyz) for c, xyz in zip(b"rgb", primaries, strict=True)}
+        tags |= {b"%cTRC" % c: curve for c in b"rgb"}
+    index, body, at = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for tag, content in tags.items():
+        content += bytes(-len(content) % 4)
+        index += tag + struct.pack(">II", at + len(body), len(content))
+        body += content
+    head = struct.pack(
+        ">I4sI4s4s4s12s4s",
+        at + len(body),
+        b"lcms",
+        0x02400000,
+        b"mntr",
+        b"GRAY" if grey else b"RGB ",
+        b"XYZ ",
+        bytes(12),
+        b"acsp",
+    )
+    return (head + bytes(28) + fixed(*white)).ljust(128, b"\0") + index + body
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L", "RGBA", "LA", "P", "L in RGB"])
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif"])
+def test_colours_are_brought_from_the_files_icc_profile_to_srgb(tmp_path: Path, kind: str, name: str) -> None:
+    mode = kind.split(maxsplit=1)[0]
+    if name == "a.webp" and mode not in ("RGB", "RGBA"):
+        pytest.skip("WebP has colours only")
+    picture = Image.new("L", (8, 8), 100).convert(mode)
+    picture.save(tmp_path / name, icc_profile=icc(1, grey=kind in ("L", "LA")), lossless=True)
+    light = 100 / 255  # of a profile of power 1; sRGB's level of it, by its definition
+    expected = 255 * (1.055 * light ** (1 / 2.4) - 0.055)
+    np.testing.assert_allclose(read_picture(tmp_path / name, side=8, channels=3), expected, atol=2)
+
+
+@pytest.mark.parametrize("profile", [b"", b"words", icc(1)[:200], icc(1, "sRGB IEC61966-2.1"), icc(1, grey=True)])
+def test_a_profile_that_is_damaged_or_anothers_or_srgb_changes_nothing(tmp_path: Path, profile: bytes) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    Image.fromarray(levels).save(tmp_path / "a.png", icc_profile=profile)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png", side=8, channels=3), levels)
+
+
+def test_of_a_stereo_photograph_the_first_is_taken(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (16, 16), (level, level, level)) for level in (40, 200)]
+    frames[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "a.jpg") as file:
+        assert file.format == "MPO"
+    np.testing.assert_allclose(grey(tmp_path / "a.jpg"), 40, atol=2)
 
 
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])

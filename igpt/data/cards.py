@@ -36,6 +36,7 @@ class DataCard:
         return round(self.train * self.held_out)
 
 
+SOLUTION = "LOC_val_solution.csv"  # Kaggle's file of the classes of ImageNet's validation images
 CIFAR_TERMS = "no explicit licence; cite Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
 IMAGENET_TERMS = "ImageNet's terms of access: research and education, non-commercial; register at image-net.org"
 
@@ -148,6 +149,13 @@ def data_folder(name: str) -> Path:
     return data_home() / data_files(name).folder
 
 
+def pictures_folder(name: str) -> Path:
+    """Where train/ and val/ of a data set lie, or would: in its folder, or where Kaggle's archive of ImageNet has them."""
+    folder = data_folder(name)
+    kaggle = folder / "ILSVRC" / "Data" / "CLS-LOC"
+    return kaggle if (kaggle / "train").is_dir() and not (folder / "train").is_dir() else folder
+
+
 def is_present(name: str) -> bool:
     """Whether a data set's files are at hand; they are not opened."""
     if name == "digits":
@@ -155,8 +163,10 @@ def is_present(name: str) -> bool:
     folder, known = data_folder(name), data_files(name)
     if known.files:
         return all((folder / file).is_file() for file in known.files)
+    if (pictures_folder(name) / "train").is_dir():
+        return True
     in_place = [archive for archive in known.archives if not archive.addresses]  # ImageNet's are read as they are
-    return (folder / "train").is_dir() or (bool(in_place) and all((folder / a.name).is_file() for a in in_place))
+    return bool(in_place) and all((folder / archive.name).is_file() for archive in in_place)
 
 
 def check_present(name: str) -> None:
@@ -172,7 +182,10 @@ def check_present(name: str) -> None:
 def by_hand(name: str) -> str:
     """What to put where, for a data set that may not be downloaded without its owner's leave."""
     names = ", ".join(archive.name for archive in data_files(name).archives)
-    return f"get {names} from image-net.org and put them, or the folders train/ and val/ made of them, into {data_folder(name)}"
+    return (
+        f"get {names} from image-net.org and put them, or the folders train/ and val/ made of them, or Kaggle's ILSVRC/ and"
+        f" {SOLUTION}, into {data_folder(name)}"
+    )
 
 
 def split_digest(name: str) -> str:

@@ -23,7 +23,7 @@ from igpt.data.jpegs import class_ids, open_jpegs
 from igpt.data.splits import held_out, index_digest, load_official
 from igpt.errors import UsageError
 from igpt.fetch import RemoteFile, fetch
-from igpt.files import sync_folder, wait_for_lock
+from igpt.files import is_litter, sync_folder, wait_for_lock
 
 Report = Callable[[int, int | None], None]
 DAMAGE = (  # what reading an archive raises when it is not whole, or its members lie in each other's place
@@ -117,10 +117,12 @@ def _named(target: Path) -> Iterator[None]:
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
-    """Name, size and content of an archive's files. Raises UsageError for what is neither file nor folder."""
+    """Name, size and content of an archive's files but for litter. Raises UsageError for what is neither file nor folder."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
+                if is_litter(info.filename):
+                    continue
                 kind = info.external_attr >> 28  # of a Unix mode: 8 is a file, 4 a folder, 0 unsaid
                 if kind not in (0, 4, 8):
                     raise UsageError(f"{path} has a link {info.filename!r}, which the published one has not: get it again")
@@ -130,7 +132,7 @@ def _members(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
         return
     with tarfile.open(path) as tar:
         for member in tar:
-            if member.isdir():
+            if member.isdir() or is_litter(member.name):
                 continue
             if not member.isreg() or member.issparse():
                 raise UsageError(f"{path} has a link or device {member.name!r}, which the published one has not: get it again")

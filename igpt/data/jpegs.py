@@ -1,7 +1,12 @@
-"""ImageNet and Tiny ImageNet: JPEG files in folders or in the official tar files, listed once and read one by one."""
+"""ImageNet and Tiny ImageNet: JPEG files in folders or in the official tar files, listed once and read one by one.
+
+The layouts that are read are named in the book's chapter on the data. In each of them the order is the same: train by class and
+file name, val by file name.
+"""
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import os
@@ -17,14 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from igpt.data.cards import data_card, data_folder
+from igpt.data.cards import SOLUTION, data_card, data_folder, pictures_folder
 from igpt.errors import UsageError
-from igpt.pictures import grey_levels
+from igpt.files import is_litter
+from igpt.pictures import grey_levels, opened
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
-FORMATS = ("JPEG", "PNG")  # one file of ImageNet is a PNG under a JPEG's name; Pillow's others include PostScript, which is run
+FORMATS = ("JPEG", "PNG")  # one file of ImageNet is a PNG under a JPEG's name
+ADVICE = "restore the data set"
 TRAIN_TAR, VAL_TAR, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+VAL, TINY_VAL = "ILSVRC2012_val_[0-9]{8}", "val_[0-9]+"  # names of validation pictures, as regular expressions
 LARGEST = 64 << 20  # bytes of one image or list; ImageNet's largest file has some 15 MB
 
 
@@ -65,12 +73,16 @@ class Jpegs:
         return self.folder / os.fsdecode(self.files[self.file[index]])
 
     def picture(self, index: int) -> Image.Image:
-        """One image, decoded. Raises UsageError naming a file that is none."""
+        """One image, decoded. Raises UsageError naming a file that cannot be read or is none."""
         try:
-            return decode(self.read(index))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            content = self.read(index)
+        except OSError as error:
+            raise UsageError(f"{self.path(index)} cannot be read ({error.strerror}): restore the data set") from None
+        try:
+            return decode(content)
+        except UsageError as error:
             where = f"{self.path(index)} at byte {self.offset[index]}" if self.size[index] >= 0 else f"{self.path(index)}"
-            raise UsageError(f"{where} is not an image ({error}): restore the data set") from None
+            raise UsageError(f"{where} {error}") from None
 
     def images(self) -> NDArray[np.uint8]:
         """All images, uint8 (N, H, W, 3), where they have one size. Raises UsageError where they have not."""
@@ -88,17 +100,18 @@ class Jpegs:
 def decode(content: bytes) -> Image.Image:
     """A picture as RGB, from the bytes of a file: grey and CMYK converted, a broken end left grey, as ImageNet has them.
 
-    EXIF's orientation is not followed: the data set's usual readers do not, and its labels do not need it.
+    EXIF's orientation and ICC profiles are not followed: the data set's usual readers do not. Raises UsageError as
+    `igpt.pictures.opened` does.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as file:
+        with opened(io.BytesIO(content), FORMATS, advice=ADVICE) as file:
             if file.mode.startswith("I"):  # a PNG of 16 bits, of which Pillow's own conversion would cut off all but the darkest
                 return Image.fromarray(grey_levels(file, file)).convert("RGB")
             return file.convert("RGB")
-    except OSError:
+    except UsageError:
         if not content.startswith(b"\xff\xd8"):
             raise
-    with Image.open(io.BytesIO(content), formats=FORMATS) as file:
+    with opened(io.BytesIO(content), FORMATS, advice=ADVICE) as file:
         strict, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
         try:
             return file.convert("RGB")
@@ -109,69 +122,94 @@ def decode(content: bytes) -> Image.Image:
 def open_jpegs(name: str, split: Literal["train", "test"]) -> Jpegs:
     """The images of a split of ImageNet or Tiny ImageNet; test is the official validation set, as in the paper.
 
-    Sorted by class and file name for train, by file name for test. Raises UsageError when the folder is not the
-    data set, a class is missing, or the number of images is not the published one.
+    Sorted by class and file name for train, by file name for test, whatever the layout. Raises UsageError when the folder
+    is not the data set, a class is missing, a picture is another's or there twice, or the number of images is not the
+    published one.
     """
-    card, folder = data_card(name), data_folder(name)
-    part = "train" if split == "train" else "val"
-    if name == "tiny-imagenet":
-        found = _tiny(folder, split)
-    elif (folder / part).is_dir():
-        found = _folders(folder, part)
-    else:
+    card, folder, root = data_card(name), data_folder(name), pictures_folder(name)
+    if name != "tiny-imagenet" and not (root / ("train" if split == "train" else "val")).is_dir():
         found = _tar(folder, split)
+    elif split == "train":
+        found = _train(root)
+    else:
+        found = _tiny_val(root) if name == "tiny-imagenet" else _val(root, folder)
     expected = card.train if split == "train" else card.test
-    classes = len(np.unique(found.labels))
+    counts = np.bincount(found.labels, minlength=card.classes)
+    classes = int(np.count_nonzero(counts))
     if (len(found), classes) != (expected, card.classes):
         raise UsageError(
             f"{folder} has {len(found):,} {split} images of {classes:,} classes, {card.title} has {expected:,} of"
             f" {card.classes:,}: restore what is missing"
+        )
+    if split == "test" and counts.min() < counts.max():  # as many of each class were published
+        raise UsageError(
+            f"{folder} has {counts.max():,} test images of class {class_ids(name)[counts.argmax()]}, {card.title} has"
+            f" {expected // card.classes:,} of each: restore the official classes"
         )
     return found
 
 
 def class_ids(name: str) -> list[str]:
     """The WordNet ids of the classes, by label: sorted, as labels count them."""
-    folder = data_folder(name)
-    if (folder / "train").is_dir():
-        return _classes(folder / "train")
+    folder, root = data_folder(name), pictures_folder(name)
+    if (root / "train").is_dir():
+        return _classes(root / "train")
     return sorted(_devkit_classes(folder).values())
 
 
-def _folders(folder: Path, part: str) -> Jpegs:
-    """``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``, or a flat ``val/`` with the development kit beside it."""
-    known = _classes(folder / "train")
+def _train(root: Path) -> Jpegs:
+    """``train/<wnid>/*.JPEG``, or ``train/<wnid>/images/*.JPEG`` as Tiny ImageNet has it."""
     rows = []
-    if part == "val" and not (folder / part / known[0]).is_dir():
-        truth = _ground_truth(folder)
-        names = _listing(folder / part)
-        _check_labelled(folder / part, len(names), len(truth))
-        if strange := sorted(set(truth) - set(known)):
-            raise UsageError(f"{folder / 'train'} has no folder {strange[0]}, a class of the validation images: restore it")
-        rows = [(f"{part}/{name}", known.index(truth[place])) for place, name in enumerate(names)]
-    else:
-        for label, wnid in enumerate(known):
-            rows += [(f"{part}/{wnid}/{name}", label) for name in _listing(folder / part / wnid)]
-    return _whole_files(folder, rows)
+    for label, wnid in enumerate(_classes(root / "train")):
+        place = f"train/{wnid}/images" if (root / "train" / wnid / "images").is_dir() else f"train/{wnid}"
+        rows += [(f"{place}/{name}", label) for name in _listing(root / place, f"{wnid}_[0-9]+").values()]
+    return _whole_files(root, rows)
 
 
-def _tiny(folder: Path, split: str) -> Jpegs:
-    """``train/<wnid>/images/*.JPEG``; ``val/images/*.JPEG`` with the classes in ``val/val_annotations.txt``."""
-    known = _classes(folder / "train")
-    if split == "train":
-        rows = [
-            (f"train/{wnid}/images/{name}", label)
-            for label, wnid in enumerate(known)
-            for name in _listing(folder / "train" / wnid / "images")
-        ]
-        return _whole_files(folder, rows)
-    notes = folder / "val" / "val_annotations.txt"
+def _val(root: Path, folder: Path) -> Jpegs:
+    """ImageNet's ``val/<wnid>/*.JPEG``, or a flat ``val/`` with the classes in ``folder``: development kit or Kaggle's file."""
+    known = _classes(root / "train")
+    names = _listing(root / "val", VAL)
+    if not names:
+        return _class_folders(root, known, VAL, ("val/{}",), lists=f"{DEVKIT} or {SOLUTION}")
+    wnids = _by_number(root / "val", list(names), _truth(folder))
+    if strange := sorted(set(wnids) - set(known)):
+        raise UsageError(f"{root / 'train'} has no folder {strange[0]}, a class of the validation images: restore it")
+    return _whole_files(root, [(f"val/{name}", known.index(wnid)) for name, wnid in zip(names.values(), wnids, strict=True)])
+
+
+def _tiny_val(root: Path) -> Jpegs:
+    """Tiny's ``val/images/*.JPEG`` with the classes in ``val/val_annotations.txt``, or rearranged into folders of the classes."""
+    known, notes = _classes(root / "train"), root / "val" / "val_annotations.txt"
+    names = _listing(root / "val" / "images", TINY_VAL) if (root / "val" / "images").is_dir() else {}
+    if not names:
+        return _class_folders(root, known, TINY_VAL, ("val/{}/images", "val/{}", "val/images/{}"), lists=notes.name)
     try:
-        wnids = dict(line.split("\t")[:2] for line in notes.read_text().splitlines())
-        rows = [(f"val/images/{name}", known.index(wnids[name])) for name in _listing(folder / "val" / "images")]
+        pairs = dict(line.split("\t")[:2] for line in notes.read_text().splitlines())
+        wnids = {name.partition(".")[0]: wnid for name, wnid in pairs.items()}
+        rows = [(f"val/images/{name}", known.index(wnids[stem])) for stem, name in names.items()]
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"{notes} does not say the classes of val/images ({error}): restore the data set") from None
-    return _whole_files(folder, rows)
+    return _whole_files(root, rows)
+
+
+def _class_folders(root: Path, known: list[str], stem: str, places: tuple[str, ...], *, lists: str) -> Jpegs:
+    """Validation pictures in a folder of each class, in the order of their names, as they lie in the official layout."""
+    place = next((p for p in places if any((root / p.format(wnid)).is_dir() for wnid in known)), None)
+    if place is None:
+        raise UsageError(
+            f"{root / 'val'} has neither pictures, with classes in {lists}, nor a folder of each class: restore the data set"
+        )
+    found: dict[str, tuple[str, int]] = {}
+    for label, wnid in enumerate(known):
+        for name, file in _listing(root / place.format(wnid), stem).items():
+            path = f"{place.format(wnid)}/{file}"
+            if name in found:
+                raise UsageError(
+                    f"{root / path} and {root / found[name][0]} are one picture in two classes: restore the data set"
+                )
+            found[name] = (path, label)
+    return _whole_files(root, [found[name] for name in sorted(found)])
 
 
 def _classes(folder: Path) -> list[str]:
@@ -183,12 +221,28 @@ def _classes(folder: Path) -> list[str]:
     return found
 
 
-def _listing(folder: Path) -> list[str]:
-    """The image files in a folder, sorted."""
+def _listing(folder: Path, stem: str) -> dict[str, str]:
+    """The image files in a folder, by their official names without a suffix and in that order.
+
+    stem : what such a name is, as a regular expression; files may have another suffix, and their class behind the name
+    What macOS and Windows leave is nobody's picture. Raises UsageError for a picture of another name, and one that is there
+    twice.
+    """
     try:
-        return sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES))
+        names = sorted(
+            entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES) and not is_litter(entry.name)
+        )
     except OSError as error:
         raise UsageError(f"{folder} cannot be read ({error.strerror}): restore the data set") from None
+    found: dict[str, str] = {}
+    for name in names:
+        match = re.fullmatch(rf"({stem})(_n[0-9]{{8}})?\.\w+", name)
+        if match is None:
+            raise UsageError(f"{folder / name} is none of the data set's pictures: move it away")
+        if match[1] in found:
+            raise UsageError(f"{folder / name} and {found[match[1]]} are the same picture: move one away")
+        found[match[1]] = name
+    return dict(sorted(found.items()))
 
 
 def _whole_files(folder: Path, rows: list[tuple[str, int]]) -> Jpegs:
@@ -212,10 +266,9 @@ def _tar(folder: Path, split: str) -> Jpegs:
                     rows += [(name, offset, length, wnid) for name, offset, length in inner]
                 known = sorted({row[3] for row in rows})
             else:
-                truth = _ground_truth(folder)
-                found = sorted(_members(path, stream, 0, r"ILSVRC2012_val_\d{8}\.JPEG"))
-                _check_labelled(path, len(found), len(truth))
-                rows = [(*member, wnid) for member, wnid in zip(found, truth, strict=True)]
+                found = sorted(_members(path, stream, 0, rf"{VAL}\.JPEG"))
+                wnids = _by_number(path, [name.removesuffix(".JPEG") for name, _, _ in found], _ground_truth(folder))
+                rows = [(*member, wnid) for member, wnid in zip(found, wnids, strict=True)]
                 known = sorted(_devkit_classes(folder).values())
     except FileNotFoundError:
         raise UsageError(
@@ -242,6 +295,8 @@ def _members(path: Path, stream: IO[bytes] | _Part, base: int, pattern: str) -> 
     try:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
+                if is_litter(member.name):
+                    continue
                 if not member.isreg() or member.issparse() or not re.fullmatch(pattern, member.name):
                     raise UsageError(f"{path} has a member {member.name!r}, which the official file has not: get it again")
                 place = base + member.offset_data
@@ -282,6 +337,29 @@ class _Part(io.RawIOBase):
         return True
 
 
+def _truth(folder: Path) -> list[str]:
+    """The class of each validation image by its number, out of the development kit, or of Kaggle's file where there is none."""
+    path = folder / SOLUTION
+    if (folder / DEVKIT).exists() or not path.exists():
+        return _ground_truth(folder)
+    found: dict[int, str] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            head, *rows = csv.reader(stream)
+        if head != ["ImageId", "PredictionString"]:
+            raise ValueError(f"its head is {','.join(head)[:80]}")
+        for line, row in enumerate(rows, start=2):
+            match = re.fullmatch(rf"{VAL},(n[0-9]{{8}}) .*", ",".join(row))
+            if match is None or int(row[0][-8:]) in found:
+                raise ValueError(f"line {line} names no picture with its class, or one that was named before")
+            found[int(row[0][-8:])] = match[1]
+        if sorted(found) != list(range(1, len(found) + 1)):
+            raise ValueError("its pictures are not numbered from 1 on without a gap")
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"{path} does not say the classes of the validation images ({error}): get it again") from None
+    return [found[number] for number in sorted(found)]
+
+
 def _ground_truth(folder: Path) -> list[str]:
     """The class of each validation image, in the order of their names, out of the development kit."""
     ids = _devkit_classes(folder)
@@ -291,10 +369,14 @@ def _ground_truth(folder: Path) -> list[str]:
         raise UsageError(f"{folder / DEVKIT} does not label the validation images ({error}): get it again") from None
 
 
-def _check_labelled(place: Path, images: int, labels: int) -> None:
-    """Raise UsageError when there are more or fewer validation images than labels, which then belong to others."""
-    if images != labels:
-        raise UsageError(f"{place} has {images:,} images and the development kit {labels:,} labels: restore the official files")
+def _by_number(place: Path, names: list[str], truth: list[str]) -> list[str]:
+    """The classes of validation pictures by the numbers in their names; as many pictures as classes are needed."""
+    if len(names) != len(truth):
+        raise UsageError(f"{place} has {len(names):,} images, and there are {len(truth):,} labels: restore the official files")
+    numbers = [int(name[-8:]) for name in names]
+    if strange := [name for name, number in zip(names, numbers, strict=True) if not 1 <= number <= len(truth)]:
+        raise UsageError(f"{place} has {strange[0]}, for which there is no label: restore the official files")
+    return [truth[number - 1] for number in numbers]
 
 
 def _devkit_classes(folder: Path) -> dict[int, str]:
@@ -325,7 +407,9 @@ def _devkit_file(folder: Path, name: str) -> bytes:
                     assert found is not None
                     return found.read()
     except FileNotFoundError:
-        raise UsageError(f"{path} is missing: the classes of the validation images are in it") from None
+        raise UsageError(
+            f"{path} is missing: the classes of the validation images are in it, or in Kaggle's {SOLUTION}"
+        ) from None
     except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, MemoryError) as error:
         raise UsageError(f"{path} is damaged ({error}): get it again") from None
     raise UsageError(f"{path} has no {name}: it is not the official file")

@@ -14,6 +14,7 @@ from igpt.experiments import experiments
 from igpt.experiments.cells import ACCURACY_MARGIN, EFFORT, SEARCH_STEPS, SEEDS
 from igpt.experiments.published import published_rows
 from igpt.measure import LEVEL
+from igpt.pictures import BYTES, MEGAPIXELS
 from igpt.project import Project
 from igpt.report.live import live_number
 from igpt.report.tables import Cell, published_cell, tier_cell
@@ -80,6 +81,8 @@ def _facts() -> dict[str, str]:
         "sgd.iterations": f"{SGD_ITERATIONS:,}",
         "crop.side": str(CROP),
         "crop.short": f"{SHORT[0]} to {SHORT[1]}",
+        "picture.megapixels": str(MEGAPIXELS),
+        "picture.memory": f"{BYTES * MEGAPIXELS / 1000:.1f} GB",
         "seeds": str(len(SEEDS["tiny"])),
         "level": f"{100 * LEVEL:.0f} %",
         "imagenet.held-out": f"{data_card('imagenet').held_out:.0%}",

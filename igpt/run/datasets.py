@@ -10,6 +10,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from igpt.data import DATASETS, data_card
+from igpt.data.cards import by_hand
 from igpt.data.fetching import check_dataset, dataset_lines, fetch_dataset
 from igpt.data.tokens import Wanted, check_stores, make_store
 from igpt.palette import Palette
@@ -20,7 +21,8 @@ def list_datasets() -> str:
     """The data sets, and under what terms they may be used."""
     table = tabulate(dataset_lines(), ("Name", "Images", "Download", "Is", "Where"), disable_numparse=True)
     terms = "\n".join(f"  {name}: {card.terms}" for name, card in DATASETS.items())
-    return f"{table}\n\nTerms\n{terms}\n\nIGPT_DATA names another folder to look in."
+    hand = f"ImageNet by hand: {by_hand('imagenet')}."
+    return f"{table}\n\nTerms\n{terms}\n\n{hand}\n\nIGPT_DATA names another folder to look in."
 
 
 def fetch(name: str) -> str:

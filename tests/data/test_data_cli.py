@@ -61,6 +61,7 @@ def test_the_list_says_what_is_where_and_under_what_terms(say: Say, home: Path, 
         assert words in next(line for line in out.splitlines() if line.startswith("cifar10 "))
     assert "155 GB, by hand" in next(line for line in out.splitlines() if line.startswith("imagenet "))
     assert "non-commercial" in lines["imagenet:"] and "Krizhevsky" in lines["cifar10:"]
+    assert "or Kaggle's ILSVRC/ and LOC_val_solution.csv, into " in lines["ImageNet"]
     assert out.rstrip().endswith("IGPT_DATA names another folder to look in.")
 
 

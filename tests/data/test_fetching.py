@@ -366,3 +366,11 @@ def test_what_an_earlier_unpacking_left_is_not_mixed_in(tmp_path: Path) -> None:
     unpack_bytes(tmp_path, TAR)
     assert tree(tmp_path / "set") == {"a": b"a" * 700, "b/c": b"c" * 1500, "d": b""}
     assert not (tmp_path / ".set.part").exists()
+
+
+@pytest.mark.parametrize("form", ["tar", "zip"])
+def test_what_macos_and_windows_leave_in_an_archive_is_left_out(tmp_path: Path, form: str) -> None:
+    dirt = ["__MACOSX/set/._a", "__MACOSX/x", "set/._a", "set/b/.DS_Store", "._set", "set/Thumbs.db", "set/b/desktop.ini"]
+    members: list[tuple[str, bytes]] = [*((name, b"\0\5\26\7") for name in dirt), *GOOD]
+    unpack_bytes(tmp_path, tar_of(members) if form == "tar" else zip_of([*members]))
+    assert tree(tmp_path / "set") == {"a": b"a" * 700, "b/c": b"c" * 1500, "d": b""}

@@ -4,6 +4,8 @@ import csv
 import gzip
 import io
 import os
+import re
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,16 +35,55 @@ from official import (
 from PIL import Image
 
 from igpt.data import load_split
+from igpt.data.cards import is_present
 from igpt.data.fetching import check_dataset
 from igpt.data.jpegs import Jpegs, class_ids, decode, open_jpegs
 from igpt.errors import UsageError
 
 SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample"
 TRAIN_TAR, VAL_TAR, DEVKIT = imagenet_tars().keys()
+LITTER = ["._{}", ".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/{}", "__MACOSX/._{}", "@eaDir/{}"]  # {}: a picture's name
+
+
+def kaggle(solution: bytes | None = None) -> dict[str, bytes]:
+    """ImageNet as Kaggle's archive has it; the pictures of its list are in no order, and some have several boxes."""
+    boxes = [f"{WNIDS[label]} 85 1 499 272 {WNIDS[label]} 3 4 5 6 " if label else f"{WNIDS[0]} 1 2 3 4" for label in VAL_TRUTH]
+    lines = [f"ILSVRC2012_val_{place + 1:08d},{box}\n" for place, box in enumerate(boxes)]
+    files = {f"ILSVRC/Data/CLS-LOC/{path}": content for path, content in imagenet_folders(flat=True).items() if path != DEVKIT}
+    files["LOC_synset_mapping.txt"] = "".join(f"{wnid} a thing\n" for wnid in WNIDS).encode()
+    files["ILSVRC/Data/CLS-LOC/test/ILSVRC2012_test_00000001.JPEG"] = jpeg(5)
+    files["LOC_val_solution.csv"] = (
+        ("ImageId,PredictionString\n" + "".join(reversed(lines))).encode() if solution is None else solution
+    )
+    return files
+
+
+def littered(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The same with what macOS and Windows leave, in every folder and in every tar."""
+    found = dict(files)
+    for path in files:
+        above, _, name = path.rpartition("/")
+        found |= {f"{above}/{words.format(name)}".lstrip("/"): b"\0\5\26\7 not a picture" for words in LITTER}
+    if TRAIN_TAR in files:
+        dirt = [(words.format("a.JPEG"), b"\0\5\26\7") for words in LITTER]
+        inner = [(f"{wnid}.tar", tar_of([*dirt, *pictures])) for wnid, pictures in train_jpegs().items()]
+        found |= {TRAIN_TAR: tar_of([(f"._{inner[0][0]}", b"\0\5\26\7"), *inner, *dirt]), VAL_TAR: tar_of([*dirt, *val_jpegs()])}
+    return found
+
+
 LAYOUTS: dict[str, Callable[[], dict[str, bytes]]] = {
     "tars": imagenet_tars,
     "folders": imagenet_folders,
     "flat val": lambda: imagenet_folders(flat=True),
+    "Kaggle's": kaggle,
+    "flat val with Kaggle's list": lambda: (
+        {path: content for path, content in imagenet_folders(flat=True).items() if path != DEVKIT}
+        | {"LOC_val_solution.csv": kaggle()["LOC_val_solution.csv"]}
+    ),
+    "Kaggle's with class folders": lambda: {f"ILSVRC/Data/CLS-LOC/{path}": c for path, c in imagenet_folders().items()},
+    "classes behind the names": lambda: {
+        re.sub(r"(n\d{8})/(\w+)\.JPEG", r"\1/\2_\1.jpg", path): content for path, content in imagenet_folders().items()
+    },
     "folder train, tar val": lambda: {
         **{path: content for path, content in imagenet_folders().items() if path.startswith("train")},
         **{name: content for name, content in imagenet_tars().items() if name != TRAIN_TAR},
@@ -50,16 +91,89 @@ LAYOUTS: dict[str, Callable[[], dict[str, bytes]]] = {
 }
 
 
+@pytest.mark.parametrize("dirty", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_of_imagenet_gives_the_same_images_and_labels(home: Path, publish: Publish, layout: str) -> None:
-    publish_imagenet(publish, home, LAYOUTS[layout]())
+def test_every_layout_of_imagenet_gives_the_same_images_and_labels(
+    home: Path, publish: Publish, layout: str, dirty: bool
+) -> None:
+    publish_imagenet(publish, home, littered(LAYOUTS[layout]()) if dirty else LAYOUTS[layout]())
     train, test = open_jpegs("imagenet", "train"), open_jpegs("imagenet", "test")
     found = [train.read(index) for index in range(len(train))]
     assert found == [content for wnid in WNIDS for _, content in sorted(train_jpegs()[wnid])]
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and train.labels.dtype == np.int64
-    pairs = sorted(zip([test.read(index) for index in range(len(test))], test.labels.tolist(), strict=True))
-    assert pairs == sorted(zip([content for _, content in val_jpegs()], VAL_TRUTH, strict=True))
-    assert class_ids("imagenet") == WNIDS
+    assert [test.read(index) for index in range(len(test))] == [content for _, content in val_jpegs()]
+    assert test.labels.tolist() == VAL_TRUTH and test.labels.dtype == np.int64
+    assert class_ids("imagenet") == WNIDS and is_present("imagenet")
+
+
+def test_a_picture_of_another_name_is_refused_with_it(home: Path, publish: Publish) -> None:
+    for path in (f"train/{WNIDS[1]}/holiday.JPEG", f"train/{WNIDS[1]}/{WNIDS[0]}_10.JPEG", f"val/{WNIDS[1]}/holiday.png"):
+        files = imagenet_folders()
+        del files[next(known for known in files if Path(known).parent == Path(path).parent)]  # so that their number is right
+        publish_imagenet(publish, home, files | {path: jpeg(1)})
+        text = refusal(open_jpegs, "imagenet", "train" if path.startswith("train") else "test")
+        assert f"{home / 'imagenet' / path} is none of the data set's pictures" in text
+        shutil.rmtree(home / "imagenet")
+
+
+def test_each_picture_is_there_once(home: Path, publish: Publish) -> None:
+    twice = {f"val/{WNIDS[0]}/ILSVRC2012_val_00000001.JPEG": jpeg(1000)}  # which is of the last class
+    publish_imagenet(publish, home, imagenet_folders() | twice)
+    assert "ILSVRC2012_val_00000001.JPEG are one picture in two classes" in refusal(open_jpegs, "imagenet", "test")
+    write(home / "imagenet", {f"train/{WNIDS[0]}/{WNIDS[0]}_10.png": jpeg(101)})
+    assert f"{WNIDS[0]}_10.png and {WNIDS[0]}_10.JPEG are the same picture" in refusal(open_jpegs, "imagenet", "train")
+
+
+def test_a_validation_picture_in_the_folder_of_another_class_is_seen(home: Path, publish: Publish) -> None:
+    files = imagenet_folders()
+    files[f"val/{WNIDS[0]}/ILSVRC2012_val_00000001.JPEG"] = files.pop(f"val/{WNIDS[2]}/ILSVRC2012_val_00000001.JPEG")
+    publish_imagenet(publish, home, files)
+    assert f"has 3 test images of class {WNIDS[0]}, ImageNet (ILSVRC 2012) has 2 of each" in refusal(
+        open_jpegs, "imagenet", "test"
+    )
+
+
+@pytest.mark.parametrize("layout", ["tars", "flat val", "Kaggle's"])
+def test_a_gap_in_the_numbers_moves_no_label(home: Path, publish: Publish, layout: str) -> None:
+    gap = [(name.replace("00000003", "00000007"), content) for name, content in val_jpegs()]
+    files = {path.replace("val_00000003", "val_00000007"): content for path, content in LAYOUTS[layout]().items()}
+    publish_imagenet(publish, home, files | ({VAL_TAR: tar_of(gap)} if layout == "tars" else {}))
+    assert "ILSVRC2012_val_00000007, for which there is no label" in refusal(open_jpegs, "imagenet", "test")
+
+
+HEAD = b"ImageId,PredictionString\n"
+ROWS = kaggle()["LOC_val_solution.csv"].removeprefix(HEAD).splitlines(keepends=True)
+LISTS = {
+    "empty": b"",
+    "another head": b"id,label\n" + b"".join(ROWS),
+    "no head": b"".join(ROWS),
+    "too few": HEAD + b"".join(ROWS[1:]),
+    "a gap": HEAD + b"".join(ROWS[:-1]),
+    "one twice": HEAD + b"".join([*ROWS, ROWS[0]]),
+    "one too many": HEAD + b"".join([*ROWS, b"ILSVRC2012_val_00000007,n01440764 1 2 3 4\n"]),
+    "no class": HEAD + b"".join([*ROWS[:-1], b"ILSVRC2012_val_00000001,85 1 499 272\n"]),
+    "an unknown class": HEAD + b"".join([*ROWS[:-1], b"ILSVRC2012_val_00000001,n09999999 85 1 499 272\n"]),
+    "of train": HEAD + b"n02017213_7894,n02017213 115 49 448 294\n" * 6,
+    "bytes": b"\xff\xfe" + HEAD,
+    "a quote without an end": HEAD + b'"ILSVRC2012_val_00000001,' + b"".join(ROWS),
+}
+
+
+@pytest.mark.parametrize("content", LISTS.values(), ids=LISTS.keys())
+def test_another_list_of_kaggles_is_refused(home: Path, publish: Publish, content: bytes) -> None:
+    publish_imagenet(publish, home, kaggle(content))
+    assert str(home / "imagenet") in refusal(open_jpegs, "imagenet", "test")
+
+
+def test_kaggles_list_may_come_from_windows(home: Path, publish: Publish) -> None:
+    publish_imagenet(publish, home, kaggle(b"\xef\xbb\xbf" + kaggle()["LOC_val_solution.csv"].replace(b"\n", b"\r\n")))
+    assert open_jpegs("imagenet", "test").labels.tolist() == VAL_TRUTH
+
+
+def test_kaggles_pictures_need_one_of_the_lists(home: Path, publish: Publish) -> None:
+    publish_imagenet(publish, home, {path: content for path, content in kaggle().items() if not path.endswith(".csv")})
+    text = refusal(open_jpegs, "imagenet", "test")
+    assert DEVKIT in text and "LOC_val_solution.csv" in text
 
 
 def test_the_train_images_are_sorted_by_class_whatever_the_order_of_the_tars(home: Path, publish: Publish) -> None:
@@ -165,7 +279,7 @@ def test_a_missing_class_or_image_and_one_too_many_are_refused(home: Path, publi
     folder = home / "imagenet"
     (folder / "train" / WNIDS[1] / f"{WNIDS[1]}_10.JPEG").unlink()
     assert "has 8 train images of 3 classes, ImageNet (ILSVRC 2012) has 9 of 3" in refusal(open_jpegs, "imagenet", "train")
-    write(folder, {f"train/{WNIDS[0]}/{name}.JPEG": jpeg(1) for name in ("more", "again")})
+    write(folder, {f"train/{WNIDS[0]}/{WNIDS[0]}_{number}.JPEG": jpeg(1) for number in (7, 8)})
     assert "has 10 train images" in refusal(open_jpegs, "imagenet", "train")
     (folder / "val" / WNIDS[2]).rename(folder / "elsewhere")
     assert f"val/{WNIDS[2]} cannot be read" in refusal(open_jpegs, "imagenet", "test")
@@ -261,16 +375,49 @@ def test_the_parents_of_classes_are_no_classes(home: Path, publish: Publish) -> 
     assert PARENT not in class_ids("imagenet")
 
 
-def test_tiny_imagenet_comes_out_as_it_went_in(home: Path, publish: Publish) -> None:
+def tiny_val(pattern: str, *, notes: bool = True) -> dict[str, bytes]:
+    """Tiny ImageNet with its validation pictures moved into folders of their classes."""
+    files = tiny_imagenet()
+    for place, label in enumerate(VAL_TRUTH):
+        files[f"val/{pattern.format(WNIDS[label])}/val_{place}.JPEG"] = files.pop(f"val/images/val_{place}.JPEG")
+    return files if notes else {path: content for path, content in files.items() if "annotations" not in path}
+
+
+TINY: dict[str, Callable[[], dict[str, bytes]]] = {
+    "as published": tiny_imagenet,
+    "images in classes": lambda: tiny_val("{}/images"),
+    "classes": lambda: tiny_val("{}", notes=False),
+    "classes in images": lambda: tiny_val("images/{}"),
+    "train without images": lambda: {path.replace("/images/n", "/n"): content for path, content in tiny_imagenet().items()},
+}
+
+
+@pytest.mark.parametrize("dirty", [False, True])
+@pytest.mark.parametrize("layout", TINY)
+def test_every_layout_of_tiny_imagenet_comes_out_as_it_went_in(home: Path, publish: Publish, layout: str, dirty: bool) -> None:
     files = tiny_imagenet()
     publish("tiny-imagenet", train=9, test=6, classes=3)
-    write(home / "tiny-imagenet-200", files)
+    write(home / "tiny-imagenet-200", littered(TINY[layout]()) if dirty else TINY[layout]())
     train, test = open_jpegs("tiny-imagenet", "train"), open_jpegs("tiny-imagenet", "test")
     assert [train.read(i) for i in range(9)] == [files[f"train/{w}/images/{w}_{k}.JPEG"] for w in WNIDS for k in range(3)]
     assert [test.read(i) for i in range(6)] == [files[f"val/images/val_{k}.JPEG"] for k in range(6)]
     assert test.labels.tolist() == VAL_TRUTH and train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert load_split("tiny-imagenet", "train").images.shape == (8, 64, 64, 3)
     assert len(check_dataset("tiny-imagenet")) == 3
+
+
+@pytest.mark.parametrize("path", ["val/images/holiday.JPEG", f"train/{WNIDS[0]}/images/holiday.JPEG", "val/images/val_7.JPEG"])
+def test_a_picture_that_is_not_tiny_imagenets_is_refused_with_its_name(home: Path, publish: Publish, path: str) -> None:
+    publish("tiny-imagenet", train=9, test=6, classes=3)
+    write(home / "tiny-imagenet-200", tiny_imagenet() | {path: jpeg(1, (64, 64))})
+    assert Path(path).stem in refusal(open_jpegs, "tiny-imagenet", "train" if "train" in path else "test")
+
+
+def test_a_half_rearranged_tiny_imagenet_is_refused(home: Path, publish: Publish) -> None:
+    files = tiny_val("{}/images")
+    publish("tiny-imagenet", train=9, test=6, classes=3)
+    write(home / "tiny-imagenet-200", files | {"val/images/val_0.JPEG": files.pop(f"val/{WNIDS[2]}/images/val_0.JPEG")})
+    assert "has 1 test images of 1 classes" in refusal(open_jpegs, "tiny-imagenet", "test")
 
 
 @pytest.mark.parametrize("notes", [None, b"", b"\n", b"\xff", b"val_0.JPEG\tn00000000\n", b"val_0.JPEG n01440764\n"])
@@ -307,7 +454,8 @@ def test_a_file_that_is_no_image_is_named(
         files = imagenet_tars() | {TRAIN_TAR: tar_of([(f"{w}.tar", tar_of(found)) for w, found in inner.items()])}
     publish_imagenet(publish, home, files)
     text = refusal(open_jpegs("imagenet", "train").picture, 4)
-    assert (f"{TRAIN_TAR} at byte " if layout is imagenet_tars else name) in text and "is not an image" in text
+    assert (f"{TRAIN_TAR} at byte " if layout is imagenet_tars else name) in text
+    assert re.search("is not an image|is damaged", text) and text.endswith(": restore the data set")
 
 
 def test_a_picture_of_another_program_is_refused(home: Path, publish: Publish) -> None:
