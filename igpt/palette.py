@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from igpt.errors import UsageError
 from igpt.files import cannot_read, read_whole, write_array
+from igpt.seeds import check_seed
 
-LARGEST = 2**21  # bytes of a file of 65,536 colours, and more
+MOST = 2**16  # colours, for tokens are uint16
+LARGEST = 2**21  # bytes of a file of so many colours, and more
 TABLE_PAYS = 2**16  # pixels from which on a table of all colours costs less than it saves
 PIECE = 2**15  # pixels
 BEYOND = 1e-3  # an eighth of a level: k-means rounds, other scales are far outside
@@ -42,7 +44,7 @@ class Palette:
     def __post_init__(self) -> None:
         """Refuse anything but finite float32 (k, channels) in [-1, 1]."""
         c = self.centres
-        if c.ndim != 2 or c.dtype != np.float32 or not 1 <= len(c) <= 65536 or not np.isfinite(c).all():
+        if c.ndim != 2 or c.dtype != np.float32 or not 1 <= len(c) <= MOST or not np.isfinite(c).all():
             raise UsageError(
                 f"a palette is finite float32 (colours, channels), this one is {c.dtype} {c.shape}: fit or fetch it again"
             )
@@ -57,7 +59,7 @@ class Palette:
         """k centres by k-means on at most ``pixels`` pixels of ``images``, uint8 (N, H, W, channels).
 
         The centres are sorted, so that neighbouring tokens of a grey palette are neighbouring shades.
-        Raises UsageError when the images hold fewer than k colours.
+        Raises UsageError for a k outside 1 to 65,536, a seed that is none, and images that hold fewer than k colours.
         Source: section 3.2; the paper leaves the sample, its size and the start unpublished.
 
         >>> import numpy as np
@@ -67,13 +69,18 @@ class Palette:
         """
         from sklearn.cluster import KMeans
 
+        check_seed(seed)
+        if not isinstance(k, int | np.integer) or not 1 <= k <= MOST:
+            raise UsageError(f"a palette has 1 to {MOST} colours, not {k!r}: choose another number")
         flat = _flat(images)
         generator = np.random.default_rng(seed)
         if len(flat) > pixels:
             flat = flat[generator.choice(len(flat), pixels, replace=False)]
         colours, counts = np.unique(flat, axis=0, return_counts=True)
         if len(colours) < k:
-            raise UsageError(f"the images hold {len(colours)} colours, fewer than the {k} asked for: choose a smaller k")
+            raise UsageError(
+                f"the images hold {len(colours)} colours, fewer than the {k} asked for: choose at most {len(colours)}"
+            )
         # A colour with its count is the same to k-means as its pixels one by one, and far cheaper.
         kmeans = KMeans(k, n_init=4, random_state=seed).fit(_scaled(colours), sample_weight=counts)
         centres = kmeans.cluster_centers_.astype(np.float32)

@@ -17,6 +17,7 @@ from igpt.captured import continue_captured
 from igpt.errors import UsageError
 from igpt.fast import packed
 from igpt.model import Cache, ImageGPT
+from igpt.seeds import check_seed
 
 Report = Callable[[int, int], None]  # tokens done, tokens in all
 AT_ONCE = 16  # images; iGPT-L's cache takes 0.6 GB for each
@@ -56,7 +57,7 @@ def complete(
     top_k, top_p : choose among the k likeliest tokens only, or the fewest whose probabilities reach p
     One uniform number decides one token, drawn image by image: the same seed gives the same image
     whatever the batch. Raises UsageError for BERT weights, a prefix of another dtype, shape or palette or longer than
-    the model, settings outside their range, and logits that are not finite.
+    the model, settings outside their range, a seed that is none, and logits that are not finite.
 
     >>> import torch
     >>> from igpt.model import ImageGPT
@@ -69,6 +70,7 @@ def complete(
     """
     shape = model.shape
     _check(model, prefix, n=n, temperature=temperature, top_k=top_k, top_p=top_p)
+    check_seed(seed)
     images = len(prefix) * n
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(images, shape.n_ctx, generator=generator, dtype=torch.float64).to(model.wte.device)

@@ -39,6 +39,7 @@ from igpt.data.store import (
 from igpt.errors import UsageError
 from igpt.files import remove_parts, wait_for_lock
 from igpt.palette import Palette
+from igpt.seeds import check_seed
 
 PLAN = "plan.json"  # the header without its shards, while a store is being made
 CROPPED = ("imagenet",)  # sets whose pictures have sizes of their own; the others are squares and are reduced whole
@@ -288,8 +289,9 @@ def _check(wanted: Wanted, palette: Palette, workers: int) -> None:
         raise UsageError(f"there is no filter {wanted.filter!r}; choose one of {', '.join(FILTERS)}")
     if wanted.crops and (wanted.dataset not in CROPPED or wanted.split != "train"):
         raise UsageError(f"random crops are taken of ImageNet's training images, not of {card.title}'s {wanted.split} images")
-    if min(wanted.crops, wanted.seed) < 0 or workers < 1:
-        raise UsageError(f"crops and seed are at least 0 and workers 1, not {wanted.crops}, {wanted.seed} and {workers}")
+    check_seed(wanted.seed)
+    if wanted.crops < 0 or workers < 1:
+        raise UsageError(f"crops are at least 0 and workers 1, not {wanted.crops} and {workers}")
     if palette.centres.shape[1] != card.channels:
         raise UsageError(f"the palette has {palette.centres.shape[1]} channels, {card.title} has {card.channels}: give another")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from igpt.errors import UsageError
 from igpt.files import read_json
+from igpt.seeds import check_seed
 from igpt.stage import Literal, Stage
 
 LARGEST = 2**26  # bytes of a notebook, pictures included
@@ -48,7 +49,7 @@ def read_notebook(folder: Path, name: str) -> Notebook:
 
 
 def check_stage(notebook: Notebook, stage: Stage) -> Stage:
-    """The stage under its one name. Raises UsageError for an unknown parameter or another type."""
+    """The stage under its one name. Raises UsageError for an unknown parameter, another type, and a seed that is none."""
     for name, value in stage.given:
         if name not in notebook.defaults:
             raise UsageError(f"notebook {notebook.name} has no parameter {name!r}{near_misses(name, list(notebook.defaults))}")
@@ -57,6 +58,8 @@ def check_stage(notebook: Notebook, stage: Stage) -> Stage:
             raise UsageError(
                 f"parameter {name} of notebook {notebook.name} is {_article(default)} such as {default!r}, not {value!r}"
             )
+        if name == "seed" or name.endswith("_seed"):
+            check_seed(value)
     return stage.canonical(notebook.defaults)
 
 
