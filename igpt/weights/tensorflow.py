@@ -28,7 +28,7 @@ from igpt.weights.check import check_fits, check_weights, shapes_of
 
 _MAGIC = 0xDB4775248B80FB57  # the last eight bytes of a LevelDB table
 _FLOAT32 = 1  # DT_FLOAT
-_LARGEST_INDEX = 1 << 20  # bytes; iGPT-L's is some twenty thousand
+_LARGEST_INDEX = 1 << 18  # bytes; iGPT-L's is some twenty thousand, and three times that with an optimiser
 _LONGEST_NAME = 256  # bytes; the released ones have fewer than fifty
 
 

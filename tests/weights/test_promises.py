@@ -172,8 +172,8 @@ INDICES = {
     "deep": index_of([block(variables(16, 999_999))]),
     "deeper": index_of([block(variables(16, 10**30))]),
     "overflowing": index_of([block(variables(2**31, 0))]),
-    "long names": index_of([block([HEADER, (b"a" * 250_000, b""), *[(b"b", b"")] * 120_000], shared=249_999)]),
-    "one block many times": index_of([block([HEADER, *((b"%06d" % n, b"") for n in range(30_000))])], times=30_000),
+    "long names": index_of([block([HEADER, (b"a" * 100_000, b""), *[(b"b", b"")] * 20_000], shared=99_999)]),
+    "one block many times": index_of([block([HEADER, *((b"%06d" % n, b"") for n in range(9_000))])], times=9_000),
     "many shards": index_of([block([(b"", b"\x08" + varint(10**15)), *variables(16, 0)[1:]])]),
 }
 
