@@ -6,7 +6,7 @@ from igpt.data import DATASETS, data_card
 from igpt.data.resize import CROP, SHORT
 from igpt.errors import UsageError
 from igpt.evaluate.linear_probe import STRENGTHS
-from igpt.evaluate.logistic import ITERATIONS
+from igpt.evaluate.logistic import ITERATIONS, TOLERANCE
 from igpt.evaluate.low_data import STRENGTH
 from igpt.evaluate.sgd_probe import BATCH, MOMENTUM, RATES
 from igpt.evaluate.sgd_probe import ITERATIONS as SGD_ITERATIONS
@@ -89,6 +89,7 @@ def _facts() -> dict[str, str]:
         "cifar10.held-out": f"{data_card('cifar10').held_out:.0%}",
         "probe.strengths": ", ".join(f"{strength:g}" for strength in STRENGTHS),
         "probe.iterations": f"{ITERATIONS:,}",
+        "probe.tolerance": f"{TOLERANCE:g}",
         "low-data.strength": f"{STRENGTH:g}",
         "cost.card": CARD,
         "cost.utilisation": f"{UTILISATION:.0%}",

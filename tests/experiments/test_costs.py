@@ -6,6 +6,9 @@ from conftest import ROOT
 from igpt.data import data_card
 from igpt.evaluate.logistic import ITERATIONS
 from igpt.experiments.costs import CARD_RATES, CORES_RATES, expected_iterations, probe_work, run_hours, stage_hours, stage_work
+from igpt.project import Project
+from igpt.report.costs import recipe_table
+from igpt.results.plan import PlannedStage
 from igpt.results.signature import Signer
 from igpt.stage import Stage
 from igpt.train.cost import forward_flops
@@ -88,3 +91,21 @@ def test_hours_add_up_and_another_machine_has_its_own_rates() -> None:
     assert parts == pytest.approx(pretraining + work.hours(CORES_RATES))
     assert (work + work).hours(CARD_RATES) == pytest.approx(2 * work.hours(CARD_RATES))
     assert work.hours(CARD_RATES) < work.hours(CORES_RATES)
+
+
+def test_a_planned_stage_has_all_its_parameters_and_so_its_price(project: Project) -> None:
+    named = Stage.of("linear_probe", model="small-l", dataset="cifar10", seed=3)
+    signer = Signer(project.notebooks)
+    planned = PlannedStage(signer.canonical(named), signer.sign(named), (), None, "missing", ())
+    assert planned.in_full == signer.in_full(named)
+    assert stage_hours(planned.in_full) == stage_hours(full("linear_probe", model="small-l", dataset="cifar10", seed=3))
+
+
+def test_the_table_of_recipes_prices_each_ones_probe() -> None:
+    table = recipe_table(Project(ROOT))
+    column = table.columns.index("Probe: solving (s)")
+    seconds = {row[0].text: row[column].text for row in table.rows}
+    work = stage_work(full("linear_probe", model="igpt-l", dataset="cifar10"))
+    solving = 3600 * work.hours(CARD_RATES) - work.half / CARD_RATES.half
+    assert float(seconds["igpt-l"]) == pytest.approx(solving, rel=0.05)
+    assert float(seconds["igpt-xl"].replace(",", "")) > float(seconds["igpt-l"])
