@@ -108,7 +108,10 @@ def _room(device: str) -> float:
     """Bytes that problems side by side may take."""
     import torch
 
-    return CPU_BYTES if device == "cpu" else GPU_PART * torch.cuda.mem_get_info(device)[0]
+    if device == "cpu":
+        return CPU_BYTES
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, from what is over already
+    return GPU_PART * (torch.cuda.mem_get_info(device)[0] + kept)
 
 
 def _bytes(images: int, width: int, classes: int, strengths: int) -> tuple[int, int]:
@@ -118,7 +121,8 @@ def _bytes(images: int, width: int, classes: int, strengths: int) -> tuple[int, 
     inner, outputs = min(images, width), strengths * classes
     # The features and their axes; by unknown what L-BFGS keeps, twice when problems leave, and a dozen vectors of its own.
     stays = images * inner + 2 * width * inner + outputs * (inner + 1) * (4 * MEMORY + 12)
-    return 8 * stays, 8 * 2 * (images * width + max(LOGITS, outputs))
+    # Before: the features once more as they came and once more turned, or the classes' shares; then the logits.
+    return 8 * stays, 8 * 2 * (images * max(width, 2 * classes) + max(LOGITS, outputs))
 
 
 @dataclass(frozen=True, eq=False)
