@@ -94,7 +94,7 @@ def test_a_plan_runs_in_its_order_from_the_commit_that_was_submitted(cluster: Cl
     assert status_text([], every=False) == "3 jobs: 3 done; 0.00 GPU-hours used, 0.00 planned"
     path = checkout.folder(PROBE) / "record.json"
     path.write_text(path.read_text()[:100])
-    assert checkout.row(PROBE).state == "failed"
+    checkout.wait_for(PROBE, "failed")  # once its job has ended too
     assert resume([]).startswith("1 jobs submitted again")
     release(checkout.row(PROBE).job)
     checkout.wait_for(PROBE, "done", "failed", "cancelled", "lost")
