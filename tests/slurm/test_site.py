@@ -246,9 +246,7 @@ def test_the_doctor_waits_no_longer_than_it_says_and_leaves_no_job(cluster: Clus
     held = checkout.profile(options=HELD)
     text, code = examine(held, ["palette"], patience=0.01)
     assert code == 1
-    still = re.search(
-        r"^wrong  node for default: job (\d+) is still held.*: give --patience more", text, re.MULTILINE
-    )
+    still = re.search(r"^wrong  node for default: job (\d+) is still held.*: give --patience more", text, re.MULTILINE)
     assert still, text
     assert not at_work(still[1])
     assert "node for" not in examine(held, ["palette"], patience=0)[0]
