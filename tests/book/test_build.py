@@ -37,14 +37,28 @@ sys.meta_path.insert(0, NoTorch())
 """
 
 
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
+def copy_to(root: Path) -> Path:
     """A project with the book's sources, the notebooks and no records."""
     ignore = shutil.ignore_patterns("_build", "figures", "live", "records", ".*")
-    shutil.copytree(ROOT / "book", tmp_path / "book", ignore=ignore, symlinks=True)
-    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=ignore)
-    (tmp_path / "book" / "records").mkdir()
-    return tmp_path
+    shutil.copytree(ROOT / "book", root / "book", ignore=ignore, symlinks=True)
+    shutil.copytree(ROOT / "notebooks", root / "notebooks", ignore=ignore)
+    (root / "book" / "records").mkdir()
+    return root
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Such a project of the test's own."""
+    return copy_to(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def pending(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The book of such a project, built where there is no torch."""
+    root = copy_to(tmp_path_factory.mktemp("pending"))
+    done = build(root, NO_TORCH)
+    assert done.returncode == 0, done.stderr
+    return root / "book" / "_build" / "html"
 
 
 class Text(HTMLParser):
@@ -160,15 +174,11 @@ def test_a_second_make_book_finds_nothing_to_run(html: Path) -> None:
     assert "index.html" in done.stdout
 
 
-def test_without_records_and_without_torch_the_book_builds_and_all_is_pending(copy: Path) -> None:
-    done = build(copy, NO_TORCH)
-    assert done.returncode == 0, done.stderr
-    page = read(copy / "book" / "_build" / "html" / "chapters" / "linear-probes.html")
+def test_without_records_and_without_torch_the_book_builds_and_all_is_pending(pending: Path) -> None:
+    page = read(pending / "chapters" / "linear-probes.html")
     assert sum(text == "pending" for _, text in page.buttons) > 8
-    depth = (copy / "book" / "_build" / "html" / "chapters" / "depth.html").read_text()
-    assert "Pending: its records" in depth
-    samples = (copy / "book" / "_build" / "html" / "chapters" / "samples.html").read_text()
-    assert "built without its live panel" in samples
+    assert "Pending: its records" in (pending / "chapters" / "depth.html").read_text()
+    assert "built without its live panel" in (pending / "chapters" / "samples.html").read_text()
 
 
 def test_a_broken_record_ends_the_build_with_its_name(copy: Path) -> None:
@@ -198,16 +208,12 @@ def test_mistakes_in_pages_fail_the_build_and_all_are_named(copy: Path) -> None:
         assert message in done.stderr + done.stdout, page
 
 
-def test_two_fresh_builds_are_the_same_bytes(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    other = tmp_path_factory.mktemp("other")
-    shutil.copytree(copy, other, dirs_exist_ok=True, symlinks=True)
-    trees = []
-    for root in (copy, other):
-        assert build(root).returncode == 0
-        html = root / "book" / "_build" / "html"
-        trees.append(
-            {str(p.relative_to(html)): p.read_bytes() for p in html.glob("**/*") if p.is_file() and p.name != ".buildinfo"}
-        )
+def test_two_fresh_builds_are_the_same_bytes(copy: Path, pending: Path) -> None:
+    assert build(copy).returncode == 0
+    trees = [
+        {str(p.relative_to(html)): p.read_bytes() for p in html.glob("**/*") if p.is_file() and p.name != ".buildinfo"}
+        for html in (pending, copy / "book" / "_build" / "html")
+    ]
     assert trees[0].keys() == trees[1].keys()
     assert [name for name in trees[0] if trees[0][name] != trees[1][name]] == []
 
