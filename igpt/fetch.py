@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from igpt.errors import UsageError
-from igpt.files import sync_folder, wait_for_lock, write_text
+from igpt.files import read_json, sync_folder, wait_for_lock, write_text
 
 if TYPE_CHECKING:
     import requests
@@ -121,7 +121,7 @@ class _Part:
     def origin(self) -> tuple[str | None, str | None]:
         """Address and validator of the bytes; nothing of either when the note is missing or damaged."""
         try:
-            note = json.loads(self.note.read_text())
+            note = read_json(self.note)
             return str(note["address"]), str(note["validator"])
         except (OSError, ValueError, TypeError, KeyError):
             return None, None  # without a note the bytes belong to nobody, and the next answer starts over

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from igpt.errors import UsageError
-from igpt.files import write_array, write_text
+from igpt.files import read_json, write_array, write_text
 from igpt.palette import Palette
 
 VERSION = 1
@@ -139,7 +139,7 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: type[Number]) -> NDArray[
 def read_header(folder: Path) -> Header:
     """The header of a finished store. Raises UsageError when there is none, or it is of another version."""
     try:
-        found = json.loads((folder / HEADER).read_bytes())
+        found = read_json(folder / HEADER)
         if found.get("version") != VERSION:
             raise UsageError(
                 f"{folder} is a token store of version {found.get('version')!r}, this one reads {VERSION}: tokenise again"
@@ -147,7 +147,7 @@ def read_header(folder: Path) -> Header:
         return Header.model_validate(found)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{folder} is not a finished token store: `igpt data tokenize` makes and continues one") from None
-    except (ValueError, AttributeError, RecursionError) as error:  # pydantic's error is a ValueError
+    except (OSError, ValueError, AttributeError) as error:  # pydantic's error is a ValueError
         raise UsageError(
             f"{folder / HEADER} is damaged ({str(error).splitlines()[0]}): move the folder away and tokenise again"
         ) from None

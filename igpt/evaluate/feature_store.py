@@ -20,7 +20,7 @@ from igpt.data.store import TokenStore
 from igpt.errors import UsageError
 from igpt.evaluate.features import masked_features
 from igpt.fast import packed
-from igpt.files import remove_parts, wait_for_lock, write_array, write_text
+from igpt.files import read_json, remove_parts, wait_for_lock, write_array, write_text
 from igpt.model import ImageGPT
 
 HEADER, PROGRESS = "header.json", "progress.json"
@@ -36,11 +36,11 @@ class FeatureStore:
     def __init__(self, folder: Path) -> None:
         """Raises UsageError for a folder that is no finished store."""
         try:
-            header = json.loads((folder / HEADER).read_bytes())
+            header = read_json(folder / HEADER)
             self.layers: list[int] = list(map(int, header["layers"]))
             self.key: dict[str, str] = dict(header["key"])
             self._dtype = np.dtype(self.key["dtype"])
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UsageError(f"{folder} is not a finished store of features ({error}): compute them again") from None
         self.order: NDArray[np.int64] = _mapped(folder / "order.npy", np.dtype(np.int64), 1)
         if not np.array_equal(np.sort(self.order), np.arange(len(self.order))):
@@ -156,17 +156,18 @@ def _check_space(folder: Path, needed: int) -> None:
 def _begun(folder: Path, key: dict[str, str], layers: list[int]) -> int:
     """How many images of these features are there already. Raises UsageError when others are."""
     try:
-        note = json.loads((folder / PROGRESS).read_bytes())
-    except (FileNotFoundError, ValueError):
+        note = read_json(folder / PROGRESS)
+        others, done = (note["key"], note["layers"]) != (key, layers), int(note["done"])
+    except (OSError, ValueError, TypeError, KeyError):
         return 0
-    if (note["key"], note["layers"]) != (key, layers):
+    if others:
         raise UsageError(f"{folder} was begun with other weights, tokens or layers: move it away, then compute again")
     try:
         for layer in layers:  # a file that was cut short would be lengthened by zeros
             _mapped(folder / f"layer-{layer:03d}.npy", np.dtype(key["dtype"]), 2)
     except UsageError:
         return 0
-    return int(note["done"])
+    return done
 
 
 def _mapped(path: Path, dtype: np.dtype[Any], dimensions: int) -> NDArray[Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from igpt.errors import UsageError
+from igpt.files import read_json
 from igpt.project import Project
 from igpt.report.tables import Cell
 from igpt.results.record import Record, Value, usable_record
@@ -22,7 +22,7 @@ def live_about(project: Project) -> dict[str, object]:
     """What the panel's files say of themselves. Raises UsageError when they have not been made."""
     path = project.root / "book" / "live" / "live.json"
     try:
-        found: dict[str, object] = json.loads(path.read_bytes())
+        found: dict[str, object] = read_json(path)
     except (OSError, ValueError):
         raise UsageError("the book's live panel has not been made: run `make book` where npm is installed") from None
     return found

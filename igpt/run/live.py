@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt.errors import UsageError
-from igpt.files import write_text
+from igpt.files import read_json, write_text
 from igpt.project import Project
 from igpt.results.record import Record, usable_record
 from igpt.results.signature import Signer, module_digest
@@ -204,7 +204,7 @@ def _source(project: Project, model: str, records: list[str]) -> str:
 def _made_from(folder: Path) -> str | None:
     """What a finished folder was made from."""
     try:
-        found = json.loads((folder / "live.json").read_bytes())
+        found = read_json(folder / "live.json")
         return str(found["source"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

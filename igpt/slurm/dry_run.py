@@ -80,7 +80,7 @@ def describe(profile: Profile, batches: list[Batch], active: dict[Stage, Queued]
                 _place(wanted),
                 wanted.minutes,
                 f"{sum(expected[p.stage].gpu_hours for p in batch.stages):,.1f}",
-                f"{sum(disk_gib(p.stage) for p in batch.stages):,.2f}",
+                f"{sum(disk_gib(p.in_full) for p in batch.stages):,.2f}",
             )
         )
     heads = ("Array", "Jobs", "Notebooks", "After", "Asks for", "Where", "Minutes", f"{CARD}-hours", "Disk GiB")
@@ -88,7 +88,8 @@ def describe(profile: Profile, batches: list[Batch], active: dict[Stage, Queued]
     lines += [f"  {numbers[stage]}: {stage.name}: {each.text}" for stage, each in expected.items()][:LISTED]
     lines += [f"  and {len(expected) - LISTED} more"] if len(expected) > LISTED else []
     lines += [*_too_long(batches, expected), *([_whole(profile, batches, expected)] if rows else [])]
-    hours, disk = sum(each.gpu_hours for each in expected.values()), sum(map(disk_gib, expected))
+    hours = sum(each.gpu_hours for each in expected.values())
+    disk = sum(disk_gib(p.in_full) for batch in batches for p in batch.stages)
     said = f"{len(expected)} jobs in {len(rows)} arrays, {hours:,.1f} GPU-hours of an {CARD}, {disk:,.2f} GiB of weights"
     return "\n".join([*lines, f"{said}; {len(active)} stages are queued or running, {fresh} finished; nothing was submitted"])
 

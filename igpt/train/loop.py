@@ -319,7 +319,7 @@ def _lines(path: Path, step: int) -> list[dict[str, float]]:
     """The whole lines of a file of metrics, up to those of ``step``."""
     found = []
     for text in path.read_bytes().splitlines() if path.exists() else []:
-        with suppress(ValueError, TypeError, KeyError):  # a line that was cut off
+        with suppress(ValueError, TypeError, KeyError, RecursionError):  # a line that was cut off
             line = json.loads(text)
             if line["step"] <= step:
                 found.append(line)

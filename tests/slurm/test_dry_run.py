@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from igpt.experiments.costs import stage_gpu_hours
+from igpt.experiments.costs import stage_hours
 from igpt.results.plan import PlannedStage
 from igpt.results.signature import Signature
 from igpt.slurm.batches import make_batches
@@ -19,12 +21,13 @@ DAY = Resources(gpus=8, minutes=1440)
 
 
 def planned(stage: Stage, *parents: Stage) -> PlannedStage:
-    return PlannedStage(stage, Signature({"stage": stage.name}), parents, None, "missing", ())
+    parts = {f"parameter {name}": json.dumps(value) for name, value in stage.parameters.items()}
+    return PlannedStage(stage, Signature(parts), parents, None, "missing", ())
 
 
 def test_a_training_takes_its_hours_by_its_cards_in_as_many_jobs_as_its_limit_makes_of_it() -> None:
     profile = Profile(signal_seconds=120)
-    hours = stage_gpu_hours(LARGE)
+    hours = stage_hours(LARGE)
     for nodes, gpus, minutes in ((1, 8, 1440), (2, 8, 1440), (1, 1, 600)):
         found = expect(LARGE, Resources(nodes=nodes, gpus=gpus, minutes=minutes), profile)
         assert (found.gpu_hours, found.cards) == (hours, nodes * gpus)
