@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from igpt.errors import StageError, UsageError
-from igpt.seeds import MOST
+from igpt.seeds import MOST, check_seed
 from igpt.text import visible
 
 app = typer.Typer(
@@ -62,10 +62,20 @@ Targets = Annotated[
     list[str] | None,
     typer.Argument(help="Experiments (headline-001), tables (linear-probes) or stages; everything if left out."),
 ]
+SEEDS = f"0..{MOST}"
+
+
+def _seed(seed: int | None) -> int | None:
+    """A seed, checked if there is one."""
+    if seed is not None:
+        check_seed(seed)
+    return seed
+
+
 MODELS = "A trained recipe (tiny-l, laptop-l); a released model (igpt-s); a folder of weights; a TensorFlow prefix."
 ModelOption = Annotated[str, typer.Option(help=MODELS)]
 ModelArgument = Annotated[str, typer.Argument(help=MODELS)]
-SeedOption = Annotated[int, typer.Option(min=0, max=MOST, help="Of the sampler; the same seed, the same images.")]
+SeedOption = Annotated[int, typer.Option(metavar=SEEDS, callback=_seed, help="Of the sampler; the same seed, the same images.")]
 TemperatureOption = Annotated[float, typer.Option(min=0, help="1 as published; 0 takes the likeliest token.")]
 TopKOption = Annotated[int | None, typer.Option(min=1, help="Draw from the k likeliest tokens only.")]
 TopPOption = Annotated[float | None, typer.Option(help="Draw from the fewest tokens that reach this probability.")]
@@ -156,7 +166,7 @@ def sample(
 
 @app.command()
 def complete(
-    images: Annotated[list[Path], typer.Argument(help="Image files of any kind; their central squares are taken.")],
+    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG, WebP and the like; their central squares are taken.")],
     model: ModelOption = "laptop-l",
     keep: Annotated[
         str, typer.Option(metavar="top|left|FRACTION", help="What is given: a half, or a part from the top.")
@@ -189,7 +199,7 @@ def train(
     out: Annotated[Path, typer.Option(help="The run's folder: checkpoints, weights, metrics.")],
     objective: Annotated[str, typer.Option(help="autoregressive or bert.")] = "autoregressive",
     steps: Annotated[int | None, typer.Option(min=1, help="A shorter run, its schedule with it.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=MOST, help="Of the first weights and of the batches.")] = 0,
+    seed: Annotated[int, typer.Option(metavar=SEEDS, callback=_seed, help="Of the first weights and of the batches.")] = 0,
     palette: Annotated[Path | None, typer.Option(help="The tokens' palette.npy; the released colours if left out.")] = None,
     micro_batch: Annotated[
         int | None, typer.Option(min=1, help="Images at once on a device, to save memory; all if left out.")
@@ -334,7 +344,7 @@ def tokenize(
         int, typer.Option(min=0, help="Random crops of each training image, for pre-training; 0 takes the central crop.")
     ] = 0,
     filter: Annotated[str, typer.Option(help="bicubic, box, bilinear or lanczos.")] = "bicubic",
-    seed: Annotated[int, typer.Option(min=0, max=MOST, help="Of the random crops.")] = 0,
+    seed: Annotated[int, typer.Option(metavar=SEEDS, callback=_seed, help="Of the random crops.")] = 0,
     palette: Annotated[Path | None, typer.Option(help="A palette.npy; the released 512 colours if left out.")] = None,
 ) -> None:
     """Write a data set as tokens, once and for all readers.
@@ -518,7 +528,7 @@ def doctor(
 def drill(
     profile: ProfileOption,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=MOST, help="Of the step at which the job is stopped; any if left out.")
+        int | None, typer.Option(metavar=SEEDS, callback=_seed, help="Of the step at which the job is stopped; any if left out.")
     ] = None,
 ) -> None:
     """Kill a short training; show that it continues exactly.

@@ -176,8 +176,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def is_litter(path: str) -> bool:
     """Whether a name, or a path with one, is of those that macOS, Windows and file servers leave beside people's files.
 
-    Examples
-    --------
     >>> [is_litter(name) for name in ("._a.png", "__MACOSX/train/a.png", "Thumbs.db", "train/a.png", "../a.png")]
     [True, True, True, False, False]
     """

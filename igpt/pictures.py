@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -88,9 +88,11 @@ def _picture(stream: IO[bytes]) -> Image.Image:
     """The picture in an open file, upright, as RGB of 8 bits; raises as `opened` and `grey_levels` do."""
     with opened(stream) as file:
         _scale_clear(file)
-        file.load()
+        with _muted() if file.format == "TIFF" else nullcontext():
+            file.load()
         picture = _turned(file)
-    return _rgb(picture, file)
+    with warnings.catch_warnings(action="ignore"):  # of tags, when they are asked for
+        return _rgb(picture, file)
 
 
 @contextmanager
@@ -126,6 +128,19 @@ def opened(source: IO[bytes], formats: tuple[str, ...] = FORMATS, *, advice: str
         Image.MAX_IMAGE_PIXELS = theirs
 
 
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Standard error closed to C code: libtiff prints there what it raises as well."""
+    theirs, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(theirs, 2)
+        os.close(theirs)
+        os.close(nothing)
+
+
 def _most() -> float:
     """The megapixels of the largest picture that is opened."""
     words = os.environ.get(MOST) or str(MEGAPIXELS)
@@ -153,7 +168,7 @@ def grey_levels(picture: Image.Image, file: Image.Image) -> NDArray[np.uint8]:
     picture : of mode ``F``, or one whose name begins with ``I``, from ``file`` as it was opened
     Raises UsageError, a sentence without the file's name, where nothing says which values are black and white.
     """
-    tags: dict[int, Any] = dict(getattr(file, "tag_v2", {}))
+    tags = _tags(file)
     unsigned = tags.get(SAMPLE_FORMAT, (1,))[0] == 1
     bits = tags.get(BITS, (16,))[0]
     if GREATEST in tags:
@@ -187,9 +202,18 @@ def grey_levels(picture: Image.Image, file: Image.Image) -> NDArray[np.uint8]:
     return np.concatenate(strips)
 
 
+def _tags(file: Image.Image) -> dict[int, Any]:
+    """A TIFF's tags, of those that say how its values are meant; none of other files."""
+    try:
+        found = getattr(file, "tag_v2", {})
+        return {tag: found[tag] for tag in (PHOTOMETRIC, BITS, SAMPLE_FORMAT, LEAST, GREATEST) if tag in found}
+    except Exception as error:  # Pillow reads them when they are asked for, and raises whatever the bytes lead it to
+        raise UsageError(f"is damaged (tag {error}): copy it again") from None
+
+
 def _rgb(picture: Image.Image, file: Image.Image) -> Image.Image:
     """The picture as RGB of 8 bits without transparency; as `grey_levels` raises."""
-    tags = getattr(file, "tag_v2", {})
+    tags = _tags(file)
     if picture.mode == "F" or picture.mode.startswith("I"):
         picture = Image.fromarray(grey_levels(picture, file))
     elif set(np.ravel(tags.get(SAMPLE_FORMAT, 1))) & {2, 3}:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -130,20 +131,21 @@ def _check(model: ImageGPT, prefix: Tensor, *, n: int, temperature: float, top_k
     shape = model.shape
     if shape.objective != "autoregressive":
         raise UsageError("BERT weights cannot be sampled from: use autoregressive ones")
-    if prefix.ndim != 2 or prefix.dtype != torch.int64:
-        raise UsageError(f"a prefix is int64 (images, tokens), this one {prefix.dtype} {tuple(prefix.shape)}: give tokens")
+    if not isinstance(prefix, Tensor) or prefix.ndim != 2 or prefix.dtype != torch.int64 or not len(prefix):
+        found = f"{prefix.dtype} {tuple(prefix.shape)}" if isinstance(prefix, Tensor) else f"a {type(prefix).__name__}"
+        raise UsageError(f"a prefix is a tensor of int64 (images, tokens), this one is {found}: give tokens")
     if prefix.shape[1] > shape.n_ctx:
         raise UsageError(f"the prefix has {prefix.shape[1]} tokens, the model only {shape.n_ctx} positions")
     if prefix.numel() and not -1 <= int(prefix.min()) <= int(prefix.max()) < shape.n_vocab:
         raise UsageError(f"the prefix has tokens outside 0 .. {shape.n_vocab - 1}: quantise it with the model's palette")
-    if (
-        n < 1
-        or not 0 <= temperature < math.inf
-        or (top_k is not None and top_k < 1)
-        or (top_p is not None and not 0 < top_p <= 1)
+    if not (
+        (isinstance(n, Integral) and n >= 1)
+        and (top_k is None or (isinstance(top_k, Integral) and top_k >= 1))
+        and (isinstance(temperature, Real) and 0 <= temperature < math.inf)
+        and (top_p is None or (isinstance(top_p, Real) and 0 < top_p <= 1))
     ):
         raise UsageError(
-            "n and top_k are at least 1, temperature at least 0 and finite, top_p in (0, 1]:"
+            "n and top_k are whole numbers of at least 1, temperature at least 0 and finite, top_p in (0, 1]:"
             f" not {n}, {top_k}, {temperature}, {top_p}"
         )
 

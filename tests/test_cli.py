@@ -94,6 +94,26 @@ def test_an_option_outside_its_choices_is_refused(project: Project, words: list[
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("seed", ["-1", str(2**32), str(2**64)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sample"],
+        ["complete", "a.png"],
+        ["train", "tiny-s", "--data", "tokens", "--out", "run"],
+        ["data", "tokenize", "digits"],
+        ["drill", "--profile", "local"],
+        ["run", "palette", "-p"],
+        ["plan"],
+    ],
+)
+def test_a_seed_outside_its_range_is_one_sentence_everywhere(project: Project, words: list[str], seed: str) -> None:
+    given = {"run": [f"seed={seed}"], "plan": [f"linear_probe,model=tiny-s,seed={seed}"]}.get(words[0], ["--seed", seed])
+    done = igpt(*words, *given, root=project.root)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"igpt: a seed is a whole number from 0 to 4294967295, not {seed}: choose another\n"
+
+
 def test_a_damaged_record_is_told_of_in_one_sentence_and_blocks_nothing(project: Project) -> None:
     path = project.records / "tiny" / "linear_probe,model=tiny-l,seed=0.json"
     path.parent.mkdir()
@@ -249,7 +269,7 @@ def test_exported_weights_open_again_and_give_the_same_images(project: Project, 
         ),
         (["complete", "none.png", "--keep", "1"], "--keep takes top, left"),
         (["complete", "none.png", "--out", "a.gif"], "images are written as PNG, not as a.gif"),
-        (["sample", "--top-p", "2"], "n and top_k are at least 1"),
+        (["sample", "--top-p", "2"], "n and top_k are whole numbers of at least 1"),
         (["export", "."], ". is there already: name a folder that is not"),
     ],
 )

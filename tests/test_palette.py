@@ -151,3 +151,15 @@ def test_another_file_in_the_place_of_a_palette_is_called_what_it_is(content: by
     (tmp_path / "palette.npy").mkdir() if content is None else (tmp_path / "palette.npy").write_bytes(content)
     with pytest.raises(UsageError, match=message):
         Palette.load(tmp_path / "palette.npy")
+
+
+@pytest.mark.parametrize("k", [0, -3, 65537, 2**70, 1.5, "16", None])
+def test_a_palette_of_no_possible_number_of_colours_is_refused(k: int) -> None:
+    with pytest.raises(UsageError, match="a palette has 1 to 65536 colours, not .*: choose another number"):
+        Palette.fit(np.zeros((1, 2, 2, 1), np.uint8), k=k, seed=0)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**64])
+def test_a_palette_from_a_seed_that_is_none_is_refused(seed: int) -> None:
+    with pytest.raises(UsageError, match=f"a seed is a whole number from 0 to 4294967295, not {seed}"):
+        Palette.fit(np.zeros((1, 2, 2, 1), np.uint8), k=1, seed=seed)

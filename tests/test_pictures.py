@@ -472,6 +472,40 @@ def test_a_tiff_with_a_rational_of_one_by_zero_is_opened(tmp_path: Path, tag: st
     np.testing.assert_allclose(grey(tmp_path / "a.tif"), 255 * RAMP, atol=1)
 
 
+def test_a_tiff_whose_tags_are_damaged_is_one_sentence_without_a_warning(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    write_tiff(tmp_path / "a.tif", np.full((8, 8, 3), 90, np.uint8), photometric=2)
+    content = (tmp_path / "a.tif").read_bytes()
+    entry = struct.pack("<HHI", 339, 3, 3)  # of a format a sample, with its values elsewhere: now beyond the end
+    assert content.count(entry) == 1
+    at = content.index(entry) + 8
+    (tmp_path / "a.tif").write_bytes(content[:at] + struct.pack("<I", 1 << 20) + content[at + 4 :])
+    try:
+        assert (read_picture(tmp_path / "a.tif", side=8, channels=3) == 90).all()
+    except UsageError as error:
+        assert "a.tif is damaged (" in str(error) and "\n" not in str(error)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_deflate", "packbits"])
+def test_nothing_is_printed_of_a_cut_tiff_beside_the_sentence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], compression: str
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.tif", compression=compression)
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    content[500:4000] = bytes(3500)
+    (tmp_path / "a.tif").write_bytes(content)
+    try:
+        read_picture(tmp_path / "a.tif", side=8, channels=3)
+    except UsageError as error:
+        assert "a.tif is damaged (" in str(error)
+    else:
+        assert compression == "packbits"  # whose zeros are colours
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("noise", [0, 0x4000])  # beyond the bits that count
 def test_a_grey_png_of_few_bits_has_its_levels_and_its_clear_one(tmp_path: Path, bits: int, noise: int) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_model
@@ -115,11 +116,26 @@ def test_the_likeliest_token_alone_is_the_greedy_one(model: ImageGPT) -> None:
         {"top_p": 1.1},
         {"temperature": -1.0},
         {"n": 0},
+        {"n": 1.5},
+        {"n": None},
+        {"top_k": 2.5},
+        {"temperature": "hot"},
+        {"top_p": "most"},
     ],
 )
 def test_settings_outside_their_range_are_refused(model: ImageGPT, settings: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="at least 1, temperature at least 0"):
         sample(model, **{"n": 1, "seed": 0, **settings})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**64, 1.0, math.nan, "0", None, True])
+def test_a_seed_outside_its_range_is_refused(model: ImageGPT, seed: int) -> None:
+    with pytest.raises(UsageError, match=rf"a seed is a whole number from 0 to 4294967295, not {seed!r}: choose another"):
+        sample(model, n=1, seed=seed)
+
+
+def test_the_first_and_the_last_seed_draw(model: ImageGPT) -> None:
+    assert not torch.equal(sample(model, n=4, seed=0), sample(model, n=4, seed=2**32 - 1))
 
 
 def test_tokens_of_another_palette_are_refused(model: ImageGPT) -> None:
@@ -129,11 +145,12 @@ def test_tokens_of_another_palette_are_refused(model: ImageGPT) -> None:
 
 @pytest.mark.parametrize(
     "prefix",
-    [torch.zeros(4, dtype=torch.int64), torch.zeros(1, 4), torch.full((1, 4), math.nan), torch.ones(1, 4).bool(), torch.ones(1, 4).byte()],
-    ids=["one row", "float32", "NaN", "bool", "uint8"],
+    [torch.zeros(4, dtype=torch.int64), torch.zeros(1, 4), torch.full((1, 4), math.nan), torch.ones(1, 4).bool(), torch.ones(1, 4).byte(),
+     torch.tensor(3), torch.zeros(0, 4, dtype=torch.int64), np.zeros((1, 4), np.int64), [[0, 0]], None],
+    ids=["one row", "float32", "NaN", "bool", "uint8", "a number", "no image", "numpy", "list", "None"],
 )  # fmt: skip
 def test_a_prefix_of_another_shape_or_dtype_is_refused(model: ImageGPT, prefix: torch.Tensor) -> None:
-    with pytest.raises(UsageError, match=r"a prefix is int64 \(images, tokens\), this one torch\."):
+    with pytest.raises(UsageError, match=r"a prefix is a tensor of int64 \(images, tokens\), this one is (torch\.|a [a-zA-Z]+:)"):
         complete(model, prefix, n=1, seed=0)
 
 

@@ -67,11 +67,13 @@ def read_names(name: str) -> list[str]:
 
 
 def checked_bytes(path: Path, md5: str) -> bytes:
-    """A file's content. Raises UsageError when it is missing or its MD5 sum is another."""
+    """A file's content. Raises UsageError when it cannot be read or its MD5 sum is another."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: fetch the data set again") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): mend that, or fetch the data set again") from None
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise UsageError(f"{path} is damaged or another file (MD5 {found}, published is {md5}): move it away and fetch again")

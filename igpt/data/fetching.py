@@ -23,7 +23,7 @@ from igpt.data.jpegs import class_ids, open_jpegs
 from igpt.data.splits import held_out, index_digest, load_official
 from igpt.errors import UsageError
 from igpt.fetch import RemoteFile, fetch
-from igpt.files import is_litter, sync_folder, wait_for_lock
+from igpt.files import check_place, is_litter, sync_folder, wait_for_lock
 
 Report = Callable[[int, int | None], None]
 DAMAGE = (  # what reading an archive raises when it is not whole, or its members lie in each other's place
@@ -48,6 +48,7 @@ def fetch_dataset(name: str, *, report: Report = lambda done, total: None) -> Pa
         raise UsageError(f"{folder} is there and is not {card.title} as published: move it away, and the same command fetches it")
     if not all(archive.addresses for archive in files.archives):
         raise UsageError(f"{card.title} may be had from its owner only, under {card.terms}: {by_hand(name)}")
+    check_place(folder, is_folder=True)
     data_home().mkdir(parents=True, exist_ok=True)
     held = f"{card.title} is being fetched by another process into {folder}"
     with wait_for_lock(folder.with_name(f".{folder.name}.lock"), held):

@@ -24,7 +24,7 @@ from PIL import Image, ImageFile
 
 from igpt.data.cards import SOLUTION, data_card, data_folder, pictures_folder
 from igpt.errors import UsageError
-from igpt.files import is_litter
+from igpt.files import file_size, is_litter
 from igpt.pictures import grey_levels, opened
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -62,8 +62,9 @@ class Jpegs:
         return Jpegs(self.folder, files, places, self.offset[indices], self.size[indices], self.labels[indices])
 
     def read(self, index: int) -> bytes:
-        """One image's bytes."""
+        """One image's bytes. Raises OSError where reading fails, and ValueError for what is no regular file."""
         path = self.path(index)
+        file_size(path)  # which refuses a pipe, for that would be waited for without end
         with path.open("rb") as stream:
             stream.seek(int(self.offset[index]))
             return stream.read(int(self.size[index]))
@@ -76,8 +77,9 @@ class Jpegs:
         """One image, decoded. Raises UsageError naming a file that cannot be read or is none."""
         try:
             content = self.read(index)
-        except OSError as error:
-            raise UsageError(f"{self.path(index)} cannot be read ({error.strerror}): restore the data set") from None
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UsageError(f"{self.path(index)} cannot be read ({reason}): restore the data set") from None
         try:
             return decode(content)
         except UsageError as error:
@@ -272,7 +274,7 @@ def _tar(folder: Path, split: str) -> Jpegs:
                 known = sorted(_devkit_classes(folder).values())
     except FileNotFoundError:
         raise UsageError(
-            f"{path} is missing, and there are no folders train/ and val/ either: put one or the other there"
+            f"{path} is missing, and so is the folder {'train' if split == 'train' else 'val'}/: put one or the other there"
         ) from None
     rows.sort(key=lambda row: (row[3], row[0]) if split == "train" else ("", row[0]))
     label = {wnid: place for place, wnid in enumerate(known)}

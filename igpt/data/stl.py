@@ -36,6 +36,8 @@ def read_names(name: str) -> list[str]:
         found = path.read_text("ascii").split()
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: fetch the data set again") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): fetch the data set again") from None
     except UnicodeDecodeError:
         found = []
     if len(found) != data_card(name).classes:  # no sum of this file is published

@@ -37,7 +37,7 @@ from igpt.data.store import (
     write_shard,
 )
 from igpt.errors import UsageError
-from igpt.files import remove_parts, wait_for_lock
+from igpt.files import check_place, remove_parts, wait_for_lock
 from igpt.palette import Palette
 from igpt.seeds import check_seed
 
@@ -80,6 +80,7 @@ def make_store(
     if (folder / HEADER).exists():
         return _open_store(folder, wanted, palette), 0.0
     check_present(wanted.dataset)
+    check_place(folder, is_folder=True)
     folder.mkdir(parents=True, exist_ok=True)
     with wait_for_lock(folder / ".lock", f"{folder} is being made by another process"):
         if (folder / HEADER).exists():  # that process has finished it

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 from conftest import igpt_here as igpt
-from official import COLOURS, Publish, imagenet_folders, publish_cifar10, publish_imagenet, tree, write
+from official import COLOURS, WNIDS, Publish, imagenet_folders, publish_cifar10, publish_imagenet, tree, write
 
 from igpt import cli
 from igpt.data import tokens
@@ -181,7 +183,14 @@ def test_fetch_of_imagenet_says_what_to_put_where(tmp_path: Path, home: Path) ->
     )
 
 
-@pytest.mark.parametrize("words", [["--workers", "0"], ["--resolution", "0"], ["--crops", "-1"], ["--seed", "-1"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--workers", "0"],
+        ["--resolution", "0"],
+        ["--crops", "-1"],
+    ],
+)
 def test_an_option_outside_its_range_is_refused(say: Say, home: Path, words: list[str]) -> None:
     code, _, err = say("data", "tokenize", "digits", *words)
     assert code == 2 and "Invalid value" in err and "Traceback" not in err
@@ -236,3 +245,35 @@ def test_another_home_is_looked_in(
     assert say("data", "check", "cifar10").code == 0
     write(tmp_path / "elsewhere", {"cifar-10-batches-py/readme.html": b"more is no harm"})
     assert say("data", "check", "cifar10").code == 0
+
+
+def test_a_file_where_a_folder_belongs_and_the_reverse_are_one_sentence(
+    say: Say, home: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_cifar10(publish, home)
+    publish_imagenet(publish, home, imagenet_folders())
+    COLOURS.save(home / "palette.npy")
+    size = ("--resolution", "4", "--palette", str(home / "palette.npy"))
+    picture = home / "imagenet" / "train" / WNIDS[0] / f"{WNIDS[0]}_10.JPEG"
+
+    def refused(*words: str) -> str:
+        code, out, err = say("data", *words)
+        assert (code, out) == (2, ""), err
+        assert "Errno" not in err
+        return err.splitlines()[-1]
+
+    picture.unlink()
+    picture.mkdir()
+    assert f"{picture} cannot be read (it is a folder): restore the data set" in refused("tokenize", "imagenet", *size)
+    picture.rmdir()
+    os.mkfifo(picture)
+    assert f"{picture} cannot be read (it is no regular file)" in refused("check", "imagenet")
+    picture.unlink()
+    picture.symlink_to("gone")
+    assert f"{picture} cannot be read (No such file or directory)" in refused("check", "imagenet")
+    shutil.rmtree(home / "tokens")
+    (home / "tokens").write_text("a file")
+    assert f"cannot be written, since {home / 'tokens'} is a file" in refused("tokenize", "cifar10", *size)
+    monkeypatch.setenv("IGPT_DATA", str(home / "tokens"))
+    assert f"{home / 'tokens'} is a file" in refused("fetch", "cifar10")
+    assert refused("check", "cifar10").startswith("igpt: CIFAR-10 is not here")

@@ -95,6 +95,8 @@ def test_an_unknown_notebook_is_refused_with_its_near_misses(project: Project) -
         ({"seed": "0"}, "parameter seed of notebook linear_probe is a whole number such as 0, not '0'"),
         ({"seed": 1.5}, "a whole number"),
         ({"seed": True}, "a whole number"),
+        ({"seed": -1}, "a seed is a whole number from 0 to 4294967295, not -1: choose another"),
+        ({"seed": 2**64}, "a seed is a whole number from 0 to 4294967295, not 18446744073709551616"),
         ({"model": 3}, "a text such as 'tiny-s'"),
     ],
 )
