@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 from igpt.results.record import read_record
 from igpt.slurm.doctor import examine
@@ -261,7 +261,7 @@ def test_the_doctor_waits_no_longer_than_it_says_and_leaves_no_job(cluster: Clus
     looks = re.fullmatch(r"job (\d+) looks at a node for default; up to 10 minutes\n", line)
     assert looks, line
     doctor.send_signal(signal.SIGINT)
-    assert doctor.wait(timeout=120) == 130
+    assert doctor.wait(timeout=PATIENCE) == 130
     assert not at_work(looks[1])
     assert len(list(checkout.project.runs.glob(".doctor/*"))) == 1  # of the first, with its log
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import PATIENCE, ROOT
 from torch import Tensor, nn
 
 from igpt import fast
@@ -19,7 +20,7 @@ from igpt.run.notebook import hardware
 
 TRAINS = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 from test_loop import *
 torch.set_num_threads(1)
 from igpt.run.notebook import hardware
@@ -54,9 +55,9 @@ def test_a_compiler_that_does_not_work_costs_a_line_and_no_run(compiler: str, sa
         (programs / name).symlink_to(shutil.which(name) or "")
     environment = {**os.environ, "PATH": str(programs), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     environment.pop("CXX", None)
-    code = TRAINS.format(tests=str(Path(__file__).parent))
+    code = TRAINS.format(folders=[str(Path(__file__).parent), str(ROOT / "tests")])
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=550, env=environment
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=PATIENCE, env=environment
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "True True\n"
