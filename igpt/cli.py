@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Annotated
 import typer
 
 from igpt.errors import StageError, UsageError
+from igpt.files import NO_ROOM
 from igpt.seeds import MOST, check_seed
 from igpt.text import visible
 
@@ -25,8 +25,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # never a bug of ours, also where the system does not say which file
 
 data = typer.Typer(help="The data sets: list, fetch, check and tokenize them.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data")
@@ -551,7 +549,7 @@ def main() -> None:
     except StageError as error:
         sys.exit(_say(error, 1))
     except OSError as error:
-        if error.errno is None or (error.filename is None and error.errno not in FULL):
+        if error.errno is None or (error.filename is None and error.errno not in NO_ROOM):
             raise
         where = f"{error.filename}: " if error.filename else ""  # standard output, say
         sys.exit(_say(f"{where}{error.strerror}; earlier results are as they were", 1))

@@ -5,6 +5,7 @@ What others wrote is looked at before it is read: a folder, a pipe or a file far
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 LARGEST_JSON = 2**22  # bytes of a file of settings; lists of many classes or tensors take some hundred thousand
 LFS = b"version https://git-lfs"  # with which the files begin that stand for others until these are fetched
+# A full disk, a quota, the largest file, a disk that takes nothing: never a bug of ours.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 LITTER = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin")  # beside names with a dot in front
 POLL = 0.5  # seconds between two looks at a lock that another process holds
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from igpt.errors import UsageError
+from igpt.files import NO_ROOM
 from igpt.project import Project
 from igpt.slurm.batches import dependency
 from igpt.slurm.ledger import Array, Ledger, clock, user
 from igpt.slurm.profile import Profile, Resources
 from igpt.slurm.shell import plain_shell
-from igpt.slurm.snapshot import NO_ROOM
 
 SECONDS = 60.0  # that the scheduler has for an answer
 OVER = {  # SLURM's words for a job that will do nothing more

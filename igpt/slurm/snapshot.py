@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
@@ -10,10 +9,9 @@ import subprocess
 from pathlib import Path
 
 from igpt.errors import UsageError
+from igpt.files import NO_ROOM
 from igpt.project import Project
 from igpt.run.git import CODE, changes, git, head
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a full disk, a quota, a disk that takes nothing
 
 
 def check_clean(project: Project, *, dirty: bool) -> str:
