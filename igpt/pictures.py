@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from numbers import Real
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +29,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF
 MOST = "IGPT_MAX_MEGAPIXELS"  # the environment's variable
 MEGAPIXELS = 128  # the largest picture without it; photographs of 108 exist
 BYTES = 20  # of memory a pixel at most, measured over FORMATS and modes: JPEG2000 19, WebP 18, JPEG and PNG 4 to 10
+STORED = 8  # bytes of a file for each pixel at most, as colours of 16 bits with alpha take
+ABSURD = 2**31  # pixels, of which damage is more likely than a picture
+LONGEST = 2**31 // 64  # pixels of a side, whose bits Pillow counts by 32 bits with a sign; it raises MemoryError beyond
 STRIP = 1 << 22  # pixels converted at once, so that what conversion takes beside the picture is small
 SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")  # whose grey of more than 8 bits is unsigned, and by Pillow of 16
 PHOTOMETRIC, BITS, SAMPLE_FORMAT, LEAST, GREATEST = 262, 258, 339, 340, 341  # TIFF's tags; the last two name black and white
@@ -102,11 +106,15 @@ def opened(source: IO[bytes], formats: tuple[str, ...] = FORMATS, *, advice: str
     advice : what to do about a file that is damaged or none of ``formats``, where it is not just any file
 
     Raises UsageError, a sentence without the file's name: for what is none of ``formats``, for damage met here or in the
-    block, and for more pixels than `MEGAPIXELS` or the environment's ``IGPT_MAX_MEGAPIXELS``. OSError where reading fails.
+    block, and for more pixels than `MEGAPIXELS` or the environment's ``IGPT_MAX_MEGAPIXELS``, or more bytes than so many
+    can take. OSError where reading fails.
     """
+    _check_bytes(source)
+    longest = 0
     theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, int(_most() * 1e6 / 2)  # Pillow warns of so many, refuses twice
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(source, formats=formats) as file:  # of EXIF as well
+            longest = max(file.size)
             yield file
     except UsageError:
         raise
@@ -114,11 +122,18 @@ def opened(source: IO[bytes], formats: tuple[str, ...] = FORMATS, *, advice: str
         raise UsageError(f"is not an image that can be read: {advice or 'give a PNG, a JPEG or the like'}") from None
     except Image.DecompressionBombError as error:
         pixels = int(re.findall(r"\d+", str(error))[0])
+        if pixels > ABSURD:
+            raise UsageError(
+                f"says that it has {pixels / 1e6:,.0f} million pixels, so it is damaged or far too large:"
+                f" {advice or 'copy it again, or reduce it'}"
+            ) from None
         raise UsageError(
             f"has {pixels / 1e6:,.1f} million pixels, and up to {_most():,g} million are opened: reduce it, or set"
             f" {MOST}={math.ceil(pixels / 1e6)} where {BYTES * pixels / 1e9:.1f} GB of memory are free"
         ) from None
     except MemoryError:
+        if longest > LONGEST:
+            raise UsageError(f"has a side of {longest:,} pixels, too long to be decoded: reduce it first") from None
         raise UsageError("needs more memory than there is: reduce it first") from None
     except Exception as error:  # Pillow raises whatever the bytes lead it to
         if isinstance(error, OSError) and error.errno:
@@ -151,6 +166,17 @@ def _most() -> float:
     if not 0 < most < math.inf:
         raise UsageError(f"was not opened, for {MOST} is {words!r}: set a number of megapixels, such as {MEGAPIXELS}")
     return most
+
+
+def _check_bytes(source: IO[bytes]) -> None:
+    """Raise UsageError for a file of more bytes than the most pixels can take: Pillow reads some of them whole."""
+    size, most = source.seek(0, os.SEEK_END), _most() * 1e6 * STORED
+    source.seek(0)
+    if size > most:
+        raise UsageError(
+            f"has {size / 1e6:,.1f} MB, and up to {most / 1e6:,g} MB are opened: reduce it, or set"
+            f" {MOST}={math.ceil(size / 1e6 / STORED)} where {BYTES * size / STORED / 1e9:.1f} GB of memory are free"
+        )
 
 
 def _turned(file: Image.Image) -> Image.Image:
@@ -206,9 +232,14 @@ def _tags(file: Image.Image) -> dict[int, Any]:
     """A TIFF's tags, of those that say how its values are meant; none of other files."""
     try:
         found = getattr(file, "tag_v2", {})
-        return {tag: found[tag] for tag in (PHOTOMETRIC, BITS, SAMPLE_FORMAT, LEAST, GREATEST) if tag in found}
+        tags = {tag: found[tag] for tag in (PHOTOMETRIC, BITS, SAMPLE_FORMAT, LEAST, GREATEST) if tag in found}
     except Exception as error:  # Pillow reads them when they are asked for, and raises whatever the bytes lead it to
         raise UsageError(f"is damaged (tag {error}): copy it again") from None
+    for tag, value in tags.items():
+        values, kind = value if isinstance(value, tuple) else (value,), Real if tag in (LEAST, GREATEST) else int
+        if not values or not all(isinstance(number, kind) for number in values):
+            raise UsageError(f"is damaged (tag {tag} is no number as it should be): copy it again")
+    return tags
 
 
 def _rgb(picture: Image.Image, file: Image.Image) -> Image.Image:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -14,7 +15,7 @@ from PIL import Image, TiffImagePlugin
 
 from igpt.errors import UsageError
 from igpt.palette import Palette
-from igpt.pictures import read_picture, write_grid
+from igpt.pictures import opened, read_picture, write_grid
 from igpt.shape import ModelShape
 from igpt.weights.own import save_weights
 
@@ -400,6 +401,44 @@ def test_a_picture_of_too_many_pixels_is_refused_with_the_way_to_open_it(
     assert Image.MAX_IMAGE_PIXELS == 100 and not recwarn.list
 
 
+@pytest.mark.parametrize(
+    "head", [b"RIFF\xf6\xff\xff\xffWEBPVP8 ", b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf", b"\x89PNG\r\n\x1a\n"]
+)
+def test_a_file_of_too_many_bytes_is_refused_unread(tmp_path: Path, head: bytes) -> None:
+    (tmp_path / "a").write_bytes(head)
+    os.truncate(tmp_path / "a", 2**40)  # more than can be read
+    with pytest.raises(
+        UsageError, match=r"a has 1,099,511\.6 MB, and up to 1,024 MB are opened: .* set IGPT_MAX_MEGAPIXELS=137439 "
+    ):
+        read_picture(tmp_path / "a", side=8, channels=3)
+
+
+def test_the_limit_of_bytes_is_that_of_pixels_also_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    gradient("L").save(stream, "PNG")
+    monkeypatch.setenv("IGPT_MAX_MEGAPIXELS", "0.0024")  # of 60 by 40
+    with opened(stream) as file:
+        assert file.size == (60, 40)
+    stream.seek(0, os.SEEK_END)
+    stream.write(bytes(8 * 2400))
+    with pytest.raises(UsageError, match=r"has 0\.0 MB, and up to 0\.0192 MB"), opened(stream):
+        pass
+
+
+def test_a_side_too_long_for_pillow_is_named(tmp_path: Path) -> None:
+    png(tmp_path / "a.png", bytes(10), size=(127_000_000, 1), colour_type=2, bits=8)
+    with pytest.raises(UsageError, match="a.png has a side of 127,000,000 pixels, too long to be decoded: reduce it first"):
+        read_picture(tmp_path / "a.png", side=8, channels=3)
+
+
+@pytest.mark.parametrize(("width", "height"), [(2**31 - 1, 2**31 - 1), (-3, 2)])
+def test_a_bitmap_of_an_absurd_size_is_called_damaged(tmp_path: Path, width: int, height: int) -> None:
+    head = struct.pack("<IHHIIiiHHIIiiII", 118, 0, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+    (tmp_path / "a.bmp").write_bytes(b"BM" + head + bytes(64))
+    with pytest.raises(UsageError, match="so it is damaged or far too large: copy it again, or reduce it$"):
+        read_picture(tmp_path / "a.bmp", side=8, channels=3)
+
+
 @pytest.mark.parametrize("words", ["many", "-1", "0", "nan", "inf", "1 000"])
 def test_a_limit_that_is_no_number_of_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     gradient("RGB").save(tmp_path / "a.png")
@@ -470,6 +509,17 @@ def test_a_tiff_with_a_rational_of_one_by_zero_is_opened(tmp_path: Path, tag: st
     assert struct.pack("<II", 7919, 13) in content
     (tmp_path / "a.tif").write_bytes(content.replace(struct.pack("<II", 7919, 13), struct.pack("<II", 1, 0)))
     np.testing.assert_allclose(grey(tmp_path / "a.tif"), 255 * RAMP, atol=1)
+
+
+@pytest.mark.parametrize("tag", [340, 341])
+@pytest.mark.parametrize("pixels", [np.zeros((8, 8), np.uint16), np.zeros((8, 8, 3), np.uint8)], ids=["grey", "colours"])
+def test_a_tiff_whose_black_or_white_is_a_word_is_damaged(tmp_path: Path, pixels: np.ndarray, tag: int) -> None:
+    write_tiff(tmp_path / "a.tif", pixels, photometric=2 if pixels.ndim == 3 else 1, least=0, greatest=9)
+    content, entry = (tmp_path / "a.tif").read_bytes(), struct.pack("<HHI", tag, 12, 1)
+    assert content.count(entry) == 1
+    (tmp_path / "a.tif").write_bytes(content.replace(entry, struct.pack("<HHI", tag, 2, 8)))  # 8 letters for a double
+    with pytest.raises(UsageError, match=rf"a\.tif is damaged \(tag {tag} "):
+        read_picture(tmp_path / "a.tif", side=8, channels=3)
 
 
 def test_a_tiff_whose_tags_are_damaged_is_one_sentence_without_a_warning(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
-import pickletools
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from igpt.data.cards import data_card, data_files, data_folder
 from igpt.errors import UsageError
+from igpt.pickles import check_cost
 
 PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "cifar10": {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
@@ -26,7 +26,6 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
 LABELS = {"cifar10": b"labels", "cifar100": b"fine_labels"}
 NAMES = {"cifar10": ("batches.meta", b"label_names"), "cifar100": ("meta", b"fine_label_names")}
 SIDE = 32
-TUPLES = 1000  # an official batch has five
 
 
 def read_cifar(name: str, split: Literal["train", "test"]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -83,7 +82,7 @@ def checked_bytes(path: Path, md5: str) -> bytes:
 def read_batch(path: Path, content: bytes) -> dict[object, object]:
     """The dictionary in a batch's pickle. Raises UsageError for anything but what a batch needs."""
     try:
-        _check_cost(content)
+        check_cost(content)
         found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except UsageError:
         raise
@@ -92,17 +91,6 @@ def read_batch(path: Path, content: bytes) -> dict[object, object]:
     if not isinstance(found, dict):
         raise UsageError(f"{path} is not a batch of CIFAR (it holds a {type(found).__name__}): fetch it again")
     return found
-
-
-def _check_cost(content: bytes) -> None:
-    """Refuse what would end the process while it is unpickled, where no exception can be caught."""
-    tuples = 0
-    for opcode, argument, _ in pickletools.genops(content):
-        tuples += opcode.name.startswith("TUPLE")
-        if tuples > TUPLES:  # a deep one as a key overflows the stack of C
-            raise ValueError("more tuples than a batch has")
-        if opcode.name.endswith("PUT") and (argument or 0) > len(content):  # the unpickler clears a table of that many places
-            raise ValueError("a memo larger than the file")
 
 
 class _Bytes:

@@ -24,7 +24,7 @@ from PIL import Image, ImageFile
 
 from igpt.data.cards import SOLUTION, data_card, data_folder, pictures_folder
 from igpt.errors import UsageError
-from igpt.files import file_size, is_litter
+from igpt.files import file_size, is_litter, read_whole
 from igpt.pictures import grey_levels, opened
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -62,8 +62,10 @@ class Jpegs:
         return Jpegs(self.folder, files, places, self.offset[indices], self.size[indices], self.labels[indices])
 
     def read(self, index: int) -> bytes:
-        """One image's bytes. Raises OSError where reading fails, and ValueError for what is no regular file."""
+        """One image's bytes. Raises OSError where reading fails, and ValueError for what is no regular file or too large."""
         path = self.path(index)
+        if self.size[index] < 0:
+            return read_whole(path, most=LARGEST)
         file_size(path)  # which refuses a pipe, for that would be waited for without end
         with path.open("rb") as stream:
             stream.seek(int(self.offset[index]))
@@ -161,15 +163,20 @@ def class_ids(name: str) -> list[str]:
 
 def _train(root: Path) -> Jpegs:
     """``train/<wnid>/*.JPEG``, or ``train/<wnid>/images/*.JPEG`` as Tiny ImageNet has it."""
-    rows = []
-    for label, wnid in enumerate(_classes(root / "train")):
+    rows, known = [], _classes(root / "train")
+    for label, wnid in enumerate(known):
         place = f"train/{wnid}/images" if (root / "train" / wnid / "images").is_dir() else f"train/{wnid}"
         rows += [(f"{place}/{name}", label) for name in _listing(root / place, f"{wnid}_[0-9]+").values()]
-    return _whole_files(root, rows)
+    return _whole_files(root, rows, known)
 
 
 def _val(root: Path, folder: Path) -> Jpegs:
     """ImageNet's ``val/<wnid>/*.JPEG``, or a flat ``val/`` with the classes in ``folder``: development kit or Kaggle's file."""
+    if not (root / "train").is_dir():
+        raise UsageError(
+            f"{folder} has val/ as a folder and no train/: unpack the training pictures into train/, or put {VAL_TAR} there"
+            " and move val/ away"
+        )
     known = _classes(root / "train")
     names = _listing(root / "val", VAL)
     if not names:
@@ -177,7 +184,8 @@ def _val(root: Path, folder: Path) -> Jpegs:
     wnids = _by_number(root / "val", list(names), _truth(folder))
     if strange := sorted(set(wnids) - set(known)):
         raise UsageError(f"{root / 'train'} has no folder {strange[0]}, a class of the validation images: restore it")
-    return _whole_files(root, [(f"val/{name}", known.index(wnid)) for name, wnid in zip(names.values(), wnids, strict=True)])
+    rows = [(f"val/{name}", known.index(wnid)) for name, wnid in zip(names.values(), wnids, strict=True)]
+    return _whole_files(root, rows, known)
 
 
 def _tiny_val(root: Path) -> Jpegs:
@@ -192,7 +200,7 @@ def _tiny_val(root: Path) -> Jpegs:
         rows = [(f"val/images/{name}", known.index(wnids[stem])) for stem, name in names.items()]
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"{notes} does not say the classes of val/images ({error}): restore the data set") from None
-    return _whole_files(root, rows)
+    return _whole_files(root, rows, known)
 
 
 def _class_folders(root: Path, known: list[str], stem: str, places: tuple[str, ...], *, lists: str) -> Jpegs:
@@ -211,7 +219,7 @@ def _class_folders(root: Path, known: list[str], stem: str, places: tuple[str, .
                     f"{root / path} and {root / found[name][0]} are one picture in two classes: restore the data set"
                 )
             found[name] = (path, label)
-    return _whole_files(root, [found[name] for name in sorted(found)])
+    return _whole_files(root, [found[name] for name in sorted(found)], known)
 
 
 def _classes(folder: Path) -> list[str]:
@@ -227,7 +235,7 @@ def _listing(folder: Path, stem: str) -> dict[str, str]:
     """The image files in a folder, by their official names without a suffix and in that order.
 
     stem : what such a name is, as a regular expression; files may have another suffix, and their class behind the name
-    What macOS and Windows leave is nobody's picture. Raises UsageError for a picture of another name, and one that is there
+    What macOS and Windows leave is passed over. Raises UsageError for a picture of another name, and one that is there
     twice.
     """
     try:
@@ -247,8 +255,12 @@ def _listing(folder: Path, stem: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _whole_files(folder: Path, rows: list[tuple[str, int]]) -> Jpegs:
-    """Images that are files of their own."""
+def _whole_files(folder: Path, rows: list[tuple[str, int]], known: list[str]) -> Jpegs:
+    """Images that are files of their own, with their labels. Raises UsageError where a file's name says another class."""
+    for path, label in rows:
+        match = re.search(r"_(n[0-9]{8})\.\w+$", path)
+        if match and match[1] != known[label]:
+            raise UsageError(f"{folder / path} says another class than its place or list, {known[label]}: restore the data set")
     files = np.array([os.fsencode(path) for path, _ in rows], dtype=np.bytes_)
     labels = np.array([label for _, label in rows], dtype=np.int64)
     count = np.arange(len(rows))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-import pickletools
+import pickle
 import re
 import zipfile
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from igpt.errors import UsageError
 from igpt.files import cannot_read, file_size, write_text
 from igpt.model import ImageGPT
 from igpt.palette import Palette
+from igpt.pickles import check_cost
 from igpt.shape import ModelShape
 from igpt.weights.check import check_fits, check_model, check_weights, read_fields, shapes_of
 from igpt.weights.own import load_tensors, save_tensors
@@ -42,6 +43,7 @@ _BLOCK = {  # ours to theirs, and whether the matrix lies the other way round
 
 _OF_A_BLOCK = re.compile(r"blocks\.(\d+)\.(.*)")
 _MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # older versions keep the causal mask beside the weights
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # with which files begin that are no zip archives
 _SHARD = re.compile(r"\w[\w.\-]*")  # a file's name, never a path
 
 # What decides a model's shape: transformers' names, its second names for four of them, and what it takes where one is missing.
@@ -228,6 +230,10 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     try:
         _check_pickle(path)
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UsageError:
+        raise
+    except pickle.UnpicklingError:  # whose words are PyTorch's advice to read it without its restrictions
+        raise cannot_read(path, ValueError("it holds more than tensors by name")) from None
     except Exception as error:  # PyTorch's reader raises whatever a pickle leads it to
         raise cannot_read(path, error) from None
     if not isinstance(found, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in found.items()):
@@ -238,9 +244,10 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
 
 
 def _check_pickle(path: Path) -> None:
-    """Raise ValueError for a pickle that would take more memory than its file: compressed, or calling more than tensors need.
+    """Raise ValueError for a pickle that would take more than its file: compressed, nested, or calling more than tensors need.
 
-    PyTorch's restricted unpickler runs no foreign code, but it makes a bytearray of any size.
+    PyTorch's restricted unpickler runs no foreign code, but it makes a bytearray of any size. Raises UsageError for a file
+    of PyTorch's older format.
     """
     file_size(path)
     try:
@@ -252,10 +259,15 @@ def _check_pickle(path: Path) -> None:
                 raise ValueError("it does not hold one pickle")
             pickled = archive.read(pickles[0])
     except zipfile.BadZipFile:
+        with path.open("rb") as stream:
+            if stream.read(len(_LEGACY)) == _LEGACY:
+                raise UsageError(
+                    f"{path} is in PyTorch's format before 1.6: save it again with a newer PyTorch, or as safetensors"
+                ) from None
         raise ValueError("it is cut short, or no zip archive as PyTorch writes since 1.6") from None
-    for operation, argument, _ in pickletools.genops(pickled):
-        if "GLOBAL" in operation.name and not re.match(r"torch\b|collections OrderedDict$", str(argument)):
-            raise ValueError(f"it calls {argument}, which makes no tensor")
+    for name in check_cost(pickled):
+        if not re.match(r"torch\b|collections OrderedDict$", str(name)):
+            raise ValueError(f"it calls {name}, which makes no tensor")
 
 
 def _shape(config: dict[str, Any]) -> ModelShape:

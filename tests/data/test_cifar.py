@@ -207,6 +207,10 @@ HOSTILE = {
     "a string of 8 EiB": b"\x8e" + b"\xff" * 7 + b"\x7fabc",
     "a frame of 8 EiB": b"\x80\x04\x95" + b"\xff" * 7 + b"\x7fN.",
     "a number of a million digits": b"I" + b"9" * 1_000_000 + b"\n.",
+    "tuples doubled sixty times as a key": b"}"
+    + b")q\x00"
+    + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(60))
+    + b"K\x01s.",
     "lists doubled thirty times": b"]q\x00" + b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(30)) + b".",
 }
 

@@ -116,6 +116,38 @@ def test_a_picture_of_another_name_is_refused_with_it(home: Path, publish: Publi
         shutil.rmtree(home / "imagenet")
 
 
+@pytest.mark.parametrize("layout", ["folders", "flat val", "Kaggle's"])
+def test_a_name_that_says_another_class_than_its_place_or_list_is_refused(home: Path, publish: Publish, layout: str) -> None:
+    publish_imagenet(publish, home, kaggle() if layout == "Kaggle's" else imagenet_folders(flat=layout == "flat val"))
+    root = home / "imagenet" / ("ILSVRC/Data/CLS-LOC" if layout == "Kaggle's" else "")
+    for part, split in (("train", "train"), ("val", "test")):
+        path = min((root / part).rglob("*.JPEG"))
+        right = path.parent.name if path.parent.name in WNIDS else WNIDS[VAL_TRUTH[0]]
+        for wnid in WNIDS:
+            named = path.rename(path.with_stem(f"{path.stem}_{wnid}"))
+            if wnid == right:
+                assert len(open_jpegs("imagenet", split))
+            else:
+                assert f"{named} says another class than its place or list, {right}:" in refusal(open_jpegs, "imagenet", split)
+            named.rename(path)
+
+
+def test_a_picture_of_too_many_bytes_is_refused_unread(home: Path, publish: Publish) -> None:
+    publish_imagenet(publish, home, imagenet_folders())
+    found = open_jpegs("imagenet", "train")
+    os.truncate(found.path(0), 2**40)  # more than can be read
+    assert f"{found.path(0)} cannot be read (it has 1,099,511,627,776 bytes" in refusal(found.picture, 0)
+
+
+def test_a_name_of_tiny_imagenet_that_says_another_class_is_refused(home: Path, publish: Publish) -> None:
+    publish("tiny-imagenet", train=9, test=6, classes=3)
+    files = tiny_val("{}/images")
+    path = next(path for path in files if path.startswith("val/n"))
+    other = next(wnid for wnid in WNIDS if wnid not in path)
+    write(home / "tiny-imagenet-200", files | {path.replace(".JPEG", f"_{other}.JPEG"): files.pop(path)})
+    assert f"_{other}.JPEG says another class" in refusal(open_jpegs, "tiny-imagenet", "test")
+
+
 def test_each_picture_is_there_once(home: Path, publish: Publish) -> None:
     twice = {f"val/{WNIDS[0]}/ILSVRC2012_val_00000001.JPEG": jpeg(1000)}  # which is of the last class
     publish_imagenet(publish, home, imagenet_folders() | twice)

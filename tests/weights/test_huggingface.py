@@ -273,7 +273,7 @@ def test_weights_without_an_output_matrix_give_features_and_say_why_they_give_no
         with pytest.raises(UsageError, match="give features, but neither loss nor samples, since they have no output matrix"):
             use()
     for write in (write_huggingface, save_weights, write_onnx):
-        with pytest.raises(UsageError, match="have no output matrix, as a classifier's"):
+        with pytest.raises(UsageError, match="like a classifier's, have no output matrix"):
             write(tmp_path / "new", bare, greys)
     assert not (tmp_path / "new").exists()
 
@@ -308,8 +308,9 @@ def as_pickle(folder: Path, change: Callable[[dict[object, object]], object]) ->
         (lambda t: t.update({"transformer.wte.weight": torch.empty(0, 16)}), r"wte.weight has the shape \(0, 16\)"),
         (lambda t: t.update({"transformer.wte.weight": t["transformer.wte.weight"].to_sparse()}), "are not dense"),
         (lambda t: t.update({3: torch.ones(1)}), "does not hold tensors by name"),
+        (lambda t: t.update({"a": torch.nn.Linear}), r"is damaged \(it holds more than tensors by name\): copy it again$"),
     ],
-    ids=["twice", "scalar", "empty", "sparse", "number"],
+    ids=["twice", "scalar", "empty", "sparse", "number", "class"],
 )
 def test_pickled_tensors_of_other_kinds_are_one_sentence(
     folder: Path, change: Callable[[dict[object, object]], object], message: str
@@ -318,6 +319,14 @@ def test_pickled_tensors_of_other_kinds_are_one_sentence(
     with pytest.raises(UsageError, match=message) as caught:
         read_weights(str(folder))
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_pytorchs_older_format_says_how_to_save_it_again(folder: Path) -> None:
+    tensors = load_tensors(folder / "model.safetensors")[0]
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    with pytest.raises(UsageError, match="save it again with a newer PyTorch, or as safetensors"):
+        read_huggingface(folder)
 
 
 def test_a_configuration_nested_without_end_is_one_sentence(folder: Path) -> None:

@@ -97,6 +97,16 @@ def promising_pickle(path: Path, tensors: dict[str, Tensor]) -> None:
     torch.save(grown, path)
 
 
+NESTED = {  # each doubled at sixty levels, which would be hashed or printed without end
+    "tuples": b"\x80\x02})q\x00" + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(60)) + b"K\x01s.",
+    "lists": b"\x80\x02]q\x00" + b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(60)) + b")R.",
+    "growing lists": b"\x80\x02"
+    + b"".join(b"]q%c" % i for i in range(61))
+    + b"".join(b"h%c(h%ch%ce" % (i + 1, i, i) for i in reversed(range(60)))
+    + b")R.",
+}
+
+
 class Bytes:
     """Unpickles as so many bytes."""
 
@@ -209,6 +219,10 @@ def test_no_file_takes_more_memory_than_it_holds(model: Model, greys: Palette, t
     tensors = torch.load(tmp_path / "pickled" / "pytorch_model.bin")
     promising_pickle(tmp_path / "promising" / "pytorch_model.bin", tensors)
     replaced_pickle(tmp_path / "bytes" / "pytorch_model.bin", pickle.dumps({"a": Bytes()}, 2))
+    for label, content in NESTED.items():
+        shutil.copytree(tmp_path / "pickled", tmp_path / label)
+        bad[tmp_path / label] = "is damaged"
+        replaced_pickle(tmp_path / label / "pytorch_model.bin", content)
     replaced_pickle(tmp_path / "compressed" / "pytorch_model.bin", b"N" * 10**9, zipfile.ZIP_DEFLATED)
     for label, content in INDICES.items():
         (tmp_path / label).mkdir()
