@@ -34,21 +34,24 @@ class Minima:
 def minimise(objective: Objective, start: Tensor, *, tolerance: float, iterations: int) -> Minima:
     """The minima of smooth, strictly convex objectives, from float64 starts (P, n).
 
-    A problem has converged when a full step promises to lower its objective by no more than ``tolerance`` of it (of 1,
-    where the objective is smaller): by g'Hg / 2, with g the gradient and H the inverse Hessian as L-BFGS has it by then. It
-    then leaves the batch and costs nothing more. One whose line search finds no lower point, or that ``iterations``
-    do not suffice for, ends where it is and has not converged.
+    A problem has converged when its last step lowered its objective, and a full further step promises to lower it, by no
+    more than ``tolerance`` of it (of 1, where the objective is smaller). Promised is g'Hg / 2, with g the gradient and H the
+    inverse Hessian as L-BFGS has it by then, which may be far off after a few steps. It then leaves the batch and costs
+    nothing more. One whose line search finds no lower point, or that ``iterations`` do not suffice for, ends where it is and
+    has not converged.
     """
     count, device = len(start), start.device
     x, live = start, list(range(count))  # points, and places in the whole batch, of the problems that go on
     value, gradient = objective(x, live)
     stuck = torch.zeros(count, dtype=torch.bool, device=device)
     found = Minima(x.clone(), value.clone(), stuck.clone(), torch.zeros(count, dtype=torch.int64, device=device))
+    gained = torch.full_like(value, torch.inf)
     history = _History.empty(start)
     for iteration in range(iterations + 1):
         direction = history.direction(gradient)
         slope = (gradient * direction).sum(1)
-        converged = -slope / 2 <= tolerance * value.abs().clamp(min=1)
+        little = tolerance * value.abs().clamp(min=1)
+        converged = (-slope / 2 <= little) & ((gained <= little) | stuck)  # stuck by rounding only, at the optimum
         ended = converged | stuck | (iteration == iterations)
         if bool(ended.any()):
             out, keep = torch.tensor(live, device=device)[ended], ~ended
@@ -62,7 +65,7 @@ def minimise(objective: Objective, start: Tensor, *, tolerance: float, iteration
         step, reached, bent, stuck = _search(objective, live, x, value, gradient, direction, slope)
         x = x + step[:, None] * direction
         history.add(step[:, None] * direction, bent - gradient)
-        value, gradient = reached, bent
+        gained, value, gradient = value - reached, reached, bent
     return found
 
 

@@ -1,10 +1,11 @@
 """Multinomial logistic regression, many problems side by side on a CPU or a GPU: layers, and the strengths of each.
 
 The objective is scikit-learn's: C times the sum of the images' cross-entropies plus half the squared weights, the
-intercept left free. It is strictly convex but for a constant added to all intercepts, so its optimum is one and does not
-hang on the solver. Its L-BFGS needs the more iterations the larger C is, and scikit-learn's default tolerance stops before
-the optimum there; on features, whose variances span many orders of magnitude, that costs accuracy. Here L-BFGS
-(`igpt.evaluate.lbfgs`) works in the coordinates in which the features' covariance is diagonal, each scaled by its curvature.
+intercept left free. (Of two classes both have weights here: C is what scikit-learn calls 2 C.) It is strictly convex but for
+a constant added to all intercepts, so its optimum is one and does not depend on the solver. scikit-learn's L-BFGS needs more
+iterations the larger C is, and its default tolerance stops before the optimum there; on features, whose variances span many
+orders of magnitude, that costs accuracy. Here L-BFGS (`igpt.evaluate.lbfgs`) works in the coordinates in which the features'
+covariance is diagonal, each scaled by its curvature.
 
 All is in float64, on a card too: float32's rounding of the objective hides its last decreases, and with float64 a
 card finds what a processor finds. An H100 computes products in float64 at its float32 rate; a consumer's card at 1/64 of it,
@@ -70,8 +71,8 @@ def fit_path(
 
     features : float32 (images, width); labels : int64 (images,); strengths : scikit-learn's C
     standardise : each feature to mean 0 and variance 1 first, which decides what the penalty weighs
-    Raises UsageError for features that are not finite, other numbers of them and of labels, a single class, and
-    where the device's memory does not hold them.
+    Raises UsageError for features that are not finite, other numbers of them and of labels, a single class, a strength
+    that is not above 0 and finite, and where the device's memory does not hold them.
     """
     return next(fit_paths([(features, labels, strengths)], device=device, standardise=standardise))
 
@@ -84,8 +85,10 @@ def fit_paths(tasks: Iterable[Task], *, device: str = "cpu", standardise: bool =
         features, labels, strengths = task
         classes = np.unique(labels)
         if len(labels) != len(features) or len(classes) < 2:
-            count = f"{len(labels)} of {len(classes)}"
-            raise UsageError(f"{len(features)} features need as many labels, of two classes or more, not {count}")
+            count = f"{len(labels)} labels of {len(classes)} classes"
+            raise UsageError(f"{len(features)} images have {count}: give one label an image, of two classes or more")
+        if not all(0 < strength < np.inf for strength in strengths):
+            raise UsageError(f"strengths are {', '.join(map(str, strengths))}: give numbers above 0")
         images, width = features.shape
         stays, passing = _bytes(images, width, len(classes), len(strengths))
         if group and ((len(group) + 1) * stays + passing > room or not group[0].is_like(features, classes)):
@@ -121,8 +124,8 @@ def _bytes(images: int, width: int, classes: int, strengths: int) -> tuple[int, 
     inner, outputs = min(images, width), strengths * classes
     # The features and their axes; by unknown what L-BFGS keeps, twice when problems leave, and a dozen vectors of its own.
     stays = images * inner + 2 * width * inner + outputs * (inner + 1) * (4 * MEMORY + 12)
-    # Before: the features once more as they came and once more turned, or the classes' shares; then the logits.
-    return 8 * stays, 8 * 2 * (images * max(width, 2 * classes) + max(LOGITS, outputs))
+    # Before: the features once more as they came and once more turned; then the logits.
+    return 8 * stays, 8 * 2 * (images * width + max(LOGITS, outputs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,8 +162,11 @@ class _Prepared:
         variances, axes = torch.linalg.eigh(x.T @ x / len(x))
         x = x @ axes
         places = torch.from_numpy(np.searchsorted(classes, labels)).to(device)
-        shares = torch.nn.functional.one_hot(places, len(classes)).T.to(x.dtype) / len(x)  # (classes, N)
-        moments = torch.cat([shares @ x, shares.sum(1, keepdim=True)], dim=1)
+        moments = x.new_zeros(len(classes), x.shape[1] + 1)
+        part = max(LOGITS // len(classes), 1)  # images at once: of many classes their shares take more than the features
+        for some, of in zip(x.split(part), places.split(part), strict=True):
+            shares = torch.nn.functional.one_hot(of, len(classes)).T.to(x.dtype) / len(x)  # (classes, n)
+            moments += torch.cat([shares @ some, shares.sum(1, keepdim=True)], dim=1)
         axes = axes if basis is None else basis @ axes
         return cls(x, moments, variances.clamp(min=0), axes, mean, scale, classes, strengths)
 

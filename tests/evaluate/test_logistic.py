@@ -112,9 +112,9 @@ def test_a_fit_that_did_not_converge_says_so(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_cannot_be_fitted_is_refused() -> None:
     x, labels = skewed(30, 4, seed=0)
-    with pytest.raises(UsageError, match="30 features need as many labels, of two classes or more, not 29 of"):
+    with pytest.raises(UsageError, match="30 images have 29 labels of 5 classes: give one label an image"):
         fit_path(x, labels[:29], strengths=[1.0])
-    with pytest.raises(UsageError, match="not 30 of 1"):
+    with pytest.raises(UsageError, match="30 images have 30 labels of 1 classes"):
         fit_path(x, 0 * labels, strengths=[1.0])
     x[3, 1] = np.nan
     with pytest.raises(UsageError, match="not finite"):

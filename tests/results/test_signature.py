@@ -192,7 +192,7 @@ NEW_CARD = """DataCard(
         ("run/local.py", "timeout=0.5", "timeout=0.6"),
         ("data/splits.py", "training images, fewer than the", "images for training, less than the"),
         ("train/loop.py", "cannot be shared by {size} devices: take", "does not go into {size} parts: give"),
-        ("evaluate/logistic.py", 'count = f"{len(labels)} of', 'count = f"only {len(labels)} of'),
+        ("evaluate/logistic.py", 'count = f"{len(labels)} labels', 'count = f"only {len(labels)} labels'),
         ("data/cards.py", 'DataCard(\n            "digits",', NEW_CARD),
         ("data/cards.py", "no explicit licence", "without a licence"),
         ("data/stl.py", "labels.astype(np.int64) - 1", "labels.astype(np.int64) - 2"),
