@@ -164,6 +164,8 @@ def cannot_read(path: Path, error: Exception, wrong: str = "is damaged") -> Usag
         )
     if path.suffix != ".bin" and begin.startswith(b"PK\x03\x04"):  # PyTorch's own are such archives
         return UsageError(f"{path} is a zip archive, not the file itself: unpack it first")
+    if path.suffix == ".npy" and not begin.startswith(b"\x93NUMPY"):
+        return UsageError(f"{path} is no .npy file, by its first bytes: give the file that numpy.save wrote")
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return UsageError(f"{path} {wrong} ({reason}): copy it again")
 

@@ -59,7 +59,7 @@ class Palette:
         """k centres by k-means on at most ``pixels`` pixels of ``images``, uint8 (N, H, W, channels).
 
         The centres are sorted, so that neighbouring tokens of a grey palette are neighbouring shades.
-        Raises UsageError for a k outside 1 to 65,536, a seed that is none, and images that hold fewer than k colours.
+        Raises UsageError for a k outside 1 to 65,536, a seed outside 0 to 2^32 - 1, and images that hold fewer than k colours.
         Source: section 3.2; the paper leaves the sample, its size and the start unpublished.
 
         >>> import numpy as np
@@ -93,8 +93,6 @@ class Palette:
             return cls(np.load(io.BytesIO(read_whole(path, most=LARGEST)), allow_pickle=False))
         except FileNotFoundError:
             raise UsageError(f"there is no palette at {path}") from None
-        except OSError:
-            raise
         except UsageError as error:
             raise UsageError(f"{path} is not a palette: {error}") from None
         except Exception as error:  # numpy's reader of headers raises whatever Python's parser does

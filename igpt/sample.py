@@ -7,7 +7,7 @@ choice to the likeliest tokens (``top_k``, ``top_p``) is not in the paper, and o
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 from numbers import Integral, Real
 
@@ -58,7 +58,7 @@ def complete(
     top_k, top_p : choose among the k likeliest tokens only, or the fewest whose probabilities reach p
     One uniform number decides one token, drawn image by image: the same seed gives the same image
     whatever the batch. Raises UsageError for BERT weights, a prefix of another dtype, shape or palette or longer than
-    the model, settings outside their range, a seed that is none, and logits that are not finite.
+    the model, settings outside their range, a seed outside 0 to 2^32 - 1, and logits that are not finite.
 
     >>> import torch
     >>> from igpt.model import ImageGPT
@@ -71,9 +71,10 @@ def complete(
     """
     shape = model.shape
     _check(model, prefix, n=n, temperature=temperature, top_k=top_k, top_p=top_p)
-    check_seed(seed)
+    n, temperature = int(n), float(temperature)
+    top_k, top_p = None if top_k is None else int(top_k), None if top_p is None else float(top_p)
     images = len(prefix) * n
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     uniform = torch.rand(images, shape.n_ctx, generator=generator, dtype=torch.float64).to(model.wte.device)
     given = prefix.to(model.wte.device).repeat_interleave(n, dim=0)
     finite = torch.ones((), dtype=torch.bool, device=model.wte.device)  # on the device: a recorded step cannot raise
@@ -131,23 +132,37 @@ def _check(model: ImageGPT, prefix: Tensor, *, n: int, temperature: float, top_k
     shape = model.shape
     if shape.objective != "autoregressive":
         raise UsageError("BERT weights cannot be sampled from: use autoregressive ones")
-    if not isinstance(prefix, Tensor) or prefix.ndim != 2 or prefix.dtype != torch.int64 or not len(prefix):
+    if (
+        not isinstance(prefix, Tensor)
+        or prefix.layout != torch.strided
+        or prefix.is_meta
+        or prefix.is_nested
+        or prefix.ndim != 2
+        or prefix.dtype != torch.int64
+        or not len(prefix)
+    ):
         found = f"{prefix.dtype} {tuple(prefix.shape)}" if isinstance(prefix, Tensor) else f"a {type(prefix).__name__}"
         raise UsageError(f"a prefix is a tensor of int64 (images, tokens), this one is {found}: give tokens")
     if prefix.shape[1] > shape.n_ctx:
         raise UsageError(f"the prefix has {prefix.shape[1]} tokens, the model only {shape.n_ctx} positions")
     if prefix.numel() and not -1 <= int(prefix.min()) <= int(prefix.max()) < shape.n_vocab:
         raise UsageError(f"the prefix has tokens outside 0 .. {shape.n_vocab - 1}: quantise it with the model's palette")
-    if not (
-        (isinstance(n, Integral) and n >= 1)
-        and (top_k is None or (isinstance(top_k, Integral) and top_k >= 1))
-        and (isinstance(temperature, Real) and 0 <= temperature < math.inf)
-        and (top_p is None or (isinstance(top_p, Real) and 0 < top_p <= 1))
-    ):
+    right = {
+        "n": _is_count(n),
+        "top_k": top_k is None or _is_count(top_k),
+        "temperature": isinstance(temperature, Real) and 0 <= temperature <= sys.float_info.max,
+        "top_p": top_p is None or (isinstance(top_p, Real) and 0 < top_p <= 1),
+    }
+    if wrong := [name for name, is_right in right.items() if not is_right]:
         raise UsageError(
-            "n and top_k are whole numbers of at least 1, temperature at least 0 and finite, top_p in (0, 1]:"
-            f" not {n}, {top_k}, {temperature}, {top_p}"
+            "n and top_k are whole numbers of at least 1, temperature is at least 0 and finite, top_p in (0, 1]: give"
+            f" another {' and '.join(wrong)}"
         )
+
+
+def _is_count(number: object) -> bool:
+    """Whether it is a whole number from 1 to 2^31 - 1."""
+    return isinstance(number, Integral) and not isinstance(number, bool) and 1 <= int(number) < 2**31
 
 
 def _restrict(logits: Tensor, *, top_k: int | None, top_p: float | None) -> Tensor:

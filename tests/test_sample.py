@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_the_likeliest_token_alone_is_the_greedy_one(model: ImageGPT) -> None:
     ],
 )
 def test_settings_outside_their_range_are_refused(model: ImageGPT, settings: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="at least 1, temperature at least 0"):
+    with pytest.raises(UsageError, match="at least 1, temperature is at least 0"):
         sample(model, **{"n": 1, "seed": 0, **settings})  # type: ignore[arg-type]
 
 
@@ -232,3 +233,20 @@ def step_by_step(
 def test_a_gpu_replays_what_a_cpu_draws(model: ImageGPT, tokens: torch.Tensor) -> None:
     expected = complete(model, tokens[:, :3], n=2, seed=4)
     assert torch.equal(complete(model.cuda(), tokens[:, :3].cuda(), n=2, seed=4).cpu(), expected)
+
+
+def test_settings_of_other_kinds_are_taken_or_refused(model: ImageGPT) -> None:
+    plain = sample(model, n=2, seed=3, temperature=0.5, top_k=4, top_p=0.5)
+    of_numpy = sample(model, n=np.int64(2), seed=np.uint32(3), temperature=Fraction(1, 2), top_k=np.int8(4), top_p=Fraction(1, 2))
+    assert torch.equal(plain, of_numpy)
+    wrong: list[tuple[str, object]] = [
+        *(("n", n) for n in (True, 0, 10**5000, 2.0)),
+        *(("top_k", k) for k in (True, 0, 10**5000)),
+        *(("temperature", t) for t in (10**400, -1, float("nan"), "1")),
+        *(("top_p", p) for p in (0, 1.5, "1")),
+        *(("seed", s) for s in (True, -1, 2**32, 10**5000, 1.0, "x" * 10**6)),
+    ]
+    for name, value in wrong:
+        with pytest.raises(UsageError, match=name) as raised:
+            sample(model, **{"n": 1, "seed": 0, name: value})  # type: ignore[arg-type]
+        assert len(str(raised.value)) < 200
