@@ -25,7 +25,7 @@ from igpt.stage import Literal, Stage
 
 STALE, FAILED, UNFINISHED, PARTS = "stale", "failed", "unfinished", "parts"  # what may go
 FRESH, PUBLISHED = "runs whose records are fresh", "runs that published records speak of"  # and what stays
-AT_WORK, READ, OTHERS = "runs at work", "runs that what is at work may read", "runs of other users"
+AT_WORK, READ, OTHERS = "runs at work", "runs that what is at work, or is to be resumed, may read", "runs of other users"
 UNKNOWN = "runs of stages that this checkout does not know"  # or whose notebook cannot be read just now
 AWAY = ".clean-"  # how a folder is called that is being deleted
 RUN = re.compile(r"(?P<stage>.+)-(?P<digest>[0-9a-f]{12})")
@@ -46,9 +46,10 @@ class Runs:
 
     code : the checkout whose notebooks, code and published records decide what is fresh
     at_work : names of run folders that jobs work in, or will
+    resumable : names of those that jobs have left, and will work in when they are resumed
     """
 
-    def __init__(self, code: Project, home: Project, at_work: Collection[str]) -> None:
+    def __init__(self, code: Project, home: Project, at_work: Collection[str], resumable: Collection[str] = ()) -> None:
         self._signer = Signer(code.notebooks)
         self._code, self.runs = code, home.runs
         self._published = _published(code)
@@ -56,6 +57,7 @@ class Runs:
         names = {folder.name for folder in self._folders() if self._is_busy(folder)} | self._at_work
         # A job or process of other code reads the runs that its stage stands on, and these count as stale here.
         self._others_read = any(not self._is_current(name) for name in names)
+        self._to_be_read = {stage.name for name in resumable for stage in self._ancestors(name)}  # of whatever code
 
     def sort(self) -> Iterator[Found]:
         """All that is there, also what stays."""
@@ -83,7 +85,7 @@ class Runs:
             return PUBLISHED
         if current is None:
             return UNKNOWN
-        return READ if self._others_read else STALE
+        return READ if self._others_read or record.stage in self._to_be_read else STALE
 
     def take_away(self, found: Found) -> list[Path]:
         """Rename something, so that it is gone at once and whole; what is then to be deleted. Nothing if it is in use now."""
@@ -119,6 +121,16 @@ class Runs:
         except UsageError:
             return False
         return found is not None and digest is not None and digest.startswith(found["digest"])
+
+    def _ancestors(self, name: str) -> Iterator[Stage]:
+        """The stages that a run folder's stage stands on, as this checkout has them; none of a stage that it does not know."""
+        head, *words = name.rpartition("-")[0].split(",")
+        with suppress(UsageError):
+            queue = [Stage.of(head, **parameters_of(self._code, head, words))]
+            while queue:
+                parents = self._signer.parents(queue.pop()).values()
+                queue += parents
+                yield from parents
 
     def _digest(self, notebook: str, parameters: dict[str, Literal]) -> str | None:
         """The signature that a stage has now; None for one that cannot be signed."""

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,11 +95,13 @@ def remove_leftovers(folder: Path) -> None:
 
 def hold(folder: Path) -> None:
     """Hold the folder's lock until this process ends; an earlier request to stop and killed runs' leftovers are removed."""
-    folder.mkdir(parents=True, exist_ok=True)
     if folder in _HELD:
         return
     owner = folder / ".owner"
-    lock = try_lock(folder / ".lock", seconds=ORPHAN)
+    lock = _lock(folder)
+    while lock is not None and not (folder / ".lock").exists():  # `igpt clean` has moved the folder away meanwhile
+        lock.lock.release()
+        lock = _lock(folder)
     if lock is None:
         who = owner.read_text() if owner.exists() else "another process"
         raise UsageError(f"{folder.name} is already being run by {who}: wait for it, or stop it")
@@ -108,6 +111,14 @@ def hold(folder: Path) -> None:
     remove_parts(folder, "**/.*.part")
     started = datetime.now(UTC).isoformat(timespec="seconds")
     write_text(owner, f"process {os.getpid()} on {platform.node()} since {started}")
+
+
+def _lock(folder: Path) -> AcquireReturnProxy[Any] | None:
+    """The lock of a folder, which is made where it is not there; None if another process holds it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # the folder was moved away in between
+            return try_lock(folder / ".lock", seconds=ORPHAN)
 
 
 def release(folder: Path) -> None:

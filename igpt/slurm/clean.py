@@ -35,7 +35,7 @@ def clean(kinds: list[str], *, delete: bool) -> str:
     """
     for kind in kinds:
         if kind not in KINDS:
-            raise UsageError(f"there is no kind {kind!r}{near_misses(kind, list(KINDS))}; choose from {', '.join(KINDS)}")
+            raise UsageError(f"there is no kind {kind!r}{near_misses(kind, list(KINDS))}")
     project = Project.here()
     wanted = kinds or [kind for kind in KINDS if kind != UNFINISHED]
     found, gone, failures = list[Found](), list[Found](), list[str]()
@@ -43,14 +43,14 @@ def clean(kinds: list[str], *, delete: bool) -> str:
     for home in homes(project):
         ledger = Ledger(home)
         jobs = _Jobs(ledger)
-        mine = [*Runs(project, home, jobs.folders).sort(), *_snapshots(home, jobs.snapshots)]
+        mine = [*Runs(project, home, jobs.folders, jobs.resumable).sort(), *_snapshots(home, jobs.snapshots)]
         found, trouble = found + mine, trouble or jobs.trouble
         if not delete:
             continue
         away = list[Path]()
         with ledger.alone() if ledger.folder.exists() else nullcontext():  # so that nobody submits what needs them now
             jobs = _Jobs(ledger)
-            runs = Runs(project, home, jobs.folders)
+            runs = Runs(project, home, jobs.folders, jobs.resumable)
             for each in mine:
                 code = each.path.parent.name == CODE
                 if each.kind not in wanted or (code and each.path.name in jobs.snapshots):
@@ -67,10 +67,14 @@ def clean(kinds: list[str], *, delete: bool) -> str:
                 delete_away(path)
             except OSError as error:
                 failures.append(f"{path} ({error.strerror})")
-    unasked = f"the scheduler could not be asked, so that a job counts as at work until it says that it has ended: {trouble}"
+    unasked = (
+        f"the scheduler could not be asked ({trouble}); so every job that has not said itself that it has ended counts as at work"
+    )
     said = [f"{len(gone)} deleted, {_size(gone)}"] if delete else _report(found, kinds)
     if failures:
-        raise StageError(f"{said[0]}; {len(failures)} could not be: {failures[0]}")
+        raise StageError(
+            f"{said[0]}; {len(failures)} could not be deleted, {failures[0]} first: see who owns it, and run the same again"
+        )
     return "\n".join([*([unasked, ""] if trouble else []), *said])
 
 
@@ -92,6 +96,7 @@ class _Jobs:
         working = [each for each in asked if _may_work(ledger, *each, queue)]
         latest = [each for folder, each in ledger.latest().items() if not done[folder]]  # `igpt resume` continues these
         self.folders = {array.stages[index].folder for array, index in working}
+        self.resumable = {array.stages[index].folder for array, index in latest}
         self.snapshots = {Path(array.snapshot).name for array, _ in [*working, *latest]}
 
 

@@ -135,7 +135,7 @@ def test_what_a_live_process_holds_stays_and_so_does_what_it_may_read(project: P
         assert whole(project.runs) == before
         said = igpt_here("clean", root=project.root).stdout
         assert "kept: 1 runs at work" in said
-        assert "kept: 1 runs that what is at work may read" in said
+        assert "kept: 1 runs that what is at work, or is to be resumed, may read" in said
     assert igpt_here("clean", *everything, root=project.root).stdout.startswith("2 deleted, ")
     assert not held.exists()
     assert not parent.exists()
@@ -197,7 +197,9 @@ def test_what_cannot_be_deleted_is_said_and_keeps_nothing_else(project: Project,
     done = igpt_here("clean", "--delete", root=project.root)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("igpt: 1 deleted, ")
-    assert done.stderr.endswith(f"1 could not be: {first} (Permission denied)\n")
+    assert done.stderr.endswith(
+        f"1 could not be deleted, {first} (Permission denied) first: see who owns it, and run the same again\n"
+    )
     assert first.exists()
     assert not second.exists()
 

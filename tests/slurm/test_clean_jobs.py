@@ -137,3 +137,17 @@ _ALONE = Ledger.alone
 def alone(ledger: Ledger, patience: float):  # type: ignore[no-untyped-def]
     """The lock with less patience."""
     return _ALONE(ledger, patience)
+
+
+def test_old_runs_stay_while_a_job_that_reads_them_is_to_be_resumed(project: Project, answers: Answers) -> None:
+    old, other = (run_of(project, seed, code="older") for seed in (0, 3))
+    child = run_without_record(project, f"pretrain,model=tiny-s,objective=autoregressive,seed=0-{'1' * 12}", "checkpoint-0000010")
+    ledger = Ledger(project)
+    submitted(ledger, "01", snapshot(project, "a1"), child.name)
+    ledger.mark_path("01", 0).write_text(Mark(state="stopped").model_dump_json())
+    answers.say()
+    igpt_here("clean", "--delete", root=project.root)
+    assert old.exists()
+    assert child.exists()
+    assert not other.exists()
+    assert "kept: 1 runs that what is at work, or is to be resumed, may read" in igpt_here("clean", root=project.root).stdout
