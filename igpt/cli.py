@@ -56,10 +56,8 @@ class Make(StrEnum):
     onnx = "onnx"
 
 
-Targets = Annotated[
-    list[str] | None,
-    typer.Argument(help="Experiments (headline-001), tables (linear-probes) or stages; everything if left out."),
-]
+TARGETS = "Experiments (headline-001), tables (linear-probes) or stages; "
+Targets = Annotated[list[str] | None, typer.Argument(help=f"{TARGETS}all of the tier if left out.")]
 SEEDS = f"0..{MOST}"
 
 
@@ -78,18 +76,14 @@ TemperatureOption = Annotated[float, typer.Option(min=0, help="1 as published; 0
 TopKOption = Annotated[int | None, typer.Option(min=1, help="Draw from the k likeliest tokens only.")]
 TopPOption = Annotated[float | None, typer.Option(help="Draw from the fewest tokens that reach this probability.")]
 OutOption = Annotated[Path, typer.Option(help="The PNG to write.")]
-TierOption = Annotated[
-    Tier | None,
-    typer.Option(
-        help="tiny: digits, minutes. laptop: CIFAR-10, hours of two cores. small: Tiny ImageNet, a GPU-hour. paper: as published."
-    ),
-]
+TIERS = "tiny: digits, minutes. laptop: CIFAR-10, hours of two cores. small: Tiny ImageNet, a GPU-hour. paper: as published."
+TierOption = Annotated[Tier | None, typer.Option(help=f"{TIERS} tiny if left out, and paper for what has runs there only.")]
 
 
 @app.command()
 def plan(
-    targets: Targets = None,
-    tier: TierOption = None,
+    targets: Annotated[list[str] | None, typer.Argument(help=f"{TARGETS}everything if left out.")] = None,
+    tier: Annotated[Tier | None, typer.Option(help=f"{TIERS} All if no target is named either, else tiny.")] = None,
     why: Annotated[bool, typer.Option("--why", help="Name the inputs that changed since each record.")] = False,
     cost: Annotated[bool, typer.Option("--cost", help="Show what each recipe costs, and what fits on how many cards.")] = False,
 ) -> None:
@@ -427,7 +421,7 @@ def status(
     from igpt.slurm.status import status_json, status_text, watch_status
 
     if as_json and watch:
-        raise UsageError("--json is one document and --watch never ends: leave one of the two out")
+        raise UsageError("--json prints one document and --watch prints again and again: leave one of the two out")
     with _stoppable():
         if as_json:
             typer.echo(status_json(targets or []))
@@ -492,9 +486,9 @@ def clean(
     ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete them; without it nothing is deleted.")] = False,
 ) -> None:
-    """Say what old runs and snapshots take, and delete them.
+    """Say what old runs and snapshots take; --delete deletes them.
 
-    Never what is fresh, published, of other users, or needed by what is at work.
+    Never deletes what is fresh, published, another user's, or needed by what is at work.
     """
     from igpt.slurm.clean import clean
 
@@ -531,8 +525,8 @@ def drill(
 ) -> None:
     """Kill a short training; show that it continues exactly.
 
-    Trains the smallest model twice, one of the two stopped through the scheduler at a random step, and compares the
-    weights to the bit. Takes some minutes beside the queue's.
+    Trains the smallest model twice on processors, one of the two stopped through the scheduler at a random step, and
+    compares the weights to the bit. Takes some minutes beside the queue's.
     """
     from igpt.slurm.drill import run_drill
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from functools import cache
 
-DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and Windows' for Linux inside of it
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and WSL's
 
 
 def cores() -> int:

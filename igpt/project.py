@@ -21,7 +21,7 @@ def place(variable: str, default: str) -> Path:
 
 
 def whole_path(setting: str, value: str, base: Path | None = None) -> Path:
-    """A path that is one from everywhere: with the home folder, variables and ``base`` put in.
+    """An absolute path: with the home folder, variables and ``base`` put in.
 
     base : what a relative path starts from, the working directory when None
     Raises UsageError for an unknown variable or user; ``setting`` is how the sentence calls the value.

@@ -51,7 +51,7 @@ def recipe_table(project: Project) -> ResultTable:
     )
     caption = (
         f"Every recipe and its cost: {CARD}-hours at {UTILISATION:.0%} of the card's dense bfloat16 rate; seconds of it for the"
-        " linear probe with its baselines on CIFAR-10, for the tiny tier on the digits, whose solving is in float64"
+        " linear probe with its baselines on CIFAR-10 (on the digits for the tiny tier); solving is in float64"
     )
     return ResultTable("recipes", caption, columns, tuple(tuple(Cell(text) for text in row) for row in rows))
 

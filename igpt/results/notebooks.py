@@ -49,7 +49,7 @@ def read_notebook(folder: Path, name: str) -> Notebook:
 
 
 def check_stage(notebook: Notebook, stage: Stage) -> Stage:
-    """The stage under its one name. Raises UsageError for an unknown parameter, another type, and a seed that is none."""
+    """The stage under its one name. Raises UsageError for an unknown parameter, another type, and a seed out of range."""
     for name, value in stage.given:
         if name not in notebook.defaults:
             raise UsageError(f"notebook {notebook.name} has no parameter {name!r}{near_misses(name, list(notebook.defaults))}")

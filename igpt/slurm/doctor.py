@@ -53,7 +53,7 @@ def examine(
         [
             ("checkout", lambda: check_clean(project, dirty=False)[:12]),
             ("shared folder", lambda: _folder(profile.home(project).runs)),
-            ("records", lambda: _unread(project)),
+            ("earlier jobs", lambda: _unread(project)),
         ]
     )
     if profile.scheduler == "local":
@@ -138,8 +138,14 @@ def _await(ledger: Ledger, waiting: dict[Resources, Array], places: dict[Resourc
                 where = log or ledger.logs(array.token)
                 found.append((False, what, f"job {array.job} ended without an answer ({said}): {where} may say more"))
             elif late:
-                why = job.held or f"{job.state.lower()}{f' ({job.reason})' if job.reason else ''}"
-                found.append((False, what, f"job {array.job} is still {why}: give --patience more minutes, or another partition"))
+                why = f"{job.state.lower()}{f' ({job.reason})' if job.reason else ''}"
+                if job.held:
+                    said = f"job {array.job} would never begin ({job.reason or job.state}), and was cancelled: change the profile"
+                else:
+                    said = (
+                        f"job {array.job} was still {why}, and was cancelled: give --patience more minutes, or another partition"
+                    )
+                found.append((False, what, said))
                 continue  # to be cancelled
             else:
                 continue
@@ -192,7 +198,9 @@ def _folder(runs: Path) -> str:
     stat = os.statvfs(runs)
     free = stat.f_bavail * stat.f_frsize / 2**30
     if free < FREE_GIB:
-        raise UsageError(f"{runs} has {free:.1f} GiB left: free some, or set shared_folder to another disk")
+        raise UsageError(
+            f"{runs} has {free:.1f} GiB left: free some (`igpt clean` says what can go), or set shared_folder to another disk"
+        )
     return f"{runs} can be written and locked, {free:,.0f} GiB are free"
 
 
@@ -228,7 +236,7 @@ def _array_size(profile: Profile) -> str:
 def _requeue() -> str:
     """How jobs are queued again; jobs ask for it by themselves."""
     held = re.search(r"cred_expire=(\d+)", _settings().get("AuthInfo", ""))
-    return f"waits some {held[1] if held else 120} seconds each time"
+    return f"a job that is queued again waits some {held[1] if held else 120} seconds first"
 
 
 def _accounting() -> str:
@@ -255,7 +263,7 @@ def _try(project: Project, profile: Profile, notebook: str) -> str:
             with plain_shell():
                 done = subprocess.run(["sbatch", "--test-only", str(script)], capture_output=True, text=True, timeout=SECONDS)
         except subprocess.TimeoutExpired:
-            raise UsageError(f"sbatch has not answered for {SECONDS} s: try again later") from None
+            raise UsageError(f"sbatch has not answered for {SECONDS:g} s: try again later") from None
     said = " ".join(done.stderr.split()).removeprefix("sbatch: ").removeprefix("allocation failure: ")
     if done.returncode:
         raise UsageError(f"{said}: mend the profile")

@@ -83,11 +83,11 @@ def describe(profile: Profile, batches: list[Batch], active: dict[Stage, Queued]
                 f"{sum(disk_gib(p.in_full) for p in batch.stages):,.2f}",
             )
         )
-    heads = ("Array", "Jobs", "Notebooks", "After", "Asks for", "Where", "Minutes", f"{CARD}-hours", "Disk GiB")
+    heads = ("Array", "Jobs", "Notebooks", "After", "Asks for", "Where", "Minutes", f"{CARD}-hours", "Weights GiB")
     lines = [tabulate(rows, heads, disable_numparse=True), ""] if rows else []
     lines += [f"  {numbers[stage]}: {stage.name}: {each.text}" for stage, each in expected.items()][:LISTED]
     lines += [f"  and {len(expected) - LISTED} more"] if len(expected) > LISTED else []
-    lines += [*_too_long(batches, expected), *([_whole(profile, batches, expected)] if rows else [])]
+    lines += [*_too_long(profile, batches, expected), *([_whole(profile, batches, expected)] if rows else [])]
     hours = sum(each.gpu_hours for each in expected.values())
     disk = sum(disk_gib(p.in_full) for batch in batches for p in batch.stages)
     said = f"{len(expected)} jobs in {len(rows)} arrays, {hours:,.1f} GPU-hours of an {CARD}, {disk:,.2f} GiB of weights"
@@ -103,7 +103,7 @@ def _place(wanted: Resources) -> str:
     )
 
 
-def _too_long(batches: list[Batch], expected: dict[Stage, Expected]) -> list[str]:
+def _too_long(profile: Profile, batches: list[Batch], expected: dict[Stage, Expected]) -> list[str]:
     """A line on each notebook with a stage that would reach its time limit and cannot continue after it."""
     found: dict[str, tuple[float, int]] = {}
     for batch in batches:
@@ -115,7 +115,7 @@ def _too_long(batches: list[Batch], expected: dict[Stage, Expected]) -> list[str
                 )
     return [
         f"{notebook} should take {_hours(hours)} hours, keeps no checkpoint and has {minutes} minutes:"
-        f" raise stages.{notebook}.minutes above {math.ceil(60 * hours)}"
+        f" raise stages.{notebook}.minutes above {math.ceil(60 * hours + profile.signal_seconds / 60)}"
         for notebook, (hours, minutes) in found.items()
     ]
 

@@ -74,7 +74,9 @@ class NodeCheck:
             raise UsageError(
                 f"{', '.join(sorted(differing))} differ from those where you submit: have the same packages and data on both"
             )
-        return f"{len(self.stages)} stages are the same as where you submit"
+        if not self.stages:
+            return "not compared: no stage of the targets would run here"
+        return f"the same as where you submit, for {len(self.stages)} stages"
 
 
 def ask(questions: Iterable[Question]) -> list[Answer]:
@@ -109,7 +111,9 @@ def data_questions(stages: Iterable[Stage]) -> list[Question]:
         wanted = (weights_home() / name / RELEASED[name].files[-1].name, weights_home() / TOKENS)  # the index is written last
         missing = [path for path in wanted if not path.exists()]
         if missing:
-            raise UsageError(f"{missing[0]} is not there: `igpt evaluate-loss {name}`, where there is internet, brings it")
+            raise UsageError(
+                f"{missing[0]} is not there: `igpt evaluate-loss {name} --images 1`, where there is internet, brings it"
+            )
         return f"in {weights_home()}"
 
     return [

@@ -8,7 +8,7 @@ import shlex
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -103,6 +103,11 @@ def _ours(option: str) -> str:
     return f"is set by igpt: write {INSTEAD[name]} instead" if name else ""
 
 
+def _set(entry: Resources) -> dict[str, Any]:
+    """What an entry of ``stages`` says itself."""
+    return {name: getattr(entry, name) for name in entry.model_fields_set}
+
+
 class Profile(_Place):
     """One cluster, or this machine. What `_Place` has counts for the notebooks whose entry in ``stages`` does not set it."""
 
@@ -133,7 +138,8 @@ class Profile(_Place):
             if wanted.nodes > 1 and (not self.srun or self.scheduler == "local"):
                 raise ValueError(f"stages.{notebook} asks for {wanted.nodes} nodes, which only srun can start")
             if 60 * wanted.minutes <= self.signal_seconds and self.scheduler == "slurm":
-                raise ValueError(f"stages.{notebook} has {wanted.minutes} minutes and needs more than signal_seconds")
+                limit = f"signal_seconds ({self.signal_seconds} s)"
+                raise ValueError(f"stages.{notebook}.minutes is {wanted.minutes}, which must be more than {limit}: raise it")
         for where, place in (("", self), *((f"stages.{notebook}.", wanted) for notebook, wanted in self.stages.items())):
             for option, value in place.options.items():
                 if ours := _ours(option):
@@ -147,11 +153,12 @@ class Profile(_Place):
         return self
 
     def resources(self, stage: Stage) -> Resources:
-        """What a stage asks for: its notebook's entry, or that for all others, over what counts for the whole profile."""
-        own = self.stages.get(stage.notebook, self.stages["default"])
-        given = {name: getattr(own if name in own.model_fields_set else self, name) for name in _Place.model_fields}
-        options = {name: value for name, value in {**self.options, **own.options}.items() if value is not None}
-        return own.model_copy(update={**given, "options": options})
+        """What a stage asks for: its notebook's entry, over that named default, over what counts for the whole profile."""
+        default = self.stages["default"]
+        own = self.stages.get(stage.notebook, default)
+        given = {**{name: getattr(self, name) for name in _Place.model_fields}, **_set(default), **_set(own)}
+        options = {**self.options, **default.options, **own.options}
+        return Resources(**{**given, "options": {name: value for name, value in options.items() if value is not None}})
 
     def home(self, project: Project) -> Project:
         """Where runs, jobs and snapshots lie: the shared folder, or the checkout."""
@@ -189,7 +196,8 @@ def find_profile(project: Project, name: str) -> Profile:
     except FileNotFoundError:
         known = sorted(p.stem for p in folder.glob("*.yaml"))
         raise UsageError(
-            f"there is no profile {name!r}{near_misses(name, known)}; write {path} after {folder / 'plain.yaml'}"
+            f"there is no profile {name!r} (to make it, copy {folder / 'plain.yaml'} to {path} and put your cluster's names in)"
+            f"{near_misses(name, known)}"
         ) from None
     except OSError as error:
         raise UsageError(f"the profile {path} cannot be read ({error.strerror}): give a file that can") from None
@@ -215,7 +223,7 @@ def _here(profile: Profile, project: Project) -> Profile:
 
 
 def _whole(setting: str, value: str, project: Project) -> str:
-    """A path that is one from everywhere: with the home folder, variables and the checkout's folder put in."""
+    """An absolute path: with the home folder, variables and the checkout's folder put in."""
     try:
         return str(whole_path(setting, value, project.root))
     except UsageError as error:
@@ -297,6 +305,8 @@ def read_profile(content: bytes, path: Path) -> Profile:
             here, there = (Resources, Profile) if first["loc"][0] == "stages" else (Profile, Resources)
             where = "counts for all jobs: write it outside of stages" if here is Resources else "goes under stages.NOTEBOOK"
             why = where if name in there.model_fields else f"there is no such setting{near_misses(name, list(here.model_fields))}"
+        elif first["type"] == "string_pattern_mismatch":
+            why = "it has a character that cannot stand there, such as a space, a quote, # or a line break"
         elif place.endswith(".minutes") and isinstance(first["input"], str):
             why = in_minutes(first["input"])
         raise _not_valid(path, f"{place}: {why}" if place else why) from None

@@ -54,6 +54,7 @@ UNREACHABLE = {  # what SLURM's commands print when they do not get as far as it
 TOO_MANY = re.compile(r"(QOS|Assoc)\w*Submit|unable to accept job", re.IGNORECASE)  # whatever the profile asks for
 REASONS = {  # SLURM's word for why a job has not begun, and what it means; one that begins with "held" lets none begin by itself
     "DependencyNeverSatisfied": "held, since a job it waits for has failed: `igpt cancel` it, then `igpt resume`",
+    "ReservationDeleted|RESV.DEL.HOLD": "held, since its reservation is gone: {mend}",
     "JobHeldAdmin": "held by an administrator: ask for `scontrol release {job}`",
     "JobHeldUser": "held by its owner: `scontrol release {job}` releases it",
     "launch failed.*": "held, since it could not be started on its node: `scontrol release {job}` tries again",
@@ -63,7 +64,6 @@ REASONS = {  # SLURM's word for why a job has not begun, and what it means; one 
     "(QOS|Assoc)Max.*Per(Job|Node).*|QOSMin.*|MaxMemPerLimit": "held, since one job may not ask for so much: {mend}",
     "Invalid(Account|QOS)|(Account|QOS)NotAllowed": "held, since its account or QOS is refused: {mend}",
     "BadConstraints": "held, since no node is as it asks: {mend}",
-    "ReservationDeleted": "held, since its reservation is gone: {mend}",
     "Resources": "waits for free resources",
     "Priority": "waits for its turn: others have a higher priority",
     "Dependency": "waits for jobs that it depends on",
@@ -321,7 +321,8 @@ def submit(
         said = " ".join(str(error).split()).removeprefix("sbatch: error: ")
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise UsageError(
-                f"{ledger.folder} cannot take the jobs' files ({error.strerror}): make room and submit again"
+                f"{ledger.folder} cannot take the jobs' files ({error.strerror}): make room, or set shared_folder to a disk that"
+                " can be written, and submit again"
             ) from None
         if ledger.was_sent(array) and not _refused(error):
             raise Unanswered(said or "sbatch was killed") from None
@@ -423,4 +424,7 @@ def _trouble(said: str) -> str:
     return ""
 
 
-NO_SCHEDULER = "there is no SLURM here: log in where sbatch is, run slurm/local-cluster up, or give --profile local"
+NO_SCHEDULER = (
+    "there is no SLURM here: log in where sbatch is, or run slurm/local-cluster up; `igpt run` and `igpt submit --profile local`"
+    " need none"
+)

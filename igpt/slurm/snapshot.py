@@ -30,7 +30,7 @@ def check_clean(project: Project, *, dirty: bool) -> str:
     if not dirty:
         raise UsageError(
             f"the checkout differs from its commit ({changed[0]}, {len(changed)} in all): commit first,"
-            " or give --dirty, and the receipts will say so"
+            " or submit with --dirty, and the receipts will say so"
         )
     content = hashlib.sha256()
     for path in _changed_files(project.root):
@@ -84,8 +84,8 @@ def take_snapshot(project: Project, home: Project, name: str) -> Project:
 def _no_room(folder: Path, said: str) -> UsageError:
     """What is said of a disk that does not take the code."""
     return UsageError(
-        f"the code that the jobs are to run could not be copied to {folder.parent} ({said}): make room there, `igpt clean`"
-        " says what can go, and submit again"
+        f"the code that the jobs are to run could not be copied to {folder.parent} ({said}): make room there (`igpt clean`"
+        " says what can go), or set shared_folder to a disk that can be written, and submit again"
     )
 
 

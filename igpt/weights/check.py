@@ -81,7 +81,7 @@ def check_weights(
 def check_model(model: ImageGPT, where: Path) -> None:
     """Raise UsageError unless a model can be written into ``where``, so that reading it again is not refused."""
     if model.wtet is None:
-        raise UsageError("these weights have no output matrix, as a classifier's: export those of a generative model")
+        raise UsageError("these weights, like a classifier's, have no output matrix: export those of a generative model")
     check_weights(model.state_dict(), shapes_of(model), f"the model for {where}")
 
 

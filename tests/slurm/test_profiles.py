@@ -38,7 +38,8 @@ ARRAY = Array(
 
 @pytest.fixture(autouse=True)
 def no_data_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where data lie here is no part of the golden files."""
+    """Where data and the checkout lie here is no part of the golden files."""
+    monkeypatch.setenv("IGPT_ROOT", str(ROOT))
     for name in ("IGPT_DATA", "IGPT_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
 
@@ -92,8 +93,11 @@ def test_no_golden_file_is_left_over() -> None:
         ("stages: {default: {cpus: four}}", "stages.default.cpus: Input should be a valid integer"),
         ("stages: {pretrain: {}}", "stages has no entry 'default'"),
         ("srun: false\nstages: {default: {nodes: 2}}", "stages.default asks for 2 nodes, which only srun can start"),
-        ("stages: {default: {minutes: 1}}", "stages.default has 1 minutes and needs more than signal_seconds"),
-        ("partition: 'gpu\n#SBATCH --uid=0'", "partition: String should match pattern"),
+        (
+            "stages: {default: {minutes: 1}}",
+            r"stages.default.minutes is 1, which must be more than signal_seconds \(90 s\): raise it",
+        ),
+        ("partition: 'gpu\n#SBATCH --uid=0'", "partition: it has a character that cannot stand there"),
         ("environment: {A-B: c}", "environment.A-B"),
         ("- a list", "is no list of settings"),
         ("a: [", "is not YAML"),
@@ -141,11 +145,11 @@ def test_no_golden_file_is_left_over() -> None:
         ("stages: {default: {partitoin: a}}", "stages.default.partitoin: there is no such setting; did you mean partition"),
         ("stages: {default: {setup: [a]}}", "stages.default.setup: counts for all jobs: write it outside of stages"),
         ("minutes: 10", "minutes: goes under stages.NOTEBOOK"),
-        ("stages: {default: {qos: a b}}", "stages.default.qos: String should match pattern"),
+        ("stages: {default: {qos: a b}}", "stages.default.qos: it has a character that cannot"),
         ("stages: {default: {options: {time: 1}}}", "stages.default.options.time is set by igpt: write stages.NOTEBOOK.minutes"),
         ("stages: {default: {options: {exclusive: false}}}", "stages.default.options.exclusive is false, .* write null"),
         ("stages: {default: {options: {Nice: 1}}}", "stages.default.options.Nice"),
-        ("stages: {default: {gpu_type: 'a100:2'}}", "stages.default.gpu_type: String should match pattern"),
+        ("stages: {default: {gpu_type: 'a100:2'}}", "stages.default.gpu_type: it has a character that cannot"),
         ("environment: {IGPT_DATA: ~}", "environment.IGPT_DATA: YAML reads ~ as nothing"),
         ('options: {comment: "a\\n#SBATCH --uid=0"}', "options.comment"),
     ],
@@ -339,5 +343,8 @@ def test_any_bytes_are_a_profile_or_a_sentence(content: bytes) -> None:
 
 
 def test_an_unknown_profile_names_those_there_are() -> None:
-    with pytest.raises(UsageError, match=r"there is no profile 'plane'; did you mean plain\?; write .*plane.yaml after"):
+    with pytest.raises(
+        UsageError,
+        match=r"there is no profile 'plane' \(to make it, copy .*plain.yaml to .*plane.yaml .*\); did you mean plain\?",
+    ):
         find_profile(Project(ROOT), "plane")

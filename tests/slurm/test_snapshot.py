@@ -52,7 +52,9 @@ def test_changes_are_refused_or_taken_along(checkout: Checkout) -> None:
     (checkout.root / "igpt" / "model.py").write_text("changed = True\n")
     (checkout.root / "igpt" / "new.py").write_text("new = True\n")
     (checkout.root / "igpt" / "palette.py").unlink()
-    with pytest.raises(UsageError, match=r"differs from its commit \(igpt/model.py, 3 in all\): commit first, or give --dirty"):
+    with pytest.raises(
+        UsageError, match=r"differs from its commit \(igpt/model.py, 3 in all\): commit first, or submit with --dirty"
+    ):
         check_clean(checkout.project, dirty=False)
     name = check_clean(checkout.project, dirty=True)
     assert name.startswith(f"{clean}-dirty-")
@@ -174,7 +176,7 @@ def git_alone(folder: Path) -> str:
         ),
         (
             ["submit", "palette", "--profile", "plain"],
-            "there is no SLURM here: log in where sbatch is, run slurm/local-cluster up",
+            "there is no SLURM here: log in where sbatch is, or run slurm/local-cluster up",
         ),
         (["drill", "--profile", "plain"], "there is no SLURM here"),
         (["drill", "--profile", "local"], "a drill needs a scheduler that kills jobs"),
@@ -273,7 +275,9 @@ def test_the_doctor_looks_for_data_and_weights_here(checkout: Checkout, tmp_path
     assert f"wrong  data set cifar10: CIFAR-10 is not here: `igpt data fetch cifar10` brings it into {tmp_path}/" in text
     assert "ok     data set digits: comes with scikit-learn" in text
     index = tmp_path / "igpt-s" / "model.ckpt-1000000.index"
-    said = f"wrong  weights igpt-s: {index} is not there: `igpt evaluate-loss igpt-s`, where there is internet, brings it"
+    said = (
+        f"wrong  weights igpt-s: {index} is not there: `igpt evaluate-loss igpt-s --images 1`, where there is internet, brings it"
+    )
     assert said in text
     index.parent.mkdir()
     index.touch()
