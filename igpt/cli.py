@@ -486,7 +486,7 @@ def clean(
     ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete them; without it nothing is deleted.")] = False,
 ) -> None:
-    """Say what old runs and snapshots take; --delete deletes them.
+    """Say what old runs and code take; --delete deletes them.
 
     Never deletes what is fresh, published, another user's, or needed by what is at work.
     """

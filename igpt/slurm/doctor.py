@@ -27,7 +27,7 @@ from igpt.run.targets import find_stages
 from igpt.slurm.ledger import Array, Ledger, Listed, homes, last_word, scheduler_word, user
 from igpt.slurm.node import Answer, NodeCheck, ask, data_questions
 from igpt.slurm.profile import FOLDERS, Profile, Resources, find_profile
-from igpt.slurm.scheduler import SECONDS, call, cancel, job_parameters, look, require, submit
+from igpt.slurm.scheduler import SECONDS, call, cancel, job_parameters, look, require, submit, trouble_in
 from igpt.slurm.shell import plain_shell
 from igpt.slurm.snapshot import check_clean, take_snapshot
 from igpt.stage import Stage
@@ -266,6 +266,6 @@ def _try(project: Project, profile: Profile, notebook: str) -> str:
             raise UsageError(f"sbatch has not answered for {SECONDS:g} s: try again later") from None
     said = " ".join(done.stderr.split()).removeprefix("sbatch: ").removeprefix("allocation failure: ")
     if done.returncode:
-        raise UsageError(f"{said}: mend the profile")
+        raise UsageError(trouble_in(done.stderr) or f"{said}: mend the profile")
     start = re.search(r"to start at (\S+)", said)
     return f"would start at {start[1]}" if start else said

@@ -326,7 +326,7 @@ def submit(
             ) from None
         if ledger.was_sent(array) and not _refused(error):
             raise Unanswered(said or "sbatch was killed") from None
-        if trouble := _trouble(str(error)):
+        if trouble := trouble_in(str(error)):
             raise Unreachable(f"nothing was submitted: {trouble}") from None
         todo = "mend the profile, `igpt doctor` says more"
         if TOO_MANY.search(said):
@@ -406,16 +406,16 @@ def call(*command: str, seconds: float = SECONDS) -> str:
         raise Unreachable(NO_SCHEDULER) from None
     except subprocess.TimeoutExpired as error:
         said = error.stderr.decode(errors="replace") if error.stderr else ""
-        raise Unreachable(_trouble(said) or _trouble(f"{command[0]}: timed out after {seconds:g} s")) from None
+        raise Unreachable(trouble_in(said) or trouble_in(f"{command[0]}: timed out after {seconds:g} s")) from None
     if done.returncode:
-        if trouble := _trouble(done.stderr):
+        if trouble := trouble_in(done.stderr):
             raise Unreachable(trouble)
         said = " ".join(done.stderr.rpartition("fatal: ")[2].split())
         raise UsageError(f"{command[0]} refuses ({said}): see whether the scheduler is up, `sinfo` says")
     return done.stdout
 
 
-def _trouble(said: str) -> str:
+def trouble_in(said: str) -> str:
     """Why the scheduler could not be asked, from what a command of its printed; empty when it could."""
     for pattern, means in UNREACHABLE.items():
         lines = [line for line in said.splitlines() if re.search(pattern, line, re.IGNORECASE)]

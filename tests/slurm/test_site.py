@@ -52,7 +52,14 @@ def test_each_notebooks_jobs_go_where_the_profile_sends_them(cluster: Cluster, c
     least = {"cpus": 1, "memory_gib": 1, "minutes": 10}
     stages = {
         "default": {**least, "partition": "low", "account": None},
-        "pretrain": {**least, "gpus": 2, "partition": "high", "constraint": "nvlink", "options": {"nice": 7, "comment": "a b"}},
+        "pretrain": {
+            **least,
+            "gpus": 2,
+            "partition": "high",
+            "account": "lab",
+            "constraint": "nvlink",
+            "options": {"nice": 7, "comment": "a b"},
+        },
     }
     profile = checkout.profile(account="lab", options={**HELD, "comment": "all"}, stages=stages)
     dry = submit_targets([PROBE], None, profile, dry_run=True, dirty=False)
@@ -246,7 +253,9 @@ def test_the_doctor_waits_no_longer_than_it_says_and_leaves_no_job(cluster: Clus
     held = checkout.profile(options=HELD)
     text, code = examine(held, ["palette"], patience=0.01)
     assert code == 1
-    still = re.search(r"^wrong  node for default: job (\d+) is still held.*: give --patience more", text, re.MULTILINE)
+    still = re.search(
+        r"^wrong  node for default: job (\d+) would never begin \(\w*Held\w*\), and was cancelled: change", text, re.MULTILINE
+    )
     assert still, text
     assert not at_work(still[1])
     assert "node for" not in examine(held, ["palette"], patience=0)[0]
