@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from igpt.errors import StageError, UsageError
+from igpt.experiments.tiers import TIERS
 from igpt.files import NO_ROOM
 from igpt.seeds import MOST, check_seed
 from igpt.text import visible
@@ -33,10 +34,9 @@ app.add_typer(data, name="data")
 class Tier(StrEnum):
     """How much of the paper a run is."""
 
-    tiny = "tiny"
-    laptop = "laptop"
-    small = "small"
-    paper = "paper"
+    _ignore_ = ("name",)  # type: ignore[assignment]  # the loop's variable is no tier
+    for name in TIERS:
+        vars()[name] = name
 
 
 class Format(StrEnum):
@@ -76,14 +76,14 @@ TemperatureOption = Annotated[float, typer.Option(min=0, help="1 as published; 0
 TopKOption = Annotated[int | None, typer.Option(min=1, help="Draw from the k likeliest tokens only.")]
 TopPOption = Annotated[float | None, typer.Option(help="Draw from the fewest tokens that reach this probability.")]
 OutOption = Annotated[Path, typer.Option(help="The PNG to write.")]
-TIERS = "tiny: digits, minutes. laptop: CIFAR-10, hours of two cores. small: Tiny ImageNet, a GPU-hour. paper: as published."
-TierOption = Annotated[Tier | None, typer.Option(help=f"{TIERS} tiny if left out, and paper for what has runs there only.")]
+TAKES = " ".join(f"{tier.name}: {tier.takes}." for tier in TIERS.values())
+TierOption = Annotated[Tier | None, typer.Option(help=f"{TAKES} tiny if left out, and paper for what has runs there only.")]
 
 
 @app.command()
 def plan(
     targets: Annotated[list[str] | None, typer.Argument(help=f"{TARGETS}everything if left out.")] = None,
-    tier: Annotated[Tier | None, typer.Option(help=f"{TIERS} All if no target is named either, else tiny.")] = None,
+    tier: Annotated[Tier | None, typer.Option(help=f"{TAKES} All if no target is named either, else tiny.")] = None,
     why: Annotated[bool, typer.Option("--why", help="Name the inputs that changed since each record.")] = False,
     cost: Annotated[bool, typer.Option("--cost", help="Show what each recipe costs, and what fits on how many cards.")] = False,
 ) -> None:

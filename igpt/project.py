@@ -10,8 +10,6 @@ from pathlib import Path
 
 from igpt.errors import UsageError
 
-# How much of the paper a run is: digits; CIFAR-10 on two cores; Tiny ImageNet on one GPU; as published, on a cluster.
-TIERS = ("tiny", "laptop", "small", "paper")
 PLACES = ("IGPT_ROOT", "IGPT_DATA", "IGPT_WEIGHTS", "IGPT_RECORDS")  # variables that name a folder
 
 

@@ -41,7 +41,7 @@ from igpt.report.palettes import released_palette_json
 from igpt.report.provenance import provenance_table, reader_records, record_schema, records_table, yours_table
 from igpt.report.speed import seconds_table, speed_table
 from igpt.report.tables import Cell, ResultTable, result_table, score_counts, table_names
-from igpt.stage import tier_of
+from igpt.experiments.tiers import tier_of
 from igpt.text import visible
 
 PROJECT = Project.here()

@@ -1,38 +1,18 @@
-"""What a stage costs, from its model's and its data's sizes: passes of the network, and the probes' solving.
+"""What a stage costs on a machine: the work of its notebook at the machine's rates.
 
-Every notebook has its own entry in `_WORK`, and every stage is given with all its parameters: nothing has a price by default.
+Every notebook has its own entry in `igpt.experiments.protocols`, and every stage is given with all its parameters: nothing has
+a price by default.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
-from igpt.data import data_card
-from igpt.evaluate.linear_probe import STRENGTHS
-from igpt.evaluate.logistic import ITERATIONS
-from igpt.evaluate.low_data import DRAWS, PER_CLASS
-from igpt.evaluate.sgd_probe import BATCH
-from igpt.evaluate.sgd_probe import RATES as SGD_RATES
-from igpt.stage import Literal, Stage, needed_stages
-from igpt.train.cost import CARD_FLOPS, CORES_FLOPS, forward_flops, pretraining_flops, training_flops
-from igpt.train.recipe import Recipe
+from igpt.experiments.protocols import PROTOCOLS, needed_stages
+from igpt.experiments.work import Rates, Work
+from igpt.stage import Stage
+from igpt.train.cost import CARD_FLOPS, CORES_FLOPS
 from igpt.train.recipes import recipe
-
-RATES_TRIED = 5  # about so many, from large to small
-FINE_TUNINGS = 3 + 3  # three rates and three refits
-
-
-@dataclass(frozen=True)
-class Rates:
-    """A machine in a second: operations in half precision and in float64, bytes moved, operations of an eigenproblem."""
-
-    half: float
-    double: float
-    bytes: float
-    eigen: float
-
 
 # The card of `igpt.train.cost`: 40 % of its data sheet's 67 TFLOP/s in float64 and half of its 3.35 TB/s; an eigenproblem of
 # 1,536 features in a fifth of a second is assumed. None of them has been measured here.
@@ -42,52 +22,12 @@ CARD_RATES = Rates(CARD_FLOPS, 0.40 * 67e12, 0.5 * 3.35e12, 2e11)
 CORES_RATES = Rates(CORES_FLOPS, 3.3e10, 4e9, 3.6e10)
 
 
-@dataclass(frozen=True)
-class Work:
-    """Operations in half precision and in float64, bytes that solving a probe moves, operations of its eigenproblems."""
-
-    half: float = 0.0
-    double: float = 0.0
-    bytes: float = 0.0
-    eigen: float = 0.0
-
-    def __add__(self, other: Work) -> Work:
-        """Both, one after the other."""
-        return Work(self.half + other.half, self.double + other.double, self.bytes + other.bytes, self.eigen + other.eigen)
-
-    def hours(self, on: Rates) -> float:
-        """Hours on a machine: a probe's products and its memory overlap, so that the longer of the two counts."""
-        solving = max(self.double / on.double, self.bytes / on.bytes)
-        return (self.half / on.half + solving + self.eigen / on.eigen) / 3600
-
-
-def expected_iterations(strength: float, classes: int) -> float:
-    """Iterations of L-BFGS until it converges.
-
-    70 at strength 1 and ten classes, growing with the fourth root of both. Counted were 22 to 193 for ten classes at strengths
-    from 0.01 to 10 (26 to 62 on features of laptop-l), and 44 to 387 for two hundred: this is within a factor of three.
-    """
-    return min(70 * math.pow(strength * classes / 10, 0.25), ITERATIONS)
-
-
-def probe_work(*, images: int, width: int, classes: int, problems: int = 1, strengths: tuple[float, ...] = STRENGTHS) -> Work:
-    """Solving ``problems`` of this size, at all strengths side by side; one look at the objective an iteration."""
-    inner = min(images, width)  # fewer images than features: a probe of their span
-    turns = [expected_iterations(strength, classes) for strength in strengths]
-    unknowns, outputs = classes * (inner + 1), images * classes
-    # A look is two products. The features are read for both, for all strengths that go on at once; logits are passed eight
-    # times; L-BFGS passes its 20 steps and 20 changes of the gradient four times.
-    double = 4 * outputs * inner * sum(turns) + 4 * images * inner * width  # and covariance and rotation, before
-    moved = 16 * images * inner * max(turns) + 8 * (8 * outputs + 4 * 40 * unknowns) * sum(turns)
-    return Work(0.0, problems * double, problems * moved, problems * 10 * inner**3)
-
-
 def stage_work(stage: Stage) -> Work:
     """The work of one stage, all of whose parameters are named, without its parents.
 
     Raises KeyError for a notebook that has no entry here, and for one without the parameters that its price stands on.
     """
-    work = _WORK[stage.notebook]
+    work = PROTOCOLS[stage.notebook].work
     given = stage.parameters
     if isinstance(work, Work):
         return work
@@ -122,103 +62,3 @@ def run_hours(stages: Iterable[Stage], in_full: InFull, on: Rates = CARD_RATES) 
     hours = {stage: stage_work(stage).hours(on) for stage in with_parents(stages, in_full)}
     pretraining = sum(h for stage, h in hours.items() if stage.notebook == "pretrain")
     return pretraining, sum(hours.values()) - pretraining
-
-
-Given = dict[str, Literal]
-
-
-def _passes(plan: Recipe, images: float) -> Work:
-    """The network run forwards."""
-    return Work(forward_flops(plan.shape) * images)
-
-
-def _views(given: Given) -> int:
-    """Looks at each test image."""
-    return int(given["views"]) if given["objective"] == "bert" else 1
-
-
-def _probed(given: Given, *, width: int, problems: int = 1, images: int = 0) -> Work:
-    """Probes chosen on the held-out part and fitted again, of all training images or of ``images``."""
-    card = data_card(str(given["dataset"]))
-    whole = images or card.train
-    search = probe_work(images=round(whole * (1 - card.held_out)), width=width, classes=card.classes, problems=problems)
-    return search + probe_work(images=whole, width=width, classes=card.classes, problems=problems, strengths=(1.0,))
-
-
-def _linear_probe(given: Given, plan: Recipe) -> Work:
-    """The trained and the untrained network, every layer; pixels, colours and indices."""
-    card = data_card(str(given["dataset"]))
-    pixels = plan.side**2 * card.channels
-    found = _passes(plan, 2 * (card.train + _views(given) * card.test))
-    found += _probed(given, width=plan.shape.n_embd, problems=2 * (plan.shape.n_layer + 1))
-    return found + _probed(given, width=pixels, problems=2) + _probed(given, width=plan.palette_colours)
-
-
-def _concatenated(given: Given, plan: Recipe) -> Work:
-    """One pass, and one probe of several layers side by side."""
-    card = data_card(str(given["dataset"]))
-    width = min(int(given["layers"]), plan.shape.n_layer + 1) * plan.shape.n_embd
-    return _passes(plan, card.train + card.test) + _probed(given, width=width)
-
-
-def _milestones(given: Given, plan: Recipe) -> Work:
-    """Every layer at each milestone."""
-    card, images, looks = data_card(str(given["dataset"])), int(given["images"]), len(plan.milestones)
-    found = _passes(plan, looks * ((images or card.train) + card.test))
-    return found + _probed(given, width=plan.shape.n_embd, problems=looks * (plan.shape.n_layer + 1), images=images)
-
-
-def _low_data(given: Given, plan: Recipe) -> Work:
-    """Two networks' features; probes of every draw, of these and of pixels; the fine-tune on the fewest labels."""
-    card = data_card(str(given["dataset"]))
-    found = _passes(plan, 2 * (card.train + card.test) + card.test)
-    found += Work(training_flops(plan.shape, int(given["epochs"]) * PER_CLASS[0] * card.classes))
-    for count in (n for n in PER_CLASS if n * card.classes <= card.train):
-        for width, inputs in ((plan.shape.n_embd, 2), (plan.side**2 * card.channels, 1)):
-            found += probe_work(images=count * card.classes, width=width, classes=card.classes, problems=inputs * DRAWS)
-    return found
-
-
-def _settings(given: Given, plan: Recipe) -> Work:
-    """One layer, standardised and raw; scikit-learn beside it is the processor's."""
-    card = data_card(str(given["dataset"]))
-    images = min(int(given["subset"]), card.train)
-    found = _passes(plan, images + card.validation)
-    return found + probe_work(images=images, width=plan.shape.n_embd, classes=card.classes, problems=2)
-
-
-def _sgd(given: Given, plan: Recipe) -> Work:
-    """The layer's choice on a part; all images' features; the rates side by side, and the refit, in float32 at float64's rate."""
-    card = data_card(str(given["dataset"]))
-    subset, steps = min(int(given["subset"]), card.train - card.validation), int(given["iterations"])
-    outputs, width = (len(SGD_RATES) + 1) * card.classes, int(given["count"]) * plan.shape.n_embd
-    trained = Work(
-        0.0, 4 * BATCH * outputs * width * steps, 4 * 6 * outputs * width * steps
-    )  # weights and their speeds, six times
-    chosen = _probed(given, width=plan.shape.n_embd, problems=plan.shape.n_layer + 1, images=subset)
-    return _passes(plan, 1.25 * subset + card.train + _views(given) * card.test) + chosen + trained
-
-
-def _fine_tune(given: Given, plan: Recipe) -> Work:
-    """Every rate and refit, at most the epochs that are allowed."""
-    images = int(given["images"]) or data_card(str(given["dataset"])).train
-    return Work(training_flops(plan.shape, FINE_TUNINGS * int(given["epochs"]) * images))
-
-
-_WORK: dict[str, Work | Callable[[Given, Recipe], Work]] = {
-    "palette": Work(),
-    "parameters": Work(),
-    "speed": Work(),  # of minutes, whatever the machine
-    "pretrain": lambda given, plan: Work(pretraining_flops(plan)),
-    "rate_search": lambda given, plan: Work(training_flops(plan.shape, RATES_TRIED * int(given["steps"]) * plan.batch)),
-    "released_loss": lambda given, plan: _passes(plan, int(given["images"])),
-    # A whole sample an image, and half of one for each completion; the cache of keys and values is not counted.
-    "samples": lambda given, plan: _passes(plan, int(given["images"]) * (1 + int(given["completions"]) / 2)),
-    "linear_probe": _linear_probe,
-    "concatenated_features": _concatenated,
-    "loss_against_probe": _milestones,
-    "low_data": _low_data,
-    "probe_settings": _settings,
-    "sgd_probe": _sgd,
-    "fine_tune": _fine_tune,
-}

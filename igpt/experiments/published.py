@@ -34,6 +34,7 @@ class Published:
     source: str
     source_place: str
     certainty: str
+    measure: str = ""  # of `igpt.experiments.measures`; empty for what is not measured
 
     @property
     def number(self) -> float:

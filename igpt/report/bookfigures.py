@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt.errors import UsageError
-from igpt.experiments import rate_searches, samples_of
-from igpt.experiments.cells import DATASET, EFFORT, SEEDS
+from igpt.experiments import TIERS
+from igpt.experiments.protocols import PROTOCOLS
+from igpt.experiments.tiers import Tier
 from igpt.files import write_atomically
 from igpt.project import Project
 from igpt.report.style import Mode, save_svg, theme
@@ -22,62 +23,73 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+SINGLE = ("palette", "samples", "completions", "search", "probe_settings")  # drawn from a single record
+
+
 @dataclass(frozen=True)
 class BookFigure:
     """One figure: the function of `igpt.report.figures` that draws it, and the stages it needs."""
 
-    draw: str
     stages: tuple[Stage, ...]
+    draw: str
     one: bool = False  # drawn from a single record rather than from a list of them
     page: int | None = None  # of a record with more images than a figure shows
     whole: bool = True  # only when every record is there; else of those that are, and the caption says what is pending
 
 
-def _figures_of(tier: str) -> dict[str, BookFigure]:
+def _of(stages: tuple[Stage, ...], *, draw: str = "", whole: bool = True, page: int | None = None) -> BookFigure:
+    """A figure as its first stage's protocol draws it, or by another of the protocol's functions."""
+    figures = PROTOCOLS[stages[0].notebook].figures
+    assert not draw or draw in figures, draw
+    return BookFigure(stages, draw or figures[0], (draw or figures[0]) in SINGLE, page, whole)
+
+
+def _figures_of(tier: Tier) -> dict[str, BookFigure]:
     """The figures that a tier has; the small one's come with its first records."""
-    large, dataset = f"{tier}-l", DATASET[tier]["cifar10"]
+    small, medium, large = (tier.models[f"iGPT-{size} 32x32"] for size in "SML")
 
     def seeds(notebook: str, model: str = large, **given: str) -> tuple[Stage, ...]:
-        if notebook != "pretrain":
-            given["dataset"] = dataset
-        effort = EFFORT.get((tier, notebook), {})
-        return tuple(Stage.of(notebook, model=model, seed=seed, **given, **effort) for seed in SEEDS[tier])
+        if "dataset" in PROTOCOLS[notebook].takes:
+            given["dataset"] = tier.stands_for["cifar10"]
+        return tuple(tier.stage(notebook, model=model, seed=seed, **given) for seed in tier.seeds)
 
     def models(notebook: str) -> tuple[Stage, ...]:
-        return tuple(stage for size in "sml" for stage in seeds(notebook, f"{tier}-{size}"))
+        return tuple(stage for model in (small, medium, large) for stage in seeds(notebook, model))
 
-    samples = (samples_of(tier),)
+    whole, samples = tier.name == "tiny", tier.figure_stages("samples")
     both = tuple(
         stage
         for notebook in ("linear_probe", "fine_tune")
         for objective in ("autoregressive", "bert")
         for stage in seeds(notebook, objective=objective)
     )
-    settings = (Stage.of("probe_settings", model=large, dataset=dataset),)
+    searches = tier.figure_stages("rate_search")
     return {
-        "losses": BookFigure("losses", (*models("pretrain"), *seeds("pretrain", objective="bert"))),
-        "losses-autoregressive": BookFigure("losses", models("pretrain"), whole=tier == "tiny"),
-        "compute": BookFigure("compute", models("pretrain"), whole=tier == "tiny"),
-        "samples": BookFigure("samples", samples, one=True),
-        "completions": BookFigure("completions", samples, one=True),
-        "depth": BookFigure("depth", models("linear_probe"), whole=tier == "tiny"),
-        "depth-bert": BookFigure("depth", seeds("linear_probe", objective="bert")),
-        "loss-against-probe": BookFigure("loss_against_probe", models("loss_against_probe"), whole=tier == "tiny"),
-        "fine-tune-search": BookFigure("search", seeds("fine_tune")[:1], one=True),
-        "bert": BookFigure("bert", both),
-        "low-data": BookFigure("low_data", seeds("low_data")),
-        "probe-settings": BookFigure("probe_settings", settings, one=True),
-        "rates": BookFigure("rate_search", rate_searches(tier)),
+        "losses": _of((*models("pretrain"), *seeds("pretrain", objective="bert"))),
+        "losses-autoregressive": _of(models("pretrain"), whole=whole),
+        "compute": _of(models("pretrain"), draw="compute", whole=whole),
+        "samples": _of(samples),
+        "completions": _of(samples, draw="completions"),
+        "depth": _of(models("linear_probe"), whole=whole),
+        "depth-bert": _of(seeds("linear_probe", objective="bert")),
+        "loss-against-probe": _of(models("loss_against_probe"), whole=whole),
+        "fine-tune-search": _of(seeds("fine_tune")[:1]),
+        "bert": _of(both, draw="bert"),
+        "low-data": _of(seeds("low_data")),
+        "probe-settings": _of(tier.figure_stages("probe_settings")),
+        **({"rates": _of(searches)} if searches else {}),
     }
 
 
+TINY, LAPTOP = _figures_of(TIERS["tiny"]), _figures_of(TIERS["laptop"])
+SAMPLES = TIERS["laptop"].figure_stages("samples")
 FIGURES = {
-    "palette": BookFigure("palette", (Stage.of("palette", dataset="digits", colours=16),), one=True),
-    "published-depth": BookFigure("published_depth", ()),
-    **{name: figure for name, figure in _figures_of("tiny").items() if name not in ("losses-autoregressive", "rates", "compute")},
-    **{f"laptop-{name}": figure for name, figure in _figures_of("laptop").items() if name != "losses"},
-    **{f"laptop-gallery-{n}": BookFigure("completions", (samples_of("laptop"),), one=True, page=n) for n in range(1, 5)},
-    **{f"laptop-gallery-samples-{n}": BookFigure("samples", (samples_of("laptop"),), one=True, page=n) for n in (1, 2)},
+    "palette": _of((Stage.of("palette", dataset="digits", colours=16),)),
+    "published-depth": BookFigure((), "published_depth"),
+    **{name: figure for name, figure in TINY.items() if name not in ("losses-autoregressive", "compute")},
+    **{f"laptop-{name}": figure for name, figure in LAPTOP.items() if name != "losses"},
+    **{f"laptop-gallery-{n}": _of(SAMPLES, draw="completions", page=n) for n in range(1, 5)},
+    **{f"laptop-gallery-samples-{n}": _of(SAMPLES, page=n) for n in (1, 2)},
 }
 
 

@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from igpt.experiments.published import curve_points
+from igpt.experiments.tiers import tier_of
 from igpt.measure import mean_interval
 from igpt.report.style import BASELINE, MARKERS, MODEL_COLOURS, theme
 from igpt.results.record import Record
-from igpt.stage import Stage, tier_of
+from igpt.stage import Stage
 from igpt.train.cost import training_flops
 from igpt.train.recipes import recipe
 

@@ -11,14 +11,15 @@ from igpt.evaluate.low_data import STRENGTH
 from igpt.evaluate.sgd_probe import BATCH, MOMENTUM, RATES
 from igpt.evaluate.sgd_probe import ITERATIONS as SGD_ITERATIONS
 from igpt.experiments import experiments
-from igpt.experiments.cells import ACCURACY_MARGIN, EFFORT, SEARCH_STEPS, SEEDS
+from igpt.experiments.measures import ACCURACY_MARGIN
 from igpt.experiments.published import published_rows
+from igpt.experiments.tiers import TIERS
 from igpt.measure import LEVEL
 from igpt.pictures import BYTES, MEGAPIXELS
 from igpt.project import Project
 from igpt.report.live import live_number
 from igpt.report.tables import Cell, published_cell, tier_cell
-from igpt.results.notebooks import near_misses
+from igpt.results.notebooks import near_misses, read_notebook
 from igpt.results.store import RecordStore
 from igpt.train.cost import CARD, UTILISATION
 from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY, recipe
@@ -70,10 +71,13 @@ def _facts() -> dict[str, str]:
             f"{model}.colours": str(plan.palette_colours),
         }
     return facts | {
-        **{f"{tier}-l.fine_tune_images": f"{EFFORT[tier, 'fine_tune']['images']:,}" for tier in ("laptop", "small")},
-        **{f"{tier}-l.fine_tune_epochs": str(EFFORT[tier, "fine_tune"]["epochs"]) for tier in ("laptop", "small")},
-        "laptop-l.milestone_images": f"{EFFORT['laptop', 'loss_against_probe']['images']:,}",
-        "search.steps": str(SEARCH_STEPS),
+        **{
+            f"{name}-l.{notebook}_{parameter}": f"{value:,}"
+            for name, tier in TIERS.items()
+            for notebook, given in tier.overrides.items()
+            for parameter, value in given.items()
+        },
+        "search.steps": str(read_notebook(Project.here().notebooks, "rate_search").defaults["steps"]),
         "digits.images": f"{data_card('digits').train + data_card('digits').test:,}",
         "sgd.rates": ", ".join(f"{rate:g}" for rate in RATES),
         "sgd.batch": str(BATCH),
@@ -83,7 +87,7 @@ def _facts() -> dict[str, str]:
         "crop.short": f"{SHORT[0]} to {SHORT[1]}",
         "picture.megapixels": str(MEGAPIXELS),
         "picture.memory": f"{BYTES * MEGAPIXELS / 1000:.1f} GB",
-        "seeds": str(len(SEEDS["tiny"])),
+        "seeds": str(len(TIERS["tiny"].seeds)),
         "level": f"{100 * LEVEL:.0f} %",
         "imagenet.held-out": f"{data_card('imagenet').held_out:.0%}",
         "cifar10.held-out": f"{data_card('cifar10').held_out:.0%}",

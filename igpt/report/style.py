@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Literal
 
-from igpt.project import TIERS
+from igpt.train.recipes import OURS, PAPER
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,10 +17,11 @@ Mode = Literal["light", "dark"]
 # model has its own marker so that grey print tells them apart too.
 _SIZES = {"s": ("#56b4e9", "o"), "m": ("#e69f00", "s"), "l": ("#009e73", "D")}  # colour and marker
 _BERT = ("#cc79a7", "^")
+_RECIPES = [name for rows, _ in OURS for name in rows] + list(PAPER)
 _LOOKS = {
     **{f"iGPT-{size.upper()}": look for size, look in _SIZES.items()},
-    **{f"{tier}-{size}": look for tier in TIERS for size, look in _SIZES.items()},
-    **{f"{tier}-{size} BERT": _BERT for tier in TIERS for size in _SIZES},
+    **{name: look for name in _RECIPES for size, look in _SIZES.items() if name.endswith(f"-{size}")},
+    **{f"{name} BERT": _BERT for name in _RECIPES},
 }
 MODEL_COLOURS = {model: colour for model, (colour, _) in _LOOKS.items()}
 MARKERS = {model: marker for model, (_, marker) in _LOOKS.items()}

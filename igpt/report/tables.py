@@ -9,8 +9,10 @@ from typing import Literal
 
 from igpt.claim import Run
 from igpt.errors import UsageError
-from igpt.experiments import TABLES, Experiment, experiments
+from igpt.experiments import TABLES, TIERS, Experiment, experiments
+from igpt.experiments.cells import why_not
 from igpt.experiments.costs import CARD_RATES, CORES_RATES, InFull, run_hours, with_parents
+from igpt.experiments.protocols import needed_datasets
 from igpt.experiments.published import Published
 from igpt.measure import LEVEL
 from igpt.project import Project
@@ -19,19 +21,14 @@ from igpt.results.notebooks import near_misses
 from igpt.results.record import Record
 from igpt.results.store import ReaderStore, RecordStore
 from igpt.results.verdict import Outcome, Verdict, judge, outcome
-from igpt.stage import needed_datasets
 from igpt.text import listed
 from igpt.train.cost import CARD
 
-TIER_TITLES = {
-    "tiny": "Tiny tier (digits)",
-    "laptop": "Laptop tier (CIFAR-10, 16x16)",
-    "small": "Small tier (Tiny ImageNet)",
-    "paper": "Paper's scale",
-}
+# Columns, those first in which the published numbers themselves are compared.
+TIER_TITLES = {tier.name: tier.title for tier in sorted(TIERS.values(), key=lambda tier: not tier.numbers)}
 CLAIMS = {"reproduced": "claim holds", "differs": "claim fails", "undecided": "undecided", "shown": "no claim"}
 NUMBERS = {"reproduced": "reproduced", "differs": "differs", "undecided": "undecided", "shown": "shown"}
-WORDS = {tier: NUMBERS if tier == "paper" else CLAIMS for tier in TIER_TITLES}
+WORDS = {tier: NUMBERS if TIERS[tier].numbers else CLAIMS for tier in TIER_TITLES}
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10", "imagenet": "ImageNet", "": "none"}
 DATASETS |= {"tiny-imagenet": "Tiny ImageNet", "digits": "the digits"}
 NOT_MEASURED = ("learning rate", "compute")  # a rate is chosen, a cost is spent
@@ -111,7 +108,8 @@ def tier_cell(experiment: Experiment, tier: str, store: RecordStore) -> Cell:
     if run is None:
         if tier == "paper" and experiment.published.ours and experiment.published.metric not in NOT_MEASURED:
             return Cell("pending", (("Status", "no experiment is declared for it yet"),), "pending", word="pending")
-        return Cell("–")
+        reason = why_not(experiment.published, TIERS[tier]) if experiment.published.ours else ""
+        return Cell("–", (("Status", f"not measured in this tier: {reason}"),) if reason else ())
     found = outcome(run.quantity, store.read)
     verdict = judge(run.quantity, run.rule, store.read, published=experiment.published.number)
     if found is None:
@@ -253,9 +251,9 @@ def _price(experiment: Experiment, run: Run, in_full: InFull) -> tuple[tuple[str
     """A pending cell's command and cost."""
     command = ("Command", f"igpt run {experiment.name} --tier {run.tier}")
     rule = ("Rule", run.rule.claim)
-    if run.tier == "tiny":
+    if run.tier == "tiny":  # too small to be priced
         return (("Status", "not run yet"), rule, ("Cost", "minutes on two cores, the whole tier together"), command)
-    unit, rates = ("Hours of two cores", CORES_RATES) if run.tier == "laptop" else (f"{CARD}-hours", CARD_RATES)
+    unit, rates = ("Hours of two cores", CORES_RATES) if TIERS[run.tier].cores else (f"{CARD}-hours", CARD_RATES)
     pretraining, rest = run_hours(run.stages(), in_full, rates)
     cost = f"{unit}: {_hours(pretraining)} of pre-training, {_hours(rest)} of everything after it"
     used = {d for s in with_parents(run.stages(), in_full) for d in needed_datasets(s.notebook, s.parameters)}

@@ -21,9 +21,10 @@ from pathlib import Path
 
 from igpt.data import DATASETS, split_digest
 from igpt.errors import UsageError
+from igpt.experiments.protocols import chosen_modules, needed_datasets, needed_recipes, needed_stages
 from igpt.results.code import code_digest
 from igpt.results.notebooks import Notebook, check_stage, read_notebook
-from igpt.stage import Stage, chosen_modules, needed_datasets, needed_recipes, needed_stages
+from igpt.stage import Stage
 
 # Modules that present or carry out decide no result.
 OUTSIDE = (

@@ -9,10 +9,11 @@ from datetime import datetime
 from pathlib import Path
 
 from igpt.errors import UsageError
+from igpt.experiments.tiers import tier_of
 from igpt.project import Project
 from igpt.results.record import Record, claims_to_be_record, read_record, tell, usable_record
 from igpt.results.signature import Signer
-from igpt.stage import Stage, tier_of
+from igpt.stage import Stage
 
 
 def record_path(project: Project, stage: Stage) -> Path:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from igpt.errors import StageError, UsageError
 from igpt.experiments import declared_stages
+from igpt.experiments.protocols import needed_datasets, needed_recipes, uses_network
+from igpt.experiments.tiers import tier_of
 from igpt.machine import cores, gpus
 from igpt.project import Project
 from igpt.results.plan import Plan, PlannedStage, make_plan
@@ -22,11 +24,10 @@ from igpt.results.store import RecordStore, record_path
 from igpt.run.execute import Kernels, StageStopped, execute
 from igpt.run.folder import finished_record, remove_leftovers, run_folder
 from igpt.run.progress import Progress
-from igpt.stage import Stage, needed_recipes, tier_of
+from igpt.stage import Stage
 
 Needs = Callable[[Stage], tuple[int, int]]  # cores and GPUs of a stage
 AT_ONCE = 4  # stages that share the cores of a machine without GPUs: as many models as the laptop tier trains
-NO_GPU = ("palette", "parameters")  # notebooks without a network
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def shares(room: Room) -> Needs:
             return room.cores, len(room.gpus)
         if tier == "tiny":
             return min(own or 1, room.cores), 0
-        if stage.notebook in NO_GPU:
+        if not uses_network(stage):
             return share, 0
         if stage.notebook == "pretrain" and devices.isdecimal():
             return share, min(int(devices), len(room.gpus))
@@ -216,7 +217,6 @@ def _descendants(stage: Stage, waiting: dict[Stage, PlannedStage]) -> list[Stage
 def check_data(project: Project, plan: Plan) -> None:
     """Refuse, before anything starts, a stage whose data set is not at hand."""
     from igpt.data.cards import check_present
-    from igpt.stage import needed_datasets
 
     signer = Signer(project.notebooks)
     for planned in plan:

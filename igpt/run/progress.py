@@ -13,13 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
+from igpt.experiments.protocols import expected_seconds
 from igpt.results.plan import PlannedStage
 from igpt.run.folder import read_fraction
 from igpt.stage import Stage
-
-# Seconds a stage is taken for until a record says better: what they took on two cores when first run.
-EXPECTED = {"palette": 6, "pretrain": 25, "linear_probe": 8, "fine_tune": 45, "loss_against_probe": 12}
-EXPECTED_OTHER = 8
 
 
 class Progress:
@@ -101,7 +98,7 @@ def _expected(planned: PlannedStage) -> float:
     """Seconds a stage should take: as long as its last record says, kernel start included."""
     if planned.record is not None:
         return planned.record.receipt.seconds + 4
-    return EXPECTED.get(planned.stage.notebook, EXPECTED_OTHER)
+    return expected_seconds(planned.stage.notebook)
 
 
 def _clock(seconds: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from igpt.errors import UsageError
-from igpt.experiments import TABLES, declared_stages, experiments
+from igpt.experiments import TABLES, TIERS, declared_stages, experiments
 from igpt.project import Project
 from igpt.results.notebooks import near_misses, read_notebook
 from igpt.stage import Literal, Stage
@@ -32,7 +32,7 @@ def _stages_of(target: str, tier: str | None, project: Project) -> list[Stage]:
     if target in by_name or target in tables:
         members = tables.get(target) or (by_name[target],)
         # A target that has runs in one tier only needs no --tier.
-        tiers = [tier] if tier else [DEFAULT_TIER, "paper"]
+        tiers = [tier] if tier else [DEFAULT_TIER, *TIERS]
         for candidate in tiers:
             stages = [s for e in members if (run := e.run_in(candidate)) for s in run.stages()]
             if stages:

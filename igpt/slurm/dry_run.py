@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from igpt.experiments.costs import stage_hours
+from igpt.experiments.protocols import spreads
 from igpt.slurm.batches import Batch
 from igpt.slurm.profile import Profile, Resources
 from igpt.slurm.scheduler import Queued
@@ -19,7 +20,6 @@ from igpt.train.recipes import recipe
 
 WEIGHTS_KEPT = 3 * 2  # copies of the weights in two checkpoints: they and Adam's two moments
 LISTED = 40  # stages by name
-SPREADS = "pretrain"  # the notebook that uses all cards of its job, and continues in the next one after its time limit
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Expected:
 def expect(stage: Stage, resources: Resources, profile: Profile) -> Expected:
     """What a stage, all of whose parameters are named, should take with what it asks for."""
     cost = stage_hours(stage) or 0.0
-    cards = resources.gpus * resources.nodes if stage.notebook == SPREADS else min(resources.gpus, 1)
+    cards = resources.gpus * resources.nodes if spreads(stage) else min(resources.gpus, 1)
     if not cost or not cards:
         return Expected(cost, cards, None, 1)
     usable = (60 * resources.minutes - profile.signal_seconds) / 3600
@@ -109,7 +109,7 @@ def _too_long(profile: Profile, batches: list[Batch], expected: dict[Stage, Expe
     for batch in batches:
         for planned in batch.stages:
             each = expected[planned.stage]
-            if each.jobs > 1 and each.hours and planned.stage.notebook != SPREADS:
+            if each.jobs > 1 and each.hours and not spreads(planned.stage):
                 found[planned.stage.notebook] = max(
                     found.get(planned.stage.notebook, (0.0, 0)), (each.hours, batch.resources.minutes)
                 )

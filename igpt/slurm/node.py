@@ -12,13 +12,14 @@ from pathlib import Path
 
 import igpt
 from igpt.errors import UsageError
+from igpt.experiments.protocols import needed_datasets
 from igpt.files import write_text
 from igpt.machine import cores
 from igpt.project import Project
 from igpt.results.plan import Plan
 from igpt.results.signature import Signature
 from igpt.run.local import plan_stages
-from igpt.stage import Stage, needed_datasets
+from igpt.stage import Stage
 from igpt.weights.released import RELEASED, TOKENS, weights_home
 
 Question = tuple[str, Callable[[], str]]

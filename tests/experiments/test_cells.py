@@ -11,15 +11,17 @@ from conftest import ROOT
 from igpt.claim import Quantity
 from igpt.evaluate.fine_tune import RATES
 from igpt.evaluate.low_data import DRAWS, STRENGTH, draw_values
-from igpt.experiments import declared_stages, experiments
-from igpt.experiments.cells import SEARCH_STEPS, SEEDS
-from igpt.experiments.costs import FINE_TUNINGS, run_hours, with_parents
+from igpt.experiments import TIERS, declared_stages, experiments
+from igpt.experiments.costs import run_hours, with_parents
+from igpt.experiments.protocols import needed_stages
+from igpt.experiments.tiers import tier_of
+from igpt.experiments.work import FINE_TUNINGS
 from igpt.project import Project
 from igpt.results.notebooks import check_stage, read_notebook
 from igpt.results.signature import Signer
 from igpt.results.store import RecordStore
 from igpt.results.verdict import judge
-from igpt.stage import Stage, needed_stages, tier_of
+from igpt.stage import Stage
 
 SIGNER = Signer(ROOT / "notebooks")
 
@@ -72,10 +74,6 @@ def test_a_fine_tune_is_priced_at_the_rates_and_refits_that_its_notebook_runs() 
     assert len(RATES) + refits == FINE_TUNINGS
 
 
-def test_a_search_is_as_long_as_the_book_says() -> None:
-    assert read_notebook(ROOT / "notebooks", "rate_search").defaults["steps"] == SEARCH_STEPS
-
-
 def test_other_systems_rows_have_no_runs() -> None:
     others = [e for e in experiments() if not e.published.method.startswith("iGPT")]
     assert len(others) > 40
@@ -92,11 +90,11 @@ def test_every_declared_stage_is_one_its_notebook_takes(stage: Stage) -> None:
 
 
 def test_the_tiny_tier_has_three_seeds_everywhere_and_its_own_models() -> None:
-    assert len(SEEDS["tiny"]) >= 3
+    assert len(TIERS["tiny"].seeds) >= 3
     for experiment in experiments():
         run = experiment.run_in("tiny")
         if run and run.quantity.stages[0].notebook != "parameters":
-            assert len(run.quantity.stages) == len(SEEDS["tiny"]), experiment.name
+            assert len(run.quantity.stages) == len(TIERS["tiny"].seeds), experiment.name
             assert {tier_of(stage) for stage in run.stages()} == {"tiny"}
 
 

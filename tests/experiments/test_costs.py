@@ -5,7 +5,8 @@ from conftest import ROOT
 
 from igpt.data import data_card
 from igpt.evaluate.logistic import ITERATIONS
-from igpt.experiments.costs import CARD_RATES, CORES_RATES, expected_iterations, probe_work, run_hours, stage_hours, stage_work
+from igpt.experiments.costs import CARD_RATES, CORES_RATES, run_hours, stage_hours, stage_work
+from igpt.experiments.work import expected_iterations, probe_work
 from igpt.project import Project
 from igpt.report.costs import recipe_table
 from igpt.results.plan import PlannedStage

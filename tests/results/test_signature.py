@@ -197,7 +197,8 @@ NEW_CARD = """DataCard(
         ("data/cards.py", "no explicit licence", "without a licence"),
         ("data/stl.py", "labels.astype(np.int64) - 1", "labels.astype(np.int64) - 2"),
         ("data/cifar.py", "import pickle", "import pickle\nimport json"),
-        ("stage.py", "import TYPE_CHECKING", "import Any, TYPE_CHECKING"),
+        ("stage.py", "import dataclass", "import dataclass, field"),
+        ("experiments/protocols.py", "45, (", "46, ("),
     ],
 )
 def test_what_cannot_change_a_number_stales_nothing(project: Project, tmp_path: Path, edit: tuple[str, str, str]) -> None:
