@@ -6,6 +6,7 @@ What others wrote is looked at before it is read: a folder, a pipe or a file far
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -125,6 +126,12 @@ def read_whole(path: Path, *, most: int) -> bytes:
     if (size := file_size(path)) > most:
         raise ValueError(f"it has {size:,} bytes, more than the {most:,} that such a file can have")
     return path.read_bytes()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_json(path: Path, *, most: int = LARGEST_JSON) -> Any:

@@ -19,6 +19,8 @@ from igpt.errors import UsageError
 from igpt.files import cannot_read, read_whole, write_array
 from igpt.seeds import check_seed
 
+# Digest of the released weights' 512 colours. In the code, so that other colours are other code to a signature.
+RELEASED = "2e1993e1710ade487e719a6103ff3ec2da542856cd7dcc8ef4fd0b5e9aae927b"
 MOST = 2**16  # colours, for tokens are uint16
 LARGEST = 2**21  # bytes of a file of so many colours, and more
 TABLE_PAYS = 2**16  # pixels from which on a table of all colours costs less than it saves
@@ -44,7 +46,7 @@ class Palette:
     def __post_init__(self) -> None:
         """Refuse anything but finite float32 (k, channels) in [-1, 1]."""
         c = self.centres
-        if c.ndim != 2 or c.dtype != np.float32 or not 1 <= len(c) <= MOST or not np.isfinite(c).all():
+        if c.ndim != 2 or c.dtype != np.float32 or not 1 <= len(c) <= MOST or not c.size or not np.isfinite(c).all():
             raise UsageError(
                 f"a palette is finite float32 (colours, channels), this one is {c.dtype} {c.shape}: fit or fetch it again"
             )

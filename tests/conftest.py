@@ -205,11 +205,11 @@ def real_cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def publish(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Give a data set other sizes and sums, for the length of a test in tests/data."""
     from official import forget, publisher
 
-    yield publisher(tmp_path / "published", monkeypatch)
+    yield publisher(monkeypatch)
     monkeypatch.undo()
     forget()
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from igpt.data.augment import shifted
-from igpt.data.cards import DATASETS, DataCard, data_card, split_digest
-from igpt.data.splits import Split, SplitName, a_part, held_out, load_split, low_data_subset, split_indices, tokenize
+from igpt.data.cards import DATASETS, data_card, split_digest
+from igpt.data.dataset import DataSet, SplitName
+from igpt.data.labelled import LabelledTokens
+from igpt.data.splits import Split, a_part, held_out, load_split, low_data_subset, tokenize
+from igpt.data.tokens import labelled_tokens
 
 __all__ = [
     "DATASETS",
-    "DataCard",
+    "DataSet",
+    "LabelledTokens",
     "Split",
     "SplitName",
     "a_part",
     "data_card",
     "held_out",
+    "labelled_tokens",
     "load_split",
     "low_data_subset",
     "shifted",
     "split_digest",
-    "split_indices",
     "tokenize",
 ]

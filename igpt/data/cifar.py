@@ -10,12 +10,11 @@ import hashlib
 import io
 import pickle
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from igpt.data.cards import data_card, data_files, data_folder
+from igpt.data.dataset import Archive, DataSet, Official
 from igpt.errors import UsageError
 from igpt.pickles import check_cost
 
@@ -28,20 +27,20 @@ NAMES = {"cifar10": ("batches.meta", b"label_names"), "cifar100": ("meta", b"fin
 SIDE = 32
 
 
-def read_cifar(name: str, split: Literal["train", "test"]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def read_cifar(card: DataSet, split: Official) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images uint8 (N, 32, 32, 3) and labels int64 (N,), in the files' order.
 
     Raises UsageError for a batch that is missing, has another sum than published, or is not a batch.
     """
     images, labels = [], []
-    for part in PARTS[name][split]:
-        path = data_folder(name) / part
-        batch = read_batch(path, checked_bytes(path, data_files(name).files[part]))
+    for part in PARTS[card.name][split]:
+        path = card.place / part
+        batch = read_batch(path, checked_bytes(path, card.files[part]))
         try:
-            data, found = batch[b"data"], _labels(batch[LABELS[name]], data_card(name).classes)
+            data, found = batch[b"data"], _labels(batch[LABELS[card.name]], card.classes)
             images.append(np.asarray(data, dtype=np.uint8).reshape(len(found), 3, SIDE, SIDE).transpose(0, 2, 3, 1))
         except (KeyError, ValueError, TypeError, OverflowError) as error:
-            raise UsageError(f"{path} is not a batch of {data_card(name).title} ({error}): fetch it again") from None
+            raise UsageError(f"{path} is not a batch of {card.title} ({error}): fetch it again") from None
         labels.append(found)
     return np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels)
 
@@ -53,15 +52,15 @@ def _labels(found: object, classes: int) -> NDArray[np.int64]:
     return np.array(found, dtype=np.int64)
 
 
-def read_names(name: str) -> list[str]:
+def read_names(card: DataSet) -> list[str]:
     """The classes' names, by label."""
-    part, key = NAMES[name]
-    path = data_folder(name) / part
-    found = read_batch(path, checked_bytes(path, data_files(name).files[part])).get(key)
+    part, key = NAMES[card.name]
+    path = card.place / part
+    found = read_batch(path, checked_bytes(path, card.files[part])).get(key)
     if not isinstance(found, list) or not all(isinstance(word, bytes) and word.isascii() for word in found):
         found = []
-    if len(found) != data_card(name).classes:
-        raise UsageError(f"{path} does not name the classes of {data_card(name).title}: fetch it again")
+    if len(found) != card.classes:
+        raise UsageError(f"{path} does not name the classes of {card.title}: fetch it again")
     return [word.decode() for word in found]
 
 
@@ -136,3 +135,70 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) not in known:
             raise UsageError(f"a batch of CIFAR asks for {module}.{name}, which none does: it is not the official file")
         return known[module, name]
+
+
+TERMS = "no explicit licence; cite Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
+CIFAR10 = DataSet(
+    name="cifar10",
+    title="CIFAR-10",
+    short="CIFAR-10",
+    terms=TERMS,
+    train=50_000,
+    test=10_000,
+    classes=10,
+    height=SIDE,
+    channels=3,
+    held_out=0.1,
+    names=read_names,
+    read=read_cifar,
+    split="7f11483b808e23c3a6b8929b0dc17b475484649c576bc81efd430b887dfff2fb",
+    folder="cifar-10-batches-py",
+    archives=(
+        Archive(
+            "cifar-10-python.tar.gz",
+            ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
+            170_498_071,
+            "md5:c58f30108f718f92721af3b95e74349a",
+        ),
+    ),
+    unpacked_bytes=200_000_000,
+    files={
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+        "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+    },
+)
+CIFAR100 = DataSet(
+    name="cifar100",
+    title="CIFAR-100",
+    short="CIFAR-100",
+    terms=TERMS,
+    train=50_000,
+    test=10_000,
+    classes=100,
+    height=SIDE,
+    channels=3,
+    held_out=0.1,
+    names=read_names,
+    read=read_cifar,
+    split="554b0b35b5c4634f158b046ff2b380c80a45a4d4a8cf4b3ec5bd83aa3eda1aca",
+    folder="cifar-100-python",
+    archives=(
+        Archive(
+            "cifar-100-python.tar.gz",
+            ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",),
+            169_001_437,
+            "md5:eb9058c3a382ffc7106e4002c42a8d85",
+        ),
+    ),
+    unpacked_bytes=200_000_000,
+    files={
+        "train": "16019d7e3df5f24257cddd939b257f8d",
+        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+        "meta": "7973b15100ade9c7d40fb424638fde48",
+    },
+)

@@ -17,10 +17,12 @@ from typing import IO
 
 import numpy as np
 
-from igpt.data import cifar, stl
-from igpt.data.cards import DATASETS, Archive, by_hand, check_present, data_card, data_files, data_folder, data_home, is_present
-from igpt.data.jpegs import class_ids, open_jpegs
-from igpt.data.splits import held_out, index_digest, load_official
+from igpt.data.cards import DATASETS, by_hand, check_present, data_card, data_home, is_present
+from igpt.data.cifar import checked_bytes
+from igpt.data.dataset import Archive, DataSet
+from igpt.data.imagenet_tokens import check_released
+from igpt.data.order import index_digest
+from igpt.data.splits import held_out
 from igpt.errors import UsageError
 from igpt.fetch import RemoteFile, fetch
 from igpt.files import check_place, is_litter, sync_folder, wait_for_lock
@@ -39,25 +41,31 @@ def fetch_dataset(name: str, *, report: Report = lambda done, total: None) -> Pa
     and continues when that process ends before the set stands. Raises UsageError for a data set that may only be had from its
     owner, saying what to put where; otherwise as `igpt.fetch.fetch` does, and for an archive that is not as it should be.
     """
-    if name == "digits":
-        raise UsageError("the digits come with scikit-learn: there is nothing to fetch")
-    card, files, folder = data_card(name), data_files(name), data_folder(name)
+    card = data_card(name)
+    if not card.folder:
+        raise UsageError(f"{card.short} come with scikit-learn: there is nothing to fetch")
+    if card.loose:
+        for address in (*card.loose, *card.beside):
+            fetch(RemoteFile(address.rpartition("/")[2], (address,), None, None), card.place, report=report)
+        return card.place
     if is_present(name):
-        return folder
-    if folder.exists():
-        raise UsageError(f"{folder} is there and is not {card.title} as published: move it away, and the same command fetches it")
-    if not all(archive.addresses for archive in files.archives):
+        return card.place
+    if card.place.exists():
+        raise UsageError(
+            f"{card.place} is there and is not {card.title} as published: move it away, and the same command fetches it"
+        )
+    if not all(archive.addresses for archive in card.archives):
         raise UsageError(f"{card.title} may be had from its owner only, under {card.terms}: {by_hand(name)}")
-    check_place(folder, is_folder=True)
+    check_place(card.place, is_folder=True)
     data_home().mkdir(parents=True, exist_ok=True)
-    held = f"{card.title} is being fetched by another process into {folder}"
-    with wait_for_lock(folder.with_name(f".{folder.name}.lock"), held):
-        for archive in files.archives if not is_present(name) else ():  # that process may have finished it
+    held = f"{card.title} is being fetched by another process into {card.place}"
+    with wait_for_lock(card.place.with_name(f".{card.place.name}.lock"), held):
+        for archive in card.archives if not is_present(name) else ():  # that process may have finished it
             remote = RemoteFile(archive.name, archive.addresses, archive.bytes, archive.checksum)
             path = fetch(remote, data_home(), report=report)
-            unpack(path, folder, limit=files.unpacked_bytes)
+            unpack(path, card.place, limit=card.unpacked_bytes)
             path.unlink()
-    return folder
+    return card.place
 
 
 def unpack(path: Path, folder: Path, *, limit: int) -> None:
@@ -163,23 +171,19 @@ def check_dataset(name: str) -> list[str]:
     """
     card = data_card(name)
     check_present(name)
+    if card.read is None:
+        return list(check_released(card))
     lines = []
-    if name != "digits":
-        files, folder = data_files(name), data_folder(name)
-        for file, md5 in files.files.items():
-            cifar.checked_bytes(folder / file, md5)
-        if files.files:
-            lines.append(f"{len(files.files)} files have their published MD5 sums")
-        for archive in files.archives:
-            if (folder / archive.name).is_file():
-                lines.append(_check_archive(folder / archive.name, archive))
+    for file, md5 in card.files.items():
+        checked_bytes(card.place / file, md5)
+    if card.files:
+        lines.append(f"{len(card.files)} files have their published MD5 sums")
+    for archive in card.archives:
+        if (card.place / archive.name).is_file():
+            lines.append(_check_archive(card.place / archive.name, archive))
     for split in ("train", "test"):
-        if name == "imagenet":
-            jpegs = open_jpegs(name, split)
-            count, labels, first = len(jpegs), jpegs.labels, np.asarray(jpegs.picture(0))
-        else:
-            found = load_official(name, split)
-            count, labels, first = len(found), found.labels, found.images[0]
+        pictures, labels = card.read(card, split)
+        count, first = len(labels), pictures[0] if isinstance(pictures, np.ndarray) else np.asarray(pictures.picture(0))
         least, most = np.bincount(labels, minlength=card.classes).min(), np.bincount(labels, minlength=card.classes).max()
         expected = card.train if split == "train" else card.test
         if count != expected or len(np.unique(labels)) != card.classes:
@@ -187,7 +191,7 @@ def check_dataset(name: str) -> list[str]:
         height, width = first.shape[:2]
         lines.append(
             f"{split}: {count:,} images of {card.classes:,} classes, {least:,} to {most:,} a class;"
-            f" the first is {height} x {width}, of class {labels[0]} ({class_names(name)[labels[0]]}), mean {first.mean():.1f}"
+            f" the first is {height} x {width}, of class {labels[0]} ({card.names(card)[labels[0]]}), mean {first.mean():.1f}"
         )
     if card.split:
         digest = index_digest(held_out(name))
@@ -209,28 +213,22 @@ def _check_archive(path: Path, archive: Archive) -> str:
     return f"{archive.name} has its published MD5 sum"
 
 
-def class_names(name: str) -> list[str]:
-    """The classes' names, by label; WordNet ids for ImageNet and Tiny ImageNet."""
-    match name:
-        case "digits":
-            return [str(digit) for digit in range(10)]
-        case "cifar10" | "cifar100":
-            return cifar.read_names(name)
-        case "stl10":
-            return stl.read_names(name)
-    return class_ids(name)
-
-
 def dataset_lines() -> list[tuple[str, str, str, str, str]]:
     """One row a data set: name, images, download, whether it is here, where it lies or goes; terms are apart."""
     rows = []
     for name, card in DATASETS.items():
-        if name == "digits":
-            rows.append((name, f"{card.train + card.test:,}", "none", "here", "in scikit-learn"))
-            continue
-        archives = data_files(name).archives
-        size = sum(archive.bytes for archive in archives) / 1e9
-        how = f"{size:.2f} GB" if all(a.addresses for a in archives) else f"{size:.0f} GB, by hand"
         here = "here" if is_present(name) else "not here"
-        rows.append((name, f"{card.train + card.test:,}", how, here, str(data_folder(name))))
+        rows.append(
+            (name, f"{card.train + card.test:,}", _download(card), here, str(card.place) if card.folder else "in scikit-learn")
+        )
     return rows
+
+
+def _download(card: DataSet) -> str:
+    """How much is to be downloaded, and by whom."""
+    if not card.folder:
+        return "none"
+    if card.loose:
+        return f"{len(card.loose) + len(card.beside)} files"
+    size = sum(archive.bytes for archive in card.archives) / 1e9
+    return f"{size:.2f} GB" if all(archive.addresses for archive in card.archives) else f"{size:.0f} GB, by hand"

@@ -16,13 +16,13 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from igpt.data.cards import SOLUTION, data_card, data_folder, pictures_folder
+from igpt.data.dataset import Archive, DataSet, Official, pictures_folder
 from igpt.errors import UsageError
 from igpt.files import file_size, is_litter, read_whole
 from igpt.pictures import grey_levels, opened
@@ -31,6 +31,7 @@ SUFFIXES = (".jpeg", ".jpg", ".png")
 FORMATS = ("JPEG", "PNG")  # one file of ImageNet is a PNG under a JPEG's name
 ADVICE = "restore the data set"
 TRAIN_TAR, VAL_TAR, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+SOLUTION = "LOC_val_solution.csv"  # Kaggle's file of the classes of the validation pictures
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 VAL, TINY_VAL = "ILSVRC2012_val_[0-9]{8}", "val_[0-9]+"  # names of validation pictures, as regular expressions
 LARGEST = 64 << 20  # bytes of one image or list; ImageNet's largest file has some 15 MB
@@ -123,42 +124,60 @@ def decode(content: bytes) -> Image.Image:
             ImageFile.LOAD_TRUNCATED_IMAGES = strict
 
 
-def open_jpegs(name: str, split: Literal["train", "test"]) -> Jpegs:
-    """The images of a split of ImageNet or Tiny ImageNet; test is the official validation set, as in the paper.
+def imagenet_jpegs(card: DataSet, split: Official) -> Jpegs:
+    """The images of a split of ImageNet; test is the official validation set, as in the paper.
 
     Sorted by class and file name for train, by file name for test, whatever the layout. Raises UsageError when the folder
     is not the data set, a class is missing, a picture is another's or there twice, or the number of images is not the
     published one.
     """
-    card, folder, root = data_card(name), data_folder(name), pictures_folder(name)
-    if name != "tiny-imagenet" and not (root / ("train" if split == "train" else "val")).is_dir():
-        found = _tar(folder, split)
-    elif split == "train":
-        found = _train(root)
-    else:
-        found = _tiny_val(root) if name == "tiny-imagenet" else _val(root, folder)
+    root = pictures_folder(card)
+    if not (root / ("train" if split == "train" else "val")).is_dir():
+        return _checked(_tar(card.place, split), card, split)
+    return _checked(_train(root) if split == "train" else _val(root, card.place), card, split)
+
+
+def read_imagenet(card: DataSet, split: Official) -> tuple[Jpegs, NDArray[np.int64]]:
+    """The images, to be read one by one, and their labels, as `imagenet_jpegs`."""
+    found = imagenet_jpegs(card, split)
+    return found, found.labels
+
+
+def tiny_jpegs(card: DataSet, split: Official) -> Jpegs:
+    """The images of a split of Tiny ImageNet, in the order and under the checks of `imagenet_jpegs`."""
+    return _checked(_train(card.place) if split == "train" else _tiny_val(card.place), card, split)
+
+
+def read_tiny(card: DataSet, split: Official) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Tiny ImageNet's images, uint8 (N, 64, 64, 3), and their labels. Raises UsageError for a picture of another size."""
+    found = tiny_jpegs(card, split)
+    return found.images(), found.labels
+
+
+def _checked(found: Jpegs, card: DataSet, split: Official) -> Jpegs:
+    """Images that are as many, and of as many classes, as were published."""
     expected = card.train if split == "train" else card.test
     counts = np.bincount(found.labels, minlength=card.classes)
     classes = int(np.count_nonzero(counts))
     if (len(found), classes) != (expected, card.classes):
         raise UsageError(
-            f"{folder} has {len(found):,} {split} images of {classes:,} classes, {card.title} has {expected:,} of"
+            f"{card.place} has {len(found):,} {split} images of {classes:,} classes, {card.title} has {expected:,} of"
             f" {card.classes:,}: restore what is missing"
         )
     if split == "test" and counts.min() < counts.max():  # as many of each class were published
         raise UsageError(
-            f"{folder} has {counts.max():,} test images of class {class_ids(name)[counts.argmax()]}, {card.title} has"
+            f"{card.place} has {counts.max():,} test images of class {class_ids(card)[counts.argmax()]}, {card.title} has"
             f" {expected // card.classes:,} of each: restore the official classes"
         )
     return found
 
 
-def class_ids(name: str) -> list[str]:
+def class_ids(card: DataSet) -> list[str]:
     """The WordNet ids of the classes, by label: sorted, as labels count them."""
-    folder, root = data_folder(name), pictures_folder(name)
+    root = pictures_folder(card)
     if (root / "train").is_dir():
         return _classes(root / "train")
-    return sorted(_devkit_classes(folder).values())
+    return sorted(_devkit_classes(card.place).values())
 
 
 def _train(root: Path) -> Jpegs:
@@ -427,3 +446,52 @@ def _devkit_file(folder: Path, name: str) -> bytes:
     except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, MemoryError) as error:
         raise UsageError(f"{path} is damaged ({error}): get it again") from None
     raise UsageError(f"{path} has no {name}: it is not the official file")
+
+
+TINY_IMAGENET = DataSet(
+    name="tiny-imagenet",
+    title="Tiny ImageNet",
+    short="Tiny ImageNet",
+    terms="images from ImageNet, under its terms; made for Stanford's course CS231n",
+    train=100_000,
+    test=10_000,
+    classes=200,
+    height=64,
+    channels=3,
+    held_out=0.1,
+    names=class_ids,
+    read=read_tiny,
+    split="5d3a89901cc4336fc95d01c700d693e6bab41eb4938cee0fde13b822978d8cf4",
+    folder="tiny-imagenet-200",
+    archives=(
+        Archive(
+            "tiny-imagenet-200.zip",
+            ("http://cs231n.stanford.edu/tiny-imagenet-200.zip",),
+            248_100_043,
+            "md5:90528d7ca1a48142e341f4ef8d21d0de",
+        ),
+    ),
+    unpacked_bytes=400_000_000,
+)
+IMAGENET = DataSet(
+    name="imagenet",
+    title="ImageNet (ILSVRC 2012)",
+    short="ImageNet",
+    terms="ImageNet's terms of access: research and education, non-commercial; register at image-net.org",
+    train=1_281_167,
+    test=50_000,
+    classes=1000,
+    height=224,
+    channels=3,
+    held_out=0.04,
+    names=class_ids,
+    read=read_imagenet,
+    cropped=True,
+    split="46fb0835df039252d1256579c1bb8ad01b40d33f4ab25a63b1cd4be2b109f31a",
+    folder="imagenet",
+    archives=(
+        Archive(TRAIN_TAR, (), 147_897_477_120, "md5:1d675b47d978889d74fa0da5fadfb00e"),
+        Archive(VAL_TAR, (), 6_744_924_160, "md5:29b22e2961454d5413ddabcf34fc5622"),
+        Archive(DEVKIT, (), 2_568_145, "md5:fa75699e90414af021442c21a62c3abf"),
+    ),
+)

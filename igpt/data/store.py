@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from igpt.errors import UsageError
-from igpt.files import read_json, write_array, write_text
+from igpt.files import cannot_read, file_size, read_json, write_array, write_text
 from igpt.palette import Palette
 
 VERSION = 1
@@ -60,6 +61,11 @@ class TokenStore:
     def positions(self) -> int:
         """Tokens an image."""
         return self.header.resolution**2
+
+    @cached_property
+    def digest(self) -> str:
+        """What identifies the tokens: SHA-256 over the sums of the shards."""
+        return hashlib.sha256("\n".join(self.header.shards).encode()).hexdigest()
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -133,6 +139,31 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: type[Number]) -> NDArray[
         raise UsageError(
             f"{path} holds {found.dtype} {found.shape}, not {dtype.__name__} {shape}: move {path.parent} away and tokenise again"
         )
+    return found
+
+
+def read_tokens(path: Path) -> NDArray[np.integer]:
+    """Tokens, integers (images, positions), out of a ``.npy`` file, memory-mapped. Raises UsageError for anything else."""
+    found = map_array(path, "is not an array of tokens")
+    if found.ndim != 2 or found.dtype.kind not in "iu":
+        raise UsageError(f"tokens are integers (images, positions), {path} holds {found.dtype} {found.shape}: get it again")
+    return found
+
+
+def map_array(path: Path, wrong: str) -> NDArray[Any]:
+    """The array in a ``.npy`` file, memory-mapped. Raises UsageError for anything else, a longer file too.
+
+    wrong : what is then said of the file
+    """
+    try:
+        size = file_size(path)
+        found = np.lib.format.open_memmap(path, mode="r")
+        if found.offset + found.nbytes != size:  # a shorter one does not open
+            raise ValueError(f"it is {size - found.offset - found.nbytes:,} bytes longer than it says")
+    except FileNotFoundError:
+        raise UsageError(f"there are no tokens at {path}: give a file that is there") from None
+    except Exception as error:  # numpy's reader of headers raises whatever Python's parser does
+        raise cannot_read(path, error, wrong) from None
     return found
 
 

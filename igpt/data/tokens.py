@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import threading
@@ -12,16 +11,18 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from igpt.data.cards import check_present, data_card, data_home
-from igpt.data.jpegs import Jpegs, open_jpegs
+from igpt.data.dataset import Official, SplitName
+from igpt.data.labelled import LabelledTokens, TokensInMemory
+from igpt.data.order import index_digest
 from igpt.data.resize import FILTERS, centre_crop, random_crop, reduced
-from igpt.data.splits import held_out, index_digest, load_official
+from igpt.data.splits import held_out, load_split, validation_places
 from igpt.data.store import (
     HEADER,
     SHARD,
@@ -37,12 +38,14 @@ from igpt.data.store import (
     write_shard,
 )
 from igpt.errors import UsageError
-from igpt.files import check_place, remove_parts, wait_for_lock
+from igpt.files import check_place, file_sha256, remove_parts, wait_for_lock
 from igpt.palette import Palette
 from igpt.seeds import check_seed
 
+if TYPE_CHECKING:  # so that the reader of one data set is not part of what stages with others stand on
+    from igpt.data.jpegs import Jpegs
+
 PLAN = "plan.json"  # the header without its shards, while a store is being made
-CROPPED = ("imagenet",)  # sets whose pictures have sizes of their own; the others are squares and are reduced whole
 AT_ONCE = 512  # images decoded before they are quantised
 Report = Callable[[int, int], None]  # images done, images in all
 
@@ -52,11 +55,40 @@ class Wanted:
     """What is to be tokenised, and how."""
 
     dataset: str
-    split: Literal["train", "test"]
+    split: Official
     resolution: int
     crops: int = 0  # random crops of each training image; 0: the central crop, as probes take it
     filter: str = "bicubic"
     seed: int = 0  # of the random crops
+
+
+def labelled_tokens(dataset: str, split: SplitName, *, side: int, palette: Palette) -> LabelledTokens:
+    """One split of a data set as tokens with their labels; train is without the held-out validation images.
+
+    side : pixels a side, to which the images are reduced
+    ImageNet's tokens lie on disk and are read as they are asked for: its store is made where there is none. Tokens that
+    were published as such are downloaded where they are not at hand. The other sets are in memory.
+    Raises UsageError as `load_split` and `make_store` do, and for published tokens of another side or palette.
+
+    >>> from igpt.data import load_split
+    >>> greys = Palette(np.linspace(-1, 1, 16, dtype=np.float32)[:, None])
+    >>> tokens = labelled_tokens("digits", "test", side=8, palette=greys)
+    >>> len(tokens), tokens[:2].shape, tokens.classes
+    (360, (2, 64), 10)
+    """
+    card = data_card(dataset)
+    if card.tokens is not None:
+        released = card.tokens(card, split, side, palette)
+        return LabelledTokens.of(released, np.arange(len(released)), classes=card.classes)
+    if not card.cropped:
+        loaded = load_split(dataset, split, side=side)
+        memory = TokensInMemory(palette.quantize(loaded.images).reshape(len(loaded), -1), loaded.labels)
+        return LabelledTokens.of(memory, np.arange(len(memory)), classes=card.classes)
+    store, _ = make_store(Wanted(dataset, "test" if split == "test" else "train", side), palette)
+    if split == "test":
+        return LabelledTokens.of(store, np.arange(len(store)), classes=card.classes)
+    part = train_parts(store)[split == "validation"]
+    return LabelledTokens.of(store, part.places, classes=card.classes)
 
 
 def store_folder(wanted: Wanted, palette: Palette) -> Path:
@@ -111,16 +143,10 @@ def check_stores(name: str) -> list[str]:
         if store.header.dataset != name:
             continue
         for place, expected in enumerate(store.header.shards):
-            if _digest(shard_path(store.folder, place)) != expected:
+            if file_sha256(shard_path(store.folder, place)) != expected:
                 raise UsageError(f"{shard_path(store.folder, place)} is damaged: move {store.folder} away and tokenise again")
         lines.append(f"tokens: {store.folder.name}, {len(store):,} images, every shard as it was written")
     return lines
-
-
-def validation_places(name: str) -> NDArray[np.int64]:
-    """Which images of an official train split are held out for choosing, int64, ascending."""
-    card = data_card(name)
-    return held_out(name) if card.split else np.arange(card.train - card.validation, card.train)
 
 
 def train_parts(store: TokenStore) -> tuple[StorePart, StorePart]:
@@ -141,9 +167,10 @@ def train_parts(store: TokenStore) -> tuple[StorePart, StorePart]:
 
 def _make(wanted: Wanted, palette: Palette, folder: Path, *, workers: int, report: Report) -> tuple[TokenStore, float]:
     """Make the missing shards, then the header."""
-    source, labels = _open(wanted)
-    images = len(labels) * max(wanted.crops, 1)
     card = data_card(wanted.dataset)
+    assert card.read is not None  # looked at by _check
+    source, labels = card.read(card, wanted.split)
+    images = len(labels) * max(wanted.crops, 1)
     header = Header(
         version=VERSION,
         dataset=wanted.dataset,
@@ -166,7 +193,7 @@ def _make(wanted: Wanted, palette: Palette, folder: Path, *, workers: int, repor
         report(done, images)
     rate = (done - before) / (time.perf_counter() - start) if todo else 0.0
     write_labels(folder, np.tile(labels, max(wanted.crops, 1)))
-    sums = [_digest(shard_path(folder, place)) for place in range(shard_count(images))]
+    sums = [file_sha256(shard_path(folder, place)) for place in range(shard_count(images))]
     write_header(folder / HEADER, header.model_copy(update={"shards": sums}))
     (folder / PLAN).unlink()
     return TokenStore(folder), rate
@@ -191,7 +218,7 @@ def _continue(folder: Path, header: Header) -> None:
         write_header(plan, header)
 
 
-Pictures = Jpegs | NDArray[np.uint8]
+Pictures: TypeAlias = "Jpegs | NDArray[np.uint8]"
 
 
 def _each_shard(
@@ -244,7 +271,7 @@ def _make_kept(place: int, pictures: Pictures) -> int:
 def _part(pictures: Pictures, place: int, images: int) -> Pictures:
     """One shard's pictures: the ``index``-th stored image is of picture ``index mod N``."""
     indices = np.arange(place * SHARD, place * SHARD + shard_images(images, place)) % len(pictures)
-    return pictures.take(indices) if isinstance(pictures, Jpegs) else pictures[indices]
+    return pictures[indices] if isinstance(pictures, np.ndarray) else pictures.take(indices)
 
 
 def make_shard(place: int, pictures: Pictures, wanted: Wanted, palette: Palette, folder: Path) -> int:
@@ -252,12 +279,12 @@ def make_shard(place: int, pictures: Pictures, wanted: Wanted, palette: Palette,
     tokens = np.empty((len(pictures), wanted.resolution**2), np.uint16)
     for start in range(0, len(pictures), AT_ONCE):
         rows = range(start, min(start + AT_ONCE, len(pictures)))
-        if isinstance(pictures, Jpegs):
-            pixels = np.stack([_cropped(pictures, wanted, row, place * SHARD + row) for row in rows])
-        else:
+        if isinstance(pictures, np.ndarray):
             pixels = pictures[start : rows.stop]
             if pixels.shape[1] != wanted.resolution:
                 pixels = reduced(pixels, side=wanted.resolution, filter=wanted.filter)
+        else:
+            pixels = np.stack([_cropped(pictures, wanted, row, place * SHARD + row) for row in rows])
         tokens[start : rows.stop] = palette.quantize(pixels).reshape(len(rows), -1)
     write_shard(folder, place, tokens)
     return place
@@ -272,32 +299,19 @@ def _cropped(jpegs: Jpegs, wanted: Wanted, row: int, index: int) -> NDArray[np.u
     return random_crop(picture, side=wanted.resolution, filter=wanted.filter, generator=generator)
 
 
-def _open(wanted: Wanted) -> tuple[Pictures, NDArray[np.int64]]:
-    """The pictures of an official split, and their labels."""
-    if wanted.dataset in CROPPED:
-        jpegs = open_jpegs(wanted.dataset, wanted.split)
-        return jpegs, jpegs.labels
-    official = load_official(wanted.dataset, wanted.split)
-    return official.images, official.labels
-
-
 def _check(wanted: Wanted, palette: Palette, workers: int) -> None:
     """Refuse what cannot be made, before anything is opened."""
     card = data_card(wanted.dataset)
+    if card.read is None:
+        raise UsageError(f"{card.title} is tokens already: name a data set of pictures, or use these as they are")
     if not 1 <= wanted.resolution <= card.height:
         raise UsageError(f"{card.title} has {card.height} pixels a side: choose a resolution from 1 to {card.height}")
     if wanted.filter not in FILTERS:
         raise UsageError(f"there is no filter {wanted.filter!r}; choose one of {', '.join(FILTERS)}")
-    if wanted.crops and (wanted.dataset not in CROPPED or wanted.split != "train"):
+    if wanted.crops and (not card.cropped or wanted.split != "train"):
         raise UsageError(f"random crops are taken of ImageNet's training images, not of {card.title}'s {wanted.split} images")
     check_seed(wanted.seed)
     if wanted.crops < 0 or workers < 1:
         raise UsageError(f"crops are at least 0 and workers 1, not {wanted.crops} and {workers}")
     if palette.centres.shape[1] != card.channels:
         raise UsageError(f"the palette has {palette.centres.shape[1]} channels, {card.title} has {card.channels}: give another")
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

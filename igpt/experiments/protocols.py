@@ -173,7 +173,7 @@ def needed_recipes(notebook: str, parameters: Given) -> list[Recipe]:
 
 def chosen_modules(notebook: str, parameters: Given) -> list[str]:
     """The modules that a notebook picks by a parameter, the readers of its data sets among them."""
-    readers = {data_card(name).reader for name in needed_datasets(notebook, parameters)} - {""}
+    readers = {data_card(name).reader for name in needed_datasets(notebook, parameters)}
     return sorted({*readers, *_protocol(notebook).modules(parameters)})
 
 

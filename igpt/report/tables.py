@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from igpt.claim import Run
+from igpt.data import DATASETS
 from igpt.errors import UsageError
 from igpt.experiments import TABLES, TIERS, Experiment, experiments
 from igpt.experiments.cells import why_not
@@ -29,8 +30,7 @@ TIER_TITLES = {tier.name: tier.title for tier in sorted(TIERS.values(), key=lamb
 CLAIMS = {"reproduced": "claim holds", "differs": "claim fails", "undecided": "undecided", "shown": "no claim"}
 NUMBERS = {"reproduced": "reproduced", "differs": "differs", "undecided": "undecided", "shown": "shown"}
 WORDS = {tier: NUMBERS if TIERS[tier].numbers else CLAIMS for tier in TIER_TITLES}
-DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10", "imagenet": "ImageNet", "": "none"}
-DATASETS |= {"tiny-imagenet": "Tiny ImageNet", "digits": "the digits"}
+SHORT = {"": "none", **{name: card.short for name, card in DATASETS.items()}}
 NOT_MEASURED = ("learning rate", "compute")  # a rate is chosen, a cost is spent
 EVALUATIONS = {"none": "", "pre-train": "pre-training"}
 
@@ -257,7 +257,7 @@ def _price(experiment: Experiment, run: Run, in_full: InFull) -> tuple[tuple[str
     pretraining, rest = run_hours(run.stages(), in_full, rates)
     cost = f"{unit}: {_hours(pretraining)} of pre-training, {_hours(rest)} of everything after it"
     used = {d for s in with_parents(run.stages(), in_full) for d in needed_datasets(s.notebook, s.parameters)}
-    status = f"not run: it needs {' and '.join(sorted(DATASETS[name] for name in used))}, and the hours below"
+    status = f"not run: it needs {' and '.join(sorted(SHORT[name] for name in used))}, and the hours below"
     return (("Status", status), rule, ("Cost", cost), command)
 
 
@@ -287,7 +287,7 @@ def _system(row: Published) -> str:
 
 def _data(row: Published) -> str:
     """The data set, and the labels where they are few."""
-    return DATASETS.get(row.dataset, row.dataset)
+    return SHORT.get(row.dataset, row.dataset)
 
 
 def _what(row: Published) -> str:

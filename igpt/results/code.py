@@ -2,7 +2,7 @@
 
 Left out, since they cannot change a number: comments and layout, docstrings and other bare literals, ``pass``, what stands
 under ``if TYPE_CHECKING``, annotations but those of a class's fields, and the texts of messages: of errors, assertions,
-warnings, prints and the like, and of local names that only a message reads. The digest is over a normal form of the
+warnings, prints and the like, of local names that only a message reads, and of a data set's title and terms. The digest is over a normal form of the
 syntax tree that every Python from 3.11 on gives alike; `ast.unparse` and `ast.dump` differ between them. Standard
 library only, so that a test can run this file under each.
 """
@@ -21,6 +21,8 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 TELLS = ("print", "warnings.warn", "tqdm.write", "wait_for_lock", "self._give_up")
 # What a text that is left out may call: nothing that has an effect, such as a draw of random numbers.
 PURE = ("abs", "len", "max", "min", "repr", "round", "sorted", "str", "type")
+# Of a data set's declaration, what is for a person and where its files come from; a signature has what decides its content.
+TOLD = ("title", "short", "terms", "archives", "loose", "beside")
 READS_ALL = ("locals", "vars", "eval", "exec")  # names, without naming them
 # How a node is used follows from where it stands; the others are empty unless a parser is asked for them.
 IGNORED = {"ctx", "kind", "type_comment", "type_ignores"}
@@ -92,6 +94,8 @@ def _without_effect(tree: ast.Module) -> set[int]:
             found.append(node)
         elif isinstance(node, ast.Raise):
             found.append(node.cause)
+        elif isinstance(node, ast.Call) and _dotted(node.func) == "DataSet":
+            found += [keyword for keyword in node.keywords if keyword.arg in TOLD]
         elif isinstance(node, ast.arg) or (isinstance(node, ast.AnnAssign) and id(node) not in fields):
             found.append(node.annotation)
         elif isinstance(node, ast.FormattedValue) and isinstance(node.format_spec, ast.JoinedStr) and not node.format_spec.values:

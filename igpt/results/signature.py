@@ -19,7 +19,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from igpt.data import DATASETS, split_digest
+from igpt.data import split_digest
 from igpt.errors import UsageError
 from igpt.experiments.protocols import chosen_modules, needed_datasets, needed_recipes, needed_stages
 from igpt.results.code import code_digest
@@ -29,12 +29,10 @@ from igpt.stage import Stage
 # Modules that present or carry out decide no result.
 OUTSIDE = (
     *("igpt.cli", "igpt.report", "igpt.run", "igpt.slurm", "igpt.results", "igpt.experiments", "igpt.project"),
-    # A recipe is a part by itself, and so is what decides a data set's splits: others may change beside them.
-    *("igpt.stage", "igpt.train.recipes", "igpt.data.cards"),
+    # A recipe is a part by itself, and so is what decides a data set's splits: others may change beside them. The module
+    # that reads a data set is named by its stages; `igpt.data.cards` imports them all.
+    *("igpt.stage", "igpt.train.recipes", "igpt.data.cards", "igpt.data.dataset", "igpt.fetch"),
 )
-# They import the readers of all data sets and call that of one.
-DISPATCHERS = ("igpt.data.splits", "igpt.data.tokens")
-READERS = {card.reader for card in DATASETS.values()} - {""}
 # The libraries that decide numbers, by the name under which they are imported.
 LIBRARIES = {"torch": "torch", "numpy": "numpy", "scipy": "scipy", "sklearn": "scikit-learn", "PIL": "pillow"}
 
@@ -143,7 +141,7 @@ def reached_modules(tree: ast.Module, *chosen: str) -> list[str]:
         module = queue.pop()
         if module not in reached and not _is_outside(module):
             reached.add(module)
-            queue += [name for name in graph[module] if not (module in DISPATCHERS and name in READERS)]
+            queue += graph[module]
     return sorted(name for name in reached if name.partition(".")[0] == "igpt")
 
 

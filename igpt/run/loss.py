@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from igpt.data.store import StorePart, TokenStore
+from igpt.data import LabelledTokens, labelled_tokens
+from igpt.data.cards import data_folder
+from igpt.data.store import StorePart, TokenStore, read_tokens
 from igpt.errors import UsageError
 from igpt.fast import packed
 from igpt.run.bar import Bar
 from igpt.run.samples import find_weights
 from igpt.train.loop import evaluate_loss
 from igpt.weights.own import released_palette
-from igpt.weights.released import read_tokens, released_tokens
 
 BATCH = 64  # images; as many as the released code has in one step of its eight GPUs
 
@@ -30,7 +31,7 @@ def loss_line(model: str, tokens: Path | None, images: int | None) -> str:
     """
     weights, palette = find_weights(model)
     weights.to("cuda" if torch.cuda.is_available() else "cpu")
-    found: TokenStore | NDArray[np.integer]
+    found: TokenStore | LabelledTokens | NDArray[np.integer]
     if tokens is not None and tokens.is_dir():
         found = TokenStore(tokens)
         found.check_for(palette, positions=weights.shape.n_ctx)
@@ -40,9 +41,14 @@ def loss_line(model: str, tokens: Path | None, images: int | None) -> str:
     elif palette.digest != released_palette().digest:
         raise UsageError(f"{model} has other colours than the released tokens: give tokens of its palette (--tokens)")
     else:
-        place, found = released_tokens()
+        place = data_folder("imagenet-tokens")
+        found = labelled_tokens("imagenet-tokens", "test", side=math.isqrt(weights.shape.n_ctx), palette=palette)
     count = min(images or max(len(found) // BATCH, 1) * BATCH, len(found))
-    part = StorePart(found, np.arange(count)) if isinstance(found, TokenStore) else found[:count]
+    part: StorePart | LabelledTokens | NDArray[np.integer]
+    if isinstance(found, TokenStore):
+        part = StorePart(found, np.arange(count))
+    else:
+        part = found.take(slice(count)) if isinstance(found, LabelledTokens) else found[:count]
     _check(part, weights.shape.n_ctx, weights.shape.n_vocab, place)
     with packed(weights), Bar("", " images") as report:
         nats = evaluate_loss(weights, part, at_once=BATCH, report=report)
@@ -53,11 +59,11 @@ def loss_line(model: str, tokens: Path | None, images: int | None) -> str:
     return f"{model}: {nats:.4f} nats per token, {nats / math.log(2):.4f} bits, over {count:,} images of {place}"
 
 
-def _check(tokens: StorePart | NDArray[np.integer], positions: int, colours: int, place: Path) -> None:
-    """Refuse no tokens, and those of another shape or palette; a store has been checked by its header."""
+def _check(tokens: StorePart | LabelledTokens | NDArray[np.integer], positions: int, colours: int, place: Path) -> None:
+    """Refuse no tokens, and those of another shape or palette; a store and released tokens are checked by themselves."""
     if not len(tokens):
         raise UsageError(f"{place} has no tokens: give others")
-    if isinstance(tokens, StorePart):
+    if not isinstance(tokens, np.ndarray):
         return
     if tokens.shape[1] != positions:
         raise UsageError(f"{place} has {tokens.shape[1]} tokens an image, the model {positions}: give others")

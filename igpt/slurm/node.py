@@ -20,7 +20,7 @@ from igpt.results.plan import Plan
 from igpt.results.signature import Signature
 from igpt.run.local import plan_stages
 from igpt.stage import Stage
-from igpt.weights.released import RELEASED, TOKENS, weights_home
+from igpt.weights.released import RELEASED, weights_home
 
 Question = tuple[str, Callable[[], str]]
 Answer = tuple[bool, str, str]  # whether it is well, what was asked, what is to be said of it
@@ -109,7 +109,8 @@ def data_questions(stages: Iterable[Stage]) -> list[Question]:
         return "comes with scikit-learn" if name == "digits" else f"in {data_folder(name)}"
 
     def fetched(name: str) -> str:
-        wanted = (weights_home() / name / RELEASED[name].files[-1].name, weights_home() / TOKENS)  # the index is written last
+        index = weights_home() / name / RELEASED[name].files[-1].name  # which is written last
+        wanted = (index, data_folder("imagenet-tokens") / "imagenet_teX.npy")
         missing = [path for path in wanted if not path.exists()]
         if missing:
             raise UsageError(

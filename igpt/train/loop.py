@@ -27,6 +27,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from igpt.data.labelled import LabelledTokens
 from igpt.data.store import StorePart, TokenStore
 from igpt.errors import StageError, UsageError
 from igpt.files import remove_parts, try_lock, write_folder, write_text
@@ -48,7 +49,7 @@ PARTS = (".checkpoint-*.part", ".metrics.jsonl.*.part", ".weights-*.part")  # wh
 RISE = 1.0  # nats by which the mean loss of a window may stand above the lowest one before it
 
 
-Tokens: TypeAlias = "Tensor | NDArray[np.integer] | TokenStore | StorePart"  # (images, positions)
+Tokens: TypeAlias = "Tensor | NDArray[np.integer] | TokenStore | StorePart | LabelledTokens"  # (images, positions)
 
 
 class Stopped(Exception):
@@ -401,6 +402,8 @@ def _take(tokens: Tokens, indices: NDArray[np.int64]) -> Tensor:
 
 def _identity(tokens: Tokens) -> str:
     """What is trained on, in few letters: a store by its header, an array by its content."""
+    if isinstance(tokens, LabelledTokens):
+        return tokens.digest
     if isinstance(tokens, StorePart):
         return f"{_identity(tokens.store)} {hashlib.sha256(tokens.places.tobytes()).hexdigest()}"
     if isinstance(tokens, TokenStore):

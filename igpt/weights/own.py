@@ -15,12 +15,9 @@ from torch import Tensor
 from igpt.errors import UsageError
 from igpt.files import cannot_read, file_size, write_atomically, write_text
 from igpt.model import ImageGPT
-from igpt.palette import Palette
+from igpt.palette import RELEASED, Palette
 from igpt.shape import ModelShape
 from igpt.weights.check import check_fits, check_model, check_shape, check_weights, read_fields, shapes_of
-
-# In the code, so that other colours are other code to a signature.
-RELEASED_COLOURS = "2e1993e1710ade487e719a6103ff3ec2da542856cd7dcc8ef4fd0b5e9aae927b"
 
 
 def released_palette() -> Palette:
@@ -31,7 +28,7 @@ def released_palette() -> Palette:
     """
     with as_file(files("igpt.weights") / "released_palette.npy") as path:
         palette = Palette.load(path)
-    if palette.digest != RELEASED_COLOURS:
+    if palette.digest != RELEASED:
         raise UsageError(f"the released palette in this package has the digest {palette.digest}: install the package again")
     return palette
 

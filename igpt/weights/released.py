@@ -1,4 +1,4 @@
-"""OpenAI's released files by name: checkpoints and tokens, where they are looked for, and how they come there.
+"""OpenAI's released checkpoints by name: where they are looked for, and how they come there.
 
 Their sizes and sums are not published beside them. A checkpoint carries a checksum of each of its variables, which
 its reader compares; a transfer must have the length that the server says.
@@ -10,12 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from igpt.errors import UsageError
 from igpt.fetch import RemoteFile, fetch
-from igpt.files import cannot_read, file_size
 from igpt.project import place
 from igpt.shape import SIZES, ModelShape, Objective
 
@@ -23,7 +19,6 @@ from igpt.shape import SIZES, ModelShape, Objective
 ADDRESS = "https://openaipublic.blob.core.windows.net/image-gpt"
 LAST_STEP = 1_000_000
 POSITIONS, COLOURS = 1024, 512
-TOKENS = "imagenet_teX.npy"  # ImageNet's official validation images, which the released code calls test
 
 
 @dataclass(frozen=True)
@@ -69,44 +64,6 @@ def fetch_weights(model: Released) -> Path:
     if not prefix.with_name(prefix.name + ".index").exists():
         _fetch(model.files, prefix.parent, f"the weights of {model.name}")
     return prefix
-
-
-def released_tokens() -> tuple[Path, NDArray[np.integer]]:
-    """ImageNet's test tokens as released, (50,000, 1,024) integers, memory-mapped; downloaded where they are not at hand.
-
-    Raises UsageError when they cannot be had, or are not tokens of that shape.
-    """
-    path = weights_home() / TOKENS
-    if not path.exists():
-        _fetch([RemoteFile(TOKENS, (f"{ADDRESS}/datasets/{TOKENS}",), None, None)], path.parent, "the released tokens")
-    tokens = read_tokens(path)
-    if tokens.shape[1] != POSITIONS or not len(tokens):
-        raise UsageError(
-            f"{path} has {len(tokens):,} images of {tokens.shape[1]} tokens, the released ones have {POSITIONS} tokens:"
-            " get it again"
-        )
-    if not 0 <= int(tokens.min()) <= int(tokens.max()) < COLOURS:
-        raise UsageError(
-            f"{path} has tokens from {tokens.min()} to {tokens.max()}, the released ones {COLOURS} colours: get it again"
-        )
-    return path, tokens
-
-
-def read_tokens(path: Path) -> NDArray[np.integer]:
-    """Tokens (images, positions) out of a ``.npy`` file, memory-mapped. Raises UsageError for anything else."""
-    try:
-        file_size(path)
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(tokens, np.ndarray):
-            raise ValueError("it holds several arrays")
-    except FileNotFoundError:
-        raise UsageError(f"there are no tokens at {path}") from None
-    except Exception as error:  # numpy's reader of headers raises whatever Python's parser does
-        raise cannot_read(path, error, "is not an array of tokens") from None
-    if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
-        raise UsageError(f"tokens are integers (images, positions), {path} holds {tokens.dtype} {tokens.shape}: get it again")
-    found: NDArray[np.integer] = tokens
-    return found
 
 
 def _fetch(files: list[RemoteFile], folder: Path, what: str) -> None:

@@ -1,11 +1,10 @@
-"""Small data sets in the official formats, and what publishes them: cards and a manifest with their sizes and sums."""
+"""Small data sets in the official formats, and what publishes them: declarations with their sizes and sums."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import io
-import json
 import struct
 import tarfile
 from collections.abc import Callable, Iterable
@@ -18,6 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from igpt.data import cards, splits
+from igpt.data.dataset import Archive, Official
+from igpt.data.jpegs import Jpegs, imagenet_jpegs, tiny_jpegs
+from igpt.data.order import index_digest
 from igpt.errors import UsageError
 from igpt.palette import Palette
 
@@ -28,37 +30,31 @@ COLOURS = Palette(np.random.default_rng(0).uniform(-1, 1, (16, 3)).astype(np.flo
 Publish = Callable[..., None]
 
 
-def publisher(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
-    """A function that replaces a data set's card and its row of the manifest for the length of a test."""
-    manifest = json.loads((Path(cards.__file__).parent / "manifest.json").read_text())
-    monkeypatch.setattr(cards, "files", lambda package: folder)
+def publisher(monkeypatch: pytest.MonkeyPatch) -> Publish:
+    """A function that replaces a data set's declaration for the length of a test."""
 
     def publish(
         name: str, *, files: dict[str, bytes] | None = None, archive: bytes | None = None, address: str = "", **card: object
     ) -> None:
-        row = manifest[name]
+        known = cards.DATASETS[name]
         if files is not None:
-            row["files"] = {path: md5(content) for path, content in files.items()}
-            row["unpacked_bytes"] = sum(map(len, files.values())) + 4096
+            card["files"] = {path: md5(content) for path, content in files.items()}
+            card["unpacked_bytes"] = sum(map(len, files.values())) + 4096
         if archive is not None:
-            found = {"bytes": len(archive), "checksum": f"md5:{md5(archive)}", "addresses": [address] if address else []}
-            row["archives"][0].update(found)
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-        monkeypatch.setitem(cards.DATASETS, name, replace(cards.DATASETS[name], **card))  # type: ignore[arg-type]
+            first = Archive(known.archives[0].name, (address,) if address else (), len(archive), f"md5:{md5(archive)}")
+            card["archives"] = (first, *known.archives[1:])
+        monkeypatch.setitem(cards.DATASETS, name, replace(known, **card))  # type: ignore[arg-type]
         forget()
-        if cards.DATASETS[name].split:
-            digest = splits.index_digest(splits.held_out(name))
+        if known.split:
+            digest = index_digest(splits.held_out(name))
             monkeypatch.setitem(cards.DATASETS, name, replace(cards.DATASETS[name], split=digest))
 
-    folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
     forget()
     return publish
 
 
 def forget() -> None:
-    """Empty what is remembered of cards and manifest."""
-    cards.data_files.cache_clear()
+    """Empty what is remembered of a data set."""
     splits.held_out.cache_clear()
 
 
@@ -263,3 +259,8 @@ def publish_imagenet(publish: Publish, home: Path, files: dict[str, bytes], *, e
     """A small ImageNet, laid out and published."""
     publish("imagenet", train=3 * each, test=len(VAL_TRUTH), classes=3)
     write(home / "imagenet", files)
+
+
+def open_jpegs(name: str, split: Official) -> Jpegs:
+    """A split of ImageNet or Tiny ImageNet."""
+    return (imagenet_jpegs if name == "imagenet" else tiny_jpegs)(cards.data_card(name), split)

@@ -39,12 +39,12 @@ def batch_with(data: bytes, labels: bytes = b"](K\x00K\x01e") -> bytes:
 
 def test_cifar10_comes_out_as_it_went_in(home: Path, publish: Publish) -> None:
     publish_cifar10(publish, home)
-    images, labels = read_cifar("cifar10", "train")
+    images, labels = read_cifar(data_card("cifar10"), "train")
     np.testing.assert_array_equal(images, pictures(60))
     assert images.dtype == np.uint8 and labels.dtype == np.int64 and images.flags.c_contiguous and images.flags.writeable
     assert labels.tolist() == [place % 10 for place in range(60)]
-    np.testing.assert_array_equal(read_cifar("cifar10", "test")[0], pictures(20, seed=1))
-    assert read_names("cifar10") == [f"class{label}" for label in range(10)]
+    np.testing.assert_array_equal(read_cifar(data_card("cifar10"), "test")[0], pictures(20, seed=1))
+    assert read_names(data_card("cifar10")) == [f"class{label}" for label in range(10)]
 
 
 def test_cifar100_has_its_fine_labels_and_names(home: Path, publish: Publish) -> None:
@@ -55,10 +55,10 @@ def test_cifar100_has_its_fine_labels_and_names(home: Path, publish: Publish) ->
     }
     publish("cifar100", files=files, train=200, test=100)
     write(home / "cifar-100-python", files)
-    images, labels = read_cifar("cifar100", "train")
+    images, labels = read_cifar(data_card("cifar100"), "train")
     np.testing.assert_array_equal(images, pictures(200))
     assert labels.tolist() == 2 * list(range(100))
-    assert read_names("cifar100")[99] == "fine99"
+    assert read_names(data_card("cifar100"))[99] == "fine99"
     assert len(check_dataset("cifar100")) == 4
 
 
@@ -104,7 +104,7 @@ def test_a_missing_file_is_said_with_the_command_that_brings_it(home: Path, publ
 def test_a_file_that_goes_while_it_is_wanted_is_named(home: Path, publish: Publish) -> None:
     publish_cifar10(publish, home)
     (home / "cifar-10-batches-py" / "data_batch_2").unlink()
-    assert refusal(read_cifar, "cifar10", "train").endswith("data_batch_2 is missing: fetch the data set again")
+    assert refusal(read_cifar, data_card("cifar10"), "train").endswith("data_batch_2 is missing: fetch the data set again")
 
 
 def test_another_data_set_under_the_name_is_refused(home: Path, publish: Publish) -> None:
@@ -124,7 +124,7 @@ def test_a_label_outside_the_classes_is_refused(home: Path, publish: Publish, la
     files = cifar10_files(pictures(10), pictures(2)) | {"test_batch": cifar_batch(pictures(2), labels)}
     publish("cifar10", files=files, train=10, test=2)
     write(home / "cifar-10-batches-py", files)
-    assert "test_batch is not a batch of CIFAR-10" in refusal(read_cifar, "cifar10", "test")
+    assert "test_batch is not a batch of CIFAR-10" in refusal(read_cifar, data_card("cifar10"), "test")
 
 
 PIXELS = bytes(2 * 3072)
@@ -162,7 +162,7 @@ def test_what_is_no_batch_is_a_sentence(home: Path, publish: Publish, content: b
     files = cifar10_files(pictures(10), pictures(2)) | {"test_batch": content}
     publish("cifar10", files=files, train=10, test=2)
     write(home / "cifar-10-batches-py", files)
-    assert "test_batch is not a batch of CIFAR" in refusal(read_cifar, "cifar10", "test")
+    assert "test_batch is not a batch of CIFAR" in refusal(read_cifar, data_card("cifar10"), "test")
 
 
 def test_names_that_are_none_are_refused(home: Path, publish: Publish) -> None:
@@ -170,7 +170,7 @@ def test_names_that_are_none_are_refused(home: Path, publish: Publish) -> None:
         files = cifar10_files(pictures(10), pictures(2)) | {"batches.meta": python2_pickle({b"label_names": names})}
         publish("cifar10", files=files, train=10, test=2)
         write(home / "cifar-10-batches-py", files)
-        assert "does not name the classes of CIFAR-10" in refusal(read_names, "cifar10")
+        assert "does not name the classes of CIFAR-10" in refusal(read_names, data_card("cifar10"))
 
 
 CALLS = {
@@ -258,10 +258,10 @@ def test_any_changed_byte_is_a_batch_or_a_sentence(place: int, byte: int) -> Non
 
 def test_the_real_images_are_those_described(real_cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IGPT_DATA", str(real_cifar10))
-    images, labels = read_cifar("cifar10", "train")
+    images, labels = read_cifar(data_card("cifar10"), "train")
     assert images.shape == (50_000, 32, 32, 3) and int(images.sum(dtype=np.int64)) == 18_540_682_003
     np.testing.assert_allclose(images.mean(axis=(0, 1, 2)) / 255, [0.49139968, 0.48215841, 0.44653091], rtol=1e-7)
     assert labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3] and np.bincount(labels).tolist() == [5000] * 10
-    test, labels = read_cifar("cifar10", "test")
+    test, labels = read_cifar(data_card("cifar10"), "test")
     assert test.mean() == pytest.approx(121.52915475260417) and labels[:5].tolist() == [3, 8, 8, 0, 6]
-    assert read_names("cifar10")[3] == "cat" and len(held_out("cifar10")) == data_card("cifar10").validation
+    assert read_names(data_card("cifar10"))[3] == "cat" and len(held_out("cifar10")) == data_card("cifar10").validation

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from official import Publish, cifar10_files, imagenet_folders, md5, pictures, refusal, tar_of, tiny_imagenet, tree, write
 
-from igpt.data import load_split
+from igpt.data import DATASETS, load_split
 from igpt.data.fetching import dataset_lines, fetch_dataset, unpack
 from igpt.errors import UsageError
 
@@ -170,8 +170,8 @@ def test_a_second_fetch_waits_and_does_not_disturb_the_first(home: Path, publish
 
 def test_the_list_says_what_is_here(home: Path, publish: Publish, site: Site) -> None:
     publish_at(publish, site)
-    assert [row[0] for row in dataset_lines()] == ["digits", "cifar10", "cifar100", "stl10", "tiny-imagenet", "imagenet"]
-    assert [row[3] for row in dataset_lines()] == ["here", *["not here"] * 5]
+    assert [row[0] for row in dataset_lines()] == list(DATASETS)
+    assert [row[3] for row in dataset_lines()] == ["here", *["not here"] * 6]
     write(home / ROOT, FILES)
     assert dataset_lines()[1][3] == "here" and dataset_lines()[5][2] == "155 GB, by hand"
 

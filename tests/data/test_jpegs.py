@@ -24,6 +24,7 @@ from official import (
     imagenet_folders,
     imagenet_tars,
     jpeg,
+    open_jpegs,
     publish_imagenet,
     refusal,
     tar_of,
@@ -34,10 +35,10 @@ from official import (
 )
 from PIL import Image
 
-from igpt.data import load_split
+from igpt.data import data_card, load_split
 from igpt.data.cards import is_present
 from igpt.data.fetching import check_dataset
-from igpt.data.jpegs import Jpegs, class_ids, decode, open_jpegs
+from igpt.data.jpegs import Jpegs, class_ids, decode
 from igpt.errors import UsageError
 
 SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample"
@@ -103,7 +104,7 @@ def test_every_layout_of_imagenet_gives_the_same_images_and_labels(
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and train.labels.dtype == np.int64
     assert [test.read(index) for index in range(len(test))] == [content for _, content in val_jpegs()]
     assert test.labels.tolist() == VAL_TRUTH and test.labels.dtype == np.int64
-    assert class_ids("imagenet") == WNIDS and is_present("imagenet")
+    assert class_ids(data_card("imagenet")) == WNIDS and is_present("imagenet")
 
 
 def test_a_picture_of_another_name_is_refused_with_it(home: Path, publish: Publish) -> None:
@@ -404,7 +405,7 @@ def test_a_development_kit_that_unpacks_without_end_is_refused(
 
 def test_the_parents_of_classes_are_no_classes(home: Path, publish: Publish) -> None:
     publish_imagenet(publish, home, imagenet_tars())
-    assert PARENT not in class_ids("imagenet")
+    assert PARENT not in class_ids(data_card("imagenet"))
 
 
 def tiny_val(pattern: str, *, notes: bool = True) -> dict[str, bytes]:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpt import data
-from igpt.data import DATASETS, a_part, load_split, low_data_subset, shifted, split_indices, tokenize
+from igpt.data import DATASETS, a_part, load_split, low_data_subset, shifted, tokenize
+from igpt.data.digits import split_by_class
 from igpt.errors import UsageError
 from igpt.palette import Palette
 
@@ -31,7 +32,7 @@ def test_the_digits_are_split_as_their_card_says(splits: dict[str, data.Split]) 
 
 def test_no_index_is_in_two_splits_and_none_is_lost(splits: dict[str, data.Split]) -> None:
     labels = np.concatenate([split.labels for split in splits.values()])
-    indices = split_indices("digits", np.arange(1797) % 10)
+    indices = split_by_class(DATASETS["digits"], np.arange(1797) % 10)
     together = np.concatenate(list(indices.values()))
     assert len(labels) == len(together) == 1797
     assert sorted(together.tolist()) == list(range(1797))
@@ -114,6 +115,16 @@ def test_other_digits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_split_digest_names_what_decides_the_split() -> None:
     digests = {name: data.split_digest(name) for name in DATASETS}
     assert len(set(digests.values())) == len(DATASETS)
+    # Every record stands on these: a change here must be meant.
+    assert {name: digest[:12] for name, digest in digests.items()} == {
+        "digits": "3a6e6fdf76c6",
+        "cifar10": "b6a04470c907",
+        "cifar100": "5362b74504a0",
+        "stl10": "18c797087870",
+        "tiny-imagenet": "ebc58f4bbe8e",
+        "imagenet": "f98eef7e4e9e",
+        "imagenet-tokens": "0120bf14a39b",
+    }
 
 
 def test_a_part_is_random_in_proportion_and_all_of_it_for_nothing() -> None:

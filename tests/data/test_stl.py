@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from official import Publish, pictures, refusal, stl_files, write
 
-from igpt.data import load_split
+from igpt.data import data_card, load_split
 from igpt.data.fetching import check_dataset
 from igpt.data.stl import read_names, read_stl
 
@@ -24,12 +24,12 @@ def publish_stl(publish: Publish, home: Path, **other: bytes) -> Path:
 
 def test_images_are_turned_upright_and_labels_begin_at_0(home: Path, publish: Publish) -> None:
     folder = publish_stl(publish, home)
-    images, labels = read_stl("stl10", "train")
+    images, labels = read_stl(data_card("stl10"), "train")
     np.testing.assert_array_equal(images, pictures(20, 96))
     assert labels.tolist() == 2 * list(range(10)) and labels.dtype == np.int64
     # the second byte of the file is the pixel below the first, not the one beside it
     assert (folder / "train_X.bin").read_bytes()[1] == images[0, 1, 0, 0]
-    assert read_names("stl10")[9] == "class9"
+    assert read_names(data_card("stl10"))[9] == "class9"
     assert len(load_split("stl10", "validation")) == 2
     assert load_split("stl10", "test", side=32).images.shape == (10, 32, 32, 3)
     assert len(check_dataset("stl10")) == 4
@@ -50,7 +50,7 @@ def test_images_are_turned_upright_and_labels_begin_at_0(home: Path, publish: Pu
 )
 def test_what_does_not_fit_together_is_refused(home: Path, publish: Publish, other: dict[str, bytes]) -> None:
     publish_stl(publish, home, **other)
-    assert "does not hold STL-10's test images and labels" in refusal(read_stl, "stl10", "test")
+    assert "does not hold STL-10's test images and labels" in refusal(read_stl, data_card("stl10"), "test")
 
 
 def test_one_flipped_bit_and_a_missing_file_are_seen(home: Path, publish: Publish) -> None:
@@ -67,5 +67,5 @@ def test_one_flipped_bit_and_a_missing_file_are_seen(home: Path, publish: Publis
 def test_names_that_are_none_are_refused(home: Path, publish: Publish, content: bytes | None) -> None:
     path = publish_stl(publish, home) / "class_names.txt"
     path.unlink() if content is None else path.write_bytes(content)
-    assert refusal(read_names, "stl10").startswith(str(path))
+    assert refusal(read_names, data_card("stl10")).startswith(str(path))
     refusal(check_dataset, "stl10")

@@ -21,6 +21,7 @@ from official import (
     imagenet_folders,
     imagenet_tars,
     jpeg,
+    open_jpegs,
     pictures,
     publish_cifar10,
     publish_imagenet,
@@ -30,7 +31,7 @@ from official import (
 )
 
 from igpt.data import cards, store, tokens
-from igpt.data.jpegs import open_jpegs
+from igpt.data.jpegs import Jpegs
 from igpt.data.resize import centre_crop, random_crop, reduced
 from igpt.data.splits import load_split
 from igpt.data.store import HEADER, TokenStore, read_header, shard_path
@@ -120,11 +121,10 @@ import sys
 sys.path[:0] = [{here!r}, {tests!r}]
 import pytest
 from official import COLOURS, publisher
-from pathlib import Path
 from igpt.data import store, tokens
 store.SHARD = tokens.SHARD = 16
 patch = pytest.MonkeyPatch()
-publisher(Path({published!r}), patch)("imagenet", train=9, test=6, classes=3)
+publisher(patch)("imagenet", train=9, test=6, classes=3)
 write = tokens.write_shard
 def slow(folder, place, found):
     if place == 1:
@@ -140,7 +140,7 @@ def test_a_killed_process_is_continued_to_the_same_bytes(
     home: Path, publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_imagenet(publish, home, imagenet_folders())
-    code = KILLED.format(here=str(ROOT), tests=str(Path(__file__).parent), published=str(tmp_path / "theirs"))
+    code = KILLED.format(here=str(ROOT), tests=str(Path(__file__).parent))
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"half way\n"
         folder = store_folder(CROPS, COLOURS)
@@ -376,9 +376,9 @@ def test_no_more_than_a_shard_of_pictures_is_decoded_before_it_is_written(
 ) -> None:
     publish_imagenet(publish, home, imagenet_folders())
     decoded, largest = 0, 0
-    picture, write_one = tokens.Jpegs.picture, tokens.write_shard
+    picture, write_one = Jpegs.picture, tokens.write_shard
 
-    def count(self: tokens.Jpegs, index: int) -> object:
+    def count(self: Jpegs, index: int) -> object:
         nonlocal decoded, largest
         decoded += 1
         largest = max(largest, decoded)
@@ -389,7 +389,7 @@ def test_no_more_than_a_shard_of_pictures_is_decoded_before_it_is_written(
         decoded = 0
         write_one(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(tokens.Jpegs, "picture", count)
+    monkeypatch.setattr(Jpegs, "picture", count)
     monkeypatch.setattr(tokens, "write_shard", written)
     make_store(CROPS, COLOURS)
     assert largest == 16

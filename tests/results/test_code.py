@@ -101,6 +101,8 @@ class C:
 
     def g(self):
         pass
+
+SET = DataSet(name="set", title="A set", read=read, archives=(Archive("set.tar", ("https://there/set.tar",)),), train=10)
 '''
 
 
@@ -131,6 +133,8 @@ class C:
         ("    limit = 10\n", "    pass\n    limit = 10\n"),
         ('f"{x}.npy"', 'f"{x}" ".npy"'),
         ('"text", key', "'te' 'xt', key"),
+        ('"A set"', '"Some set"'),
+        ("https://there", "https://elsewhere"),
     ],
 )
 def test_what_cannot_change_a_number_does_not_change_the_digest(old: str, new: str) -> None:
@@ -168,6 +172,8 @@ def test_what_cannot_change_a_number_does_not_change_the_digest(old: str, new: s
         ('UsageError(f"{where}', 'UsageError(3, f"{where}'),
         ('else "nowhere"', 'else f"{next(x)}"'),
         ('"nowhere"\n', '"nowhere"\n    x = len(where)\n'),
+        ("read=read", "read=other"),
+        ("train=10", "train=11"),
     ],
 )
 def test_what_can_change_a_number_changes_the_digest(old: str, new: str) -> None:

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igpt.data import DATASETS
-from igpt.errors import UsageError
 from igpt.project import Project
-from igpt.results.signature import DISPATCHERS, Signature, Signer, reached_libraries, reached_modules
+from igpt.results.signature import Signature, Signer, reached_libraries, reached_modules
 from igpt.stage import Stage
 
 PRETRAIN = Stage.of("pretrain", model="tiny-s", seed=0)
@@ -97,34 +95,11 @@ def test_imports_for_type_checkers_are_not_followed() -> None:
     assert reached_modules(ast.parse("import igpt.results.plan")) == []
 
 
-class Called(Exception):
-    """With the module whose reader was called."""
-
-
-@pytest.mark.parametrize("name", [name for name, card in DATASETS.items() if card.reader])
-def test_a_data_set_is_read_by_the_module_that_its_card_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from igpt.data import cifar, jpegs, splits, stl, tokens
-
-    def called(module: str) -> Callable[..., None]:
-        def read(*_: object) -> None:
-            raise Called(module)
-
-        return read
-
-    for module, reader in ((cifar, "read_cifar"), (stl, "read_stl"), (jpegs, "open_jpegs"), (tokens, "open_jpegs")):
-        monkeypatch.setattr(module, reader, called("igpt.data.jpegs" if module is tokens else module.__name__))
-    monkeypatch.setattr(splits, "check_present", lambda name: None)
-    with pytest.raises(Called, match=DATASETS[name].reader):
-        tokens._open(tokens.Wanted(name, "train", 16))
-    with pytest.raises(UsageError if name == "imagenet" else Called, match="" if name == "imagenet" else DATASETS[name].reader):
-        splits.load_official(name, "train")
-
-
-def test_the_modules_that_choose_a_reader_import_them_all() -> None:
-    from igpt.results.signature import READERS, _import_graph
-
-    imported = {name for module in DISPATCHERS for name in _import_graph()[module]}
-    assert imported >= READERS
+def test_no_data_sets_reader_is_reached_by_the_modules_that_all_sets_share() -> None:
+    shared = reached_modules(
+        ast.parse("from igpt.data import labelled_tokens, load_split\nfrom igpt.data.tokens import make_store")
+    )
+    assert "igpt.data.splits" in shared and not {card.reader for card in DATASETS.values()} & {*shared}
 
 
 def signed_in_a_copy(tmp_path: Path, edit: tuple[str, str, str]) -> dict[str, dict[str, str]]:
@@ -176,11 +151,11 @@ def test_the_rate_that_a_search_is_for_is_no_part_of_it(project: Project) -> Non
     assert json.loads(parts["recipe tiny-s"])["learning_rate"] == 0
 
 
-NEW_CARD = """DataCard(
-            "svhn", "SVHN", 73_257, 26_032, 10, 32, 3, 0.1, "non-commercial use only", split="00", reader="igpt.data.stl"
-        ),
-        DataCard(
-            "digits","""
+SVHN = """TESTED = DataSet(
+    name="svhn", title="SVHN", short="SVHN", terms="non-commercial use only", train=73_257, test=26_032, classes=10,
+    height=32, channels=3, held_out=0.1, names=read_names, read=read_stl, split="00", folder="svhn",
+)
+STL10 = DataSet("""
 
 
 @pytest.mark.parametrize(
@@ -193,8 +168,10 @@ NEW_CARD = """DataCard(
         ("data/splits.py", "training images, fewer than the", "images for training, less than the"),
         ("train/loop.py", "cannot be shared by {size} devices: take", "does not go into {size} parts: give"),
         ("evaluate/logistic.py", 'count = f"{len(labels)} labels', 'count = f"only {len(labels)} labels'),
-        ("data/cards.py", 'DataCard(\n            "digits",', NEW_CARD),
-        ("data/cards.py", "no explicit licence", "without a licence"),
+        ("data/stl.py", "STL10 = DataSet(", SVHN),
+        ("data/cards.py", "IMAGENET, IMAGENET_TOKENS)", "IMAGENET_TOKENS, IMAGENET)"),
+        ("data/digits.py", "public, shipped inside scikit-learn", "free, shipped inside scikit-learn"),
+        ("data/digits.py", "scikit-learn's handwritten digits\"", 'digits by hand"'),
         ("data/stl.py", "labels.astype(np.int64) - 1", "labels.astype(np.int64) - 2"),
         ("data/cifar.py", "import pickle", "import pickle\nimport json"),
         ("stage.py", "import dataclass", "import dataclass, field"),
@@ -208,10 +185,11 @@ def test_what_cannot_change_a_number_stales_nothing(project: Project, tmp_path: 
         assert signer.sign(Stage.of(name, model="tiny-s", seed=0)).difference(found) == []
 
 
-@pytest.mark.parametrize("count", ["1437, 360, 10, 8, 1, 0.1", "1437, 360, 10, 8, 1, 0.2", "1437, 360, 11, 8, 1, 0.1"])
-def test_what_of_a_card_decides_its_images_and_splits_stales_its_stages(project: Project, tmp_path: Path, count: str) -> None:
-    old = "1437, 360, 10, 8, 1, 0.1"
-    parts = signed_in_a_copy(tmp_path / "copy", ("data/cards.py", old, count))
+@pytest.mark.parametrize(("old", "count"), [("=1437", "=1437"), ("held_out=0.1", "held_out=0.2"), ("classes=10", "classes=11")])
+def test_what_of_a_card_decides_its_images_and_splits_stales_its_stages(
+    project: Project, tmp_path: Path, old: str, count: str
+) -> None:
+    parts = signed_in_a_copy(tmp_path / "copy", ("data/digits.py", old, count))
     signed = Signer(project.notebooks).sign(PALETTE.of("pretrain", model="tiny-s", seed=0))
     assert ("data digits" in signed.difference(parts["pretrain"])) == (count != old)
 

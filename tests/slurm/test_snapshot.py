@@ -281,5 +281,6 @@ def test_the_doctor_looks_for_data_and_weights_here(checkout: Checkout, tmp_path
     assert said in text
     index.parent.mkdir()
     index.touch()
-    (tmp_path / "imagenet_teX.npy").touch()
+    (tmp_path / "imagenet-tokens").mkdir()
+    (tmp_path / "imagenet-tokens" / "imagenet_teX.npy").touch()
     assert f"ok     weights igpt-s: in {tmp_path}" in examine(str(local), ["released_loss"])[0]

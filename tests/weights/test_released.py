@@ -8,7 +8,6 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,7 +19,7 @@ from igpt.weights import released
 from igpt.weights.huggingface import write_huggingface
 from igpt.weights.own import save_weights
 from igpt.weights.read import read_weights
-from igpt.weights.released import RELEASED, Released, read_tokens, released_tokens
+from igpt.weights.released import RELEASED, Released
 from igpt.weights.tensorflow import read_tensorflow
 
 STEP = f"model.ckpt-{released.LAST_STEP}"
@@ -157,45 +156,3 @@ def test_without_a_network_it_is_said_which_files_to_put_where(
     assert message.startswith(f"the weights of {name} cannot be had: there is no network; or put model.ckpt-1000000.index and ")
     assert f"to model.ckpt-1000000.data-{last:05d}-of-{last + 1:05d} from" in message
     assert message.endswith(f"/checkpoints/{name}/1000000/ into {tmp_path / name}")
-
-
-def test_released_tokens_are_downloaded_once(site: Path) -> None:
-    tokens = np.arange(3 * 1024).reshape(3, 1024) % 512
-    (site / "datasets").mkdir()
-    np.save(site / "datasets" / released.TOKENS, tokens)
-    for _ in range(2):
-        assert np.array_equal(released_tokens()[1], tokens)
-    assert Quiet.served == [released.TOKENS]
-    np.save(site.parent / "weights" / released.TOKENS, tokens[:, :4])
-    with pytest.raises(UsageError, match="has 3 images of 4 tokens, the released ones have 1024 tokens"):
-        released_tokens()
-    np.save(site.parent / "weights" / released.TOKENS, tokens[:0])
-    with pytest.raises(UsageError, match="has 0 images of 1024 tokens"):
-        released_tokens()
-    for wrong in (512, -1):
-        tokens[1, 7] = wrong
-        np.save(site.parent / "weights" / released.TOKENS, tokens)
-        with pytest.raises(UsageError, match="has tokens from .*, the released ones 512 colours: get it again"):
-            released_tokens()
-
-
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [(np.zeros((2, 2)), "float64"), (np.zeros(3, np.int64), "(3,)"), (np.array([["a"]]), "<U1")],
-)
-def test_what_is_not_tokens_is_refused(array: np.ndarray, message: str, tmp_path: Path) -> None:
-    np.save(tmp_path / "tokens.npy", array)
-    with pytest.raises(UsageError, match="tokens are integers") as caught:
-        read_tokens(tmp_path / "tokens.npy")
-    assert message in str(caught.value)
-
-
-def test_damaged_and_missing_token_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there are no tokens"):
-        read_tokens(tmp_path / "none.npy")
-    np.save(tmp_path / "tokens.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(UsageError, match="not an array of tokens"):
-        read_tokens(tmp_path / "tokens.npy")
-    (tmp_path / "tokens.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(UsageError, match="not an array of tokens"):
-        read_tokens(tmp_path / "tokens.npy")

@@ -1,0 +1,92 @@
+"""What a data set is: a declaration, made by the one module that reads its files; and where these lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igpt.project import place
+
+if TYPE_CHECKING:
+    from igpt.data.jpegs import Jpegs
+    from igpt.data.labelled import Tokens
+    from igpt.palette import Palette
+
+Official = Literal["train", "test"]  # the splits that a data set itself has; validation is a part of train
+SplitName = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published file; ``addresses`` is empty where its owner's leave is needed to download it."""
+
+    name: str
+    addresses: tuple[str, ...]
+    bytes: int
+    checksum: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DataSet:
+    """All that is particular to a data set. Counts are images.
+
+    ``read`` gives the pictures of an official split, uint8 (N, H, W, channels) or as files to read, and their labels,
+    int64 (N,); whether the files are at hand is looked at before. It is None for a set that is published as tokens: of these
+    ``tokens`` opens a split, for a model of so many pixels a side and a palette.
+    """
+
+    name: str
+    title: str
+    short: str  # in the heads of tables
+    terms: str
+    train: int  # with the held-out part
+    test: int
+    classes: int
+    height: int  # pixels, before any reduction (for ImageNet, of the published crop)
+    channels: int
+    held_out: float  # fraction of train kept for choosing (paper, section 3.1)
+    names: Callable[[DataSet], list[str]]  # of the classes, by label
+    read: Callable[[DataSet, Official], tuple[NDArray[np.uint8] | Jpegs, NDArray[np.int64]]] | None = None
+    tokens: Callable[[DataSet, SplitName, int, Palette], Tokens] | None = None
+    cropped: bool = False  # whether its pictures have sizes of their own; other sets' are squares and are reduced whole
+    content: str = ""  # SHA-256 of images and labels, where there are no files to have sums
+    split: str = ""  # SHA-256 of the held-out indices, where there is an official test split
+    folder: str = ""  # below the data home; empty for what comes with scikit-learn
+    archives: tuple[Archive, ...] = ()
+    unpacked_bytes: int = 0  # at most
+    files: dict[str, str] = field(default_factory=dict)  # MD5 sums by path below the folder
+    loose: tuple[str, ...] = ()  # addresses of files that are used as they come, and of which no sums are published
+    beside: tuple[str, ...] = ()  # addresses of more such files, which are fetched along and which the set does not need
+
+    @property
+    def validation(self) -> int:
+        """Images of train held out for choosing."""
+        return round(self.train * self.held_out)
+
+    @property
+    def place(self) -> Path:
+        """Where its files lie, or would."""
+        return data_home() / self.folder
+
+    @property
+    def reader(self) -> str:
+        """The module that reads its files."""
+        reads = self.read or self.tokens
+        assert reads is not None
+        return reads.__module__
+
+
+def data_home() -> Path:
+    """The folder in which data sets are looked for: ``IGPT_DATA``, else ``~/.cache/igpt/data``."""
+    return place("IGPT_DATA", "~/.cache/igpt/data")
+
+
+def pictures_folder(card: DataSet) -> Path:
+    """Where train/ and val/ of a data set lie, or would: in its folder, or where Kaggle's archive of ImageNet has them."""
+    kaggle = card.place / "ILSVRC" / "Data" / "CLS-LOC"
+    return kaggle if (kaggle / "train").is_dir() and not (card.place / "train").is_dir() else card.place

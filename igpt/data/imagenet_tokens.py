@@ -1,0 +1,179 @@
+"""ImageNet without ImageNet: the tokens and one-hot labels that OpenAI released, used as they are, memory-mapped.
+
+Neither sizes nor sums of these files are published, so a transfer's length is all that can be held against it. What the
+files must be is checked: by every reading of what is read, by `check_released` of the whole. CIFAR-10's released tokens
+come along; they only say whether ours are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igpt.data.dataset import DataSet, SplitName
+from igpt.data.store import map_array, read_tokens
+from igpt.errors import UsageError
+from igpt.fetch import RemoteFile, fetch
+from igpt.files import file_sha256
+from igpt.palette import RELEASED, Palette
+
+ADDRESS = "https://openaipublic.blob.core.windows.net/image-gpt/datasets"  # source: download.py of openai/image-gpt
+PARTS: dict[SplitName, str] = {"train": "tr", "validation": "va", "test": "te"}
+SIDE, COLOURS = 32, 512
+PIECE = 2**12  # images looked at together; 32 MiB at the most
+SAMPLE = 2**10  # images whose tokens stand for all in a digest, which would read 10 GB otherwise
+
+
+class ReleasedTokens:
+    """One released split: tokens as `igpt.data.labelled.Tokens`, and its labels, which are read when they are asked for."""
+
+    def __init__(self, card: DataSet, split: SplitName) -> None:
+        """Downloads tokens that are not at hand. Raises UsageError when they cannot be had, or are not of this split."""
+        self._card, self._split = card, split
+        self.path = _brought(card, f"imagenet_{PARTS[split]}X.npy")
+        self._tokens = read_tokens(self.path)
+        count, self.positions = self._tokens.shape
+        if self.positions != SIDE**2:
+            raise UsageError(
+                f"{self.path} has {self.positions:,} tokens an image, the released ones have {SIDE**2:,}: {again(card)}"
+            )
+        if not count or (split == "test" and count != card.test):
+            wanted = f"{card.test:,}" if split == "test" else "more"
+            raise UsageError(f"{self.path} has the tokens of {count:,} images, the released one of {wanted}: {again(card)}")
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._tokens)
+
+    def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.integer]:
+        """Tokens (B, positions) of the images at ``indices``. Raises UsageError for tokens that are no colours."""
+        found: NDArray[np.integer] = self._tokens[indices]
+        if found.size and not 0 <= int(found.min()) <= int(found.max()) < COLOURS:
+            raise UsageError(
+                f"{self.path} has tokens from {found.min()} to {found.max()}, the released ones are of {COLOURS} colours:"
+                f" {again(self._card)}"
+            )
+        return found
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels int64 (N,). Raises UsageError for a file that does not label these images."""
+        path = _brought(self._card, f"imagenet_{PARTS[self._split]}Y.npy")
+        return one_hot_labels(path, images=len(self), classes=self._card.classes, advice=again(self._card))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the number of images and the tokens of some of them, evenly spread."""
+        some = np.linspace(0, len(self) - 1, min(SAMPLE, len(self))).astype(np.int64)
+        return hashlib.sha256(f"{len(self)} ".encode() + self[some].astype("<u2").tobytes()).hexdigest()
+
+
+def open_released(card: DataSet, split: SplitName, side: int, palette: Palette) -> ReleasedTokens:
+    """One released split, for a model of so many pixels a side and this palette. Raises UsageError for a model of another."""
+    if (side, palette.digest) != (SIDE, RELEASED):
+        other = f"{side} x {side}" if side != SIDE else "another palette"
+        raise UsageError(
+            f"{card.title} is {SIDE} x {SIDE} of the released palette, the model takes {other}: take imagenet, whose pictures"
+            " become what it takes"
+        )
+    return ReleasedTokens(card, split)
+
+
+def one_hot_labels(path: Path, *, images: int, classes: int, advice: str) -> NDArray[np.int64]:
+    """Labels int64 (images,) out of a ``.npy`` file of one-hot rows of any number's type, read in pieces.
+
+    Raises UsageError, with ``advice``, unless it has a row for each image and each row one 1 among zeros.
+    """
+    hot = map_array(path, "is not an array of labels")
+    if hot.ndim != 2 or hot.dtype.kind not in "biuf" or hot.shape != (images, classes):
+        raise UsageError(f"{path} holds {hot.dtype} {hot.shape}, not one-hot labels ({images}, {classes}): {advice}")
+    labels = np.empty(images, np.int64)
+    for start in range(0, images, PIECE):
+        piece = hot[start : start + PIECE]
+        found = piece.argmax(1)
+        wrong = (np.count_nonzero(piece, axis=1) != 1) | (piece[np.arange(len(piece)), found] != 1)
+        if wrong.any():
+            raise UsageError(f"{path} has a row {start + int(wrong.argmax()):,} that is not one 1 among zeros: {advice}")
+        labels[start : start + len(piece)] = found
+    return labels
+
+
+def check_released(card: DataSet) -> Iterator[str]:
+    """What a look at every token and label finds, a line a split. Raises UsageError for the first that is not as released."""
+    for split, part in PARTS.items():
+        tokens = ReleasedTokens(card, split)
+        least, most = COLOURS, 0
+        for start in range(0, len(tokens), PIECE):
+            piece = tokens[np.arange(start, min(start + PIECE, len(tokens)))]
+            least, most = min(least, int(piece.min())), max(most, int(piece.max()))
+        counts = np.bincount(tokens.labels, minlength=card.classes)
+        if not counts.all():
+            raise UsageError(
+                f"{card.place} has {split} images of {np.count_nonzero(counts):,} classes, {card.title} of {card.classes:,}:"
+                f" {again(card)}"
+            )
+        sums = " and ".join(file_sha256(tokens.path.with_name(f"imagenet_{part}{end}.npy")) for end in "XY")
+        yield (
+            f"{split}: {len(tokens):,} images of {tokens.positions:,} tokens from {least} to {most}, {counts.min():,} to"
+            f" {counts.max():,} a class; SHA-256 of tokens and labels {sums}"
+        )
+
+
+def again(card: DataSet) -> str:
+    """What to do with a file that is not as released."""
+    return f"move it away, and `igpt data fetch {card.name}` gets it again"
+
+
+def _brought(card: DataSet, name: str) -> Path:
+    """A released file, downloaded where it is not at hand."""
+    from tqdm import tqdm
+
+    path = card.place / name
+    if path.exists():
+        return path
+    print(f"fetching {name} into {card.place}", file=sys.stderr)
+    with tqdm(desc=name, unit="B", unit_scale=True, unit_divisor=1000, file=sys.stderr, disable=None, leave=False) as bar:
+
+        def report(done: int, total: int | None) -> None:
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        try:
+            return fetch(RemoteFile(name, (f"{ADDRESS}/{name}",), None, None), card.place, report=report)
+        except UsageError as error:
+            raise UsageError(f"released tokens cannot be had: {error}; or put {name} from {ADDRESS}/ into {card.place}") from None
+
+
+def _addresses(name: str) -> tuple[str, ...]:
+    """Where the released tokens and labels of a set are published."""
+    return tuple(f"{ADDRESS}/{name}_{part}{end}.npy" for part in PARTS.values() for end in "XY")
+
+
+def _no_names(card: DataSet) -> list[str]:
+    """The classes' numbers, for nothing is released that names them."""
+    return [str(label) for label in range(card.classes)]
+
+
+IMAGENET_TOKENS = DataSet(
+    name="imagenet-tokens",
+    title="ImageNet's released tokens",
+    short="ImageNet's released tokens",
+    terms="released by OpenAI with Image GPT, under a modified MIT licence; made from ImageNet, whose terms see",
+    train=1_281_167,
+    test=50_000,
+    classes=1000,
+    height=SIDE,
+    channels=3,
+    held_out=0.04,
+    names=_no_names,
+    tokens=open_released,
+    folder="imagenet-tokens",
+    loose=_addresses("imagenet"),
+    beside=_addresses("cifar10"),
+)
