@@ -77,7 +77,7 @@ TopKOption = Annotated[int | None, typer.Option(min=1, help="Draw from the k lik
 TopPOption = Annotated[float | None, typer.Option(help="Draw from the fewest tokens that reach this probability.")]
 OutOption = Annotated[Path, typer.Option(help="The PNG to write.")]
 TAKES = " ".join(f"{tier.name}: {tier.takes}." for tier in TIERS.values())
-TierOption = Annotated[Tier | None, typer.Option(help=f"{TAKES} tiny if left out, and paper for what has runs there only.")]
+TierOption = Annotated[Tier | None, typer.Option(help=f"{TAKES} If left out: the first of these that has runs of what is named.")]
 
 
 @app.command()

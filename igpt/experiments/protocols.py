@@ -118,7 +118,23 @@ PROTOCOLS = {
             parents=nothing,
             recipes=lambda given: [replace(_plan(given), learning_rate=0.0)],  # which it is there to find
         ),
-        Protocol("released_loss", ("model",), work.released_loss, parents=nothing, datasets=_none, recipes=lambda given: []),
+        # OpenAI's weights, or a user's own: fetched, verified and converted; no recipe of ours decides them.
+        Protocol(
+            "weights",
+            ("model", "objective", "weights"),
+            Work(),
+            parents=nothing,
+            datasets=_none,
+            recipes=lambda given: [],
+            network=False,
+        ),
+        Protocol(
+            "released_loss",
+            ("model", "weights"),
+            work.released_loss,
+            datasets=lambda given: ["imagenet-tokens"],
+            recipes=lambda given: [],
+        ),
         Protocol("samples", ("model", "weights", "seed"), work.samples, figures=("samples", "completions")),
         Protocol("linear_probe", EVALUATION, work.linear_probe, figures=("depth", "bert")),
         Protocol("probe_settings", EVALUATION, work.settings, figures=("probe_settings",), parents=probed),

@@ -5,7 +5,7 @@ The rules of a tier (see `igpt.experiments.measures`) were written before the re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from igpt.stage import Literal, Stage
@@ -122,6 +122,32 @@ TIERS = {
             extra=(*_extra("small", "cifar10"), *_searches("small")),
         ),
         Tier(
+            "released",
+            title="Released weights",
+            takes="OpenAI's weights, evaluated on one GPU",
+            seeds=(0,),
+            models={"iGPT-S 32x32": "igpt-s", "iGPT-M 32x32": "igpt-m", "iGPT-L 32x32": "igpt-l"},
+            stands_for={**{name: name for name in PUBLISHED_SETS}, "imagenet": "imagenet-tokens", "": ""},
+            weights="released",
+            numbers=True,
+            lacks=dict.fromkeys(("probe@0", "loss@0"), "weights after 65,000 steps were not published"),
+            unpublished={
+                "iGPT-L 48x48": "the weights of the 48x48 model were not published",
+                "iGPT-XL 64x64": "iGPT-XL's weights were not published",
+                "iGPT-XL 32x32": "iGPT-XL's weights were not published",
+            },
+            overrides={"samples": {"images": 32}},
+            instead={"parameters": "weights.parameters"},
+            extra=(
+                # Whose ImageNet images are tokens, and of the depth curve the two sizes that figure 2 leaves out.
+                Stage.of("samples", model="igpt-l", weights="released", dataset="imagenet-tokens"),
+                *(
+                    Stage.of("linear_probe", model=model, dataset="cifar10", weights="released", seed=0)
+                    for model in ("igpt-s", "igpt-m")
+                ),
+            ),
+        ),
+        Tier(
             "paper",
             title="Paper's scale",
             takes="as published, from nothing",
@@ -140,7 +166,7 @@ TIERS = {
     )
 }
 # A recipe is of one tier; the published ones are of the paper's, unless a stage reads weights that exist.
-_RECIPES = {"tiny": TINY, "laptop": LAPTOP, "small": SMALL, "paper": PAPER}
+_RECIPES: dict[str, Iterable[str]] = {"tiny": TINY, "laptop": LAPTOP, "small": SMALL, "paper": PAPER}
 _TIER_OF = {name: tier for tier, rows in _RECIPES.items() for name in rows}
 OWN = "own"  # stages on a user's own weights, and on recipes of their own: of no tier
 

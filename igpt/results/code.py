@@ -2,9 +2,9 @@
 
 Left out, since they cannot change a number: comments and layout, docstrings and other bare literals, ``pass``, what stands
 under ``if TYPE_CHECKING``, annotations but those of a class's fields, and the texts of messages: of errors, assertions,
-warnings, prints and the like, of local names that only a message reads, and of a data set's title and terms. The digest is over a normal form of the
-syntax tree that every Python from 3.11 on gives alike; `ast.unparse` and `ast.dump` differ between them. Standard
-library only, so that a test can run this file under each.
+warnings, prints and the like, of local names that only a message reads, and of a data set's title and terms. The digest is
+over a normal form of the syntax tree that every Python from 3.11 on gives alike; `ast.unparse` and `ast.dump` differ
+between them. Standard library only, so that a test can run this file under each.
 """
 
 from __future__ import annotations

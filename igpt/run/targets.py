@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from igpt.errors import UsageError
 from igpt.experiments import TABLES, TIERS, declared_stages, experiments
+from igpt.experiments.cells import why_not
 from igpt.project import Project
 from igpt.results.notebooks import near_misses, read_notebook
 from igpt.stage import Literal, Stage
 
-DEFAULT_TIER = "tiny"
+DEFAULT_TIER = next(iter(TIERS))  # the smallest
 
 
 def find_stages(targets: list[str], tier: str | None, project: Project) -> list[Stage]:
@@ -31,12 +32,13 @@ def _stages_of(target: str, tier: str | None, project: Project) -> list[Stage]:
     notebooks = sorted(path.stem for path in project.notebooks.glob("*.ipynb"))
     if target in by_name or target in tables:
         members = tables.get(target) or (by_name[target],)
-        # A target that has runs in one tier only needs no --tier.
-        tiers = [tier] if tier else [DEFAULT_TIER, *TIERS]
-        for candidate in tiers:
+        for candidate in [tier] if tier else TIERS:
             stages = [s for e in members if (run := e.run_in(candidate)) for s in run.stages()]
             if stages:
                 return stages
+        reasons = [why for e in members if tier in TIERS and (why := why_not(e.published, TIERS[tier]))]
+        if reasons:
+            raise UsageError(f"{target} has nothing to run in tier {tier}: {reasons[0]}")
         others = sorted({run.tier for e in members for run in e.runs})
         has = f"its runs are in tier {' and '.join(others)}" if others else "it is another system's, or has no run declared"
         raise UsageError(f"{target} has nothing to run{f' in tier {tier}' if tier else ''}: {has}")

@@ -31,7 +31,8 @@ def test_a_stage_is_named_by_its_parameters(project: Project) -> None:
 
 
 def test_a_number_with_one_tier_needs_no_tier(project: Project) -> None:
-    assert {s.parameters["model"] for s in find_stages(["transfer-019"], None, project)} == {"igpt-l"}
+    [stage] = find_stages(["transfer-019"], None, project)
+    assert (stage.parameters["model"], stage.parameters["weights"]) == ("igpt-l", "released")
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,8 @@ def test_a_number_with_one_tier_needs_no_tier(project: Project) -> None:
     [
         ("linear-prob", None, "no experiment, table or notebook 'linear-prob'; did you mean linear-probes"),
         ("headline-002", None, "headline-002 has nothing to run: it is another system's"),
-        ("transfer-019", "tiny", "transfer-019 has nothing to run in tier tiny: its runs are in tier paper"),
+        ("transfer-019", "tiny", "transfer-019 has nothing to run in tier tiny: its runs are in tier paper and released"),
+        ("headline-007", "released", "headline-007 has nothing to run in tier released: iGPT-XL's weights were not published"),
         ("linear_probe,model", None, "given as NAME=VALUE, not as 'model'"),
     ],
 )
