@@ -93,9 +93,10 @@ def test_save_and_load_keep_the_centres(greys: Palette, tmp_path: Path) -> None:
         np.zeros((4, 1), np.float16),
         np.zeros(4, np.float32),
         np.zeros((0, 3), np.float32),
+        np.zeros((3, 0), np.float32),
         np.zeros((2, 2, 3), np.float32),
     ],
-    ids=["NaN", "infinite", "float64", "int64", "float16", "one axis", "no colours", "three axes"],
+    ids=["NaN", "infinite", "float64", "int64", "float16", "one axis", "no colours", "no channels", "three axes"],
 )
 def test_load_names_the_file_whose_array_is_no_palette(centres: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "palette.npy", centres)
