@@ -70,7 +70,7 @@ class TokenStore:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Labels int64 (N,). Raises UsageError when they are missing or damaged."""
-        return np.array(_mapped(self.folder / "labels.npy", (len(self),), np.int64))
+        return read_labels(self.folder, len(self))
 
     def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.uint16]:
         """Tokens uint16 (B, positions) of the images at ``indices``, int64 (B,).
@@ -146,7 +146,7 @@ def read_tokens(path: Path) -> NDArray[np.integer]:
     """Tokens, integers (images, positions), out of a ``.npy`` file, memory-mapped. Raises UsageError for anything else."""
     found = map_array(path, "is not an array of tokens")
     if found.ndim != 2 or found.dtype.kind not in "iu":
-        raise UsageError(f"tokens are integers (images, positions), {path} holds {found.dtype} {found.shape}: get it again")
+        raise UsageError(f"{path} holds {found.dtype} {found.shape}, tokens are integers (images, positions): get it again")
     return found
 
 
@@ -159,7 +159,7 @@ def map_array(path: Path, wrong: str) -> NDArray[Any]:
         size = file_size(path)
         found = np.lib.format.open_memmap(path, mode="r")
         if found.offset + found.nbytes != size:  # a shorter one does not open
-            raise ValueError(f"it is {size - found.offset - found.nbytes:,} bytes longer than it says")
+            raise ValueError("it is longer than it says")
     except FileNotFoundError:
         raise UsageError(f"there are no tokens at {path}: give a file that is there") from None
     except Exception as error:  # numpy's reader of headers raises whatever Python's parser does
@@ -187,6 +187,11 @@ def read_header(folder: Path) -> Header:
 def write_shard(folder: Path, place: int, tokens: NDArray[np.uint16]) -> None:
     """Write one shard, uint16 (images, positions), whole or not at all."""
     write_array(shard_path(folder, place), tokens)
+
+
+def read_labels(folder: Path, images: int) -> NDArray[np.int64]:
+    """The labels, int64 (images,). Raises UsageError when they are missing or damaged."""
+    return np.array(_mapped(folder / "labels.npy", (images,), np.int64))
 
 
 def write_labels(folder: Path, labels: NDArray[np.int64]) -> None:

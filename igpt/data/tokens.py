@@ -30,6 +30,7 @@ from igpt.data.store import (
     Header,
     StorePart,
     TokenStore,
+    read_labels,
     shard_count,
     shard_images,
     shard_path,
@@ -183,7 +184,7 @@ def _make(wanted: Wanted, palette: Palette, folder: Path, *, workers: int, repor
         images=images,
         held_out_sha256=index_digest(held_out(wanted.dataset)) if card.split else "",
     )
-    _continue(folder, header)
+    _continue(folder, header, np.tile(labels, max(wanted.crops, 1)))
     todo = [place for place in range(shard_count(images)) if not shard_path(folder, place).exists()]
     before = images - sum(shard_images(images, place) for place in todo)
     done, start = before, time.perf_counter()
@@ -192,22 +193,22 @@ def _make(wanted: Wanted, palette: Palette, folder: Path, *, workers: int, repor
         done += shard_images(images, place)
         report(done, images)
     rate = (done - before) / (time.perf_counter() - start) if todo else 0.0
-    write_labels(folder, np.tile(labels, max(wanted.crops, 1)))
     sums = [file_sha256(shard_path(folder, place)) for place in range(shard_count(images))]
     write_header(folder / HEADER, header.model_copy(update={"shards": sums}))
     (folder / PLAN).unlink()
     return TokenStore(folder), rate
 
 
-def _continue(folder: Path, header: Header) -> None:
-    """Say in the folder what is being made there. Raises UsageError when that is something else already."""
+def _continue(folder: Path, header: Header, labels: NDArray[np.int64]) -> None:
+    """Say in the folder what is being made there, labels first. Raises UsageError when that is something else already."""
     plan = folder / PLAN
     if plan.exists():
         try:
             begun = Header.model_validate_json(plan.read_bytes())
-        except ValidationError:
-            begun = None
-        if begun != header:
+            same = begun == header and np.array_equal(read_labels(folder, len(labels)), labels)  # or pictures in another order
+        except (ValidationError, UsageError):
+            same = False
+        if not same:
             raise UsageError(
                 f"{folder} was begun by another version or from other data: when no command is at work there, move it away"
                 " and tokenise again"
@@ -215,6 +216,7 @@ def _continue(folder: Path, header: Header) -> None:
     elif any(folder.glob("tokens-*.npy")):
         raise UsageError(f"{folder} has shards and nothing says of what: move it away, then tokenise again")
     else:
+        write_labels(folder, labels)
         write_header(plan, header)
 
 

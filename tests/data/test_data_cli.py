@@ -226,7 +226,7 @@ def test_a_full_disk_is_a_sentence_and_exit_1(say: Say, home: Path, publish: Pub
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         code, _, err = say("data", "tokenize", "cifar10", "--resolution", "4", "--palette", str(home / "palette.npy"))
-    assert code == 1 and "plan.json: No space left on device" in err and "Traceback" not in err
+    assert code == 1 and "labels.npy: No space left on device" in err and "Traceback" not in err
 
 
 def test_a_bug_keeps_its_traceback(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

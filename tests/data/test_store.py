@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from official import COLOURS, refusal
 
 from igpt.data import store
-from igpt.data.store import HEADER, VERSION, Header, TokenStore, shard_path, write_header, write_labels, write_shard
+from igpt.data.store import HEADER, VERSION, Header, TokenStore, read_tokens, shard_path, write_header, write_labels, write_shard
 from igpt.errors import UsageError
 from igpt.palette import Palette
 
@@ -191,3 +191,28 @@ def test_any_changed_byte_of_a_header_is_a_store_or_a_sentence(folder: Path, dat
         TokenStore(folder)
     except UsageError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [(np.zeros((2, 2)), "float64"), (np.zeros(3, np.int64), "(3,)"), (np.array([["a"]]), "<U1")],
+)
+def test_what_is_not_tokens_is_refused(array: np.ndarray, message: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "tokens.npy", array)
+    text = refusal(read_tokens, tmp_path / "tokens.npy")
+    assert "tokens are integers" in text and message in text
+
+
+def test_damaged_and_missing_token_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.npy"
+    assert "there are no tokens" in refusal(read_tokens, path)
+    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    assert "not an array of tokens" in refusal(read_tokens, path)
+    path.write_bytes(b"\x93NUMPY")
+    assert "not an array of tokens" in refusal(read_tokens, path)
+    np.save(path, TOKENS)
+    np.testing.assert_array_equal(read_tokens(path), TOKENS)
+    whole = path.read_bytes()
+    for content in (whole + b"1", whole[:-1]):
+        path.write_bytes(content)
+        assert "not an array of tokens" in refusal(read_tokens, path)

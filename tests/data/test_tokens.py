@@ -145,7 +145,7 @@ def test_a_killed_process_is_continued_to_the_same_bytes(
         assert process.stdout is not None and process.stdout.readline() == b"half way\n"
         folder = store_folder(CROPS, COLOURS)
         process.kill()
-    assert sorted(final(folder)) == [PLAN, "tokens-00000.npy"]
+    assert sorted(final(folder)) == ["labels.npy", PLAN, "tokens-00000.npy"]
     assert "`igpt data tokenize` makes and continues one" in refusal(TokenStore, folder)
     begun = (folder / "tokens-00000.npy").stat()
     told: list[int] = []
@@ -314,14 +314,19 @@ def test_a_command_that_waits_is_stopped_by_ctrl_c(home: Path, greys: Palette) -
         assert second.returncode == 130 and final(folder) == {}
 
 
-@pytest.mark.parametrize("damage", ["plan of another", "plan is none", "no plan"])
+@pytest.mark.parametrize("damage", ["plan of another", "plan is none", "no plan", "pictures in another order", "no labels"])
 def test_shards_of_something_else_are_not_continued(home: Path, publish: Publish, damage: str) -> None:
     publish_cifar10(publish, home)
     folder = make_store(SMALL, COLOURS)[0].folder
-    header = (folder / HEADER).read_text()
+    header = read_header(folder)
     (folder / HEADER).unlink()
     if damage != "no plan":
-        (folder / PLAN).write_text("{" if damage == "plan is none" else header)
+        begun = header if damage == "plan of another" else header.model_copy(update={"shards": []})
+        (folder / PLAN).write_text("{" if damage == "plan is none" else begun.model_dump_json())
+    if damage == "pictures in another order":
+        store.write_labels(folder, np.roll(store.read_labels(folder, 60), 1))
+    if damage == "no labels":
+        (folder / "labels.npy").unlink()
     before = final(folder)
     assert "move it away" in refusal(make_store, SMALL, COLOURS)
     assert final(folder) == before
@@ -336,7 +341,7 @@ def test_a_full_disk_half_way_leaves_whole_shards_and_can_be_continued(
     def full(handle: int) -> None:
         nonlocal count
         count += 1
-        if count > 4:
+        if count > 6:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(handle)
 
@@ -346,7 +351,7 @@ def test_a_full_disk_half_way_leaves_whole_shards_and_can_be_continued(
             make_store(SMALL, COLOURS)
     folder = store_folder(SMALL, COLOURS)
     assert caught.value.filename == str(folder / "tokens-00001.npy")
-    assert sorted(tree(folder)) == [PLAN, "tokens-00000.npy"]
+    assert sorted(tree(folder)) == ["labels.npy", PLAN, "tokens-00000.npy"]
     assert len(make_store(SMALL, COLOURS)[0]) == 60
 
 
@@ -434,7 +439,7 @@ def test_a_broken_picture_is_named_and_nothing_stands_in_its_place(home: Path, p
     publish_imagenet(publish, home, imagenet_folders() | {f"train/{WNIDS[2]}/{name}": b""})
     assert f"{name} is not an image" in refusal(make_store, CROPS, COLOURS)
     folder = store_folder(CROPS, COLOURS)
-    assert sorted(final(folder)) == [PLAN]
+    assert sorted(final(folder)) == ["labels.npy", PLAN]
     write(home / "imagenet", {f"train/{WNIDS[2]}/{name}": jpeg(1)})
     assert len(make_store(CROPS, COLOURS)[0]) == 45
 
