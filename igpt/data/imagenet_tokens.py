@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from igpt.palette import RELEASED, Palette
 
 ADDRESS = "https://openaipublic.blob.core.windows.net/image-gpt/datasets"  # source: download.py of openai/image-gpt
 PARTS: dict[SplitName, str] = {"train": "tr", "validation": "va", "test": "te"}
+End = Literal["X", "Y"]  # tokens, one-hot labels
+ENDS: tuple[End, ...] = get_args(End)
 SIDE, COLOURS = 32, 512
 PIECE = 2**12  # images looked at together; 32 MiB at the most
 SAMPLE = 2**10  # images whose tokens stand for all in a digest, which would read 10 GB otherwise
@@ -36,8 +39,8 @@ class ReleasedTokens:
     def __init__(self, card: DataSet, split: SplitName) -> None:
         """Downloads tokens that are not at hand. Raises UsageError when they cannot be had, or are not of this split."""
         self._card, self._split = card, split
-        self.path = _brought(card, f"imagenet_{PARTS[split]}X.npy")
-        self._tokens = read_tokens(self.path)
+        self.path = _brought(card, released_path(split, "X"))
+        self._tokens = _mapped(card, self.path, read_tokens)
         count, self.positions = self._tokens.shape
         if self.positions != SIDE**2:
             raise UsageError(
@@ -64,8 +67,8 @@ class ReleasedTokens:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Labels int64 (N,). Raises UsageError for a file that does not label these images."""
-        path = _brought(self._card, f"imagenet_{PARTS[self._split]}Y.npy")
-        return one_hot_labels(path, images=len(self), classes=self._card.classes, advice=again(self._card))
+        path = _brought(self._card, released_path(self._split, "Y"))
+        return one_hot_labels(self._card, path, images=len(self), classes=self._card.classes)
 
     @cached_property
     def digest(self) -> str:
@@ -85,28 +88,28 @@ def open_released(card: DataSet, split: SplitName, side: int, palette: Palette) 
     return ReleasedTokens(card, split)
 
 
-def one_hot_labels(path: Path, *, images: int, classes: int, advice: str) -> NDArray[np.int64]:
+def one_hot_labels(card: DataSet, path: Path, *, images: int, classes: int) -> NDArray[np.int64]:
     """Labels int64 (images,) out of a ``.npy`` file of one-hot rows of any number's type, read in pieces.
 
-    Raises UsageError, with ``advice``, unless it has a row for each image and each row one 1 among zeros.
+    Raises UsageError unless the file has a row for each image, and each row one 1 among zeros.
     """
-    hot = map_array(path, "is not an array of labels")
-    if hot.ndim != 2 or hot.dtype.kind not in "biuf" or hot.shape != (images, classes):
-        raise UsageError(f"{path} holds {hot.dtype} {hot.shape}, not one-hot labels ({images}, {classes}): {advice}")
+    hot = _mapped(card, path, partial(map_array, wrong="is not an array of labels"))
+    if hot.dtype.kind not in "biuf" or hot.shape != (images, classes):
+        raise UsageError(f"{path} holds {hot.dtype} {hot.shape}, not one-hot labels ({images}, {classes}): {again(card)}")
     labels = np.empty(images, np.int64)
     for start in range(0, images, PIECE):
         piece = hot[start : start + PIECE]
         found = piece.argmax(1)
         wrong = (np.count_nonzero(piece, axis=1) != 1) | (piece[np.arange(len(piece)), found] != 1)
         if wrong.any():
-            raise UsageError(f"{path} has a row {start + int(wrong.argmax()):,} that is not one 1 among zeros: {advice}")
+            raise UsageError(f"{path} has a row {start + int(wrong.argmax()):,} that is not one 1 among zeros: {again(card)}")
         labels[start : start + len(piece)] = found
     return labels
 
 
 def check_released(card: DataSet) -> Iterator[str]:
     """What a look at every token and label finds, a line a split. Raises UsageError for the first that is not as released."""
-    for split, part in PARTS.items():
+    for split in PARTS:
         tokens = ReleasedTokens(card, split)
         least, most = COLOURS, 0
         for start in range(0, len(tokens), PIECE):
@@ -118,7 +121,7 @@ def check_released(card: DataSet) -> Iterator[str]:
                 f"{card.place} has {split} images of {np.count_nonzero(counts):,} classes, {card.title} of {card.classes:,}:"
                 f" {again(card)}"
             )
-        sums = " and ".join(file_sha256(tokens.path.with_name(f"imagenet_{part}{end}.npy")) for end in "XY")
+        sums = " and ".join(file_sha256(released_path(split, end)) for end in ENDS)
         yield (
             f"{split}: {len(tokens):,} images of {tokens.positions:,} tokens from {least} to {most}, {counts.min():,} to"
             f" {counts.max():,} a class; SHA-256 of tokens and labels {sums}"
@@ -130,13 +133,26 @@ def again(card: DataSet) -> str:
     return f"move it away, and `igpt data fetch {card.name}` gets it again"
 
 
-def _brought(card: DataSet, name: str) -> Path:
+def released_path(split: SplitName, end: End = "X", *, of: str = "imagenet") -> Path:
+    """Where released tokens (X) or labels (Y) lie, or would; ``of`` ImageNet or CIFAR-10."""
+    return IMAGENET_TOKENS.place / f"{of}_{PARTS[split]}{end}.npy"
+
+
+def _mapped(card: DataSet, path: Path, read: Callable[[Path], NDArray[Any]]) -> NDArray[Any]:
+    """What is read of a released file. Raises UsageError for a damaged one, with what gets it again."""
+    try:
+        return read(path)
+    except UsageError as error:
+        raise UsageError(f"{str(error).rpartition(': ')[0]}: {again(card)}") from None
+
+
+def _brought(card: DataSet, path: Path) -> Path:
     """A released file, downloaded where it is not at hand."""
     from tqdm import tqdm
 
-    path = card.place / name
     if path.exists():
         return path
+    name = path.name
     print(f"fetching {name} into {card.place}", file=sys.stderr)
     with tqdm(desc=name, unit="B", unit_scale=True, unit_divisor=1000, file=sys.stderr, disable=None, leave=False) as bar:
 
@@ -152,7 +168,7 @@ def _brought(card: DataSet, name: str) -> Path:
 
 def _addresses(name: str) -> tuple[str, ...]:
     """Where the released tokens and labels of a set are published."""
-    return tuple(f"{ADDRESS}/{name}_{part}{end}.npy" for part in PARTS.values() for end in "XY")
+    return tuple(f"{ADDRESS}/{name}_{part}{end}.npy" for part in PARTS.values() for end in ENDS)
 
 
 def _no_names(card: DataSet) -> list[str]:

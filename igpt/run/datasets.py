@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from igpt.data import DATASETS, data_card
 from igpt.data.cards import by_hand
+from igpt.data.cifar_tokens import compare_released, released_at_hand
 from igpt.data.fetching import check_dataset, dataset_lines, fetch_dataset
 from igpt.data.tokens import Wanted, check_stores, make_store
 from igpt.palette import Palette
@@ -37,6 +38,10 @@ def fetch(name: str) -> str:
 def check(name: str) -> str:
     """Look at a whole data set; what was found, line by line."""
     lines = [*check_dataset(name), *check_stores(name)]
+    if name == "cifar10" and released_at_hand():
+        from igpt.weights.own import released_palette  # brings torch
+
+        lines += compare_released(released_palette())
     return "\n".join([f"{data_card(name).title} is as published", *(f"  {line}" for line in lines)])
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from igpt.data import LabelledTokens, labelled_tokens
-from igpt.data.cards import data_folder
+from igpt.data.imagenet_tokens import released_path
 from igpt.data.store import StorePart, TokenStore, read_tokens
 from igpt.errors import UsageError
 from igpt.fast import packed
@@ -41,7 +41,7 @@ def loss_line(model: str, tokens: Path | None, images: int | None) -> str:
     elif palette.digest != released_palette().digest:
         raise UsageError(f"{model} has other colours than the released tokens: give tokens of its palette (--tokens)")
     else:
-        place = data_folder("imagenet-tokens")
+        place = released_path("test")
         found = labelled_tokens("imagenet-tokens", "test", side=math.isqrt(weights.shape.n_ctx), palette=palette)
     count = min(images or max(len(found) // BATCH, 1) * BATCH, len(found))
     part: StorePart | LabelledTokens | NDArray[np.integer]

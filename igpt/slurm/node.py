@@ -94,6 +94,7 @@ def ask(questions: Iterable[Question]) -> list[Answer]:
 def data_questions(stages: Iterable[Stage]) -> list[Question]:
     """Whether the data sets and the released weights that stages read are at hand where this is asked."""
     from igpt.data.cards import check_present, data_folder
+    from igpt.data.imagenet_tokens import released_path
     from igpt.results.signature import Signer
 
     signer = Signer(Project.here().notebooks)
@@ -110,7 +111,7 @@ def data_questions(stages: Iterable[Stage]) -> list[Question]:
 
     def fetched(name: str) -> str:
         index = weights_home() / name / RELEASED[name].files[-1].name  # which is written last
-        wanted = (index, data_folder("imagenet-tokens") / "imagenet_teX.npy")
+        wanted = (index, released_path("test"))
         missing = [path for path in wanted if not path.exists()]
         if missing:
             raise UsageError(

@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from official import COLOURS, Publish, publish_cifar10, refusal
+
+from igpt.data import LabelledTokens, SplitName, imagenet_tokens, labelled_tokens, load_split
+from igpt.data.cards import check_present, data_card, is_present
+from igpt.data.cifar_tokens import compare_released
+from igpt.data.fetching import check_dataset, fetch_dataset
+from igpt.data.imagenet_tokens import released_path
+from igpt.data.splits import load_official
+from igpt.data.tokens import Wanted, make_store
+from igpt.errors import UsageError
+from igpt.weights.own import released_palette
+
+IMAGES: dict[SplitName, int] = {"train": 20, "validation": 8, "test": 6}
+SPLITS: list[SplitName] = list(IMAGES)
+CLASSES = 4
+AGAIN = ": move it away, and `igpt data fetch imagenet-tokens` gets it again"
+
+
+def tokens_of(split: SplitName) -> NDArray[np.int64]:
+    """Random tokens (images, 1024)."""
+    return np.random.default_rng(IMAGES[split]).integers(0, 512, (IMAGES[split], 1024))
+
+
+def one_hot(labels: NDArray[np.int64], classes: int = CLASSES) -> NDArray[np.float32]:
+    """Labels as they are released."""
+    return np.eye(classes, dtype=np.float32)[labels]
+
+
+def labels_of(split: SplitName) -> NDArray[np.int64]:
+    """Labels (images,)."""
+    return np.arange(IMAGES[split]) * 3 % CLASSES
+
+
+@pytest.fixture
+def released(home: Path, publish: Publish) -> Path:
+    """Small released files of ImageNet; their folder."""
+    publish("imagenet-tokens", train=28, test=IMAGES["test"], classes=CLASSES)
+    folder = home / "imagenet-tokens"
+    folder.mkdir()
+    for split in SPLITS:
+        np.save(released_path(split), tokens_of(split))
+        np.save(released_path(split, "Y"), one_hot(labels_of(split)))
+    return folder
+
+
+def opened(split: SplitName) -> LabelledTokens:
+    return labelled_tokens("imagenet-tokens", split, side=32, palette=released_palette())
+
+
+@pytest.mark.usefixtures("released")
+@pytest.mark.parametrize(
+    ("tokens", "labels"), [("int64", "float32"), ("<u2", "bool"), (">i4", "uint8"), ("int16", "float64"), ("uint16", "int64")]
+)
+def test_they_are_the_files_tokens_and_classes_whatever_numbers_these_are_written_in(tokens: str, labels: str) -> None:
+    for split in SPLITS:
+        np.save(released_path(split), tokens_of(split).astype(tokens))
+        np.save(released_path(split, "Y"), one_hot(labels_of(split)).astype(labels))
+    train, validation = opened("train"), opened("validation")
+    for found, split in ((train, "train"), (validation, "validation"), (opened("test"), "test")):
+        np.testing.assert_array_equal(found[:], tokens_of(split))
+        np.testing.assert_array_equal(found.labels, labels_of(split))
+        assert found.classes == CLASSES and found[:1].dtype == np.uint16 and found.labels.dtype == np.int64
+    both = train + validation
+    np.testing.assert_array_equal(both[np.array([27, 3])], [tokens_of("validation")[7], tokens_of("train")[3]])
+
+
+def test_the_digest_does_not_depend_on_how_the_numbers_are_written(released: Path) -> None:
+    before = {split: opened(split).digest for split in SPLITS}
+    np.save(released / "imagenet_teX.npy", tokens_of("test").astype(np.int16))
+    assert {split: opened(split).digest for split in SPLITS} == before and len({*before.values()}) == 3
+    np.save(released / "imagenet_teX.npy", tokens_of("test")[::-1])
+    assert opened("test").digest != before["test"]
+    np.save(released / "imagenet_teX.npy", tokens_of("test"))
+    np.save(released / "imagenet_teY.npy", one_hot(labels_of("test")[::-1]))
+    assert opened("test").digest != before["test"]
+
+
+def lengthened(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"1")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def changed(path: Path, row: int, column: int, value: float) -> None:
+    """Put one other number into a file, as float64."""
+    found = np.load(path).astype(float)
+    found[row, column] = value
+    np.save(path, found if path.stem.endswith("Y") else found.astype(np.int64))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "says"),
+    [
+        ("teX", lengthened, "is not an array of tokens (it is longer than it says)"),
+        ("teX", cut, "is not an array of tokens (mmap length is greater than file size)"),
+        ("teX", lambda path: path.write_bytes(b""), "is empty"),
+        ("teX", lambda path: path.write_text("<html>not found</html>" * 9), "perhaps a server's answer"),
+        ("teX", lambda path: np.save(path, tokens_of("test") / 2), "holds float64 (6, 1024)"),
+        ("teX", lambda path: np.save(path, tokens_of("test")[0]), "holds int64 (1024,)"),
+        ("teX", lambda path: np.save(path, tokens_of("test")[:, :64]), "has 64 tokens an image, the released ones have 1,024"),
+        ("teX", lambda path: np.save(path, tokens_of("train")), "has the tokens of 20 images, the released one of 6"),
+        ("trX", lambda path: np.save(path, tokens_of("train")[:0]), "has the tokens of 0 images, the released one of more"),
+        ("trX", lambda path: changed(path, 19, 1023, 512), "the released ones are of 512 colours"),
+        ("vaX", lambda path: changed(path, 7, 0, -1), "has tokens from -1 to 511"),
+        ("teY", lengthened, "is not an array of labels (it is longer than it says)"),
+        ("teY", cut, "is not an array of labels"),
+        ("teY", lambda path: np.save(path, labels_of("test")), "holds int64 (6,), not one-hot labels (6, 4)"),
+        ("teY", lambda path: np.save(path, one_hot(labels_of("test")).astype("U1")), "holds <U1 (6, 4)"),
+        ("teY", lambda path: np.save(path, one_hot(labels_of("test")).astype(complex)), "holds complex128 (6, 4)"),
+        ("teY", lambda path: np.save(path, one_hot(labels_of("test"), 5)), "holds float32 (6, 5), not one-hot labels (6, 4)"),
+        ("trY", lambda path: np.save(path, one_hot(labels_of("test"))), "holds float32 (6, 4), not one-hot labels (20, 4)"),
+        ("trY", lambda path: changed(path, 19, 1, 0), "has a row 19 that is not one 1 among zeros"),
+        ("trY", lambda path: changed(path, 0, 2, 1), "has a row 0 that is not"),
+        ("vaY", lambda path: changed(path, 7, 1, 2), "has a row 7 that is not"),
+        ("vaY", lambda path: changed(path, 5, 3, 1e-9), "has a row 5 that is not"),
+        ("vaY", lambda path: changed(path, 5, 3, np.nan), "has a row 5 that is not"),
+        ("vaY", lambda path: changed(path, 5, 3, -1), "has a row 5 that is not"),
+    ],
+)
+def test_a_damaged_file_is_a_sentence_that_names_it_and_says_what_to_do(
+    file: str, damage: object, says: str, released: Path
+) -> None:
+    path = released / f"imagenet_{file}.npy"
+    damage(path)  # type: ignore[operator]
+    text = refusal(check_dataset, "imagenet-tokens")
+    assert text.startswith(str(path)) and says in text and text.endswith(AGAIN)
+    split = next(split for split, part in imagenet_tokens.PARTS.items() if file.startswith(part))
+
+    def read() -> None:
+        found = opened(split)
+        assert len(found[:]) == len(found.labels)
+
+    assert refusal(read) == text or "colours" in text  # of tokens that were read together
+
+
+def test_the_check_says_counts_and_sums_and_misses_no_class(released: Path) -> None:
+    lines = check_dataset("imagenet-tokens")
+    assert [line.partition(";")[0] for line in lines] == [
+        "train: 20 images of 1,024 tokens from 0 to 511, 5 to 5 a class",
+        "validation: 8 images of 1,024 tokens from 0 to 511, 2 to 2 a class",
+        "test: 6 images of 1,024 tokens from 0 to 511, 1 to 2 a class",
+    ]
+    assert all(len(line.split()[-1]) == len(line.split()[-3]) == 64 for line in lines)
+    np.save(released / "imagenet_vaY.npy", one_hot(labels_of("validation") % 3))
+    assert f"has validation images of 3 classes, ImageNet's released tokens of 4{AGAIN}" in refusal(
+        check_dataset, "imagenet-tokens"
+    )
+
+
+def test_a_large_file_is_never_in_memory(released: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, classes, piece = 4_000, 1_000, 64
+    publish("imagenet-tokens", classes=classes, train=2 * images)
+    monkeypatch.setattr(imagenet_tokens, "PIECE", piece)
+    np.lib.format.open_memmap(released / "imagenet_trX.npy", "w+", np.int64, (images, 1024)).flush()  # 33 MB of nothing
+    hot = np.lib.format.open_memmap(released / "imagenet_trY.npy", "w+", np.float64, (images, classes))
+    hot[np.arange(images), np.arange(images) % classes] = 1
+    hot.flush()
+    del hot
+    tracemalloc.start()
+    found = opened("train")
+    assert found[np.arange(0, images, 100)].sum() == 0 and found.labels[-1] == classes - 1
+    assert found.digest
+    lines = imagenet_tokens.check_released(data_card("imagenet-tokens"))
+    assert next(lines).startswith("train: 4,000 images")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 25e6  # the digest's sample is 8 MB as int64; either file would be 32 MB
+
+
+def test_what_has_no_pictures_is_refused_as_such(released: Path) -> None:
+    assert "has no pictures, only tokens" in refusal(load_split, "imagenet-tokens", "test")
+    assert "is tokens already" in refusal(make_store, Wanted("imagenet-tokens", "test", 32), released_palette())
+    text = refusal(labelled_tokens, "imagenet-tokens", "test", side=48, palette=released_palette())
+    assert "is 32 x 32 of the released palette, the model takes 48 x 48: take imagenet" in text
+    text = refusal(labelled_tokens, "imagenet-tokens", "test", side=32, palette=COLOURS)
+    assert "the model takes another palette: take imagenet" in text
+    assert not (released.parent / "tokens").exists()
+
+
+class Counting(SimpleHTTPRequestHandler):
+    """Serves files and counts them."""
+
+    served: list[str]
+
+    def do_GET(self) -> None:
+        self.served.append(Path(self.path).name)
+        super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def site(released: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A server that stands in for OpenAI's, with the files that are nowhere else then; the folder it shows."""
+    folder = released.parent.parent / "site"
+    released.rename(folder)
+    Counting.served = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Counting, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(imagenet_tokens, "ADDRESS", f"http://127.0.0.1:{server.server_port}")
+    publish("imagenet-tokens", loose=imagenet_tokens._addresses("imagenet"), beside=imagenet_tokens._addresses("cifar10"))
+    yield folder
+    server.shutdown()
+    server.server_close()
+
+
+def test_fetch_brings_all_files_and_leaves_those_that_are_here(site: Path) -> None:
+    for name in (f"cifar10_{part}{end}.npy" for part in ("tr", "va", "te") for end in "XY"):
+        (site / name).write_bytes(b"of CIFAR-10")
+    assert "`igpt data fetch imagenet-tokens` brings it" in refusal(check_present, "imagenet-tokens")
+    folder = fetch_dataset("imagenet-tokens")
+    assert {path.name: path.read_bytes() for path in folder.glob("*.npy")} == {p.name: p.read_bytes() for p in site.iterdir()}
+    assert len(Counting.served) == 12 and is_present("imagenet-tokens")
+    (folder / "imagenet_vaY.npy").unlink()
+    fetch_dataset("imagenet-tokens")
+    assert Counting.served[12:] == ["imagenet_vaY.npy"] and len(check_dataset("imagenet-tokens")) == 3
+
+
+@pytest.mark.usefixtures("site")
+def test_what_is_asked_for_is_downloaded_once_and_labels_only_when_they_are() -> None:
+    for _ in range(2):
+        assert len(opened("test")[:]) == 6
+    assert Counting.served == ["imagenet_teX.npy"]
+    assert opened("test").labels.tolist() == labels_of("test").tolist()
+    assert Counting.served == ["imagenet_teX.npy", "imagenet_teY.npy"]
+
+
+def test_without_a_network_it_is_said_which_file_to_put_where(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> Path:
+        raise UsageError("there is no network")
+
+    monkeypatch.setattr(imagenet_tokens, "fetch", no_network)
+    text = refusal(opened, "train")
+    assert text.startswith(
+        "released tokens cannot be had: there is no network; or put imagenet_trX.npy from https://openaipublic"
+    )
+    assert text.endswith(f"/image-gpt/datasets/ into {home / 'imagenet-tokens'}")
+
+
+# CIFAR-10's
+
+
+@pytest.fixture
+def both(home: Path, publish: Publish) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A small CIFAR-10, and its tokens and labels as if they had been released; train's, which are altered by tests."""
+    publish_cifar10(publish, home)
+    (home / "imagenet-tokens").mkdir()
+    train, test = (load_official("cifar10", split) for split in ("train", "test"))
+    save("test", COLOURS.quantize(test.images), test.labels)
+    tokens = COLOURS.quantize(train.images).reshape(60, -1).astype(np.int64)
+    save_train(tokens, train.labels)
+    return tokens, train.labels
+
+
+def save(split: SplitName, tokens: NDArray[np.integer], labels: NDArray[np.int64]) -> None:
+    np.save(released_path(split, of="cifar10"), tokens.reshape(len(labels), -1))
+    np.save(released_path(split, "Y", of="cifar10"), one_hot(labels, 10))
+
+
+def save_train(tokens: NDArray[np.integer], labels: NDArray[np.int64]) -> None:
+    save("train", tokens[:50], labels[:50])
+    save("validation", tokens[50:], labels[50:])
+
+
+def test_released_tokens_of_cifar10_are_compared_with_ours(both: tuple[NDArray[np.int64], NDArray[np.int64]]) -> None:
+    tokens, labels = both
+    same = "released tokens, test: 0 of 20 images differ from ours, in 0 of 20,480 tokens, and 0 labels"
+    train, test = compare_released(COLOURS)
+    assert (
+        train == "released tokens, train: 0 of 60 images differ from ours, in 0 of 61,440 tokens, and 0 labels" and test == same
+    )
+    tokens[[3, 55]] = (tokens[[3, 55]] + 1) % 16
+    tokens[7, :5] = (tokens[7, :5] + 1) % 16
+    labels[9] = (labels[9] + 1) % 10
+    save_train(tokens, labels)
+    train, test = compare_released(COLOURS)
+    assert train == "released tokens, train: 3 of 60 images differ from ours, in 2,053 of 61,440 tokens, and 1 labels"
+    assert test == same
+
+
+def test_in_another_order_they_are_compared_as_sets(both: tuple[NDArray[np.int64], NDArray[np.int64]]) -> None:
+    tokens, labels = both
+    tokens[7, :5] = (tokens[7, :5] + 1) % 16
+    labels[9] = (labels[9] + 1) % 10
+    save_train(np.roll(tokens, 1, 0), np.roll(labels, 1))
+    train, _ = compare_released(COLOURS)
+    assert train.startswith("released tokens, train: 60 of 60 images differ from ours, in ")
+    assert train.endswith(
+        "; they seem to be in another order: 1 of the released images have no equal among ours, 2 none with the same label"
+    )
+    save_train(tokens[:55], labels[:55])
+    train, _ = compare_released(COLOURS)
+    assert train.startswith("released tokens, train: 55 images, here 60; 1 of the released images have no equal among ours")
+
+
+def test_files_that_are_missing_are_not_compared_and_damaged_ones_refused(
+    both: tuple[NDArray[np.int64], NDArray[np.int64]],
+) -> None:
+    released_path("validation", "Y", of="cifar10").unlink()
+    assert [line.partition(":")[0] for line in compare_released(COLOURS)] == ["released tokens, test"]
+    np.save(released_path("test", of="cifar10"), both[0][:20, :64])
+    assert "cifar10_teX.npy holds no tokens of 32 x 32 pixels" in refusal(list, compare_released(COLOURS))
+    np.save(released_path("test", of="cifar10"), both[0][:20])
+    np.save(released_path("test", "Y", of="cifar10"), one_hot(both[1][:20], 10) * 2)
+    assert "cifar10_teY.npy has a row 0 that is not one 1 among zeros" in refusal(list, compare_released(COLOURS))
