@@ -268,8 +268,8 @@ def bench(
     tasks: Annotated[
         list[str] | None,
         typer.Argument(
-            help="sampling, features, quantise, tokenise, loading, training, training_s, probe; on a GPU sampling_gpu,"
-            " features_gpu, training_gpu; all if left out."
+            help="sampling, features, quantise, tokenise, loading, tokens, training, training_s, probe; on a GPU"
+            " sampling_gpu, features_gpu, training_gpu; all if left out."
         ),
     ] = None,
     toy: Annotated[bool, typer.Option("--toy", help="Tiny sizes, to see that it works; such records stay in runs/.")] = False,

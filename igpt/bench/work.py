@@ -14,6 +14,7 @@ TASKS = (
     "quantise",
     "tokenise",
     "loading",
+    "tokens",
     "training",
     "training_s",
     "probe",

@@ -39,7 +39,7 @@ class ReleasedTokens:
     def __init__(self, card: DataSet, split: SplitName) -> None:
         """Downloads tokens that are not at hand. Raises UsageError when they cannot be had, or are not of this split."""
         self._card, self._split = card, split
-        self.path = _brought(card, released_path(split, "X"))
+        self.path = _brought(card, f"imagenet_{PARTS[split]}X.npy")
         self._tokens = _mapped(card, self.path, read_tokens)
         count, self.positions = self._tokens.shape
         if self.positions != SIDE**2:
@@ -67,7 +67,7 @@ class ReleasedTokens:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Labels int64 (N,). Raises UsageError for a file that does not label these images."""
-        path = _brought(self._card, released_path(self._split, "Y"))
+        path = _brought(self._card, f"imagenet_{PARTS[self._split]}Y.npy")
         return one_hot_labels(self._card, path, images=len(self), classes=self._card.classes)
 
     @cached_property
@@ -146,13 +146,13 @@ def _mapped(card: DataSet, path: Path, read: Callable[[Path], NDArray[Any]]) -> 
         raise UsageError(f"{str(error).rpartition(': ')[0]}: {again(card)}") from None
 
 
-def _brought(card: DataSet, path: Path) -> Path:
+def _brought(card: DataSet, name: str) -> Path:
     """A released file, downloaded where it is not at hand."""
     from tqdm import tqdm
 
+    path = card.place / name
     if path.exists():
         return path
-    name = path.name
     print(f"fetching {name} into {card.place}", file=sys.stderr)
     with tqdm(desc=name, unit="B", unit_scale=True, unit_divisor=1000, file=sys.stderr, disable=None, leave=False) as bar:
 

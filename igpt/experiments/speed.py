@@ -38,6 +38,8 @@ AIMS = (
     Aim("quantise", "igpt", "transformers", 100),
     Aim("probe", "igpt", "scikit-learn to the same objective", 5),
     Aim("loading", "loading the batch", "a training step on it", 100),
+    Aim("tokens", "reading the batch", "a training step on it", 100),
+    Aim("tokens", "reading it from the disk", "a training step on it", 2),
     Aim("training", "igpt, tuned", "nanoGPT's step, tuned", 1.0),
     Aim("training", "igpt, tuned", "transformers, tuned", 1.4),
     Aim("training", "igpt in bfloat16, tuned", "nanoGPT's step in bfloat16, tuned", 1.15),
