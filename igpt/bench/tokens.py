@@ -41,7 +41,7 @@ def _reading(toy: bool, *, cold: bool) -> Work:
     card = replace(IMAGENET_TOKENS, folder=kept.name, test=IMAGES // 100 if toy else IMAGES)
 
     def run() -> object:
-        if cold:
+        if cold and hasattr(os, "posix_fadvise"):  # not on macOS
             with path.open("rb") as stream:
                 os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         tokens = ReleasedTokens(card, "test")
@@ -68,7 +68,7 @@ def _step(toy: bool) -> Work:
             loss = model.loss(tokens)
         loss.backward()
         optimizer.step()
-        return loss.item() + float(next(model.parameters()).flatten()[0])  # which wait for the device
+        return loss.item() + model.wtet.detach()[0, 0].item()  # which wait for the device
 
     run()
     return Work(run, [], times=BATCH / at_once)
