@@ -25,7 +25,7 @@ from igpt.files import file_sha256
 from igpt.palette import RELEASED, Palette
 
 ADDRESS = "https://openaipublic.blob.core.windows.net/image-gpt/datasets"  # source: download.py of openai/image-gpt
-PARTS: dict[SplitName, str] = {"train": "tr", "validation": "va", "test": "te"}
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)  # the names of whose files begin with their first two letters
 End = Literal["X", "Y"]  # tokens, one-hot labels
 ENDS: tuple[End, ...] = get_args(End)
 SIDE, COLOURS = 32, 512
@@ -39,7 +39,7 @@ class ReleasedTokens:
     def __init__(self, card: DataSet, split: SplitName) -> None:
         """Downloads tokens that are not at hand. Raises UsageError when they cannot be had, or are not of this split."""
         self._card, self._split = card, split
-        self.path = _brought(card, f"imagenet_{PARTS[split]}X.npy")
+        self.path = _brought(card, file_name("imagenet", split, "X"))
         self._tokens = _mapped(card, self.path, read_tokens)
         count, self.positions = self._tokens.shape
         if self.positions != SIDE**2:
@@ -67,7 +67,7 @@ class ReleasedTokens:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Labels int64 (N,). Raises UsageError for a file that does not label these images."""
-        path = _brought(self._card, f"imagenet_{PARTS[self._split]}Y.npy")
+        path = _brought(self._card, file_name("imagenet", self._split, "Y"))
         return one_hot_labels(self._card, path, images=len(self), classes=self._card.classes)
 
     @cached_property
@@ -109,7 +109,7 @@ def one_hot_labels(card: DataSet, path: Path, *, images: int, classes: int) -> N
 
 def check_released(card: DataSet) -> Iterator[str]:
     """What a look at every token and label finds, a line a split. Raises UsageError for the first that is not as released."""
-    for split in PARTS:
+    for split in SPLITS:
         tokens = ReleasedTokens(card, split)
         least, most = COLOURS, 0
         for start in range(0, len(tokens), PIECE):
@@ -133,9 +133,18 @@ def again(card: DataSet) -> str:
     return f"move it away, and `igpt data fetch {card.name}` gets it again"
 
 
+def file_name(of: str, split: SplitName, end: End) -> str:
+    """The name under which tokens (X) or labels (Y) of ImageNet or CIFAR-10 were released.
+
+    >>> file_name("imagenet", "validation", "Y")
+    'imagenet_vaY.npy'
+    """
+    return f"{of}_{split[:2]}{end}.npy"
+
+
 def released_path(split: SplitName, end: End = "X", *, of: str = "imagenet") -> Path:
     """Where released tokens (X) or labels (Y) lie, or would; ``of`` ImageNet or CIFAR-10."""
-    return IMAGENET_TOKENS.place / f"{of}_{PARTS[split]}{end}.npy"
+    return IMAGENET_TOKENS.place / file_name(of, split, end)
 
 
 def _mapped(card: DataSet, path: Path, read: Callable[[Path], NDArray[Any]]) -> NDArray[Any]:
@@ -168,7 +177,7 @@ def _brought(card: DataSet, name: str) -> Path:
 
 def _addresses(name: str) -> tuple[str, ...]:
     """Where the released tokens and labels of a set are published."""
-    return tuple(f"{ADDRESS}/{name}_{part}{end}.npy" for part in PARTS.values() for end in ENDS)
+    return tuple(f"{ADDRESS}/{file_name(name, split, end)}" for split in SPLITS for end in ENDS)
 
 
 def _no_names(card: DataSet) -> list[str]:
@@ -178,10 +187,10 @@ def _no_names(card: DataSet) -> list[str]:
 
 IMAGENET_TOKENS = DataSet(
     name="imagenet-tokens",
-    title="ImageNet's released tokens",
-    short="ImageNet's released tokens",
-    terms="released by OpenAI with Image GPT, under a modified MIT licence; made from ImageNet, whose terms see",
-    train=1_281_167,
+    title="ImageNet as released tokens",
+    short="ImageNet's tokens",
+    terms="published by OpenAI with Image GPT; made from ImageNet, under its terms",
+    train=1_281_167,  # ImageNet's; how many of them are in which file is unpublished, and said by `igpt data check`
     test=50_000,
     classes=1000,
     height=SIDE,

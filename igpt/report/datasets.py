@@ -12,9 +12,10 @@ def datasets_table(_: Project) -> ResultTable:
     columns = ("Data set", "Name", "Train", "Held out", "Test", "Classes", "Pixels", "SHA-256 of held out")
     rows = []
     for name, card in DATASETS.items():
-        counts = (card.train, card.validation, card.test, card.classes, card.height)
-        digest = card.split[:12] or "by class"
-        rows.append((Cell(card.title), Cell(name), *(Cell(f"{n:,}") for n in counts), Cell(digest)))
+        held_out = "as released" if card.read is None else f"{card.validation:,}"
+        counts = (f"{card.train:,}", held_out, *(f"{n:,}" for n in (card.test, card.classes, card.height)))
+        digest = card.split[:12] or ("none" if card.read is None else "by class")
+        rows.append((Cell(card.title), Cell(name), *map(Cell, counts), Cell(digest)))
     return ResultTable("data-sets", "The data sets and their splits", columns, tuple(rows))
 
 

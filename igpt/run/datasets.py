@@ -85,8 +85,10 @@ class _Bytes:
         if done < self._bar.n:
             self._bar.reset(total)
         self._bar.update(done - self._bar.n)
-        if self._bar.disable and total and 10 * done // total > self._tenth:
-            self._tenth = 10 * done // total
+        tenth = 10 * done // total if total else 0
+        self._tenth = min(self._tenth, tenth)  # it falls with the next file
+        if self._bar.disable and total and tenth > self._tenth:
+            self._tenth = tenth
             print(f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB", file=sys.stderr)
 
     def __exit__(self, *_: object) -> None:

@@ -20,6 +20,7 @@ from igpt.data.imagenet_tokens import released_path
 from igpt.data.splits import load_official
 from igpt.data.tokens import Wanted, make_store
 from igpt.errors import UsageError
+from igpt.run import datasets
 from igpt.weights.own import released_palette
 
 IMAGES: dict[SplitName, int] = {"train": 20, "validation": 8, "test": 6}
@@ -103,42 +104,61 @@ def changed(path: Path, row: int, column: int, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "damage", "says"),
+    ("split", "end", "damage", "says"),
     [
-        ("teX", lengthened, "is not an array of tokens (it is longer than it says)"),
-        ("teX", cut, "is not an array of tokens (mmap length is greater than file size)"),
-        ("teX", lambda path: path.write_bytes(b""), "is empty"),
-        ("teX", lambda path: path.write_text("<html>not found</html>" * 9), "perhaps a server's answer"),
-        ("teX", lambda path: np.save(path, tokens_of("test") / 2), "holds float64 (6, 1024)"),
-        ("teX", lambda path: np.save(path, tokens_of("test")[0]), "holds int64 (1024,)"),
-        ("teX", lambda path: np.save(path, tokens_of("test")[:, :64]), "has 64 tokens an image, the released ones have 1,024"),
-        ("teX", lambda path: np.save(path, tokens_of("train")), "has the tokens of 20 images, the released one of 6"),
-        ("trX", lambda path: np.save(path, tokens_of("train")[:0]), "has the tokens of 0 images, the released one of more"),
-        ("trX", lambda path: changed(path, 19, 1023, 512), "the released ones are of 512 colours"),
-        ("vaX", lambda path: changed(path, 7, 0, -1), "has tokens from -1 to 511"),
-        ("teY", lengthened, "is not an array of labels (it is longer than it says)"),
-        ("teY", cut, "is not an array of labels"),
-        ("teY", lambda path: np.save(path, labels_of("test")), "holds int64 (6,), not one-hot labels (6, 4)"),
-        ("teY", lambda path: np.save(path, one_hot(labels_of("test")).astype("U1")), "holds <U1 (6, 4)"),
-        ("teY", lambda path: np.save(path, one_hot(labels_of("test")).astype(complex)), "holds complex128 (6, 4)"),
-        ("teY", lambda path: np.save(path, one_hot(labels_of("test"), 5)), "holds float32 (6, 5), not one-hot labels (6, 4)"),
-        ("trY", lambda path: np.save(path, one_hot(labels_of("test"))), "holds float32 (6, 4), not one-hot labels (20, 4)"),
-        ("trY", lambda path: changed(path, 19, 1, 0), "has a row 19 that is not one 1 among zeros"),
-        ("trY", lambda path: changed(path, 0, 2, 1), "has a row 0 that is not"),
-        ("vaY", lambda path: changed(path, 7, 1, 2), "has a row 7 that is not"),
-        ("vaY", lambda path: changed(path, 5, 3, 1e-9), "has a row 5 that is not"),
-        ("vaY", lambda path: changed(path, 5, 3, np.nan), "has a row 5 that is not"),
-        ("vaY", lambda path: changed(path, 5, 3, -1), "has a row 5 that is not"),
+        ("test", "X", lengthened, "is not an array of tokens (it is longer than it says)"),
+        ("test", "X", cut, "is not an array of tokens (mmap length is greater than file size)"),
+        ("test", "X", lambda path: path.write_bytes(b""), "is empty"),
+        ("test", "X", lambda path: path.write_text("<html>not found</html>" * 9), "perhaps a server's answer"),
+        ("test", "X", lambda path: np.save(path, tokens_of("test") / 2), "holds float64 (6, 1024)"),
+        ("test", "X", lambda path: np.save(path, tokens_of("test")[0]), "holds int64 (1024,)"),
+        (
+            "test",
+            "X",
+            lambda path: np.save(path, tokens_of("test")[:, :64]),
+            "has 64 tokens an image, the released ones have 1,024",
+        ),
+        ("test", "X", lambda path: np.save(path, tokens_of("train")), "has the tokens of 20 images, the released one of 6"),
+        (
+            "train",
+            "X",
+            lambda path: np.save(path, tokens_of("train")[:0]),
+            "has the tokens of 0 images, the released one of more",
+        ),
+        ("train", "X", lambda path: changed(path, 19, 1023, 512), "the released ones are of 512 colours"),
+        ("validation", "X", lambda path: changed(path, 7, 0, -1), "has tokens from -1 to 511"),
+        ("test", "Y", lengthened, "is not an array of labels (it is longer than it says)"),
+        ("test", "Y", cut, "is not an array of labels"),
+        ("test", "Y", lambda path: np.save(path, labels_of("test")), "holds int64 (6,), not one-hot labels (6, 4)"),
+        ("test", "Y", lambda path: np.save(path, one_hot(labels_of("test")).astype("U1")), "holds <U1 (6, 4)"),
+        ("test", "Y", lambda path: np.save(path, one_hot(labels_of("test")).astype(complex)), "holds complex128 (6, 4)"),
+        (
+            "test",
+            "Y",
+            lambda path: np.save(path, one_hot(labels_of("test"), 5)),
+            "holds float32 (6, 5), not one-hot labels (6, 4)",
+        ),
+        (
+            "train",
+            "Y",
+            lambda path: np.save(path, one_hot(labels_of("test"))),
+            "holds float32 (6, 4), not one-hot labels (20, 4)",
+        ),
+        ("train", "Y", lambda path: changed(path, 19, 1, 0), "has a row 19 that is not one 1 among zeros"),
+        ("train", "Y", lambda path: changed(path, 0, 2, 1), "has a row 0 that is not"),
+        ("validation", "Y", lambda path: changed(path, 7, 1, 2), "has a row 7 that is not"),
+        ("validation", "Y", lambda path: changed(path, 5, 3, 1e-9), "has a row 5 that is not"),
+        ("validation", "Y", lambda path: changed(path, 5, 3, np.nan), "has a row 5 that is not"),
+        ("validation", "Y", lambda path: changed(path, 5, 3, -1), "has a row 5 that is not"),
     ],
 )
 def test_a_damaged_file_is_a_sentence_that_names_it_and_says_what_to_do(
-    file: str, damage: object, says: str, released: Path
+    split: SplitName, end: imagenet_tokens.End, damage: object, says: str, released: Path
 ) -> None:
-    path = released / f"imagenet_{file}.npy"
+    path = released_path(split, end)
     damage(path)  # type: ignore[operator]
     text = refusal(check_dataset, "imagenet-tokens")
     assert text.startswith(str(path)) and says in text and text.endswith(AGAIN)
-    split = next(split for split, part in imagenet_tokens.PARTS.items() if file.startswith(part))
 
     def read() -> None:
         found = opened(split)
@@ -156,7 +176,7 @@ def test_the_check_says_counts_and_sums_and_misses_no_class(released: Path) -> N
     ]
     assert all(len(line.split()[-1]) == len(line.split()[-3]) == 64 for line in lines)
     np.save(released / "imagenet_vaY.npy", one_hot(labels_of("validation") % 3))
-    assert f"has validation images of 3 classes, ImageNet's released tokens of 4{AGAIN}" in refusal(
+    assert f"has validation images of 3 classes, ImageNet as released tokens of 4{AGAIN}" in refusal(
         check_dataset, "imagenet-tokens"
     )
 
@@ -221,8 +241,8 @@ def site(released: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def test_fetch_brings_all_files_and_leaves_those_that_are_here(site: Path) -> None:
-    for name in (f"cifar10_{part}{end}.npy" for part in ("tr", "va", "te") for end in "XY"):
-        (site / name).write_bytes(b"of CIFAR-10")
+    for path in (released_path(split, end, of="cifar10") for split in SPLITS for end in imagenet_tokens.ENDS):
+        (site / path.name).write_bytes(b"of CIFAR-10")
     assert "`igpt data fetch imagenet-tokens` brings it" in refusal(check_present, "imagenet-tokens")
     folder = fetch_dataset("imagenet-tokens")
     assert {path.name: path.read_bytes() for path in folder.glob("*.npy")} == {p.name: p.read_bytes() for p in site.iterdir()}
@@ -251,6 +271,19 @@ def test_without_a_network_it_is_said_which_file_to_put_where(home: Path, monkey
         "released tokens cannot be had: there is no network; or put imagenet_trX.npy from https://openaipublic"
     )
     assert text.endswith(f"/image-gpt/datasets/ into {home / 'imagenet-tokens'}")
+
+
+def test_the_commands_fetch_check_and_list_them(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (released_path(split, end, of="cifar10") for split in SPLITS for end in imagenet_tokens.ENDS):
+        (site / path.name).write_bytes(b"of CIFAR-10")
+    assert datasets.fetch("imagenet-tokens").startswith("ImageNet as released tokens is in ")
+    assert capsys.readouterr().err.startswith("ImageNet as released tokens: published by OpenAI with Image GPT; made from ")
+    assert datasets.check("imagenet-tokens").startswith("ImageNet as released tokens is as published\n  train: 20 images of ")
+    line = next(line for line in datasets.list_datasets().splitlines() if line.startswith("imagenet-tokens "))
+    assert "12 files" in line and " here " in line
+    assert "is tokens already" in refusal(
+        datasets.tokenize, "imagenet-tokens", resolution=None, workers=1, crops=0, filter="bicubic", seed=0, palette=None
+    )
 
 
 # CIFAR-10's
@@ -292,6 +325,18 @@ def test_released_tokens_of_cifar10_are_compared_with_ours(both: tuple[NDArray[n
     train, test = compare_released(COLOURS)
     assert train == "released tokens, train: 3 of 60 images differ from ours, in 2,053 of 61,440 tokens, and 1 labels"
     assert test == same
+
+
+def test_the_check_of_cifar10_says_how_many_differ(home: Path, publish: Publish) -> None:
+    publish_cifar10(publish, home)
+    test = load_official("cifar10", "test")
+    (home / "imagenet-tokens").mkdir()
+    np.save(released_path("test", of="cifar10"), released_palette().quantize(test.images).reshape(20, -1))
+    assert "released" not in datasets.check("cifar10")
+    np.save(released_path("test", "Y", of="cifar10"), one_hot(test.labels, 10))
+    assert datasets.check("cifar10").endswith(
+        "\n  released tokens, test: 0 of 20 images differ from ours, in 0 of 20,480 tokens, and 0 labels"
+    )
 
 
 def test_in_another_order_they_are_compared_as_sets(both: tuple[NDArray[np.int64], NDArray[np.int64]]) -> None:
