@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and WSL's
 
@@ -15,6 +17,26 @@ def cores() -> int:
     from joblib import cpu_count
 
     return int(cpu_count())
+
+
+def free_memory() -> float:
+    """Bytes of memory that this process may still take: the system's, and in a container or a job what its cgroup is allowed.
+
+    Pages of files, which give way, count as free. Infinite where the system does not say.
+    """
+    found = [float("inf")]
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * float(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    with suppress(OSError, StopIteration):
+        own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        group = Path("/sys/fs/cgroup") / own[3:].strip("/")
+        for folder in (group, *group.parents[: -len(Path("/sys/fs/cgroup").parents)]):
+            with suppress(OSError, StopIteration, ValueError):  # without a limit it says "max"
+                limit, used = (float((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+                pages = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                found.append(limit - used + next(float(size) for name, size in pages if name == "inactive_file"))
+    return max(min(found), 0.0)
 
 
 def gpus() -> list[str]:

@@ -17,10 +17,11 @@ from igpt.bench.models import our_model, random_store, shifted_tokens, their_mod
 from igpt.bench.work import Contestant, Task, Work, both
 from igpt.fast import Linear, compile_module, packed
 from igpt.shape import ModelShape
-from igpt.train.loop import Machine, Stopped, _Run, draw_batch
+from igpt.train.engine import Machine, Stopped, _Run
+from igpt.train.engine import Task as Training
+from igpt.train.loop import draw_batch
 from igpt.train.recipe import Recipe
-from igpt.train.spread import Spread
-from igpt.weights.own import released_palette
+from igpt.train.spread import GenerativeLoss, Spread
 
 SHAPE = ModelShape(8, 256, 8, 512, 1024)
 TOY = ModelShape(2, 64, 2, 64, 64)
@@ -72,7 +73,7 @@ def ours(toy: bool, *, shape: ModelShape = SHAPE, images: int = IMAGES, half: bo
     """A step as `igpt train` takes it: compiled."""
     model = our_model(toy, TOY if toy else shape)
     tokens = _tokens(model.shape, images)
-    spread = Spread(model, learning_rate=1e-4, betas=(0.9, 0.95), device="cpu", compiled=not toy)
+    spread = Spread(GenerativeLoss(model), learning_rate=1e-4, betas=(0.9, 0.95), device="cpu", compiled=not toy)
     return _work(partial(spread.loss, tokens), spread.optimizer, half=half, answers=True)
 
 
@@ -142,15 +143,25 @@ def _loop(toy: bool) -> Work:
     """What the loop does besides the model's step: batches from memory maps, guards, metrics; its start and end with it."""
     shape = TOY if toy else SHAPE
     kept, store = random_store(shape, shards=1)
-    colours = released_palette()
-    recipe = Recipe("bench", shape, "imagenet", len(colours), IMAGES, 10**6, 10, 1e-4, milestones=(1.0,))
+    model = our_model(toy, shape)
+    recipe = Recipe("bench", shape, "imagenet", shape.n_vocab, IMAGES, 10**6, 10, 1e-4)
 
     def run() -> object:
         taken = itertools.count(1)
         machine = Machine(stop=lambda: next(taken) == LOOPS)
         with tempfile.TemporaryDirectory(dir=kept.name) as folder, suppress(Stopped):
-            loop = _Run(recipe, store, store, colours, 0, Path(folder), machine, lambda done, total: None)
-            loop._step = lambda step: float(len(draw_batch(recipe, store, seed=0, step=step)[0]))  # type: ignore[method-assign]
+            task = Training(
+                name="bench",
+                loss=GenerativeLoss(model),
+                steps=recipe.steps,
+                batch=recipe.batch,
+                positions=shape.n_ctx,
+                betas=recipe.betas,
+                rate=lambda step: recipe.learning_rate,
+                draw=lambda step: draw_batch(recipe, store, seed=0, step=step),
+            )
+            loop = _Run(task, Path(folder), machine, lambda done, total: None)
+            loop._step = lambda step: float(len(task.draw(step)))  # type: ignore[method-assign]
             loop.finish()
         return kept
 

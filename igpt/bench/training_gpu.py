@@ -12,7 +12,7 @@ from igpt.bench.training import TOY
 from igpt.bench.work import Contestant, Task, Work
 from igpt.shape import SIZES, ModelShape
 from igpt.train.cost import training_flops
-from igpt.train.spread import Spread
+from igpt.train.spread import GenerativeLoss, Spread
 
 IMAGES = {"igpt-s": 64, "igpt-l": 8}  # at once, of each model
 
@@ -22,7 +22,7 @@ def _ours(toy: bool, *, size: str) -> Work:
     model = our_model(toy, _shape(toy, size))
     size_of_batch = (2 if toy else IMAGES[size], model.shape.n_ctx)
     tokens = torch.randint(model.shape.n_vocab, size_of_batch, generator=torch.Generator().manual_seed(2)).to(device)
-    spread = Spread(model, learning_rate=1e-4, betas=(0.9, 0.95), device=device, compiled=not toy)
+    spread = Spread(GenerativeLoss(model), learning_rate=1e-4, betas=(0.9, 0.95), device=device, compiled=not toy)
 
     def run() -> None:
         spread.optimizer.zero_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from igpt.experiments.costs import CARD_RATES, stage_work
 from igpt.project import Project
@@ -11,13 +11,13 @@ from igpt.results.signature import Signer
 from igpt.results.store import RecordStore
 from igpt.shape import Objective
 from igpt.stage import Stage
+from igpt.train import memory
 from igpt.train.cost import CARD, CARD_FLOPS, UTILISATION, forward_flops, gpu_hours, pretraining_flops
-from igpt.train.memory import GIB, Kept, step_memory
+from igpt.train.memory import GIB, USED, Fit, Kept
 from igpt.train.recipe import Recipe
 from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY, recipe
 
 CARD_GIB = 80
-USED = 0.9  # of a card's memory; the rest is for what no count sees: workspaces, fragments, the collectives' buffers
 DEVICES = (1, 8, 32, 256)
 
 
@@ -82,7 +82,7 @@ def memory_table(project: Project) -> ResultTable:
                     "sharded" if fit.shard else "replicated",
                     "recomputed" if fit.recompute else "kept",
                     str(fit.images),
-                    f"{fit.gib:.1f} GiB",
+                    f"{fit.memory.total / GIB:.1f} GiB",
                     f"{days:,.2g}" if days < 10 else f"{days:,.0f}",
                 )
             rows.append((f"{plan.name}, {plan.side}x{plan.side}", str(devices), *cells))
@@ -94,31 +94,14 @@ def memory_table(project: Project) -> ResultTable:
     return ResultTable("memory", caption, columns, tuple(tuple(Cell(text) for text in row) for row in rows))
 
 
-@dataclass(frozen=True)
-class Fit:
-    """A way in which a model fits on each card."""
-
-    shard: bool
-    recompute: bool
-    images: int  # that go through a card at once
-    gib: float
-
-
 def fitting(plan: Recipe, devices: int, kept: Kept | None = None) -> Fit | None:
-    """The first that fits: replicated before sharded, activations kept before recomputed, as many images as may be.
+    """The least intrusive way in which a recipe fits on each card; None where none does, or its batch cannot be shared.
 
     kept : as `igpt.train.memory.step_memory` takes it
     """
     if plan.batch % devices:
         return None
-    share = plan.batch // devices
-    for shard in (False, True) if devices > 1 else (False,):
-        for recompute in (False, True):
-            for images in sorted((n for n in range(1, share + 1) if share % n == 0), reverse=True):
-                need = step_memory(plan.shape, images=images, devices=devices, shard=shard, recompute=recompute, kept=kept)
-                if need.total <= USED * CARD_GIB * GIB:
-                    return Fit(shard, recompute, images, need.total / GIB)
-    return None
+    return memory.fitting(plan.shape, batch=plan.batch, room=USED * CARD_GIB * GIB, devices=devices, kept=kept)
 
 
 def _recipes() -> list[Recipe]:

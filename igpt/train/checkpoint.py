@@ -24,11 +24,11 @@ class OtherRun(UsageError):
 
 @dataclass
 class Losses:
-    """Losses along a run, nats per token: one (step, train, validation) a milestone, step 0 included."""
+    """Losses along a run, nats per token: one (step, train, validation) a milestone, step 0 included where they are known."""
 
     steps: list[int] = field(default_factory=list)
     train: list[float] = field(default_factory=list)  # mean over the steps since the last milestone
-    validation: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)  # of a fine-tune the accuracy, a fraction
 
 
 @dataclass
@@ -69,7 +69,7 @@ def save_checkpoint(folder: Path, run: str, state: dict[str, Tensor], progress: 
 def load_checkpoint(folder: Path, run: str, shapes: dict[str, torch.Size]) -> tuple[dict[str, Tensor], Progress]:
     """The newest good checkpoint's state, and how far it is; nothing, and a run that has not begun, where there is none.
 
-    shapes : of the parameters, by their names in the state; each has two moments of its shape, and a step's number
+    shapes : of the whole state, by name
     A damaged one is set aside for the one before, with a warning; what is noticed is one that is cut short or does not
     hold what it should: these tensors in float32, all finite, and the progress of the step in its name. Raises UsageError
     when all are damaged, and for one of another run.
@@ -81,7 +81,7 @@ def load_checkpoint(folder: Path, run: str, shapes: dict[str, torch.Size]) -> tu
             if metadata["run"] != run:
                 raise OtherRun(f"{path} is of another recipe, seed or data: give another folder")
             progress = _progress(metadata["progress"], step_of(path))
-            check_weights(tensors, _with_moments(shapes), path, dtypes=[torch.float32])
+            check_weights(tensors, shapes, path, dtypes=[torch.float32])
         except OtherRun:
             raise
         except (UsageError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -121,12 +121,3 @@ def _progress(text: str, step: int) -> Progress:
     if not all(type(number) in (int, float) and math.isfinite(number) for line in found.metrics for number in line.values()):
         raise ValueError("its metrics are not lines of numbers")
     return found
-
-
-def _with_moments(shapes: dict[str, torch.Size]) -> dict[str, torch.Size]:
-    """The shapes of a whole state, of those of its parameters."""
-    whole = dict(shapes)
-    for name, shape in shapes.items():
-        adam = f"adam.{name.removeprefix('model.')}"
-        whole |= {f"{adam}.step": torch.Size(()), f"{adam}.exp_avg": shape, f"{adam}.exp_avg_sq": shape}
-    return whole

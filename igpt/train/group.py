@@ -1,6 +1,6 @@
 """A run on several devices, of this node or of several: a process a device, started by PyTorch's elastic launcher.
 
-The first node calls `train_store`; every other one, ``python -m igpt.train.group FOLDER`` with the same environment,
+The first node calls `together`; every other one, ``python -m igpt.train.group FOLDER`` with the same environment,
 finds there what to do, joins and ends with it. The folder is on a disk that all of them see.
 """
 
@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -24,14 +24,18 @@ from igpt.data.store import TokenStore
 from igpt.data.tokens import train_parts
 from igpt.errors import StageError, UsageError
 from igpt.fast import note_uncompiled
-from igpt.files import write_text
+from igpt.files import read_json, write_atomically, write_text
 from igpt.palette import Palette
-from igpt.shape import ModelShape
 from igpt.train.checkpoint import Losses
-from igpt.train.loop import Machine, Stopped, pretrain
+from igpt.train.engine import Machine, Report, Stopped
+from igpt.train.loop import pretrain
 from igpt.train.recipe import Recipe
 
-JOB, PALETTE, OUTCOME, STOP, LOG = "group.json", "group-palette.npy", ".outcome.json", ".group-stop", "group.log"
+JOB, PALETTE, OUTCOME, STOP, LOG = "group.pickle", "group-palette.npy", ".outcome.pickle", ".group-stop", "group.log"
+DONE = ".group-progress.json"
+SAID_EVERY = 0.5  # seconds between two words on how far the first process is
+Result_co = TypeVar("Result_co", covariant=True)
+ERRORS = (UsageError, StageError, Stopped)  # which a job may raise, in words for the user
 WAIT = 900  # seconds that nodes wait for each other at the start
 
 
@@ -62,6 +66,47 @@ class Group:
         return cls(nodes, devices, rendezvous)
 
 
+class Job(Protocol[Result_co]):
+    """What every process of a group has to know, small enough to be sent to it, and does with the others."""
+
+    def run(self, folder: Path, machine: Machine, report: Report) -> Result_co:
+        """Carry it out; what came of it."""
+        ...
+
+
+def together(
+    job: Job[Result_co], *, folder: Path, machine: Machine, group: Group | None = None, report: Report = lambda done, total: None
+) -> Result_co:
+    """What a job comes to on every device of the group; in this process where that is one.
+
+    folder : on a disk that all nodes see
+    Raises UsageError, StageError and Stopped as the job does, and StageError when a process ends by itself.
+    """
+    group = group or Group()
+    if group.nodes * group.devices == 1:
+        return job.run(folder, machine, report)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (OUTCOME, STOP, DONE):
+        (folder / name).unlink(missing_ok=True)
+    with write_atomically(folder / JOB) as stream:  # last: the other nodes begin with it
+        pickle.dump((job, replace(machine, stop=bool)), stream)  # `bool()` is False: who is to stop is told by a file
+    with (folder / LOG).open("a+", errors="replace") as log, _launch(folder, group, first=True) as process:
+        try:
+            while process.poll() is None:
+                time.sleep(0.2)
+                with suppress(OSError, ValueError):
+                    report(*read_json(folder / DONE))
+                note_uncompiled(log.read())
+                if machine.stop():
+                    (folder / STOP).touch()
+        finally:
+            if process.poll() is None:  # interrupted: the processes end with their launcher
+                process.terminate()
+                process.wait()
+    found: Result_co = _outcome(folder, process.returncode)
+    return found
+
+
 def train_store(
     recipe: Recipe,
     store: Path,
@@ -71,7 +116,7 @@ def train_store(
     folder: Path,
     machine: Machine,
     group: Group | None = None,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Report = lambda done, total: None,
 ) -> Losses:
     """Pre-train on a token store's training part, on every device of the group; the losses of `igpt.train.loop.pretrain`.
 
@@ -79,55 +124,29 @@ def train_store(
     Raises what `pretrain` raises, and UsageError for a store that is not of these tokens.
     """
     group = group or Group()
-    job = _Job(recipe, str(store.absolute()), seed, str(folder.absolute()), machine)
+    job = PreTraining(recipe, store.absolute(), seed)
     if group.nodes * group.devices == 1:
-        return job.run(palette, machine, report)
+        return job.train(palette, folder, machine, report)
     folder.mkdir(parents=True, exist_ok=True)
     palette.save(folder / PALETTE)
-    for name in (OUTCOME, STOP):
-        (folder / name).unlink(missing_ok=True)
-    write_text(folder / JOB, job.text())  # last: the other nodes begin with it
-    with (folder / LOG).open("a+", errors="replace") as log, _launch(folder, group, first=True) as process:
-        try:
-            while process.poll() is None:
-                time.sleep(0.2)
-                _report(folder / "metrics.jsonl", recipe.steps, report)
-                note_uncompiled(log.read())
-                if machine.stop():
-                    (folder / STOP).touch()
-        finally:
-            if process.poll() is None:  # interrupted: the processes end with their launcher
-                process.terminate()
-                process.wait()
-    return _outcome(folder, process.returncode)
+    return together(job, folder=folder.absolute(), machine=machine, group=group, report=report)
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What every process of a group has to know, as a file."""
+class PreTraining:
+    """Pre-training on a token store, whose palette lies in the group's folder."""
 
     recipe: Recipe
-    store: str
+    store: Path
     seed: int
-    folder: str
-    machine: Machine
 
-    def text(self) -> str:
-        """The file's content."""
-        machine = {name: value for name, value in vars(self.machine).items() if name != "stop"}
-        return json.dumps({**vars(self), "recipe": asdict(self.recipe), "machine": machine})
+    def run(self, folder: Path, machine: Machine, report: Report) -> Losses:
+        """Carry it out, with the others; the losses."""
+        return self.train(Palette.load(folder / PALETTE), folder, machine, report)
 
-    @classmethod
-    def read(cls, path: Path) -> _Job:
-        """The job of a file."""
-        found = json.loads(path.read_text())
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found["recipe"].items()}
-        recipe = Recipe(**{**fields, "shape": ModelShape(**fields["shape"])})
-        return cls(**{**found, "recipe": recipe, "machine": Machine(**found["machine"])})
-
-    def run(self, palette: Palette, machine: Machine, report: Callable[[int, int], None] = lambda done, total: None) -> Losses:
-        """Carry it out in this process."""
-        store = TokenStore(Path(self.store))
+    def train(self, palette: Palette, folder: Path, machine: Machine, report: Report) -> Losses:
+        """Carry it out; the losses."""
+        store = TokenStore(self.store)
         store.check_for(palette, positions=self.recipe.shape.n_ctx)
         if len(palette) != self.recipe.shape.n_vocab:
             raise UsageError(
@@ -140,7 +159,7 @@ class _Job:
             validation,
             palette=palette,
             seed=self.seed,
-            folder=Path(self.folder),
+            folder=folder,
             machine=machine,
             report=report,
         )
@@ -178,44 +197,46 @@ def _environment(group: Group) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(max(torch.get_num_threads() // group.devices, 1))}
 
 
-def _report(metrics: Path, steps: int, report: Callable[[int, int], None]) -> None:
-    """Pass on how far the processes are, by the last whole line of their metrics."""
-    with suppress(OSError, ValueError, IndexError, KeyError):
-        report(int(json.loads(metrics.read_text().splitlines()[-1])["step"]), steps)
-
-
-def _outcome(folder: Path, code: int) -> Losses:
+def _outcome(folder: Path, code: int) -> Any:
     """What the processes came to, in this one."""
     try:
-        found = json.loads((folder / OUTCOME).read_text())
+        found = pickle.loads((folder / OUTCOME).read_bytes())
     except OSError:
         raise StageError(f"a process of the group ended by itself (code {code}): {folder / LOG} has what it said") from None
-    if "losses" in found:
-        return Losses(**found["losses"])
-    kind = {"UsageError": UsageError, "StageError": StageError, "Stopped": Stopped}[found["kind"]]
-    raise kind(found["says"])
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def work(path: Path) -> None:
-    """One process of a group: train, and leave word of how it ended."""
+    """One process of a group: carry out the job, and leave word of how it ended."""
     import torch.distributed as dist
 
     threading.Thread(target=_end_with_launcher, daemon=True).start()
-    job = _Job.read(path)
-    folder = Path(job.folder)
+    job, machine = pickle.loads(path.read_bytes())  # which `together` wrote
+    folder = path.parent
     place = int(os.environ["LOCAL_RANK"])
-    cuda = job.machine.device == "cuda"
+    cuda = machine.device == "cuda"
     if cuda:
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if cuda else "gloo")
-    found: dict[str, object] = {}
+    said = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal said
+        if dist.get_rank() == 0 and (time.monotonic() - said > SAID_EVERY or done == total):
+            said = time.monotonic()
+            write_text(folder / DONE, json.dumps([done, total]))
+
     try:
-        found["losses"] = vars(job.run(Palette.load(folder / PALETTE), replace(job.machine, stop=(folder / STOP).exists)))
-    except (UsageError, StageError, Stopped) as error:
-        found = {"kind": type(error).__name__, "says": str(error)}
-    if dist.get_rank() == 0 or found.get("kind") in ("UsageError", "StageError"):
-        write_text(folder / OUTCOME, json.dumps(found))
-    if "kind" in found and found["kind"] != "Stopped":
+        found = job.run(folder, replace(machine, stop=(folder / STOP).exists), report)
+    except ERRORS as error:
+        found = next(kind for kind in ERRORS if isinstance(error, kind))(str(error))
+    failed = isinstance(found, UsageError | StageError)
+    if dist.get_rank() == 0 or failed:
+        with write_atomically(folder / OUTCOME) as stream:
+            pickle.dump(found, stream)
+    if failed:
         sys.exit(1)  # others may be waiting for this one
     dist.destroy_process_group()
 

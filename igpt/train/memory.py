@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FLOAT, HALF = 4, 2  # bytes
 GIB = 2**30
+USED = 0.9  # of a device's memory; the rest is for what no count sees: workspaces, fragments, the collectives' buffers
 
 
 @dataclass(frozen=True)
@@ -44,27 +45,79 @@ def step_memory(
     recompute: bool = False,
     half: bool = True,
     kept: Kept | None = None,
+    classes: int = 0,
 ) -> Memory:
     """Memory of a step on each of ``devices``; ``images`` go through each at once, see `igpt.train.spread.Spread`.
 
     kept : what `kept_per_image` found, where it has been counted already
+    classes : of the head that a fine-tune has on the pooled features, beside the generative loss
     """
+    head = classes * shape.n_embd
     block = 12 * shape.n_embd**2 + 2 * shape.n_embd
     outside = shape.parameters - shape.n_layer * block
     parts = devices if shard else 1
-    on_their_way = FLOAT * shape.parameters if devices > 1 else 0
+    on_their_way = FLOAT * (shape.parameters + head) if devices > 1 else 0
     # Sharded: of two blocks, the next one being fetched early, and of what lies outside of blocks.
-    passing = FLOAT * (2 * 2 * block + 2 * outside) if shard else on_their_way
+    passing = FLOAT * (2 * 2 * block + 2 * (outside + head)) if shard else on_their_way
     image = kept or kept_per_image(shape, half)
     bytes_of_one = shape.n_layer * image.block + image.outside
     if recompute:
         bytes_of_one = shape.n_layer * FLOAT * shape.n_ctx * shape.n_embd + image.block + image.outside
+    if classes:
+        bytes_of_one += FLOAT * (shape.n_embd + 2 * classes)  # pooled features, class logits and their logarithms
     return Memory(
-        state=4 * FLOAT * shape.parameters / parts,
+        state=4 * FLOAT * (shape.parameters + head) / parts,
         passing=passing,
-        copies=HALF * shape.parameters if half else 0,
+        copies=HALF * (shape.parameters + head) if half else 0,
         activations=images * bytes_of_one,
     )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A way in which a step fits on each device."""
+
+    shard: bool
+    recompute: bool
+    images: int  # that go through a device at once
+    memory: Memory
+
+
+def fitting(
+    shape: ModelShape,
+    *,
+    batch: int,
+    room: float,
+    devices: int = 1,
+    shard: bool = False,
+    recompute: bool = False,
+    half: bool = True,
+    kept: Kept | None = None,
+    classes: int = 0,
+) -> Fit | None:
+    """The first that fits: replicated before sharded, activations kept before recomputed, as many images as may be.
+
+    batch : images of a step on all devices; what goes through one at once divides its share
+    room : bytes of each device that may be used
+    shard, recompute : at least so; half, kept, classes : as in `step_memory`
+    """
+    share = -(-batch // devices)
+    for sharded in (False, True) if devices > 1 and not shard else (shard,):
+        for again in (False, True) if not recompute else (True,):
+            for images in sorted((n for n in range(1, share + 1) if share % n == 0), reverse=True):
+                need = step_memory(
+                    shape,
+                    images=images,
+                    devices=devices,
+                    shard=sharded,
+                    recompute=again,
+                    half=half,
+                    kept=kept,
+                    classes=classes,
+                )
+                if need.total <= room:
+                    return Fit(sharded, again, images, need)
+    return None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from igpt.files import try_lock
 from igpt.palette import Palette
 from igpt.shape import ModelShape
 from igpt.train.checkpoint import checkpoints, step_of
-from igpt.train.group import Group, _Job, train_store
+from igpt.train.group import Group, train_store
 from igpt.train.loop import Machine, Stopped, pretrain
 from igpt.train.recipe import Recipe
 
@@ -158,13 +158,6 @@ def test_two_nodes_join_one_group(store: tuple[Path, Palette], tmp_path: Path, m
     finally:
         other.kill()
     assert two.train == pytest.approx(one.train, abs=1e-5)
-
-
-def test_a_job_says_the_same_after_its_file(tmp_path: Path) -> None:
-    job = _Job(recipe("bert"), "/store", 3, str(tmp_path), Machine(micro_batch=2, shard=True))
-    (tmp_path / "job").write_text(job.text())
-    read = _Job.read(tmp_path / "job")
-    assert (read.recipe, read.seed, read.machine.micro_batch, read.machine.shard) == (job.recipe, 3, 2, True)
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,10 @@ from igpt.errors import StageError, UsageError
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
-from igpt.train import loop
+from igpt.train import engine, loop
 from igpt.train.checkpoint import Progress, checkpoints, step_of
-from igpt.train.loop import Machine, Metrics, Stopped, evaluate_loss, pretrain, schedule, weights_name
+from igpt.train.engine import Machine, Metrics, Stopped
+from igpt.train.loop import evaluate_loss, pretrain, schedule, weights_name
 from igpt.train.recipe import Recipe
 from igpt.weights.own import load_tensors, load_weights, save_tensors
 
@@ -216,7 +217,7 @@ def test_a_checkpoint_whose_progress_is_nonsense_is_passed_over(
 
 
 def test_a_held_out_loss_that_is_no_number_is_never_kept(tmp_path: Path, greys: Palette, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop._Run, "_validate", lambda self: math.nan)
+    monkeypatch.setattr(loop, "evaluate_loss", lambda *args, **kwargs: math.nan)
     with pytest.raises(StageError, match="the held-out loss is NaN or infinite, at step 3"):
         run(tmp_path, greys)
     assert not list(tmp_path.glob("weights-*"))
@@ -266,12 +267,12 @@ def test_a_run_that_diverges_goes_back_to_before_its_last_good_losses(
     tmp_path: Path, greys: Palette, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(RECIPE, steps=400, milestones=(0.4, 1))
-    true_step = loop._Run._step
+    true_step = engine._Run._step
 
-    def step(self: loop._Run, number: int) -> float:
+    def step(self: engine._Run, number: int) -> float:
         return true_step(self, number) + (9 if number >= 100 else 0)
 
-    monkeypatch.setattr(loop._Run, "_step", step)
+    monkeypatch.setattr(engine._Run, "_step", step)
     with pytest.raises(
         StageError, match=r"the loss is .* nats, after .*, at step 150: the last good checkpoint is .*-0000100\.safe"
     ):
@@ -281,16 +282,16 @@ def test_a_run_that_diverges_goes_back_to_before_its_last_good_losses(
 
 
 def test_weights_that_are_no_numbers_are_never_kept(tmp_path: Path, greys: Palette, monkeypatch: pytest.MonkeyPatch) -> None:
-    true_step = loop._Run._step
+    true_step = engine._Run._step
 
-    def step(self: loop._Run, number: int) -> float:
+    def step(self: engine._Run, number: int) -> float:
         loss = true_step(self, number)
         if number == 11:  # the last one before a milestone
             with torch.no_grad():
-                self.spread.model.wte[0, 0] = math.nan
+                next(self.spread.network.parameters())[0, 0] = math.nan
         return loss
 
-    monkeypatch.setattr(loop._Run, "_step", step)
+    monkeypatch.setattr(engine._Run, "_step", step)
     with pytest.raises(StageError, match="the weights are NaN or infinite, at step 12: it came before the first good checkpoint"):
         run(tmp_path, greys)
     assert not (tmp_path / weights_name(12)).exists()
@@ -302,10 +303,10 @@ def test_a_stop_in_the_midst_of_a_milestone_loses_nothing(
 ) -> None:
     with monkeypatch.context() as patch:
 
-        def stopped(self: loop._Run) -> float:
+        def stopped(*args: object, **kwargs: object) -> float:
             raise KeyboardInterrupt
 
-        patch.setattr(loop._Run, "_validate", stopped)
+        patch.setattr(loop, "evaluate_loss", stopped)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "cut", greys)
     assert [step_of(path) for path in checkpoints(tmp_path / "cut")] == [3]
@@ -463,14 +464,14 @@ def test_a_loss_that_is_no_number_or_has_risen_stops_the_run_and_names_the_last_
     tmp_path: Path, greys: Palette, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(RECIPE, steps=400, milestones=(0.2, 1))
-    true_step = loop._Run._step
+    true_step = engine._Run._step
     for name, fault, message in (("nan", math.nan, "the loss is NaN or infinite, at step 91"), ("rise", 90.0, "after")):
 
-        def step(self: loop._Run, number: int, fault: float = fault) -> float:
+        def step(self: engine._Run, number: int, fault: float = fault) -> float:
             loss = true_step(self, number)
             return fault if number >= 90 else loss
 
-        monkeypatch.setattr(loop._Run, "_step", step)
+        monkeypatch.setattr(engine._Run, "_step", step)
         with pytest.raises(StageError, match=message) as caught:
             run(tmp_path / name, greys, recipe)
         # The milestone at step 80 lies after the last good window, which ended at step 50.

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from igpt.model import ImageGPT
-from igpt.report.costs import CARD_GIB, USED, fitting
+from igpt.report.costs import CARD_GIB, fitting
 from igpt.shape import ModelShape
-from igpt.train.memory import GIB, kept_per_image, step_memory
+from igpt.train.memory import GIB, USED, kept_per_image, step_memory
 from igpt.train.recipes import PAPER, recipe
 
 SHAPE = ModelShape(8, 256, 4, 512, 1024)
@@ -22,13 +22,13 @@ import gc, json, sys
 import torch
 from igpt.model import ImageGPT
 from igpt.shape import ModelShape
-from igpt.train.spread import Spread
+from igpt.train.spread import GenerativeLoss, Spread
 
 def status(name):
     return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
 
 def steps(shape, images, recompute):
-    spread = Spread(ImageGPT(shape), learning_rate=0.1, betas=(0.9, 0.95), device="cpu", recompute=recompute)
+    spread = Spread(GenerativeLoss(ImageGPT(shape)), learning_rate=0.1, betas=(0.9, 0.95), device="cpu", recompute=recompute)
     for _ in range(2):
         spread.optimizer.zero_grad()
         spread.loss(torch.zeros(images, shape.n_ctx, dtype=torch.int64)).backward()
@@ -78,7 +78,7 @@ def test_a_way_that_fits_is_found_for_every_published_model() -> None:
         for devices in (8, 32):
             fit = fitting(recipe(name), devices)
             assert fit is not None
-            assert fit.gib <= USED * CARD_GIB
+            assert fit.memory.total <= USED * CARD_GIB * GIB
             assert recipe(name).batch // devices % fit.images == 0
     xl = fitting(recipe("igpt-xl"), 8)
     assert xl is not None and xl.shard
