@@ -8,27 +8,54 @@ Refitted: with both, from the pre-trained weights, on train and validation toget
 Reported: the test accuracy of the refit, once.
 
 Warm-up, epochs and the chosen rates are unpublished: no warm-up, and see deviations for the rest.
+
+Each run is one of `igpt.train.engine`. With a folder it goes on after a kill or a stop as if there had been none; once it
+has ended, `FINISHED` there has what came of it, and its checkpoints are removed. A checkpoint is three times the
+weights; at most four of them lie there at a time, one of which is being written: 65 GB for iGPT-L.
 """
 
 from __future__ import annotations
 
 import copy
+import gc
+import hashlib
+import itertools
+import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from igpt.data import LabelledTokens, a_part, data_card, labelled_tokens
 from igpt.data.augment import augmented
+from igpt.data.labelled import TokensInMemory
+from igpt.errors import StageError, UsageError
 from igpt.evaluate.linear_probe import check_classes
-from igpt.fast import compile_module
+from igpt.files import read_json, write_text
 from igpt.model import ImageGPT, draw_mask, generative_loss
+from igpt.seeds import check_seed
+from igpt.shape import ModelShape
+from igpt.train import engine
+from igpt.train.checkpoint import Losses
+from igpt.train.engine import Batch, Diverged, Machine, Report, Task
+from igpt.train.group import Group, together
+from igpt.train.loop import passes, take
+from igpt.train.spread import Loss, Spread, from_first, sum_over
+from igpt.weights.own import load_weights
 
-Labelled = tuple[Tensor, Tensor]  # tokens int64 (images, positions), labels int64 (images,)
+FINISHED = "finished.json"  # in a run's folder, what came of it; the run's name with it
+
+
+Data: TypeAlias = "LabelledTokens | tuple[Tensor, Tensor]"  # or tokens int64 (images, positions) and labels int64 (images,)
 
 
 @dataclass(frozen=True)
@@ -42,40 +69,57 @@ class FineTuneSettings:
     augment: bool = False  # pad, crop and flip, anew in each epoch
     betas: tuple[float, float] = (0.9, 0.95)
     mask_rate: float = 0.15
-    bfloat16: bool = False  # products in half precision, on float32 weights and moments, as pre-training has them
-    compiled: bool = False  # by torch.compile, where that works
 
 
 class Classifier(nn.Module):
     """A model and a linear head on its pooled final features, without bias, zero at the start (as released)."""
 
-    def __init__(self, model: ImageGPT, classes: int, *, bfloat16: bool = False) -> None:
+    def __init__(self, model: ImageGPT, classes: int, *, machine: Machine | None = None) -> None:
         super().__init__()
-        self.model, self._bfloat16 = model, bfloat16
+        self.model, self._machine = model, machine or Machine(device=model.wte.device.type)
         self.head = nn.Linear(model.shape.n_embd, classes, bias=False)
         nn.init.zeros_(self.head.weight)
 
-    def forward(self, tokens: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Class logits float32 (B, classes) and token logits float32 (B, T, V)."""
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self._bfloat16, cache_enabled=False):
-            hidden = self.model.hidden(tokens, masked)
-            return self.head(hidden.mean(dim=1)).float(), self.model.logits(hidden)
-
-    def mask(self, tokens: Tensor, *, rate: float, generator: torch.Generator) -> Tensor | None:
-        """A BERT model's mask, which it sees in training and in use; None for an autoregressive one."""
-        if self.model.shape.objective == "autoregressive":
-            return None
-        return draw_mask(tokens, rate=rate, generator=generator)
+    def forward(self, tokens: Tensor, masked: Tensor | None = None, *, generative: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Class logits float32 (B, classes), and with ``generative`` token logits float32 (B, T, V)."""
+        hidden = self.model.hidden(tokens, masked)
+        return self.head(hidden.mean(dim=1)).float(), self.model.logits(hidden) if generative else None
 
     @torch.no_grad()
-    def predict(self, tokens: Tensor, *, mask_rate: float = 0.15, mask_seed: int = 0) -> NDArray[np.int64]:
-        """Classes int64 (images,) of int64 tokens (images, positions)."""
-        generator = torch.Generator().manual_seed(mask_seed)
-        parts = []
-        for part in tokens.split(256):
-            masked = self.mask(part, rate=mask_rate, generator=generator)
-            parts.append(self(*_on(self.head.weight.device, part, masked))[0].cpu())
-        return torch.cat(parts).argmax(1).numpy()
+    def predict(self, tokens: LabelledTokens | Tensor, *, mask_rate: float = 0.15, mask_seed: int = 0) -> NDArray[np.int64]:
+        """Classes int64 (images,) of integer tokens (images, positions); in a process group each finds its part of them.
+
+        A BERT model sees masks in use as in training, drawn from ``mask_seed``.
+        """
+        machine, classes = self._machine, np.zeros(len(tokens), np.int64)
+        pieces = passes(
+            self.model,
+            tokens,
+            mask_rate=mask_rate,
+            mask_seed=mask_seed,
+            at_once=machine.micro_batch,
+            part=(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1),
+        )
+        for indices, few, masked in pieces:
+            with torch.autocast(few.device.type, torch.bfloat16, enabled=machine.bfloat16, cache_enabled=False):
+                found = self(few, masked, generative=False)[0].argmax(1).cpu().numpy()
+            classes[indices] = found[: len(indices)]
+        return np.array(sum_over(classes.tolist(), machine.device), np.int64)
+
+
+class JointLoss(Loss):
+    """L_CLF, and L_GEN by its weight."""
+
+    network: Classifier
+
+    def __init__(self, network: Classifier, *, weight: float) -> None:
+        super().__init__(network)
+        self.weight = weight
+
+    def forward(self, tokens: Tensor, masked: Tensor | None, labels: Tensor) -> Tensor:
+        classes, logits = self.network(tokens, masked, generative=bool(self.weight))
+        loss = F.cross_entropy(classes, labels)
+        return loss if logits is None else loss + self.weight * generative_loss(logits, tokens, masked)
 
 
 @dataclass(frozen=True)
@@ -94,9 +138,7 @@ DIGITS_RATES, DIGITS_BATCH = (1.0, 0.3), 16
 AUGMENTED = ("cifar10", "cifar100")  # as published; ImageNet's crops are drawn when it is tokenised
 
 
-def settings_grid(
-    dataset: str, pretraining_rate: float, *, epochs: int, bfloat16: bool = False, compiled: bool = False
-) -> list[FineTuneSettings]:
+def settings_grid(dataset: str, pretraining_rate: float, *, epochs: int) -> list[FineTuneSettings]:
     """The settings to search on a data set, one a rate, with at most ``epochs`` epochs.
 
     >>> [settings.learning_rate for settings in settings_grid("digits", 0.01, epochs=4)]
@@ -104,79 +146,278 @@ def settings_grid(
     """
     rates, batch = (DIGITS_RATES, DIGITS_BATCH) if dataset == "digits" else (RATES, FineTuneSettings.batch)
     augment = dataset in AUGMENTED
-    return [
-        FineTuneSettings(pretraining_rate * part, epochs, batch=batch, augment=augment, bfloat16=bfloat16, compiled=compiled)
-        for part in rates
-    ]
+    return [FineTuneSettings(pretraining_rate * part, epochs, batch=batch, augment=augment) for part in rates]
 
 
 def search(
     model: ImageGPT,
-    train: Labelled,
-    validation: Labelled,
+    train: Data,
+    validation: Data,
     *,
     settings: Sequence[FineTuneSettings],
     seed: int,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    folder: Path | None = None,
+    machine: Machine | None = None,
+    report: Report = lambda done, total: None,
 ) -> Search:
     """Run each of ``settings`` and choose by validation accuracy; the first and the earliest of equals.
 
-    Raises UsageError for validation labels of classes that no training image has.
+    folder : each keeps its checkpoints and what came of it in a folder of its own there; nothing is kept when None
+    One that diverges counts with the epochs before. Raises what `igpt.train.engine.train` raises, UsageError for
+    validation labels of classes that no training image has, and StageError when all diverge before an epoch has ended.
     """
-    check_classes(train[1].numpy(), validation[1].numpy())
-    total = sum(candidate.epochs for candidate in settings)
+    given, held_out = _labelled(train), _labelled(validation)
+    check_classes(given.labels, held_out.labels)
     seen: list[tuple[float, int, float]] = []
-    best = (-1.0, settings[0])
-    for candidate in settings:
-
-        def after_epoch(epoch: int, classifier: Classifier, candidate: FineTuneSettings = candidate) -> None:
-            nonlocal best
-            accuracy = float((classifier.predict(validation[0]) == validation[1].numpy()).mean())
+    best: tuple[float, FineTuneSettings] | None = None
+    for number, candidate in enumerate(settings):
+        run = _Run(model, given, candidate, seed, folder and folder / f"search-{number + 1}", machine)
+        for epoch, accuracy in enumerate(run.accuracies(held_out, _part(report, number, len(settings))), 1):
             seen.append((candidate.learning_rate, epoch, accuracy))
-            report(len(seen), 2 * total)  # the refits that follow take about as long
-            if accuracy > best[0]:
-                best = (accuracy, FineTuneSettings(**{**vars(candidate), "epochs": epoch}))
-
-        fine_tune(model, train, settings=candidate, seed=seed, after_epoch=after_epoch)
+            if best is None or accuracy > best[0]:
+                best = accuracy, replace(candidate, epochs=epoch)
+    if best is None:
+        raise StageError("fine-tuning diverges at every rate before an epoch has ended: look at the weights, or give lower rates")
     return Search(best[1], best[0], seen)
 
 
 def fine_tune(
     model: ImageGPT,
-    train: Labelled,
+    train: Data,
     *,
     settings: FineTuneSettings,
     seed: int,
-    after_epoch: Callable[[int, Classifier], None] = lambda epoch, classifier: None,
+    folder: Path | None = None,
+    machine: Machine | None = None,
+    report: Report = lambda done, total: None,
 ) -> Classifier:
-    """A copy of ``model`` with a head, trained on every image once an epoch; ``model`` itself is left alone."""
-    device = model.wte.device
-    classifier = Classifier(copy.deepcopy(model), int(train[1].max()) + 1, bfloat16=settings.bfloat16).to(device)
-    if settings.compiled:
-        compile_module(classifier)
-    optimizer = torch.optim.Adam(classifier.parameters(), lr=settings.learning_rate, betas=settings.betas)
-    generator = torch.Generator().manual_seed(seed)
-    for epoch in range(1, settings.epochs + 1):
-        for index in torch.randperm(len(train[0]), generator=generator).split(settings.batch):
-            tokens, labels = train[0][index], train[1][index]
-            if settings.augment:
-                tokens = _augmented(tokens, index, images=len(train[0]), epoch=epoch, seed=seed)
-            masked = classifier.mask(tokens, rate=settings.mask_rate, generator=generator)
-            tokens, masked = _on(device, tokens, masked)
-            classes, logits = classifier(tokens, masked)
-            loss = F.cross_entropy(classes, labels.to(device))
-            if settings.generative_weight:
-                loss = loss + settings.generative_weight * generative_loss(logits, tokens, masked)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        after_epoch(epoch, classifier)
-    return classifier
+    """A copy of ``model`` with a head, trained on every image once an epoch; ``model`` itself is left alone.
+
+    folder : continues from its newest good checkpoint, the last step's included; nothing is kept when None
+    machine : the device of the model, in full precision, when None
+    Raises what `igpt.train.engine.train` raises, and UsageError for a number that is no seed.
+    """
+    return _Run(model, _labelled(train), settings, seed, folder, machine).train(None, report)[1]
 
 
-def _on(device: torch.device, tokens: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Tokens and mask where the model is."""
-    return tokens.to(device), None if masked is None else masked.to(device)
+@dataclass(frozen=True)
+class Tuned:
+    """What came of a `Tuning`: the search, and of each run the test images' classes, int64 (views, images)."""
+
+    search: Search
+    predictions: dict[str, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A search, the refit and two controls, in the plain words that every process of a group can carry them out by.
+
+    weights : the folder of the pre-trained ones; shape : theirs
+    images : of train and the held-out part together; all of them for 0
+    settings : to search in, see `settings_grid`
+    scratch_rate : the learning rate from a random start, which pre-training took
+    views : masked views at test time, drawn from ``seed`` and the numbers after it
+    """
+
+    weights: Path
+    shape: ModelShape
+    dataset: str
+    images: int
+    seed: int
+    settings: tuple[FineTuneSettings, ...]
+    scratch_rate: float
+    views: int = 1
+
+    def run(self, folder: Path, machine: Machine, report: Report) -> Tuned:
+        """Carry it out, with the others."""
+        seed = self.seed
+        model, palette = load_weights(self.weights, self.shape)
+        side = math.isqrt(self.shape.n_ctx)
+        train, validation = a_part(
+            *(labelled_tokens(self.dataset, name, side=side, palette=palette) for name in ("train", "validation")),
+            images=self.images,
+            seed=seed,
+        )
+        test = labelled_tokens(self.dataset, "test", side=side, palette=palette)
+        runs = len(self.settings) + 3  # about as long as each other
+        found = search(
+            model,
+            train,
+            validation,
+            settings=self.settings,
+            seed=seed,
+            folder=folder,
+            machine=machine,
+            report=lambda done, total: report(done * len(self.settings), total * runs),
+        )
+        chosen = found.settings
+        refits = {
+            "tuned": (model, chosen),
+            "without_generative": (model, replace(chosen, generative_weight=0.0)),
+            "from_scratch": (ImageGPT(self.shape, seed=seed), replace(chosen, learning_rate=self.scratch_rate)),
+        }
+        predictions = {}
+        for number, (name, (start, settings)) in enumerate(refits.items()):
+            run = _Run(start, train + validation, settings, seed, folder / name, machine)
+            classes = run.predictions(test, self.views, _part(report, len(self.settings) + number, runs))
+            predictions[name] = np.array(classes, np.int64)
+        return Tuned(found, predictions)
+
+
+def tune(
+    tuning: Tuning, *, folder: Path, machine: Machine, group: Group | None = None, report: Report = lambda done, total: None
+) -> Tuned:
+    """Carry out a `Tuning` on every device of the group, with as many images at once as fit when ``machine`` does not say.
+
+    folder : where each run has a folder of its own; runs that have ended are not repeated
+    Raises what `search` raises, and UsageError when a step does not fit into memory.
+    """
+    group = group or Group()
+    if machine.micro_batch is None:
+        batch, classes = tuning.settings[0].batch, data_card(tuning.dataset).classes
+        machine = machine.fitted(tuning.shape, batch=batch, classes=classes, devices=group.devices, nodes=group.nodes)
+    return together(tuning, folder=folder.absolute(), machine=machine, group=group, report=report)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One fine-tuning of a copy of ``start``."""
+
+    start: ImageGPT
+    data: LabelledTokens
+    settings: FineTuneSettings
+    seed: int
+    folder: Path | None
+    machine: Machine | None
+
+    def accuracies(self, validation: LabelledTokens, report: Report) -> list[float]:
+        """The validation accuracy after each epoch, up to where it diverges."""
+        name = f"{self.name} validation {validation.digest}"
+        kept: list[float] | None = self._kept(name, "accuracies")
+        if kept is None:
+            try:
+                kept = self.train(validation, report)[0].validation
+            except Diverged as error:
+                kept = error.losses.validation
+            self._keep(name, {"accuracies": kept}, finished=True)
+            _free()
+        report(1, 1)
+        return kept
+
+    def predictions(self, test: LabelledTokens, views: int, report: Report) -> list[list[int]]:
+        """The classes of the test images, for each of ``views`` masks, after the last epoch."""
+        name = f"{self.name} test {test.digest}"
+        kept: list[list[int]] = self._kept(name, "predictions") or []
+        if len(kept) < views:
+            classifier = self.train(None, report)[1]
+            for view in range(len(kept), views):
+                kept.append(classifier.predict(test, mask_rate=self.settings.mask_rate, mask_seed=self.seed + view).tolist())
+                self._keep(name, {"predictions": kept}, finished=len(kept) == views)
+            del classifier
+            _free()
+        report(1, 1)
+        return kept
+
+    def train(self, validation: LabelledTokens | None, report: Report) -> tuple[Losses, Classifier]:
+        """Train, and measure the accuracy after each epoch where there are images for that."""
+        settings, data = self.settings, self.data
+        machine = self._machine
+        check_seed(self.seed)
+        classifier = Classifier(copy.deepcopy(self.start), data.classes, machine=machine)
+        if not settings.generative_weight:
+            classifier.model.wtet.requires_grad_(False)  # no loss reaches it
+        an_epoch = -(-len(data) // settings.batch)
+        steps = an_epoch * settings.epochs
+
+        def accuracy(spread: Spread) -> float:
+            assert validation is not None
+            return float((classifier.predict(validation, mask_rate=settings.mask_rate) == validation.labels).mean())
+
+        coming: Iterator[Batch] | None = None
+
+        def draw(step: int) -> Batch:
+            """The engine asks for one step after the other, from where it goes on."""
+            nonlocal coming
+            coming = coming or self._batches(step)
+            return next(coming)
+
+        task = Task(
+            name=self.name,
+            loss=JointLoss(classifier, weight=settings.generative_weight),
+            steps=steps,
+            batch=settings.batch,
+            positions=classifier.model.shape.n_ctx,
+            betas=settings.betas,
+            rate=lambda step: settings.learning_rate,
+            draw=draw,
+            milestones=() if validation is None else range(an_epoch, steps + 1, an_epoch),
+            measure=accuracy,
+        )
+        return engine.train(task, folder=self.folder, machine=machine, report=report)[0], classifier
+
+    def _batches(self, first: int) -> Iterator[Batch]:
+        """From the ``first`` step on, tokens, BERT's masks and labels. One generator draws all, also what is passed over."""
+        settings, data, shape = self.settings, self.data, self.start.shape
+        generator = torch.Generator().manual_seed(self.seed)
+        steps = itertools.count()
+        for epoch in range(1, settings.epochs + 1):
+            for index in torch.randperm(len(data), generator=generator).split(settings.batch):
+                masked = None
+                if shape.objective == "bert":
+                    like = torch.empty(len(index), shape.n_ctx, device="meta")
+                    masked = draw_mask(like, rate=settings.mask_rate, generator=generator)
+                if next(steps) < first:
+                    continue
+                tokens = take(data, index.numpy())
+                if settings.augment:
+                    tokens = _augmented(tokens, index, images=len(data), epoch=epoch, seed=self.seed)
+                yield tokens, masked, torch.from_numpy(data.labels[index.numpy()])
+
+    @property
+    def _machine(self) -> Machine:
+        """As given, or plainly where the model is."""
+        return self.machine or Machine(device=self.start.wte.device.type)
+
+    @cached_property
+    def name(self) -> str:
+        """All that decides the run, in letters."""
+        if self.folder is None:
+            return ""
+        weights = hashlib.sha256()
+        for tensor in self.start.state_dict().values():
+            weights.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+        settings = json.dumps(asdict(self.settings), sort_keys=True)
+        return f"{settings} {self.start.shape} {weights.hexdigest()} {self.data.digest} seed {self.seed}"
+
+    def _kept(self, name: str, what: str) -> Any:
+        """What the first process had kept of the run, the same for all; None where there is nothing."""
+        found = None
+        if self.folder is not None and _first() and (self.folder / FINISHED).exists():
+            path = self.folder / FINISHED
+            try:
+                kept = read_json(path)
+                found = kept[what]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UsageError(f"{path} is damaged ({error}): remove it, and the run is repeated") from None
+            if kept["run"] != name:
+                raise UsageError(f"{path} is of another model, settings, seed or data: give another folder")
+        return from_first(found, self._machine.device)
+
+    def _keep(self, name: str, found: dict[str, Any], *, finished: bool) -> None:
+        """Keep what came of the run; its checkpoints go when it has ``finished``."""
+        if self.folder is not None and _first():
+            write_text(self.folder / FINISHED, json.dumps({"run": name, **found}))
+            for path in self.folder.glob("checkpoint-*") if finished else []:
+                path.unlink()
+
+
+def _labelled(data: Data) -> LabelledTokens:
+    """Data in either form as one."""
+    if isinstance(data, LabelledTokens):
+        return data
+    tokens, labels = (tensor.cpu().numpy() for tensor in data)
+    memory = TokensInMemory(tokens.astype(np.uint16), labels)
+    return LabelledTokens.of(memory, np.arange(len(labels)), classes=int(labels.max()) + 1)
 
 
 def _augmented(tokens: Tensor, index: Tensor, *, images: int, epoch: int, seed: int) -> Tensor:
@@ -185,3 +426,19 @@ def _augmented(tokens: Tensor, index: Tensor, *, images: int, epoch: int, seed: 
     squares = tokens.view(-1, side, side).numpy()
     drawn = augmented(squares, index.numpy(), images=images, epoch=epoch, seed=seed)
     return torch.from_numpy(drawn).view(len(tokens), -1)
+
+
+def _part(report: Report, place: int, parts: int) -> Report:
+    """The report of one of several parts that take about as long as each other."""
+    return lambda done, total: report(place * total + done, parts * total)
+
+
+def _first() -> bool:
+    """Whether this process is the first of its group, or has none."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _free() -> None:
+    """Let go of a run's memory, of which a card has no room for two: a compiled module is in a circle of references."""
+    torch.compiler.reset()  # and of its code, of which torch keeps but eight
+    gc.collect()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from igpt.errors import StageError, UsageError
 from igpt.experiments import declared_stages
-from igpt.experiments.protocols import needed_datasets, needed_recipes, uses_network
+from igpt.experiments.protocols import needed_datasets, needed_recipes, spreads, uses_network
 from igpt.experiments.tiers import tier_of
 from igpt.machine import cores, gpus
 from igpt.project import Project
@@ -52,9 +52,9 @@ def shares(room: Room) -> Needs:
     """What each stage takes of a room where no profile says so.
 
     The tiny tier's take a core and no GPU: their models gain nothing from more. A comparison of speed takes everything.
-    Any other takes a GPU, where there is one, and an equal share of the cores. The paper's pre-training
-    takes as many GPUs as divide its batch, or, like any, as many as ``IGPT_DEVICES`` says. A user's own
-    OMP_NUM_THREADS counts for all.
+    Any other takes a GPU, where there is one, and an equal share of the cores. Training and fine-tuning take as many
+    GPUs as ``IGPT_DEVICES`` says, or, of the paper's models, as divide the recipe's batch. A user's own OMP_NUM_THREADS
+    counts for all.
     """
     own = own_threads()
     share = min(own or max(room.cores // (len(room.gpus) or AT_ONCE), 1), room.cores)
@@ -67,9 +67,9 @@ def shares(room: Room) -> Needs:
             return min(own or 1, room.cores), 0
         if not uses_network(stage):
             return share, 0
-        if stage.notebook == "pretrain" and devices.isdecimal():
+        if spreads(stage) and devices.isdecimal():
             return share, min(int(devices), len(room.gpus))
-        if stage.notebook == "pretrain" and tier == "paper":
+        if spreads(stage) and tier in ("paper", "released"):
             [plan] = needed_recipes(stage.notebook, stage.parameters)
             return share, max((n for n in range(len(room.gpus) + 1) if n and plan.batch % n == 0), default=0)
         return share, min(1, len(room.gpus))

@@ -24,6 +24,8 @@ from igpt.run.folder import PLANNED, STOP, empty, finished_record, hold, read_pr
 from igpt.run.git import head_and_dirt
 from igpt.run.local import ensure
 from igpt.stage import Literal, Stage
+from igpt.train.loop import weights_name
+from igpt.train.recipes import recipe
 
 
 class Finished(Exception):
@@ -61,6 +63,11 @@ class OpenStage:
         record = read_record(self.parent(notebook) / "record.json")
         assert record is not None
         return record
+
+    def weights(self) -> Path:
+        """The folder of the weights that the stage evaluates."""
+        plan = recipe(str(self._parameters["model"]), self._parameters.get("objective", "autoregressive"))  # type: ignore[arg-type]
+        return self.parent("pretrain") / weights_name(plan.steps)
 
     def report(self, done: int, total: int) -> None:
         """Say how far the work is, in steps; kept on disk at most twice a second."""

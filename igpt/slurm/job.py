@@ -99,7 +99,7 @@ class _Session:
         self.kernels = Kernels()
         self.begun = self.marked = time.monotonic()
         self.earlier = self.ledger.mark(job.token, job.index) or Mark(state="stopped")
-        self.before = _newest_checkpoint(self.folder)
+        self.before = _reached(self.folder)
         self.ended = False  # of the thread at work; a plain flag, since a signal's handler reads it
         self.failure: BaseException | None = None
         self.given_up = False  # since it would never end within its limit
@@ -148,7 +148,7 @@ class _Session:
             return None  # done, or failed for a reason of its own
         self.kernels.stop()
         limited = time.monotonic() - self.begun + self.job.signal_seconds + 60 >= 60 * self.job.minutes
-        advanced = _newest_checkpoint(self.folder) != self.before
+        advanced = _reached(self.folder) != self.before
         fruitless = self.job.fruitless + 1 if limited and not advanced else 0
         if fruitless >= FRUITLESS:
             self.given_up = True
@@ -339,6 +339,6 @@ def _host() -> str:
     return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
-def _newest_checkpoint(folder: Path) -> str:
-    """The name of the newest checkpoint; empty when there is none."""
-    return max((path.name for path in folder.glob("checkpoint-*")), default="")
+def _reached(folder: Path) -> set[Path]:
+    """What shows how far a stage is: its checkpoints, and of the runs in folders of their own also what came of them."""
+    return {*folder.glob("checkpoint-*"), *folder.glob("*/checkpoint-*"), *folder.glob("*/finished.json")}
