@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     import requests
 
 Report = Callable[[int, int | None], None]
+Check = Callable[[Path], str]
 
 PIECE = 1 << 20  # bytes asked of a connection at once
 STEP = 1 << 16  # fewest bytes between two reports
+NOT_FOUND = "HTTP 404"
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,20 @@ class RemoteFile:
             raise ValueError(f"{self.name} has the checksum {self.checksum!r}, which is neither md5:... nor sha256:...")
 
 
+class Unavailable(UsageError):
+    """A file that no address gives; ``is_missing`` when each of them says that it has none."""
+
+    def __init__(self, sentence: str, *, is_missing: bool) -> None:
+        super().__init__(sentence)
+        self.is_missing = is_missing
+
+
 def fetch(
     file: RemoteFile,
     folder: Path,
     *,
     report: Report = lambda done, total: None,
+    check: Check = lambda path: "",
     patience: float = 30.0,
     attempts: int = 5,
     wait: float = 1.0,
@@ -70,13 +81,14 @@ def fetch(
     """The path of the whole, verified file in ``folder``; without the net when it stands there already.
 
     report : called with the bytes that have come and the bytes in all (None while unknown)
+    check : what is wrong with a file that has come whole, or nothing; such a file is set aside and never gets the name
     patience : seconds without a byte after which a connection counts as dead
     attempts : tries in a row without progress before an address is given up for the next
     wait : seconds before the second try, doubled before each further one
     While another process fetches the file, this one waits for it, and continues what has come when that process ends early.
-    Raises UsageError when every address fails or sends another file, when another file stands under the name, and for
-    too little free space; OSError with its file's name when writing fails. What has come is kept for the next call, also
-    when this one is stopped or killed.
+    Raises Unavailable when no address gives a file; UsageError when one sends another file, when another file stands under
+    the name, and for too little free space; OSError with its file's name when writing fails. What has come is kept for the
+    next call, also when this one is stopped or killed.
     """
     path = folder / file.name
     if _stands(file, path):
@@ -86,7 +98,7 @@ def fetch(
         if not _stands(file, path):  # that process may have finished it
             part = _Part(folder / f".{file.name}.part", folder / f".{file.name}.part.json")
             _check_space(file, part)
-            _fetch_from_any(file, part, path, _Manner(report, patience, attempts, wait))
+            _fetch_from_any(file, part, path, _Manner(report, check, patience, attempts, wait))
     return path
 
 
@@ -95,6 +107,7 @@ class _Manner:
     """How to ask, as the arguments of `fetch` say it."""
 
     report: Report
+    check: Check
     patience: float
     attempts: int
     wait: float
@@ -181,15 +194,16 @@ def _fetch_from_any(file: RemoteFile, part: _Part, path: Path, manner: _Manner) 
     wrong = path.with_name(f"{file.name}.wrong")
     if file.bytes is not None and part.size() >= file.bytes and _fault(file, part.path):
         part.become(wrong)
-    failures, changed = [], False
+    failures, changed, missing = [], False, True
     begun, _ = part.origin()
     for address in sorted(file.addresses, key=lambda address: address != begun):  # only where it began can it go on
         try:
             _fetch_from(address, file, part, manner)
         except _Refused as refused:
             failures.append(f"{address}: {refused}")
+            missing &= str(refused) == NOT_FOUND
             continue
-        fault = _fault(file, part.path)
+        fault = _fault(file, part.path) or manner.check(part.path)
         if not fault:
             manner.report(part.size(), part.size())
             return part.become(path)
@@ -202,7 +216,7 @@ def _fetch_from_any(file: RemoteFile, part: _Part, path: Path, manner: _Manner) 
             f"{tried}: either a proxy on the way or the site has changed the file, which is kept as {wrong}; "
             "look into it, then the same command tries again"
         )
-    raise UsageError(f"{tried}: what has come is kept, and the same command continues")
+    raise Unavailable(f"{tried}: what has come is kept, and the same command continues", is_missing=missing)
 
 
 def _fetch_from(address: str, file: RemoteFile, part: _Part, manner: _Manner) -> None:

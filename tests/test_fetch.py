@@ -20,7 +20,7 @@ from conftest import PATIENCE, wait_until
 from filelock import FileLock
 
 from igpt.errors import UsageError
-from igpt.fetch import RemoteFile, fetch
+from igpt.fetch import RemoteFile, Unavailable, fetch
 
 CONTENT = random.Random(0).randbytes(300_000)
 CHECKSUM = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
@@ -369,3 +369,30 @@ def test_a_name_with_a_folder_is_refused(name: str) -> None:
 def test_what_is_published_in_no_known_form_is_refused(address: str, size: int, checksum: str | None) -> None:
     with pytest.raises(ValueError, match="^a "):
         RemoteFile("a", (address,), size, checksum)
+
+
+def test_what_does_not_pass_its_check_is_set_aside_and_never_gets_the_name(tmp_path: Path, start: Start) -> None:
+    server, file = start(Answer(content=b"x" * 300_000)), []
+
+    def check(path: Path) -> str:
+        file.append(path.name)
+        return "" if path.read_bytes() == CONTENT else "is of another model"
+
+    with pytest.raises(UsageError, match=r"what came is of another model\): .* kept as .*data\.bin\.wrong") as caught:
+        fetch(remote(server, size=None, checksum=None), tmp_path, wait=0, check=check)
+    assert not isinstance(caught.value, Unavailable) and left(tmp_path) == ["data.bin.wrong"]
+    assert fetch(remote(server, size=None, checksum=None), tmp_path, wait=0, check=check).read_bytes() == CONTENT
+    assert file == [".data.bin.part"] * 2
+
+
+@pytest.mark.parametrize(("statuses", "missing"), [((404, 404), True), ((404, 403), False), ((404, 200), None)])
+def test_a_file_that_nobody_has_is_told_from_one_that_cannot_be_had(
+    tmp_path: Path, start: Start, statuses: tuple[int, ...], missing: bool | None
+) -> None:
+    servers = [start(*[Answer(status=status)] * 9) for status in statuses]
+    if missing is None:
+        assert fetch(remote(*servers), tmp_path, wait=0).read_bytes() == CONTENT
+        return
+    with pytest.raises(Unavailable) as caught:
+        fetch(remote(*servers), tmp_path, wait=0)
+    assert caught.value.is_missing is missing
