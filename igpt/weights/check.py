@@ -94,12 +94,12 @@ def check_shape(where: Path | str, found: ModelShape, wanted: ModelShape) -> Non
     """Raise UsageError unless weights have the shape that their place promises, a model's name or a recipe's folder."""
     if found != wanted:
         raise UsageError(
-            f"the weights found as {where} have another shape ({_words(found)}) than they need ({_words(wanted)}): put the"
-            " right ones there, or give these by a path"
+            f"the weights found as {where} have another shape ({shape_in_words(found)}) than they need"
+            f" ({shape_in_words(wanted)}): put the right ones there, or give these by a path"
         )
 
 
-def _words(shape: ModelShape) -> str:
+def shape_in_words(shape: ModelShape) -> str:
     """A shape in words."""
     numbers = f"{shape.n_layer} blocks of width {shape.n_embd}, {shape.n_head} heads, {shape.n_vocab} colours"
     return f"{numbers}, {shape.n_ctx} positions, {shape.parameters:,} parameters, {shape.objective}"

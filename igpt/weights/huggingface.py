@@ -44,6 +44,7 @@ _BLOCK = {  # ours to theirs, and whether the matrix lies the other way round
 _OF_A_BLOCK = re.compile(r"blocks\.(\d+)\.(.*)")
 _MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # older versions keep the causal mask beside the weights
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # with which files begin that are no zip archives
+TENSORS = ("model.safetensors", "pytorch_model.bin")  # the second is a pickle, and read only where the first is missing
 _SHARD = re.compile(r"\w[\w.\-]*")  # a file's name, never a path
 
 # What decides a model's shape: transformers' names, its second names for four of them, and what it takes where one is missing.
@@ -88,14 +89,7 @@ def read_huggingface(folder: Path) -> ImageGPT:
     than the configuration says, tensors that are not of finite floats, or biases that are not zero.
     """
     path = folder / "config.json"
-    try:
-        config = read_fields(path)
-        shape = _shape(config)
-    except FileNotFoundError:
-        raise UsageError(f"{folder} holds no weights: config.json is missing") from None
-    except ValueError as error:
-        raise UsageError(f"{path} does not describe an Image GPT ({error}): copy it again") from None
-    _check_arithmetic(config, path)
+    shape = huggingface_shape(path)
     read, size = _read_tensors(folder)
     tensors = {name.removeprefix("transformer."): t for name, t in read.items()}
     if len(tensors) < len(read):
@@ -115,6 +109,31 @@ def read_huggingface(folder: Path) -> ImageGPT:
     copies = {n: t.to(torch.float32, memory_format=torch.contiguous_format, copy=True) for n, t in state.items()}
     model.load_state_dict(copies, assign=True)
     return model.eval()
+
+
+def huggingface_shape(path: Path) -> ModelShape:
+    """The shape that a ``config.json`` says. Raises UsageError when it is missing, damaged, or of another kind of model."""
+    try:
+        config = read_fields(path)
+        shape = _shape(config)
+    except FileNotFoundError:
+        raise UsageError(f"{path.parent} holds no weights: config.json is missing") from None
+    except ValueError as error:
+        raise UsageError(f"{path} does not describe an Image GPT ({error}): copy it again") from None
+    _check_arithmetic(config, path)
+    return shape
+
+
+def huggingface_files(folder: Path) -> list[Path]:
+    """The files that `read_huggingface` reads of a folder; those that are missing are left to it."""
+    files = [folder / "config.json"]
+    for name in TENSORS:
+        path, index = folder / name, folder / f"{name}.index.json"
+        if path.exists():
+            return [*files, path]
+        if index.exists():
+            return [*files, index, *_shards(index)[1]]
+    return files
 
 
 def write_huggingface(folder: Path, model: ImageGPT, palette: Palette | None = None) -> None:
@@ -191,7 +210,7 @@ def _ours(tensors: dict[str, Tensor], name: str) -> Tensor:
 
 def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], int]:
     """The tensors by their names, and the bytes of their files; where there are several, that which transformers takes."""
-    for name, read in (("model.safetensors", _safe), ("pytorch_model.bin", _unpickled)):
+    for name, read in zip(TENSORS, (_safe, _unpickled), strict=True):
         path, index = folder / name, folder / f"{name}.index.json"
         if path.exists():
             return read(path), path.stat().st_size
@@ -202,6 +221,18 @@ def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], int]:
 
 def _read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> tuple[dict[str, Tensor], int]:
     """The tensors of a folder of shards, each where the index says, and the bytes of the shards."""
+    places, paths = _shards(index)
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        found = read(path)
+        if other := found.keys() ^ {name for name, shard in places.items() if shard == path.name}:
+            raise UsageError(f"{path} holds other tensors than {index.name} says ({shortly(min(other))}): copy both again")
+        tensors |= found
+    return tensors, sum(path.stat().st_size for path in paths)
+
+
+def _shards(index: Path) -> tuple[dict[str, str], list[Path]]:
+    """The shard of each tensor, and the shards' paths. Raises UsageError for one that is missing, and a damaged index."""
     places = read_fields(index, "the shards of a model").get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
         raise UsageError(f"{index} does not describe the shards of a model (weight_map is no list of files): copy it again")
@@ -211,13 +242,7 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> tupl
     paths = [index.with_name(shard) for shard in shards]
     if missing := [path.name for path in paths if not path.exists()]:
         raise UsageError(f"{index.parent} lacks {len(missing)} of its {len(paths)} shards, {missing[0]} first: copy them too")
-    tensors: dict[str, Tensor] = {}
-    for path in paths:
-        found = read(path)
-        if other := found.keys() ^ {name for name, shard in places.items() if shard == path.name}:
-            raise UsageError(f"{path} holds other tensors than {index.name} says ({shortly(min(other))}): copy both again")
-        tensors |= found
-    return tensors, sum(path.stat().st_size for path in paths)
+    return places, paths
 
 
 def _safe(path: Path) -> dict[str, Tensor]:

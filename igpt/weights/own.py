@@ -52,7 +52,7 @@ def load_weights(folder: Path, shape: ModelShape | None = None) -> tuple[ImageGP
     Raises UsageError when the folder is not one of weights, its three files do not belong together, a tensor is not of
     finite floats, or the model has another shape.
     """
-    found, digest = _described(folder)
+    found, digest = described(folder)
     if shape is not None:
         check_shape(folder, found, shape)
     palette = Palette.load(folder / "palette.npy")
@@ -68,8 +68,8 @@ def load_weights(folder: Path, shape: ModelShape | None = None) -> tuple[ImageGP
     return model.eval(), palette
 
 
-def _described(folder: Path) -> tuple[ModelShape, object]:
-    """What a folder's ``config.json`` says: the model's shape, and its palette's digest."""
+def described(folder: Path) -> tuple[ModelShape, object]:
+    """What a folder's ``config.json`` says: the model's shape, and its palette's digest. Raises as `load_weights` does."""
     path = folder / "config.json"
     try:
         config = read_fields(path)

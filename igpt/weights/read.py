@@ -8,24 +8,26 @@ from igpt.errors import UsageError
 from igpt.model import ImageGPT
 from igpt.shape import ModelShape
 from igpt.weights.check import check_shape
+from igpt.weights.fetching import read_released
 from igpt.weights.huggingface import is_huggingface, read_huggingface
 from igpt.weights.own import load_weights
-from igpt.weights.released import RELEASED, fetch_weights
+from igpt.weights.released import RELEASED, released_model
 from igpt.weights.tensorflow import read_tensorflow
 
 
 def read_weights(where: str | Path, shape: ModelShape | None = None) -> ImageGPT:
     """The model that ``where`` names, in evaluation mode on the CPU.
 
-    where : a released model's name (``igpt-s``, ``igpt-s-bert`` ...), which is downloaded when it is not at hand, a
-    folder of ours or of Hugging Face's, or the prefix of a TensorFlow checkpoint (the path without ``.index``)
+    where : a released model's name (``igpt-s``, ``igpt-s-bert`` ...; ``igpt-s@131000`` after so many steps), which is
+    downloaded when it is not at hand, a folder of ours or of Hugging Face's, or the prefix of a TensorFlow checkpoint (the
+    path without ``.index``)
     shape : what the model must have; that of the released one under a released name, in whatever form it lies there, and any
     otherwise, when None
     Raises UsageError when there is none, saying which files to put where, when it is damaged, and when it is another model.
     """
     found = _read(where)
-    if shape is None and str(where) in RELEASED:
-        shape = RELEASED[str(where)].shape
+    if shape is None and (named := released_model(str(where))):
+        shape = named.shape
     if shape is not None:
         check_shape(str(where), found.shape, shape)
     return found
@@ -38,8 +40,8 @@ def _read(where: str | Path) -> ImageGPT:
         return read_huggingface(path) if is_huggingface(path) else load_weights(path)[0]
     if path.name and path.with_name(path.name + ".index").exists():
         return read_tensorflow(path)
-    if str(where) in RELEASED:
-        return read_tensorflow(fetch_weights(RELEASED[str(where)]))
+    if named := released_model(str(where)):
+        return read_released(named)
     if path.is_file():
         raise UsageError(
             f"{where} is a file: give the folder that it lies in, with all its files, or a TensorFlow checkpoint's path"

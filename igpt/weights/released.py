@@ -1,45 +1,60 @@
-"""OpenAI's released checkpoints by name: where they are looked for, and how they come there.
+"""OpenAI's released checkpoints by name: where they are published, and where they are looked for.
 
-Their sizes and sums are not published beside them. A checkpoint carries a checksum of each of its variables, which
-its reader compares; a transfer must have the length that the server says.
+Their sizes and sums are not published beside them. `igpt.weights.fetching` brings the checkpoints.
 """
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from igpt.errors import UsageError
-from igpt.fetch import RemoteFile, fetch
 from igpt.project import place
 from igpt.shape import SIZES, ModelShape, Objective
 
 # Source: download.py of openai/image-gpt.
 ADDRESS = "https://openaipublic.blob.core.windows.net/image-gpt"
-LAST_STEP = 1_000_000
+STEPS = (131_000, 262_000, 524_000, 1_000_000)
+LAST_STEP = STEPS[-1]
 POSITIONS, COLOURS = 1024, 512
+MIRROR = "https://huggingface.co/openai"
+MIRRORED = {"igpt-s": "imagegpt-small", "igpt-m": "imagegpt-medium", "igpt-l": "imagegpt-large"}  # after the last step
 
 
 @dataclass(frozen=True)
 class Released:
-    """One released model: its name, in how many shards its checkpoint lies, and the shape that the name promises."""
+    """One released model after one of its steps: its name, in how many shards it lies, the shape that the name promises."""
 
     name: str
     shards: int
     shape: ModelShape
+    step: int = LAST_STEP
+
+    @property
+    def label(self) -> str:
+        """How a user names it."""
+        return self.name if self.step == LAST_STEP else f"{self.name}@{self.step}"
 
     @property
     def prefix(self) -> Path:
-        """Where its last checkpoint is looked for, without ``.index``."""
-        return weights_home() / self.name / f"model.ckpt-{LAST_STEP}"
+        """Where its checkpoint is looked for, without ``.index``."""
+        return weights_home() / self.name / f"model.ckpt-{self.step}"
 
     @property
-    def files(self) -> list[RemoteFile]:
-        """The files of its last checkpoint, the index last: where that stands, all others do."""
-        stem = self.prefix.name
-        names = [*(f"{stem}.data-{k:05d}-of-{self.shards:05d}" for k in range(self.shards)), f"{stem}.index"]
-        return [RemoteFile(name, (f"{ADDRESS}/checkpoints/{self.name}/{LAST_STEP}/{name}",), None, None) for name in names]
+    def address(self) -> str:
+        """The folder of its checkpoint on OpenAI's server."""
+        return f"{ADDRESS}/checkpoints/{self.name}/{self.step}"
+
+    @property
+    def mirror(self) -> str | None:
+        """The folder of the same weights at Hugging Face; None where they have none."""
+        is_there = self.name in MIRRORED and self.step == LAST_STEP
+        return f"{MIRROR}/{MIRRORED[self.name]}/resolve/main" if is_there else None
+
+    @property
+    def mirrored(self) -> Path:
+        """Where Hugging Face's files are looked for."""
+        return self.prefix.parent / "huggingface"
 
 
 OBJECTIVES: dict[str, Objective] = {"": "autoregressive", "-bert": "bert"}
@@ -55,34 +70,32 @@ def weights_home() -> Path:
     return place("IGPT_WEIGHTS", "~/.cache/igpt/weights")
 
 
-def fetch_weights(model: Released) -> Path:
-    """The prefix of a released checkpoint, downloaded where it is not at hand; stopped, the next call continues.
+def released_model(name: str) -> Released | None:
+    """What a name like ``igpt-s``, ``igpt-s-bert`` or ``igpt-s@131000`` stands for; None for any other word.
 
-    Raises UsageError when it cannot be had, saying which files to put where.
+    Raises UsageError for a step after which no weights were released.
     """
-    prefix = model.prefix
-    if not prefix.with_name(prefix.name + ".index").exists():
-        _fetch(model.files, prefix.parent, f"the weights of {model.name}")
-    return prefix
+    model, at, step = name.partition("@")
+    if model not in RELEASED:
+        return None
+    if not at:
+        return RELEASED[model]
+    if step not in map(str, STEPS):
+        raise UsageError(f"{model} was not released after {step or 'no'} steps: write {model}@ and {_listed(STEPS)}")
+    return replace(RELEASED[model], step=int(step))
 
 
-def _fetch(files: list[RemoteFile], folder: Path, what: str) -> None:
-    """Download files into a folder, with a bar."""
-    from tqdm import tqdm
+def released_at(model: str, objective: str, step: int) -> Released:
+    """The released weights of a recipe after a step. Raises UsageError where there are none."""
+    ending = "-bert" if objective == "bert" else ""
+    if model not in RELEASED or model.endswith("-bert"):
+        names = [name for name, known in RELEASED.items() if known.shape.objective == "autoregressive"]
+        raise UsageError(f"OpenAI released no {objective} weights of {model}: choose one of {', '.join(names)}")
+    if step not in STEPS:
+        raise UsageError(f"OpenAI released no weights of {model} after {step:,} steps: choose {_listed(STEPS)}")
+    return replace(RELEASED[f"{model}{ending}"], step=step)
 
-    print(f"fetching {what} into {folder}", file=sys.stderr)
-    with tqdm(unit="B", unit_scale=True, unit_divisor=1000, file=sys.stderr, disable=None, leave=False) as bar:
-        for number, file in enumerate(files, start=1):
-            bar.set_description(f"{number} of {len(files)}")
 
-            def report(done: int, total: int | None) -> None:
-                bar.total = total
-                bar.n = done
-                bar.refresh()
-
-            try:
-                fetch(file, folder, report=report)
-            except UsageError as error:
-                address = file.addresses[0].rpartition("/")[0]
-                names = files[0].name if len(files) == 1 else f"{files[-1].name} and {files[0].name} to {files[-2].name}"
-                raise UsageError(f"{what} cannot be had: {error}; or put {names} from {address}/ into {folder}") from None
+def _listed(steps: tuple[int, ...]) -> str:
+    """Steps in words."""
+    return f"{', '.join(map(str, steps[:-1]))} or {steps[-1]}"

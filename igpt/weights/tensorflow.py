@@ -36,6 +36,15 @@ class _Damaged(Exception):
     """What is wrong with a file."""
 
 
+class DamagedFile(UsageError):
+    """A file of a checkpoint that is missing, cut or damaged: which, and what is wrong with it, without any advice."""
+
+    def __init__(self, path: Path, error: UsageError) -> None:
+        super().__init__(str(error))
+        self.path = path
+        self.fault = str(error).removeprefix(f"{path} ").rpartition(": ")[0]
+
+
 @dataclass(frozen=True)
 class Variable:
     """Where a variable lies: its shape, and the bytes of its shard; ``crc`` is LevelDB's masked CRC-32C."""
@@ -70,7 +79,7 @@ def read_tensorflow(prefix: Path) -> ImageGPT:
     are not finite.
     """
     index = read_index(prefix)
-    shape = _shape(index)
+    shape = shape_of(index)
     check_fits(prefix, shape, tensors=len(index.variables), size=sum(v.size for v in index.variables.values()))
     places = _places(shape)
     _check_names(index, places)
@@ -88,15 +97,23 @@ def read_tensorflow(prefix: Path) -> ImageGPT:
     return model.eval()
 
 
-def read_index(prefix: Path) -> Index:
-    """The variables of a checkpoint. Raises UsageError when there is no index, or it is damaged."""
-    path = prefix.with_name(prefix.name + ".index")
+def index_path(prefix: Path) -> Path:
+    """The file that says what a checkpoint holds."""
+    return prefix.with_name(prefix.name + ".index")
+
+
+def read_index(prefix: Path, path: Path | None = None) -> Index:
+    """The variables of a checkpoint. Raises UsageError when there is no index, DamagedFile when it is damaged.
+
+    path : the index, where it does not lie under its own name yet
+    """
+    path = path or index_path(prefix)
     try:
         content = read_whole(path, most=_LARGEST_INDEX)
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: give the checkpoint's path without .index, such as model.ckpt-1000000") from None
     except (OSError, ValueError) as error:
-        raise cannot_read(path, error) from None
+        raise DamagedFile(path, cannot_read(path, error)) from None
     try:
         entries = dict(_table(content))
         header = dict(_fields(entries.pop(b"")))
@@ -106,12 +123,12 @@ def read_index(prefix: Path) -> Index:
         for name, entry in entries.items():
             index.variables[name.decode()] = _variable(entry, index.shards)
     except (_Damaged, KeyError, UnicodeDecodeError) as error:
-        raise cannot_read(path, error) from None
+        raise DamagedFile(path, cannot_read(path, error)) from None
     return index
 
 
-def _shape(index: Index) -> ModelShape:
-    """What the variables' names and shapes say of the model."""
+def shape_of(index: Index) -> ModelShape:
+    """What the variables' names and shapes say of the model. Raises UsageError for those of no Image GPT."""
     variables = index.variables
     layers = {int(m[1]) for name in variables if (m := re.fullmatch(r"model/h(\d{1,6})/ln_1/g", name))}
     try:
@@ -172,6 +189,20 @@ def _check_names(index: Index, places: dict[str, _Place]) -> None:
         raise UsageError(f"{index.prefix} is not a checkpoint of Image GPT: {'; '.join(wrong[:3])}{more}")
 
 
+def needed_shards(index: Index) -> list[int]:
+    """The shards in which the weights lie; others hold an optimiser's variables only."""
+    return sorted({index.variables[name].shard for name in _places(shape_of(index)) if name in index.variables})
+
+
+def shard_fault(index: Index, number: int, path: Path) -> str:
+    """What is wrong with a shard by the checksums of its weights, or nothing; ``path`` is where it lies."""
+    for name in _places(shape_of(index)):
+        variable = index.variables.get(name)
+        if variable is not None and variable.shard == number and _content(variable, path) is None:
+            return f"does not have the checksum of {name}"
+    return ""
+
+
 def _check_shards(index: Index, needed: set[int]) -> None:
     """Refuse, before anything is read, shards that are missing or shorter than the index says."""
     missing = [index.shard(number).name for number in sorted(needed) if not index.shard(number).exists()]
@@ -185,19 +216,24 @@ def _check_shards(index: Index, needed: set[int]) -> None:
             if (size := file_size(path)) < needed_size:
                 raise ValueError(f"it is cut short at {size:,} of {needed_size:,} bytes")
         except (OSError, ValueError) as error:
-            raise cannot_read(path, error) from None
+            raise DamagedFile(path, cannot_read(path, error)) from None
 
 
 def _read(index: Index, name: str) -> NDArray[np.float32]:
     """A variable's numbers in their own shape, checked against its checksum."""
     variable = index.variables[name]
     path = index.shard(variable.shard)
+    if (content := _content(variable, path)) is None:
+        raise DamagedFile(path, UsageError(f"{path} is damaged ({name} does not have its checksum): copy it again"))
+    return np.frombuffer(content, "<f4").reshape(variable.shape)
+
+
+def _content(variable: Variable, path: Path) -> bytearray | None:
+    """A variable's bytes out of its shard; None where they do not have its checksum."""
     with path.open("rb") as stream:
         stream.seek(variable.offset)
         content = bytearray(stream.read(variable.size))
-    if len(content) != variable.size or _masked(content) != variable.crc:
-        raise UsageError(f"{path} is damaged ({name} does not have its checksum): copy it again")
-    return np.frombuffer(content, "<f4").reshape(variable.shape)
+    return content if len(content) == variable.size and _masked(content) == variable.crc else None
 
 
 def _masked(content: bytes | bytearray) -> int:
