@@ -6,6 +6,7 @@ Table 5's rates are known here for iGPT-S only at first hand; the others are fro
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -80,10 +81,13 @@ PAPER: dict[str, tuple[str, int, float, float | None]] = {
     "igpt-xl": ("igpt-xl", 64, 0.0003, None),
 }
 
+CUSTOM = re.compile(r"custom-(\d+)x(\d+)x(\d+)-(\d+)-(\d+)")  # blocks, width and heads; colours; positions
+
 
 def recipe(model: str, objective: Objective = "autoregressive") -> Recipe:
     """The recipe of a model by name.
 
+    A name like ``custom-24x512x8-512-1024`` says a shape that none of them has, of weights from elsewhere.
     Raises UsageError for an unknown model or objective, or a pair that the paper does not have.
 
     >>> recipe("igpt-s").steps, recipe("igpt-s").batch, recipe("igpt-s").learning_rate
@@ -96,8 +100,42 @@ def recipe(model: str, objective: Objective = "autoregressive") -> Recipe:
             return _ours(model, objective, rows[model], setting)
     if model in PAPER and (objective == "autoregressive" or PAPER[model][3]):
         return _paper(model, objective)
-    known = [*TINY, *LAPTOP, *SMALL, *(name for name, row in PAPER.items() if objective == "autoregressive" or row[3])]
-    raise UsageError(f"there is no {objective} model {model!r}; choose one of {', '.join(known)}")
+    if found := CUSTOM.fullmatch(model):
+        return _custom(model, objective, found)
+    raise UsageError(f"there is no {objective} model {model!r}; choose one of {', '.join(_known(objective))}")
+
+
+def _known(objective: Objective) -> list[str]:
+    """The models that have a recipe of an objective."""
+    return [*TINY, *LAPTOP, *SMALL, *(name for name, row in PAPER.items() if objective == "autoregressive" or row[3])]
+
+
+def model_of(shape: ModelShape) -> str:
+    """The name of the recipe that has just this shape; one that says the shape where none has it.
+
+    >>> model_of(ModelShape(24, 512, 8, 512, 1024)), model_of(ModelShape(2, 16, 4, 8, 9))
+    ('igpt-s', 'custom-2x16x4-8-9')
+    """
+    for name in _known(shape.objective):
+        if recipe(name, shape.objective).shape == shape:
+            return name
+    return f"custom-{shape.n_layer}x{shape.n_embd}x{shape.n_head}-{shape.n_vocab}-{shape.n_ctx}"
+
+
+def _custom(model: str, objective: Objective, sizes: re.Match[str]) -> Recipe:
+    """What stands for the recipe of weights from elsewhere: of how they were trained nothing is known but their shape.
+
+    The rate, from which a fine-tune's is searched, and the batch are the paper's for iGPT-S.
+    """
+    try:
+        n_layer, n_embd, n_head, n_vocab, n_ctx = map(int, sizes.groups())
+        shape = ModelShape(n_layer, n_embd, n_head, n_vocab, n_ctx, objective)
+    except ValueError as error:
+        raise UsageError(f"{model} is no model: {error}") from None
+    if model_of(shape) != model:
+        raise UsageError(f"the model of {model} is called {model_of(shape)}: write that")
+    small = _paper("igpt-s", objective)
+    return replace(small, name=model, shape=shape, dataset="", palette_colours=shape.n_vocab, milestones=(1,))
 
 
 def _ours(model: str, objective: Objective, row: Row, setting: Setting) -> Recipe:
