@@ -125,15 +125,14 @@ def huggingface_shape(path: Path) -> ModelShape:
 
 
 def huggingface_files(folder: Path) -> list[Path]:
-    """The files that `read_huggingface` reads of a folder; those that are missing are left to it."""
-    files = [folder / "config.json"]
+    """The files that `read_huggingface` reads of a folder. Raises UsageError for weights that are missing."""
     for name in TENSORS:
         path, index = folder / name, folder / f"{name}.index.json"
         if path.exists():
-            return [*files, path]
+            return [folder / "config.json", path]
         if index.exists():
-            return [*files, index, *_shards(index)[1]]
-    return files
+            return [folder / "config.json", index, *_shards(index)[1]]
+    raise _no_tensors(folder)
 
 
 def write_huggingface(folder: Path, model: ImageGPT, palette: Palette | None = None) -> None:
@@ -216,7 +215,11 @@ def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], int]:
             return read(path), path.stat().st_size
         if index.exists():
             return _read_shards(index, read)
-    raise UsageError(f"{folder} holds no weights: model.safetensors is missing, copy it too")
+    raise _no_tensors(folder)
+
+
+def _no_tensors(folder: Path) -> UsageError:
+    return UsageError(f"{folder} holds no weights: {TENSORS[0]} is missing, copy it too")
 
 
 def _read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> tuple[dict[str, Tensor], int]:

@@ -27,6 +27,7 @@ _PROCESSOR: dict[str, Any] = {
     "image_std": [0.5, 0.5, 0.5],
     "do_color_quantize": True,
 }
+PROCESSOR = "preprocessor_config.json"
 BICUBIC = 3  # Pillow's number
 _ROUNDED = 1e-5  # two palettes that differ by less were written with fewer digits; a level of a pixel is 1 / 127.5
 
@@ -83,7 +84,7 @@ def write_processor(folder: Path, palette: Palette, *, side: int) -> None:
         "resample": BICUBIC,
         **_PROCESSOR,
     }
-    write_text(folder / "preprocessor_config.json", json.dumps(processor) + "\n")
+    write_text(folder / PROCESSOR, json.dumps(processor) + "\n")
 
 
 def _read_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -91,7 +92,7 @@ def _read_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
     path = folder / "processor_config.json"  # of newer versions, which describes the processors of all kinds of input
     nested = _read_json(path).get("image_processor")
     if nested is None:
-        path = folder / "preprocessor_config.json"
+        path = folder / PROCESSOR
         nested = _read_json(path)
     if not isinstance(nested, dict):
         raise UsageError(f"{path} does not describe an image processor ({shortly(nested)}): copy it again")
