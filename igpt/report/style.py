@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Literal
@@ -23,8 +24,9 @@ _LOOKS = {
     **{name: look for name in _RECIPES for size, look in _SIZES.items() if name.endswith(f"-{size}")},
     **{f"{name} BERT": _BERT for name in _RECIPES},
 }
-MODEL_COLOURS = {model: colour for model, (colour, _) in _LOOKS.items()}
-MARKERS = {model: marker for model, (_, marker) in _LOOKS.items()}
+_OTHER = ("#0072b2", "v")  # a user's own
+MODEL_COLOURS = defaultdict(lambda: _OTHER[0], {model: colour for model, (colour, _) in _LOOKS.items()})
+MARKERS = defaultdict(lambda: _OTHER[1], {model: marker for model, (_, marker) in _LOOKS.items()})
 BASELINE = "#8a8f98"  # readable on white and on the book's dark ground
 
 _INK = {"light": "#1f2328", "dark": "#d7dce2"}

@@ -10,6 +10,7 @@ from igpt.results.plan import Plan
 from igpt.results.signature import Signer
 from igpt.run.folder import empty, hold, release, run_folder
 from igpt.run.local import plan_stages, run_plan
+from igpt.run.own_weights import settle
 from igpt.run.targets import find_stages, parameters_of
 from igpt.stage import Stage
 
@@ -57,7 +58,7 @@ def run_targets(targets: list[str], tier: str | None, overrides: list[str]) -> s
     stages = find_stages(targets, tier, project)
     if overrides:
         stages = [
-            Stage.of(stage.notebook, **{**stage.parameters, **parameters_of(project, stage.notebook, overrides)})
+            settle(project, Stage.of(stage.notebook, **{**stage.parameters, **parameters_of(project, stage.notebook, overrides)}))
             for stage in stages
         ]
     plan = plan_stages(project, stages)

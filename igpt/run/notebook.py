@@ -10,9 +10,11 @@ import json
 import os
 import platform
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 from igpt.files import write_text
 from igpt.measure import Measured
@@ -23,13 +25,30 @@ from igpt.results.signature import Signer
 from igpt.run.folder import PLANNED, STOP, empty, finished_record, hold, read_progress, run_folder
 from igpt.run.git import head_and_dirt
 from igpt.run.local import ensure
+from igpt.run.own_weights import own_place, settle
+from igpt.shape import Objective
 from igpt.stage import Literal, Stage
-from igpt.train.loop import weights_name
+from igpt.train.recipe import Recipe
 from igpt.train.recipes import recipe
 
 
 class Finished(Exception):
     """Another run has finished the stage while this one waited for its folder."""
+
+
+@dataclass(frozen=True)
+class Milestone:
+    """Weights kept along pre-training.
+
+    index : place among the recipe's milestones, which released weights do not all have; figure 3's 65k is 0
+    loss : held out, nats per token
+    folder : of the weights, in our own format
+    """
+
+    index: int
+    step: int
+    loss: float
+    folder: Path
 
 
 class OpenStage:
@@ -65,9 +84,39 @@ class OpenStage:
         return record
 
     def weights(self) -> Path:
-        """The folder of the weights that the stage evaluates."""
-        plan = recipe(str(self._parameters["model"]), self._parameters.get("objective", "autoregressive"))  # type: ignore[arg-type]
-        return self.parent("pretrain") / weights_name(plan.steps)
+        """The folder of the weights that the stage evaluates, in our own format: trained here, released, or a user's own.
+
+        Of several steps, those of the last.
+        """
+        if "pretrain" in self.parents:
+            return self._weights("pretrain", self._recipe("pretrain").steps)
+        return self._existing("weights")
+
+    def milestones(self) -> list[Milestone]:
+        """The weights kept along pre-training, in the order of their steps, each with its held-out loss."""
+        if "pretrain" in self.parents:
+            plan = self._recipe("pretrain")
+            rows = self.parent_record("pretrain").series["losses"]
+            losses = {int(row["step"]): float(row["validation"]) for row in rows}  # type: ignore[arg-type]  # numbers, these two
+            return [
+                Milestone(index, step, losses[step], self._weights("pretrain", step))
+                for index, step in enumerate(plan.milestone_steps)
+            ]
+        steps = sorted(int(key.removeprefix("weights-")) for key in self.parents if key.startswith("weights-"))
+        known = self._recipe(f"weights-{steps[-1]}").milestone_steps
+        return [
+            Milestone(
+                index=known.index(step),
+                step=step,
+                loss=self.parent_record(f"released_loss-{step}").values["nats"].value,
+                folder=self._existing(f"weights-{step}"),
+            )
+            for step in steps
+        ]
+
+    def own_weights(self) -> Path:
+        """Where a user's own weights lie, which the stage's parameter names. Raises UsageError when they moved or changed."""
+        return own_place(self.project, str(self._parameters["weights"]))
 
     def report(self, done: int, total: int) -> None:
         """Say how far the work is, in steps; kept on disk at most twice a second."""
@@ -120,6 +169,21 @@ class OpenStage:
         print(shown_line(record))
         return record
 
+    def _recipe(self, parent: str) -> Recipe:
+        """The recipe of a parent's network."""
+        given = self._signer.parameters(self.parents[parent])
+        return recipe(str(given["model"]), cast(Objective, given["objective"]))
+
+    def _existing(self, parent: str) -> Path:
+        """The folder that a stage of weights that exist has kept."""
+        return self._weights(parent, int(self._signer.parameters(self.parents[parent])["step"]))
+
+    def _weights(self, parent: str, step: int) -> Path:
+        """The folder in which a parent keeps the weights after a step."""
+        from igpt.train.loop import weights_name
+
+        return self.parent(parent) / weights_name(step)
+
     def _seconds(self) -> float:
         """Seconds of work, those of interrupted sessions included."""
         return float(self._before) + time.monotonic() - self._start
@@ -128,10 +192,11 @@ class OpenStage:
 def open_stage(notebook: str, **parameters: Literal) -> OpenStage:
     """Open the stage that a notebook with these parameters is; its parents are at hand, its folder is locked.
 
-    Raises UsageError for a parameter the notebook does not declare, or when another process runs the stage.
+    Raises UsageError for a parameter the notebook does not declare, for weights that are not there, and when another process
+    runs the stage.
     """
     project = Project.here()
-    return OpenStage(project, Stage.of(notebook, **parameters), Signer(project.notebooks))
+    return OpenStage(project, settle(project, Stage.of(notebook, **parameters)), Signer(project.notebooks))
 
 
 def hardware() -> str:

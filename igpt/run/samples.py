@@ -56,34 +56,15 @@ def weights_place(where: str | Path) -> tuple[str | Path, ModelShape | None]:
 def find_weights(model: str) -> tuple[ImageGPT, Palette]:
     """A model by its name or place, and the palette of its tokens; one of the tiny tier is trained when it has not been.
 
-    Raises UsageError as `weights_place` and `igpt.weights.read.read_weights` do, and for weights of an unknown palette or of
-    another number of colours.
+    Raises UsageError as `weights_place`, `igpt.weights.read.read_weights` and `igpt.weights.read.read_palette` do.
     """
-    from igpt.weights.own import released_palette
-    from igpt.weights.processor import read_colours
-    from igpt.weights.read import read_weights
+    from igpt.weights.read import read_palette, read_weights
 
     if model in TINY and not _published(model).exists():
         ensure(Project.here(), [_first_seed(model)])
     place, shape = weights_place(model)
     found = read_weights(place, shape)
-    folder = Path(place)
-    checkpoint = folder.with_name(folder.name + ".index").exists()  # of TensorFlow, whose files lie in a folder of any name
-    own = read_colours(folder if folder.is_dir() else folder.parent) if folder.is_dir() or checkpoint else None
-    palette = released_palette() if own is None else own
-    if found.shape.n_vocab != len(palette):
-        raise UsageError(
-            f"{model} has {found.shape.n_vocab} colours, and the palette beside it {len(palette)}: copy both from one place"
-            if own is not None
-            else f"{model} has {found.shape.n_vocab} colours and no palette beside it; only the {len(palette)} released"
-            " ones are known: put its palette.npy there"
-        )
-    if math.isqrt(found.shape.n_ctx) ** 2 != found.shape.n_ctx or palette.centres.shape[1] not in (1, 3):
-        raise UsageError(
-            f"{model} has {found.shape.n_ctx} positions and colours of {palette.centres.shape[1]} channels, which make no square"
-            " picture of grey or RGB: give other weights"
-        )
-    return found, palette
+    return found, read_palette(place, found.shape)
 
 
 def write_samples(model: str, draw: Draw, *, out: Path) -> str:

@@ -7,6 +7,7 @@ from igpt.experiments import TABLES, TIERS, declared_stages, experiments
 from igpt.experiments.cells import why_not
 from igpt.project import Project
 from igpt.results.notebooks import near_misses, read_notebook
+from igpt.run.own_weights import settle
 from igpt.stage import Literal, Stage
 
 DEFAULT_TIER = next(iter(TIERS))  # the smallest
@@ -44,7 +45,7 @@ def _stages_of(target: str, tier: str | None, project: Project) -> list[Stage]:
         raise UsageError(f"{target} has nothing to run{f' in tier {tier}' if tier else ''}: {has}")
     head, *words = target.split(",")
     if head in notebooks:
-        return [Stage.of(head, **parameters_of(project, head, words))]
+        return [settle(project, Stage.of(head, **parameters_of(project, head, words)))]
     known = list(dict.fromkeys([*tables, *by_name, *notebooks]))  # a table and a notebook may share a name
     raise UsageError(f"there is no experiment, table or notebook {target!r}{near_misses(target, known)}")
 

@@ -20,7 +20,7 @@ from igpt.results.plan import Plan
 from igpt.results.signature import Signature
 from igpt.run.local import plan_stages
 from igpt.stage import Stage
-from igpt.weights.released import RELEASED, weights_home
+from igpt.weights.released import Released, released_at
 
 Question = tuple[str, Callable[[], str]]
 Answer = tuple[bool, str, str]  # whether it is well, what was asked, what is to be said of it
@@ -94,34 +94,31 @@ def ask(questions: Iterable[Question]) -> list[Answer]:
 def data_questions(stages: Iterable[Stage]) -> list[Question]:
     """Whether the data sets and the released weights that stages read are at hand where this is asked."""
     from igpt.data.cards import check_present, data_folder
-    from igpt.data.imagenet_tokens import released_path
     from igpt.results.signature import Signer
 
     signer = Signer(Project.here().notebooks)
     datasets: set[str] = set()
-    models: set[str] = set()
+    weights: dict[str, Released] = {}  # by the stage that brings them
     for stage in stages:
         given = signer.parameters(stage)
         datasets |= set(needed_datasets(stage.notebook, given))
-        models |= {str(given.get("model"))} & RELEASED.keys() if stage.notebook == "released_loss" else set()
+        if stage.notebook == "weights" and given["weights"] == "released":
+            weights[stage.name] = released_at(str(given["model"]), str(given["objective"]), int(given["step"]))
 
     def present(name: str) -> str:
         check_present(name)
         return "comes with scikit-learn" if name == "digits" else f"in {data_folder(name)}"
 
-    def fetched(name: str) -> str:
-        index = weights_home() / name / RELEASED[name].files[-1].name  # which is written last
-        wanted = (index, released_path("test"))
-        missing = [path for path in wanted if not path.exists()]
-        if missing:
-            raise UsageError(
-                f"{missing[0]} is not there: `igpt evaluate-loss {name} --images 1`, where there is internet, brings it"
-            )
-        return f"in {weights_home()}"
+    def fetched(stage: str, model: Released) -> str:
+        from igpt.weights.fetching import at_hand
+
+        if not at_hand(model):
+            raise UsageError(f"not in {model.prefix.parent}: `igpt run {stage}`, where there is internet, brings them")
+        return f"in {model.prefix.parent}"
 
     return [
         *((f"data set {name}", lambda name=name: present(name)) for name in sorted(datasets)),
-        *((f"weights {name}", lambda name=name: fetched(name)) for name in sorted(models)),
+        *((f"weights {model.label}", lambda each=(name, model): fetched(*each)) for name, model in sorted(weights.items())),
     ]
 
 

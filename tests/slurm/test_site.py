@@ -229,7 +229,7 @@ def test_the_doctor_starts_python_on_a_node_and_looks_at_the_data_there(
     assert "ok     node for default: packages: the same as where you submit, for 1 stages" in text
     assert "ok     node for default: data set digits: comes with scikit-learn" in text
     assert list(checkout.project.runs.glob(".doctor/*")) == []
-    text, code = examine(profile, ["palette,dataset=cifar10", "released_loss"])
+    text, code = examine(profile, ["palette,dataset=cifar10", "weights"])
     assert code == 1
     missing = "wrong  node for default: data set cifar10: CIFAR-10 is not here: `igpt data fetch cifar10` brings it into"
     assert f"{missing} {tmp_path}/" in text, text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -270,17 +271,13 @@ def test_the_doctor_looks_for_data_and_weights_here(checkout: Checkout, tmp_path
         monkeypatch.setenv(name, "elsewhere")  # and as it was afterwards
     local = tmp_path / "here.yaml"
     local.write_text(f"scheduler: local\nenvironment: {{IGPT_DATA: {tmp_path}, IGPT_WEIGHTS: {tmp_path}}}\n")
-    text, code = examine(str(local), ["palette,dataset=cifar10", "palette", "released_loss"])
+    text, code = examine(str(local), ["palette,dataset=cifar10", "palette", "weights"])
     assert code == 1
     assert f"wrong  data set cifar10: CIFAR-10 is not here: `igpt data fetch cifar10` brings it into {tmp_path}/" in text
     assert "ok     data set digits: comes with scikit-learn" in text
-    index = tmp_path / "igpt-s" / "model.ckpt-1000000.index"
     said = (
-        f"wrong  weights igpt-s: {index} is not there: `igpt evaluate-loss igpt-s --images 1`, where there is internet, brings it"
+        f"wrong  weights igpt-s: not in {tmp_path / 'igpt-s'}: `igpt run weights,model=igpt-s`, where there is internet, brings"
     )
     assert said in text
-    index.parent.mkdir()
-    index.touch()
-    (tmp_path / "imagenet-tokens").mkdir()
-    (tmp_path / "imagenet-tokens" / "imagenet_teX.npy").touch()
-    assert f"ok     weights igpt-s: in {tmp_path}" in examine(str(local), ["released_loss"])[0]
+    shutil.copytree(ROOT / "tests" / "weights" / "released_format" / "autoregressive", tmp_path / "igpt-s")
+    assert f"ok     weights igpt-s: in {tmp_path / 'igpt-s'}" in examine(str(local), ["weights"])[0]

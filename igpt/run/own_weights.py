@@ -1,0 +1,186 @@
+"""A user's own weights: a path on the command line becomes a name that holds the digest of their files.
+
+What stands on them is named by what they are, not by where they lie. Which path, digest and shape a name stands for is
+kept in ``runs/weights/NAME.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from igpt.errors import UsageError
+from igpt.files import read_json, write_text
+from igpt.project import Project, whole_path
+from igpt.results.notebooks import near_misses, read_notebook
+from igpt.stage import Literal, Stage
+
+TRAINED, RELEASED = "trained", "released"
+NAME = re.compile(r"[\w.+-]+-[0-9a-f]{12}")
+LONGEST = 40  # characters of a folder's name in that of its weights
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What a name stands for: a folder or TensorFlow prefix, its files' digest, the recipe that has the shape, its images."""
+
+    path: str
+    digest: str
+    model: str
+    objective: str
+    side: int  # pixels
+    channels: int
+
+
+def settle(project: Project, stage: Stage) -> Stage:
+    """The stage that is meant: a path given as ``weights`` gets its name, and model and objective follow from what lies there.
+
+    Raises UsageError for weights that are not there or damaged, of another model than was given, that do not fit the data,
+    and for a word that is none of ``trained``, ``released``, a registered name and a path.
+    """
+    defaults = read_notebook(project.notebooks, stage.notebook).defaults
+    given = stage.parameters
+    if "weights" not in defaults or not isinstance(word := given.get("weights", defaults["weights"]), str):
+        return stage  # what the plan says of a parameter that is unknown, or of another type
+    if word == TRAINED:
+        if stage.notebook in ("weights", "released_loss"):
+            raise UsageError(f"notebook {stage.notebook} takes weights that exist, not {TRAINED}: give {RELEASED} or a path")
+        return stage
+    full = {**defaults, **given}
+    if word == RELEASED:
+        _check_released(full)
+        return stage
+    place = _registration(project, word)
+    if NAME.fullmatch(word) and not place.exists() and "model" in given:
+        return stage  # of a run elsewhere: what it is can be said, and it is refused where its weights are to be read
+    name, known = (word, _read(place)) if place.exists() else _register(project, word)
+    _check_notebook(stage.notebook, defaults, word, known)
+    wanted = {"model": known.model, "objective": known.objective}
+    for parameter, value in wanted.items():
+        if parameter in given and given[parameter] != value:
+            raise UsageError(
+                f"{word} holds weights of {known.model}, {known.objective}, and {parameter} is {given[parameter]}: leave"
+                f" {parameter} out, or give {value}"
+            )
+    if "dataset" in defaults:
+        _check_data(str(full["dataset"]), word, known)
+    return Stage.of(stage.notebook, **{**given, **{k: v for k, v in wanted.items() if k in defaults}, "weights": name})
+
+
+def own_place(project: Project, name: str) -> Path:
+    """Where the weights of a registered name lie. Raises UsageError when they have been moved or changed since."""
+    place = _registration(project, name)
+    if not place.exists():
+        raise UsageError(f"no weights are registered here as {name}: give their folder again (-p weights=FOLDER)")
+    known = _read(place)
+    path = Path(known.path)
+    if not _is_there(path):
+        raise UsageError(f"the weights called {name} are no longer at {path}: give the place where they are (-p weights=FOLDER)")
+    if _digest(path) != known.digest:
+        raise UsageError(
+            f"the weights at {path} have changed since they were called {name}: give them again (-p weights={path}), under a new"
+            " name, or put the old ones back"
+        )
+    return path
+
+
+def _register(project: Project, word: str) -> tuple[str, Registered]:
+    """Give the weights at a path their name."""
+    from igpt.train.recipes import model_of
+    from igpt.weights.read import read_palette, weights_shape
+
+    path = whole_path("weights", word)
+    if not word or not _is_there(path):
+        raise _unknown(project, word)
+    shape = weights_shape(path)
+    channels = read_palette(path, shape).centres.shape[1]
+    digest = _digest(path)
+    called = re.sub(r"[^A-Za-z0-9._+-]+", "-", path.name if path.is_dir() else path.parent.name).strip(".-")[:LONGEST]
+    name = f"{called or 'weights'}-{digest[:12]}"
+    known = Registered(str(path), digest, model_of(shape), shape.objective, math.isqrt(shape.n_ctx), channels)
+    write_text(_registration(project, name), json.dumps(vars(known), indent=1) + "\n")
+    return name, known
+
+
+def _unknown(project: Project, word: str) -> UsageError:
+    """What to say of a word that names no weights."""
+    from igpt.train.recipes import recipe
+    from igpt.weights.released import released_model
+
+    if released := released_model(word):
+        model, objective = released.name.removesuffix("-bert"), released.shape.objective
+        return UsageError(f"{word} names OpenAI's weights: give weights={RELEASED}, model={model} and objective={objective}")
+    try:
+        return UsageError(f"{word} names a recipe: give model={recipe(word).name}, and leave weights out")
+    except UsageError:
+        pass
+    names = [path.stem for path in _registration(project, "").parent.glob("*.json")]
+    near = near_misses(word, [TRAINED, RELEASED, *sorted(names)])
+    return UsageError(f"there are no weights {word!r}{near}; or give a folder, or a TensorFlow checkpoint's path without .index")
+
+
+def _check_released(given: dict[str, Literal]) -> None:
+    """Raise UsageError for what OpenAI did not release; parameters of a wrong type are left to the plan."""
+    from igpt.weights.released import LAST_STEP, released_at
+
+    step = given.get("step", LAST_STEP)
+    if isinstance(step, int):
+        released_at(str(given["model"]), str(given.get("objective", "autoregressive")), step)
+
+
+def _check_notebook(notebook: str, defaults: dict[str, Literal], word: str, known: Registered) -> None:
+    """Raise UsageError for a notebook that needs other weights than a user can give."""
+    if notebook == "loss_against_probe":
+        raise UsageError(f"{notebook} compares the weights after several steps, and {word} holds one: run linear_probe instead")
+    if known.objective == "bert" and "objective" not in defaults:
+        raise UsageError(f"notebook {notebook} is for autoregressive weights, and {word} holds BERT's: give others")
+
+
+def _check_data(dataset: str, word: str, known: Registered) -> None:
+    """Raise UsageError for images that the weights cannot read; an unknown data set is left to the plan."""
+    from igpt.data.cards import DATASETS, data_card
+
+    if not dataset and known.model.startswith("custom"):
+        raise UsageError(f"of {word} it is not known on which images it was trained: say which to take (-p dataset=cifar10)")
+    if dataset not in DATASETS:
+        return
+    card = data_card(dataset)
+    if known.channels != card.channels or known.side > card.height:
+        raise UsageError(
+            f"{word} reads {_kind(known.side, known.channels)}, and {dataset} has {_kind(card.height, card.channels)}: choose"
+            " another data set (-p dataset=...)"
+        )
+
+
+def _kind(side: int, channels: int) -> str:
+    """Images of a kind in words."""
+    return f"{'grey' if channels == 1 else 'colour'} images of {side} x {side} pixels"
+
+
+def _registration(project: Project, name: str) -> Path:
+    """The file that says what a name stands for; a word that cannot be one, such as a path, has none."""
+    return project.runs / "weights" / f"{name if NAME.fullmatch(name) else 'none'}.json"
+
+
+def _read(place: Path) -> Registered:
+    """What a registration says."""
+    try:
+        return Registered(**read_json(place))
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{place} is damaged ({error}): delete it, and give the weights' folder again") from None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is something that may be weights."""
+    return path.exists() or path.with_name(f"{path.name}.index").exists()
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of what lies at a path. Raises UsageError where files are missing."""
+    from igpt.weights.existing import content_digest, file_sums
+    from igpt.weights.read import weights_files
+
+    return content_digest(file_sums(weights_files(path)))
