@@ -68,7 +68,10 @@ def _seed(seed: int | None) -> int | None:
     return seed
 
 
-MODELS = "A trained recipe (tiny-l, laptop-l); a released model (igpt-s); a folder of weights; a TensorFlow prefix."
+MODELS = (
+    "A trained recipe (tiny-l, laptop-l); a released model (igpt-s, igpt-s-bert, igpt-s@131000); a folder of weights; a"
+    " TensorFlow prefix."
+)
 ModelOption = Annotated[str, typer.Option(help=MODELS)]
 ModelArgument = Annotated[str, typer.Argument(help=MODELS)]
 SeedOption = Annotated[int, typer.Option(metavar=SEEDS, callback=_seed, help="Of the sampler; the same seed, the same images.")]

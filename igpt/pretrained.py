@@ -35,7 +35,8 @@ class ImageGPT(Model):
         """The model that ``where`` names, in evaluation mode on the CPU.
 
         where : a recipe's name (``laptop-l``) whose weights are published or trained in this checkout; a released model's
-        (``igpt-s``), which is downloaded; a folder; or the path of a TensorFlow checkpoint without ``.index``
+        (``igpt-s``, ``igpt-s-bert``; ``igpt-s@131000`` after so many steps), which is downloaded; a folder; or the path of a
+        TensorFlow checkpoint without ``.index``
         Raises UsageError when there is none, when it is damaged, and when another model lies under the name. Weights of a
         classifier have no output matrix: their model gives features, and raises UsageError for logits, loss and samples.
         """
