@@ -21,6 +21,7 @@ from igpt.project import Project
 from igpt.results.plan import Plan, PlannedStage
 from igpt.run.folder import finished_record, run_folder
 from igpt.run.local import check_data, plan_stages
+from igpt.run.own_weights import hand_on
 from igpt.run.targets import find_stages
 from igpt.slurm.batches import Batch, make_batches
 from igpt.slurm.dry_run import describe
@@ -72,6 +73,7 @@ def submit_targets(targets: list[str], tier: str | None, profile_name: str, *, d
     code = check_clean(project, dirty=dirty)
     home = profile.home(project)
     ledger = Ledger(home)
+    hand_on(project, home)
     with ledger.alone():
         remember_home(project, home)  # also when another clone has submitted all of it
         decided = prepare(profile_name, profile, plan, ledger)

@@ -18,7 +18,7 @@ from igpt.palette import Palette
 from igpt.project import Project
 from igpt.results.signature import Signer
 from igpt.results.store import ReaderStore
-from igpt.run.own_weights import own_place, settle
+from igpt.run.own_weights import hand_on, own_place, settle
 from igpt.shape import ModelShape
 from igpt.stage import Stage
 from igpt.train.recipes import recipe
@@ -190,6 +190,14 @@ def test_a_registration_that_is_damaged_or_elsewhere_says_so(project: Project, f
     assert settled(project, name, model=CUSTOM, objective="autoregressive") == whole  # as the name of a stage elsewhere
     with pytest.raises(UsageError, match=f"no weights are registered here as {name}: give their folder again"):
         own_place(project, name)
+
+
+@pytest.mark.usefixtures("evaluate")
+def test_jobs_in_a_shared_folder_know_the_names_too(project: Project, folder: Path, tmp_path: Path) -> None:
+    name = str(settled(project, folder)["weights"])
+    for home in (project, Project(tmp_path / "shared")):
+        hand_on(project, home)
+        assert own_place(home, name) == folder
 
 
 def test_released_weights_are_of_the_models_that_were_released(project: Project, write_notebook: WriteNotebook) -> None:
