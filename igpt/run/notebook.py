@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -28,6 +29,7 @@ from igpt.run.local import ensure
 from igpt.run.own_weights import own_place, settle
 from igpt.shape import Objective
 from igpt.stage import Literal, Stage
+from igpt.train.engine import Stopped
 from igpt.train.recipe import Recipe
 from igpt.train.recipes import recipe
 
@@ -124,6 +126,21 @@ class OpenStage:
         if now - self._reported > 0.5 or done == total:
             self._reported = now
             write_text(self.folder / "progress.json", json.dumps({"done": done, "total": total, "seconds": self._seconds()}))
+
+    def part(self, number: int, of: int) -> Callable[[int, int], None]:
+        """The report of the ``number``-th of ``of`` parts of the work, from 0, that are about as long.
+
+        It raises Stopped when the stage was asked to stop, for work whose results are kept as they come.
+        """
+
+        def report(done: int, total: int) -> None:
+            now = time.monotonic()
+            if now - self._reported > 0.5 or done == total:
+                self.report(number * total + done, of * total)
+                if self.stopping():
+                    raise Stopped("stopped; the same command continues")
+
+        return report
 
     def stopping(self) -> bool:
         """Whether the stage was asked to stop, by a file in its folder: signals do not reach a kernel reliably."""
