@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
+from igpt.data import LabelledTokens
 from igpt.data.store import TokenStore
 from igpt.errors import UsageError
 from igpt.evaluate.features import masked_features
@@ -26,8 +30,13 @@ from igpt.model import ImageGPT
 HEADER, PROGRESS = "header.json", "progress.json"
 AGAIN = "move its folder away and compute the features again"
 PIECE = 2**14  # images that are looked at together
-FLUSH = 32  # batches between two notes of how far the work is
-Report = Callable[[int, int], None]  # images done, images in all
+SECONDS = 60.0  # between two notes of how far the work is
+PRECISIONS = ("float32", "float16")  # of features on disk
+AT_ONCE = 2**28  # bytes of the widest activations of the images that go through a network together
+MEASURED = 2.0  # seconds that are enough to tell a rate from
+WORTH = 60.0  # seconds of work that are said before it begins
+Report = Callable[[int, int], None]  # images done, images in all; what it raises ends the work, which is kept as far as it is
+Tokens: TypeAlias = "LabelledTokens | TokenStore | NDArray[np.integer]"  # (images, positions)
 
 
 class FeatureStore:
@@ -83,7 +92,7 @@ class FeatureStore:
 def store_features(
     folder: Path,
     model: ImageGPT,
-    tokens: TokenStore | NDArray[np.integer],
+    tokens: Tokens,
     *,
     key: dict[str, str],
     layers: Sequence[int] | None = None,
@@ -96,12 +105,14 @@ def store_features(
     """The features of some layers (all by default) of all tokens, computed or continued.
 
     seed : decides the random order of the rows; None leaves them in the images' order
-    mask_seed : of BERT's masks
+    mask_seed, batch : of BERT's masks, and how many images' are drawn together
     key : what decides them, such as the digests of weights and tokens; another one in the folder is refused
-    dtype : of the numbers on disk; they are computed in the model's precision and averaged in float32
+    dtype : of the numbers on disk, one of `PRECISIONS`; they are computed in the model's precision and averaged in float32
     While another process fills the folder, this one waits for it, and continues when that process ends before it is done.
-    Raises UsageError for a folder of other features.
+    Raises UsageError for a folder of other features, and for another precision.
     """
+    if dtype not in PRECISIONS:
+        raise UsageError(f"features are kept in {' or '.join(PRECISIONS)}, not {dtype!r}: choose one of these")
     layers = range(model.shape.n_layer + 1) if layers is None else layers
     key = {**key, "dtype": dtype, "order": str(seed), "masks": str(mask_seed)}
     if (folder / HEADER).exists():
@@ -111,29 +122,178 @@ def store_features(
         if (folder / HEADER).exists():  # that process has finished it
             return _finished(folder, key, layers)
         remove_parts(folder, ".*.part")
-        _check_space(folder, len(tokens) * model.shape.n_embd * len(layers) * np.dtype(dtype).itemsize)
+        check_space(folder, len(tokens) * layer_bytes(model, dtype) * len(layers))
         order = np.arange(len(tokens)) if seed is None else np.random.default_rng(seed).permutation(len(tokens))
         done = _begun(folder, key, list(layers))
         size = (len(tokens), model.shape.n_embd)
         mode = "r+" if done else "w+"
         maps = {n: np.lib.format.open_memmap(folder / f"layer-{n:03d}.npy", mode, dtype, size) for n in layers}
+        noted, generator = time.monotonic(), _masks(mask_seed, done, batch, model.shape.n_ctx)
         with packed(model):
-            for place, start in enumerate(range(done, len(order), batch), start=1):
-                rows = order[start : start + batch]
+            while done < len(order):
+                ahead = batch - done % batch
+                if ahead == batch:
+                    generator = _masks(mask_seed, done, batch, model.shape.n_ctx)
+                rows = order[done : done + min(ahead, images_at_once(model))]
                 part = torch.from_numpy(tokens[rows].astype(np.int64)).to(model.wte.device)
-                # A mask of BERT's depends on the seed and on where the batch begins, which a continued run keeps.
-                generator = torch.Generator().manual_seed(mask_seed * 1_000_003 + start)
                 for layer, averages in masked_features(model, part, layers=layers, generator=generator).items():
-                    maps[layer][start : start + len(rows)] = averages.cpu().numpy()
-                if place % FLUSH == 0:
-                    _note(folder, key, list(layers), start + len(rows), maps)
-                report(start + len(rows), len(order))
+                    maps[layer][done : done + len(rows)] = averages.cpu().numpy()
+                done += len(rows)
+                if time.monotonic() - noted > SECONDS:
+                    _note(folder, key, list(layers), done, maps)
+                    noted = time.monotonic()
+                try:
+                    report(done, len(order))
+                except BaseException:
+                    _note(folder, key, list(layers), done, maps)
+                    raise
         for mapped in maps.values():
             mapped.flush()
         write_array(folder / "order.npy", order)
         write_text(folder / HEADER, json.dumps({"layers": list(layers), "key": key}, indent=1) + "\n")
         (folder / PROGRESS).unlink(missing_ok=True)
     return FeatureStore(folder)
+
+
+def layer_bytes(model: ImageGPT, dtype: str) -> int:
+    """Bytes that one layer's features of one image take on disk."""
+    return model.shape.n_embd * np.dtype(dtype).itemsize
+
+
+def images_at_once(model: ImageGPT) -> int:
+    """How many images go through a network together: more gain nothing, and their activations take memory."""
+    shape = model.shape
+    return max(AT_ONCE // (4 * shape.n_embd * shape.n_ctx * model.wte.element_size()), 1)
+
+
+Look = tuple[Tokens, int]  # images and the seed of their masks, which an autoregressive model does not draw
+
+
+def store_looks(
+    folder: Path,
+    model: ImageGPT,
+    looks: Sequence[Look],
+    *,
+    key: dict[str, str],
+    layers: Sequence[int],
+    dtype: str = "float32",
+    seed: int | None = None,
+    report: Report = lambda done, total: None,
+) -> list[FeatureStore]:
+    """The features of several sets of images, in stores below ``folder``, by default in the images' order.
+
+    Arguments are those of `store_features`, which says what is computed, continued and refused.
+    """
+    found, total = [], sum(len(tokens) for tokens, _ in looks)
+    for number, (tokens, mask_seed) in enumerate(looks):
+        before = sum(len(earlier) for earlier, _ in looks[:number])
+        store = store_features(
+            look_folder(folder, number),
+            model,
+            tokens,
+            key={**key, "look": str(number)},
+            layers=layers,
+            dtype=dtype,
+            seed=seed,
+            mask_seed=mask_seed,
+            report=lambda done, _, before=before: report(before + done, total),  # type: ignore[misc]
+        )
+        found.append(store)
+    return found
+
+
+def look_folder(folder: Path, number: int) -> Path:
+    """Where `store_looks` keeps the features of one of its sets of images."""
+    return folder / f"features-{number}"
+
+
+def remove_looks(folder: Path) -> None:
+    """Remove what `store_looks` keeps in a folder."""
+    remove_parts(folder, "features-*")
+
+
+def say_effort(
+    folders: Sequence[Path], model: ImageGPT, looks: Sequence[Look], *, layers: Sequence[int], dtype: str = "float32"
+) -> None:
+    """Say on stderr what `store_looks` will take, by the rate of a few images on this machine: time, and disk.
+
+    folders : of it, one for each network of the model's shape; what is kept of one is removed before the next one begins
+    Nothing is said of work that is over within a minute. Raises UsageError when the disk has not that much to give.
+    """
+    done = [images_done(look_folder(folder, number)) for folder in folders for number in range(len(looks))]
+    images = sum(len(tokens) for tokens, _ in looks)
+    left = len(folders) * images - sum(done)
+    if not left:
+        return
+    disk = images * len(layers) * layer_bytes(model, dtype)
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        check_space(folder, disk)
+    rate = images_per_second(model, looks[0][0])
+    if left / rate > WORTH:
+        precision = str(model.wte.dtype).removeprefix("torch.")
+        tqdm.write(
+            f"igpt: features of {left:,} images: about {_duration(left / rate)} expected at {rate:.3g} images a second"
+            f" ({model.wte.device.type}, {precision}), {disk / 1e9:.1f} GB on disk",
+            file=sys.stderr,
+        )
+
+
+def images_per_second(model: ImageGPT, tokens: Tokens) -> float:
+    """The rate at which this machine computes features, measured: twice as many images each time, up to some seconds."""
+    count, most = 1, min(images_at_once(model), len(tokens))
+    with packed(model):
+
+        def seconds() -> float:
+            part = torch.from_numpy(tokens[np.arange(count)].astype(np.int64)).to(model.wte.device)
+            start = time.perf_counter()
+            masked_features(model, part, generator=torch.Generator())
+            return time.perf_counter() - start
+
+        seconds()  # the first time anything is slower
+        while (took := seconds()) < MEASURED and 2 * count <= most:
+            count *= 2
+    return count / took
+
+
+def images_done(folder: Path) -> int:
+    """Of how many images a folder has features, finished or not."""
+    try:
+        return len(FeatureStore(folder))
+    except UsageError:
+        pass
+    try:
+        return int(read_json(folder / PROGRESS)["done"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise UsageError when features of so many bytes do not fit on the disk, those below ``folder`` already counted in.
+
+    A map that cannot grow would end the process.
+    """
+    there = sum(path.stat().st_blocks * 512 for path in folder.rglob("layer-*.npy"))
+    free = shutil.disk_usage(folder).free
+    if needed - there > free:
+        raise UsageError(f"the features need {needed - there:,} more bytes and {folder} has {free:,} free: make room first")
+
+
+def _masks(seed: int, done: int, batch: int, positions: int) -> torch.Generator:
+    """The generator of BERT's masks, which depend on the seed and on where a batch begins, at ``done`` images."""
+    begun = done - done % batch
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + begun)
+    torch.rand(done - begun, positions, generator=generator)  # of those of the batch whose features are there
+    return generator
+
+
+def _duration(seconds: float) -> str:
+    """In minutes, or in hours from two on.
+
+    >>> _duration(80), _duration(7000), _duration(9000)
+    ('2 minutes', '117 minutes', '2.5 hours')
+    """
+    return f"{seconds / 3600:.1f} hours" if seconds >= 7200 else f"{-(-seconds // 60):.0f} minutes"
 
 
 def _finished(folder: Path, key: dict[str, str], layers: Sequence[int]) -> FeatureStore:
@@ -143,14 +303,6 @@ def _finished(folder: Path, key: dict[str, str], layers: Sequence[int]) -> Featu
     if missing := sorted(set(layers) - set(found.layers)):
         raise UsageError(f"{folder} has layers {found.layers}, not {missing}: move it away, then compute again")
     return found
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    """Raise UsageError when the features do not fit on the disk: a map that cannot grow ends the process."""
-    there = sum(path.stat().st_blocks * 512 for path in folder.glob("layer-*.npy"))
-    free = shutil.disk_usage(folder).free
-    if needed - there > free:
-        raise UsageError(f"the features need {needed - there:,} more bytes and {folder} has {free:,} free: make room first")
 
 
 def _begun(folder: Path, key: dict[str, str], layers: list[int]) -> int:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from conftest import PATIENCE, ROOT, random_model
 
 from igpt.errors import UsageError
 from igpt.evaluate import feature_store
-from igpt.evaluate.feature_store import FeatureStore, store_features
+from igpt.evaluate.feature_store import FeatureStore, remove_looks, say_effort, store_features, store_looks
 from igpt.evaluate.features import extract_features
 from igpt.model import ImageGPT
 from igpt.shape import ModelShape
@@ -37,47 +38,47 @@ def test_the_store_holds_what_the_model_gives(model: ImageGPT, many: np.ndarray,
         store.layer(1)
 
 
+class Enough(Exception):
+    pass
+
+
+def until(images: int) -> Callable[[int, int], None]:
+    """A report that ends the work once so many images are done."""
+
+    def report(done: int, total: int) -> None:
+        if done >= images:
+            raise Enough
+
+    return report
+
+
+@pytest.mark.parametrize(("at_once", "next_one"), [(8, 32), (3, 24), (1000, 32)])  # three at once: 19, 22, and a batch is full
 def test_a_run_that_was_stopped_continues_and_ends_the_same(
-    many: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    many: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, next_one: int
 ) -> None:
     model = random_model(ModelShape(2, 16, 2, 8, 9, "bert"))
-    monkeypatch.setattr(feature_store, "FLUSH", 2)
     whole = store_features(tmp_path / "whole", model, many, layers=[1], key=KEY, batch=8)
-
-    class Stopped(Exception):
-        pass
-
-    calls: list[int] = []
-
-    def stop(done: int, total: int) -> None:
-        calls.append(done)
-        if len(calls) == 3:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        store_features(tmp_path / "cut", model, many, layers=[1], key=KEY, batch=8, report=stop)
+    monkeypatch.setattr(feature_store, "images_at_once", lambda model: at_once)
+    with pytest.raises(Enough):
+        store_features(tmp_path / "cut", model, many, layers=[1], key=KEY, batch=8, report=until(20))
     with pytest.raises(UsageError, match="not a finished store"):
         FeatureStore(tmp_path / "cut")
     done: list[int] = []
     cut = store_features(tmp_path / "cut", model, many, layers=[1], key=KEY, batch=8, report=lambda d, t: done.append(d))
-    assert done[0] == 24  # two batches were noted, the third is computed again
-    np.testing.assert_array_equal(cut.layer(1), whole.layer(1))
+    assert done[0] == next_one  # nothing that was done is done again
+    # Others go through the model together: rounding, before it is halved, may differ in the last digit.
+    np.testing.assert_allclose(cut.layer(1), whole.layer(1), rtol=1e-3, atol=1e-6)
     np.testing.assert_array_equal(cut.order, whole.order)
 
 
 @pytest.mark.parametrize("damage", ["cut", "removed", "other dtype"])
 def test_a_continued_run_whose_file_is_damaged_starts_over(
-    model: ImageGPT, many: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+    model: ImageGPT, many: np.ndarray, tmp_path: Path, damage: str
 ) -> None:
-    monkeypatch.setattr(feature_store, "FLUSH", 1)
     whole = store_features(tmp_path / "whole", model, many, layers=[1], key=KEY, batch=8)
 
-    def stop(done: int, total: int) -> None:
-        if done == 32:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        store_features(tmp_path / "f", model, many, layers=[1], key=KEY, batch=8, report=stop)
+    with pytest.raises(Enough):
+        store_features(tmp_path / "f", model, many, layers=[1], key=KEY, batch=8, report=until(32))
     path = tmp_path / "f" / "layer-001.npy"
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:200])
@@ -170,6 +171,59 @@ def test_a_disk_without_room_is_said_before_a_map_is_made(
     with pytest.raises(UsageError, match="the features need 1,600 more bytes and .* has 10 free"):
         store_features(tmp_path / "f", model, many, layers=[0], key=KEY)
     assert not list((tmp_path / "f").glob("*.npy"))
+
+
+def test_an_unknown_precision_is_refused(model: ImageGPT, many: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="features are kept in float32 or float16, not 'bfloat16': choose one of these"):
+        store_features(tmp_path / "f", model, many, key=KEY, dtype="bfloat16")
+    assert not (tmp_path / "f").exists()
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of a quarter of an image a second."""
+    monkeypatch.setattr(feature_store, "images_per_second", lambda model, tokens: 0.25)
+
+
+@pytest.mark.usefixtures("slow")
+def test_hours_and_disk_are_said_of_what_is_left(
+    model: ImageGPT, many: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders, looks = [tmp_path / "a", tmp_path / "b"], [(many, 0), (many[:10], 0)]
+    say_effort(folders, model, looks, layers=[0, 1])
+    said = "igpt: features of {} images: about {} minutes expected at 0.25 images a second (cpu, float32), 0.0 GB on disk\n"
+    assert capsys.readouterr().err == said.format(120, 8)
+    with pytest.raises(Enough):
+        store_looks(tmp_path / "a", model, looks, key=KEY, layers=[0, 1], report=until(60))
+    with pytest.raises(Enough):
+        store_looks(tmp_path / "b", model, looks, key=KEY, layers=[0, 1], report=until(50))
+    say_effort(folders, model, looks, layers=[0, 1])
+    assert capsys.readouterr().err == ""  # ten images more are not worth a word
+    say_effort([tmp_path / "c", *folders], model, looks, layers=[0, 1])
+    assert capsys.readouterr().err == said.format(70, 5)
+    assert [store.order.tolist() for store in store_looks(tmp_path / "b", model, looks, key=KEY, layers=[0, 1])] == [
+        list(range(50)),
+        list(range(10)),
+    ]
+    remove_looks(tmp_path / "b")
+    assert list((tmp_path / "b").iterdir()) == []
+
+
+def test_the_rate_is_measured_on_the_images_themselves(model: ImageGPT, many: np.ndarray) -> None:
+    assert feature_store.images_per_second(model, many) > 0
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_disk_without_room_for_all_of_them_is_said_before_the_first(
+    model: ImageGPT, many: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    # Room for the first set of images and not for both.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9999, 0, 4000))  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match=r"the features need 6,400 more bytes and .* has 4,000 free: make room first"):
+        say_effort([tmp_path / "f"], model, [(many, 0), (many, 0)], layers=[0])
+    assert capsys.readouterr().err == ""
 
 
 FILLER = """
