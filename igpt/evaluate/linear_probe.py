@@ -12,16 +12,19 @@ chosen on are unpublished and listed under deviations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from igpt.errors import UsageError
-from igpt.evaluate.logistic import Classifier, Features, Labels, fit_paths
+from igpt.evaluate.kept import Kept
+from igpt.evaluate.logistic import Classifier, Features, Labels, Task, fit_paths
 from igpt.measure import accuracy
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # scikit-learn's C, the inverse of the L2 penalty's weight
+Report = Callable[[int, int], None]  # fits done, fits in all; two a layer
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class LayerProbe:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """The probes of all layers, and the one that validation chose."""
+    """The probes of all layers that were looked at, and the layer that validation chose."""
 
     layers: list[LayerProbe]
     chosen: int
@@ -45,40 +48,97 @@ class ProbeResult:
     @property
     def best(self) -> LayerProbe:
         """The chosen layer's probe."""
-        return self.layers[self.chosen]
+        return next(probe for probe in self.layers if probe.layer == self.chosen)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it in JSON's types."""
+        return {**asdict(self), "layers": [{**vars(p), "predictions": p.predictions.tolist()} for p in self.layers]}
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> ProbeResult:
+        """What `as_json` gave."""
+        layers = [LayerProbe(**{**row, "predictions": np.array(row["predictions"], np.int64)}) for row in found["layers"]]
+        return cls(layers, found["chosen"])
 
 
 def probe_layers(
-    features: tuple[Features, Features, Sequence[Features]],
+    features: tuple[Sequence[Features], Sequence[Features], Sequence[Sequence[Features]]],
     labels: tuple[Labels, Labels],
     *,
+    layers: Sequence[int] | None = None,
     strengths: Sequence[float] = STRENGTHS,
     device: str = "cpu",
+    kept: Kept | None = None,
+    report: Report = lambda done, total: None,
 ) -> ProbeResult:
     """Probe every layer by the protocol above.
 
-    features : train, validation and the views of test, each float32 (layers, images, width); test has one
+    features : train, validation and the views of test, each float32 or float16 (layers, images, width); test has one
     view, or one for each mask of BERT
-    device : where every product is computed, as many layers side by side as its memory holds
     labels : train and validation, int64 (images,). The test labels are not needed to choose or to fit.
+    layers : the layers' numbers, from 0 on when left out
+    device : where every product is computed, as many layers side by side as its memory holds
+    kept : where each layer's outcome is kept as soon as it is solved, and not solved again
     Raises UsageError where the validation images are the test's, or have classes that train lacks.
     """
     train, validation, views = features
     check_classes(*labels)
     if _shared(validation[0], views[0][0]) > 0.5:  # a few double images are in many data sets
         raise UsageError("the images to choose by are those of the test: take the held-out part of train, and leave test alone")
-    depth = range(len(train))
-    search = fit_paths(((train[layer], labels[0], strengths) for layer in depth), device=device)
-    found = [choose(path, validation[layer], labels[1]) for layer, path in enumerate(search)]
+    numbers = list(range(len(train)) if layers is None else layers)
+
+    def each(name: str, task: Callable[[int], Task], finish: Callable[[int, list[Classifier]], Any], before: int) -> list[Any]:
+        """What is made of each layer's solved task, in the layers' order."""
+        found = [None if kept is None else kept.get(f"{name}-{number:03d}") for number in numbers]
+        missing = [place for place, piece in enumerate(found) if piece is None]
+        done = before + len(numbers) - len(missing)
+        for place, path in zip(missing, fit_paths(map(task, missing), device=device), strict=True):
+            found[place] = finish(place, path)
+            if kept is not None:
+                kept.keep(f"{name}-{numbers[place]:03d}", found[place])
+            done += 1
+            report(done, 2 * len(numbers))
+        return found
+
+    chosen = each(
+        "search",
+        lambda place: (train[place], labels[0], strengths),
+        lambda place, path: list(choose(path, validation[place], labels[1])),
+        0,
+    )
     all_labels = np.concatenate(labels)
-    again = ((np.concatenate([train[layer], validation[layer]]), all_labels, [found[layer][0]]) for layer in depth)
-    layers = []
-    for layer, [refitted] in enumerate(fit_paths(again, device=device)):
-        predictions = np.stack([refitted.predict(view[layer]) for view in views])
-        layers.append(LayerProbe(layer, *found[layer], predictions, refitted.converged))
+    refitted = each(
+        "refit",
+        lambda place: (np.concatenate([train[place], validation[place]]), all_labels, [chosen[place][0]]),
+        lambda place, path: [[path[0].predict(view[place]).tolist() for view in views], path[0].converged],
+        len(numbers),
+    )
+    probes = [
+        LayerProbe(number, search[0], search[1], np.array(predictions, np.int64), converged)
+        for number, search, (predictions, converged) in zip(numbers, chosen, refitted, strict=True)
+    ]
     # The first of equals: the shallower layer.
-    chosen = max(range(len(layers)), key=lambda layer: layers[layer].validation)
-    return ProbeResult(layers, chosen)
+    return ProbeResult(probes, max(probes, key=lambda probe: probe.validation).layer)
+
+
+def chosen_layers(text: str, *, last: int) -> list[int]:
+    """Layers as a person says them, ascending: ``all``, or some of 0 .. last, singly and in ranges.
+
+    Raises UsageError for anything else.
+
+    >>> chosen_layers("10-12, 20", last=24), chosen_layers("all", last=2)
+    ([10, 11, 12, 20], [0, 1, 2])
+    """
+    if text.strip() == "all":
+        return list(range(last + 1))
+    found: set[int] = set()
+    for word in text.split(","):
+        first, dash, end = (part.strip() for part in word.partition("-"))
+        numbers = (first, end if dash else first)
+        if not all(number.isascii() and number.isdecimal() for number in numbers) or not int(first) <= int(numbers[1]) <= last:
+            raise UsageError(f"layers are {text!r}, the model has layers 0 to {last}: say all, or some such as 0,4-{last}")
+        found.update(range(int(first), int(numbers[1]) + 1))
+    return sorted(found)
 
 
 def check_classes(train: Labels, validation: Labels) -> None:

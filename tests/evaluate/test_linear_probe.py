@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from igpt.errors import UsageError
-from igpt.evaluate.linear_probe import choose, depth_series, probe_layers, vote
+from igpt.evaluate.kept import Kept
+from igpt.evaluate.linear_probe import ProbeResult, choose, chosen_layers, depth_series, probe_layers, vote
 from igpt.evaluate.logistic import fit_path
 
 
@@ -82,6 +87,53 @@ def test_a_test_split_offered_for_selection_and_labels_of_no_class_are_refused()
         probe_layers((train, test, [test]), (labels[0], np.arange(12) % 3))
     with pytest.raises(UsageError, match=r"validation has labels \[7\], which no training image has"):
         probe_layers((train, held_out, [test]), (labels[0], np.full(10, 7)))
+
+
+def test_layers_have_their_own_numbers_and_survive_being_written_down() -> None:
+    train, y = layered(90, seed=0, spreads=(0.01, 3.0))
+    validation, vy = layered(60, seed=1, spreads=(0.01, 3.0))
+    result = probe_layers((train, validation, [validation[:, :1]]), (y, vy), layers=[7, 12], strengths=(1.0,))
+    assert ([layer.layer for layer in result.layers], result.chosen, result.best.layer) == ([7, 12], 7, 7)
+    again = ProbeResult.from_json(json.loads(json.dumps(result.as_json())))
+    assert again.as_json() == result.as_json()
+    assert again.best.predictions.dtype == np.int64 and again.best.predictions.shape == (1, 1)
+
+
+def test_a_probe_that_is_stopped_solves_no_layer_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spreads = (3.0, 1.0, 2.0)
+    train, y = layered(90, seed=0, spreads=spreads)
+    validation, vy = layered(60, seed=1, spreads=spreads)
+    test, _ = layered(60, seed=2, spreads=spreads)
+    given, labels = (train, validation, [test]), (y, vy)
+    monkeypatch.setattr("igpt.evaluate.logistic.CPU_BYTES", 0)  # one layer at a time
+
+    class Enough(Exception):
+        pass
+
+    def stop_after(fits: int) -> Callable[[int, int], None]:
+        def report(done: int, total: int) -> None:
+            reported.append(done)
+            if len(reported) == fits:
+                raise Enough
+
+        return report
+
+    reported: list[int] = []
+    for _ in range(3):  # two fits each time
+        before = len(reported)
+        with suppress(Enough):
+            probe_layers(given, labels, kept=Kept(tmp_path, {}), report=stop_after(before + 2))
+    assert reported == [1, 2, 3, 4, 5, 6]
+    again = probe_layers(given, labels, kept=Kept(tmp_path, {}), report=stop_after(0))
+    assert len(reported) == 6
+    assert again.as_json() == probe_layers(given, labels).as_json()
+
+
+@pytest.mark.parametrize("text", ["", "all,3", "3-", "-3", "5-4", "3-25", "25", "1;2", "1.5", "²", "1,,2", "3-4-5", "first"])
+def test_layers_that_are_none_are_refused_in_a_sentence(text: str) -> None:
+    with pytest.raises(UsageError, match="the model has layers 0 to 24: say all, or some such as 0,4-24") as caught:
+        chosen_layers(text, last=24)
+    assert repr(text) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["linear_probe", "sgd_probe", "fine_tune", "low_data"])
