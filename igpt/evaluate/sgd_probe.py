@@ -12,15 +12,20 @@ the scaling of the features are not published: 128 as in pre-training, none, non
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from igpt.errors import UsageError
+from igpt.weights.own import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +35,9 @@ ITERATIONS = 1_000_000
 MOMENTUM = 0.9
 BATCH = 128
 BLOCK = 1024  # rows read at once
+MINUTES = 5.0  # between two checkpoints
 
-Report = Callable[[int, int], None]  # iterations done, iterations in all
+Report = Callable[[int, int], None]  # iterations done, iterations in all; what it raises ends the work, which a checkpoint keeps
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +71,16 @@ class Rows:
         """Number of blocks; the last one takes what is left over, so that no row is too few to be used."""
         return max(len(self) // BLOCK, 1)
 
-    def blocks(self, order: NDArray[np.int64] | None = None) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    def blocks(self, order: Iterable[int] | None = None) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         """Features float32 (1,024 or more, width) with labels, block by block, in the given order of blocks."""
         for block in range(self.count) if order is None else order:
-            here = slice(block * BLOCK, (block + 1) * BLOCK if block < self.count - 1 else None)
+            here = self.span(block)
             rows = [layer[self.places[here]].astype(np.float32) for layer in self.layers]
             yield np.concatenate(rows, axis=1), self.labels[here]
+
+    def span(self, block: int) -> slice:
+        """Which of the rows are in a block."""
+        return slice(block * BLOCK, (block + 1) * BLOCK if block < self.count - 1 else len(self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,12 +113,16 @@ def fit_sgd(
     iterations: int = ITERATIONS,
     seed: int = 0,
     device: str = "cpu",
+    checkpoint: Path | None = None,
     report: Report = lambda done, total: None,
 ) -> list[SgdClassifier]:
     """One classifier a rate, all trained in the same pass on the same batches.
 
-    Blocks of rows come in a new random order in each epoch, and rows in a random order within a block. Raises
-    UsageError for labels outside 0 .. classes - 1, and for features that are not finite.
+    Blocks of rows come in a new random order in each epoch, and rows in a random order within a block.
+
+    checkpoint : a file that keeps the state every `MINUTES`, when ``report`` raises, and at the end. The same call goes on
+    from it, and ends, on a processor, with the same numbers to the bit; one of another call is written over.
+    Raises UsageError for labels outside 0 .. classes - 1, and for features that are not finite.
     """
     import torch
 
@@ -117,14 +131,21 @@ def fit_sgd(
             f"a probe wants at least {BATCH} images with labels from 0 to {classes - 1}, not {len(rows)} with labels from"
             f" {rows.labels.min(initial=0)} to {rows.labels.max(initial=0)}"
         )
-    mean, scale = _moments(rows, device)
     many = len(rates)
-    # Row r * classes + k is class k of rate r, so that all rates are one product.
-    weights = torch.zeros(many * classes, rows.width, device=device)
-    intercept = torch.zeros(many * classes, device=device)
-    speed, intercept_speed = torch.zeros_like(weights), torch.zeros_like(intercept)
+    content = hashlib.sha256(rows.places.tobytes() + rows.labels.tobytes()).hexdigest()
+    call = f"{content} {rows.width} features, {classes} classes, rates {list(rates)}, {iterations} iterations, seed {seed}"
+    step, state = _begun(checkpoint, call, device)
+    if not state:
+        mean, scale = _moments(rows, device)
+        # Row r * classes + k is class k of rate r, so that all rates are one product.
+        weights, intercept = torch.zeros(many * classes, rows.width, device=device), torch.zeros(many * classes, device=device)
+        state = {"mean": mean, "scale": scale, "weights": weights, "intercept": intercept}
+        state |= {"speed": torch.zeros_like(weights), "intercept_speed": torch.zeros_like(intercept)}
+    mean, scale, weights, intercept = (state[name] for name in ("mean", "scale", "weights", "intercept"))
+    speed, intercept_speed = state["speed"], state["intercept_speed"]
     each = torch.tensor(rates, device=device).repeat_interleave(classes)
-    for step, (x, labels) in enumerate(_batches(rows, iterations, seed, device)):
+    saved = time.monotonic()
+    for x, labels in _batches(rows, iterations, seed, device, skip=step):
         z = (x - mean) / scale
         logits = torch.addmm(intercept, z, weights.T).view(len(z), many, classes)
         slope = logits.softmax(-1)
@@ -135,9 +156,37 @@ def fit_sgd(
         rate = each * 0.5 * (1 + math.cos(math.pi * step / iterations))
         weights -= rate[:, None] * speed
         intercept -= rate * intercept_speed
-        report(step + 1, iterations)
+        step += 1
+        if time.monotonic() - saved > 60 * MINUTES or step == iterations:
+            _keep(checkpoint, call, step, state)
+            saved = time.monotonic()
+        try:
+            report(step, iterations)
+        except BaseException:
+            _keep(checkpoint, call, step, state)
+            raise
     parts = zip(rates, weights.view(many, classes, -1), intercept.view(many, classes), strict=True)
     return [SgdClassifier(rate, mean, scale, w, b) for rate, w, b in parts]
+
+
+def _keep(checkpoint: Path | None, call: str, step: int, state: dict[str, Tensor]) -> None:
+    """Write the state after ``step`` iterations, whole or not at all."""
+    if checkpoint is not None:
+        save_tensors(checkpoint, {name: tensor.cpu() for name, tensor in state.items()}, {"call": call, "step": str(step)})
+
+
+def _begun(checkpoint: Path | None, call: str, device: str) -> tuple[int, dict[str, Tensor]]:
+    """Iterations done and the state after them, of a call that was made before; none where there is no such checkpoint."""
+    if checkpoint is None or not checkpoint.exists():
+        return 0, {}
+    try:
+        tensors, said = load_tensors(checkpoint)
+        if said["call"] != call:
+            return 0, {}
+        return int(said["step"]), {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
+    except (UsageError, KeyError, ValueError) as error:
+        warnings.warn(f"{checkpoint} is damaged ({error}): the probe begins again", stacklevel=3)
+        return 0, {}
 
 
 def choose_rate(found: Sequence[SgdClassifier], validation: Rows) -> tuple[SgdClassifier, float]:
@@ -147,24 +196,30 @@ def choose_rate(found: Sequence[SgdClassifier], validation: Rows) -> tuple[SgdCl
     return best, accuracy
 
 
-def _batches(rows: Rows, iterations: int, seed: int, device: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """As many batches as there are iterations, epoch after epoch; what a block leaves over is passed over.
+def _batches(rows: Rows, iterations: int, seed: int, device: str, *, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """As many batches as there are iterations, less the first ``skip``; what a block leaves over is passed over.
 
     A block goes to the device whole, where batches are taken from it: one transfer in place of eight.
     """
     import torch
 
     generator, done = np.random.default_rng(seed), 0
-    while True:
-        for block in rows.blocks(generator.permutation(rows.count)):
-            x, labels = (torch.from_numpy(part).to(device) for part in block)
-            shuffled = torch.from_numpy(generator.permutation(len(x))).to(device)
-            for start in range(0, len(x) - BATCH + 1, BATCH):
+    while done < iterations:
+        for block in generator.permutation(rows.count):
+            here = rows.span(block)
+            shuffled, count = generator.permutation(here.stop - here.start), (here.stop - here.start) // BATCH
+            if done + count <= skip:  # drawn, so that the others are as they were, and not read
+                done += count
+                continue
+            [(x, labels)] = ((torch.from_numpy(part).to(device) for part in read) for read in rows.blocks([block]))
+            order = torch.from_numpy(shuffled).to(device)
+            for start in range(0, count * BATCH, BATCH):
                 if done == iterations:
                     return
                 done += 1
-                here = shuffled[start : start + BATCH]
-                yield x[here], labels[here]
+                if done > skip:
+                    batch = order[start : start + BATCH]
+                    yield x[batch], labels[batch]
 
 
 def _moments(rows: Rows, device: str) -> tuple[Tensor, Tensor]:

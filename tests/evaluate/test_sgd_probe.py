@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE, ROOT
 
 from igpt.errors import UsageError
-from igpt.evaluate.sgd_probe import BATCH, BLOCK, Rows, choose_rate, fit_sgd
+from igpt.evaluate.sgd_probe import BATCH, BLOCK, Rows, SgdClassifier, choose_rate, fit_sgd
 
 
 def blobs(images: int, *, seed: int, spread: float = 1.0, width: int = 6) -> tuple[np.ndarray, np.ndarray]:
@@ -118,3 +124,88 @@ def test_a_card_trains_what_a_processor_trains() -> None:
         torch.testing.assert_close(one.scale.cpu(), other.scale)
         torch.testing.assert_close(one.weights.cpu(), other.weights, rtol=1e-3, atol=1e-4)  # float32, in another order
         assert (one.predict(train) == other.predict(train)).mean() > 0.99
+
+
+CUT = """
+import os, signal
+from pathlib import Path
+import torch
+from igpt.evaluate import sgd_probe
+from test_sgd_probe import HOW, rows
+torch.set_num_threads({threads})
+sgd_probe.MINUTES = 0.0
+def report(done, total):
+    if done == 21:
+        os.kill(os.getpid(), signal.SIGKILL)
+sgd_probe.fit_sgd(rows(3000, seed=0), checkpoint=Path({checkpoint!r}), report=report, **HOW)
+"""
+HOW = {"classes": 4, "rates": (3.0, 0.1), "iterations": 70}
+
+
+def test_a_probe_whose_process_is_killed_goes_on_and_ends_the_same_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'tests'}:{ROOT / 'tests' / 'evaluate'}")
+    checkpoint = tmp_path / "probe.safetensors"
+    code = CUT.format(checkpoint=str(checkpoint), threads=torch.get_num_threads())
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    train, done = rows(3000, seed=0), list[int]()
+    whole = fit_sgd(train, **HOW)
+    cut = fit_sgd(train, checkpoint=checkpoint, report=lambda now, total: done.append(now), **HOW)
+    assert done == list(range(22, 71))
+    assert same(cut, whole)
+    done.clear()
+    assert same(fit_sgd(train, checkpoint=checkpoint, report=lambda now, total: done.append(now), **HOW), whole)
+    assert done == []
+
+
+def same(some: list[SgdClassifier], others: list[SgdClassifier]) -> bool:
+    names = ("mean", "scale", "weights", "intercept")
+    return all(torch.equal(getattr(a, n), getattr(b, n)) for a, b in zip(some, others, strict=True) for n in names)
+
+
+@pytest.mark.parametrize("moment", [1, 9, 22, 69])
+def test_a_probe_that_is_stopped_keeps_the_step_it_was_at(tmp_path: Path, moment: int) -> None:
+    class Enough(Exception):
+        pass
+
+    def report(done: int, total: int) -> None:
+        if done == moment:
+            raise Enough
+
+    train, went_on = rows(3000, seed=0), list[int]()
+    with pytest.raises(Enough):
+        fit_sgd(train, checkpoint=tmp_path / "c", report=report, **HOW)
+    cut = fit_sgd(train, checkpoint=tmp_path / "c", report=lambda now, total: went_on.append(now), **HOW)
+    assert went_on[0] == moment + 1
+    assert same(cut, fit_sgd(train, **HOW))
+
+
+def test_rows_that_a_continued_probe_has_passed_are_not_read_again(tmp_path: Path) -> None:
+    train, read = rows(3 * BLOCK, seed=0), list[int]()
+
+    class Watched(Rows):
+        def blocks(self, order=None):  # type: ignore[no-untyped-def]
+            read.extend(range(self.count) if order is None else order)
+            return super().blocks(order)
+
+    watched = Watched(train.layers, train.places, train.labels)
+    how = {**HOW, "iterations": 24}  # three blocks of eight batches
+    fit_sgd(watched, checkpoint=tmp_path / "c", **how)
+    assert sorted(read) == [0, 0, 1, 1, 2, 2]  # once for mean and deviation
+    read.clear()
+    fit_sgd(watched, checkpoint=tmp_path / "c", **how)
+    assert read == []
+
+
+def test_a_checkpoint_of_another_call_or_a_damaged_one_does_not_count(tmp_path: Path) -> None:
+    train, checkpoint = rows(1500, seed=0), tmp_path / "c"
+    fit_sgd(train, checkpoint=checkpoint, **HOW)
+    for other in ({**HOW, "iterations": 40}, {**HOW, "rates": (1.0,)}, {**HOW, "seed": 1}):
+        assert same(fit_sgd(train, checkpoint=checkpoint, **other), fit_sgd(train, **other))
+    fewer = Rows(train.layers, train.places[:1400], train.labels[:1400])
+    assert same(fit_sgd(fewer, checkpoint=checkpoint, **HOW), fit_sgd(fewer, **HOW))
+    checkpoint.write_bytes(checkpoint.read_bytes()[:200])
+    with pytest.warns(UserWarning, match="is damaged .*: the probe begins again"):
+        assert same(fit_sgd(fewer, checkpoint=checkpoint, **HOW), fit_sgd(fewer, **HOW))
