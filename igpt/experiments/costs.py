@@ -1,45 +1,173 @@
-"""What a stage costs on a machine: the work of its notebook at the machine's rates.
+"""What a stage costs on a machine: hours of its work at the machine's rates, memory, room on the disk, and downloads.
 
-Every notebook has its own entry in `igpt.experiments.protocols`, and every stage is given with all its parameters: nothing has
-a price by default.
+Every notebook has its own entries in `igpt.experiments.protocols` and `igpt.experiments.needs`, and every stage is given with
+all its parameters: nothing has a price by default.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
-from igpt.experiments.protocols import PROTOCOLS, needed_stages
-from igpt.experiments.work import Rates, Work
+from igpt.data.cards import data_card, data_files, is_present
+from igpt.experiments.machines import GIB, H100, Card
+from igpt.experiments.needs import NEEDS, Needs, Training
+from igpt.experiments.protocols import PROTOCOLS, needed_datasets, needed_stages
+from igpt.experiments.work import Work
 from igpt.stage import Stage
-from igpt.train.cost import CARD_FLOPS, CORES_FLOPS
+from igpt.train.memory import FLOAT, USED, fitting, step_memory
+from igpt.train.recipe import Recipe
 from igpt.train.recipes import recipe
+from igpt.weights.released import weights_home
 
-# The card of `igpt.train.cost`: 40 % of its data sheet's 67 TFLOP/s in float64 and half of its 3.35 TB/s; an eigenproblem of
-# 1,536 features in a fifth of a second is assumed. None of them has been measured here.
-CARD_RATES = Rates(CARD_FLOPS, 0.40 * 67e12, 0.5 * 3.35e12, 2e11)
-# Two cores: the best of nine looks at 4,000 x 512 features of 200 classes and at 20,000 x 128 of 100, and one eigenproblem of
-# 1,536 features, measured beside other work (AMD EPYC).
-CORES_RATES = Rates(CORES_FLOPS, 3.3e10, 4e9, 3.6e10)
+TOKEN, ONE_HOT = 2, 1  # bytes, the least of a released token and of an element of its label; their types are not published
+
+
+@dataclass(frozen=True)
+class Download:
+    """Something that is fetched once, whatever stages need it.
+
+    bytes : that come over the network; exact : whether these are known, or the least that they can be
+    disk : bytes that stay outside of the runs; here : whether it is at hand
+    """
+
+    name: str
+    bytes: float
+    disk: float
+    exact: bool
+    here: bool
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one or several stages take, without the stages that they stand on.
+
+    card, memory : bytes of the card's memory and of the machine's, at the height; a processor has the second only
+    disk : bytes in the folders of the stages, of all of them together
+    """
+
+    hours: float = 0.0
+    card: float = 0.0
+    memory: float = 0.0
+    disk: float = 0.0
+    downloads: frozenset[Download] = field(default=frozenset())
+
+    def __add__(self, other: Cost) -> Cost:
+        """Both, one after the other."""
+        return Cost(
+            self.hours + other.hours,
+            max(self.card, other.card),
+            max(self.memory, other.memory),
+            self.disk + other.disk,
+            self.downloads | other.downloads,
+        )
+
+    @property
+    def to_fetch(self) -> float:
+        """Bytes to download that are not at hand."""
+        return sum(each.bytes for each in self.downloads if not each.here)
+
+    @property
+    def exact(self) -> bool:
+        """Whether `to_fetch` is known, and not the least that it can be."""
+        return all(each.exact for each in self.downloads if not each.here)
+
+    @property
+    def room(self) -> float:
+        """Bytes of disk, with what is to be downloaded."""
+        return self.disk + sum(each.disk for each in self.downloads if not each.here)
 
 
 def stage_work(stage: Stage) -> Work:
     """The work of one stage, all of whose parameters are named, without its parents.
 
-    Raises KeyError for a notebook that has no entry here, and for one without the parameters that its price stands on.
+    Raises KeyError for a notebook that has no entry, and for one without the parameters that its price stands on.
     """
     work = PROTOCOLS[stage.notebook].work
-    given = stage.parameters
-    if isinstance(work, Work):
-        return work
-    return work(given, recipe(str(given["model"]), str(given.get("objective", "autoregressive"))))  # type: ignore[arg-type]
+    return work if isinstance(work, Work) else work(stage.parameters, _plan(stage))
 
 
-def stage_hours(stage: Stage) -> float | None:
-    """Card-hours of one stage, all of whose parameters are named, without its parents; None for a notebook of one's own."""
+def stage_hours(stage: Stage, card: Card = H100) -> float | None:
+    """Hours of one stage, all of whose parameters are named, without its parents; None for a notebook of one's own."""
     try:
-        return stage_work(stage).hours(CARD_RATES)
+        return stage_work(stage).hours(card.rates)
     except KeyError:
         return None
+
+
+def stage_needs(stage: Stage) -> Needs:
+    """What one stage, all of whose parameters are named, needs beside time; little for a notebook without an entry."""
+    needs = NEEDS.get(stage.notebook)
+    return needs(stage.parameters, _plan(stage)) if needs else Needs()
+
+
+def stage_cost(stage: Stage, card: Card) -> Cost:
+    """All that one stage, all of whose parameters are named, takes on a card, without its parents.
+
+    Raises KeyError as `stage_work` does. Training is counted with as many images at once as the card holds, or with one where
+    it does not even hold that.
+    """
+    needs = stage_needs(stage)
+    at_once = max(needs.network * (2 if card.is_processor else 1), needs.card())  # processors may have no half precision
+    if needs.training:
+        at_once = max(at_once, training_bytes(needs.training, card.gib))
+    return Cost(
+        hours=stage_work(stage).hours(card.rates),
+        card=0.0 if card.is_processor else at_once,
+        memory=needs.memory + (at_once if card.is_processor else 0.0),
+        disk=needs.disk,
+        downloads=frozenset(downloads(stage)),
+    )
+
+
+def training_bytes(training: Training, gib: float) -> float:
+    """The card's memory at the height of a step: with as many images at once as it holds; with one where it holds none.
+
+    gib : what the card has; 0 for a processor, for which one image is counted
+    """
+    shape, batch, classes = training.shape, training.batch, training.classes
+    fit = fitting(shape, batch=batch, room=USED * gib * GIB, classes=classes) if gib else None
+    return fit.memory.total if fit else step_memory(shape, images=1, recompute=True, classes=classes).total
+
+
+def downloads(stage: Stage) -> list[Download]:
+    """What a stage reads that is published elsewhere; a data set that may be had from its owner only is not among it."""
+    found = [each for name in needed_datasets(stage.notebook, stage.parameters) if (each := _dataset(name))]
+    given = stage.parameters
+    if stage.notebook == "weights" and given["weights"] == "released":
+        ending = "-bert" if given["objective"] == "bert" else ""
+        name, step = f"{given['model']}{ending}", given["step"]
+        size = FLOAT * _plan(stage).shape.parameters
+        here = (weights_home() / name / f"model.ckpt-{step}.index").exists()
+        found.append(Download(f"{name} after {step:,} steps", size, size, True, here))
+    return found
+
+
+def _dataset(name: str) -> Download | None:
+    """A data set that can be downloaded."""
+    card = data_card(name)
+    if name == "imagenet-tokens":
+        least = (card.train + card.test) * (card.height**2 * TOKEN + card.classes * ONE_HOT)
+        return Download(name, least, least, False, is_present(name))
+    files = data_files(name) if name != "digits" else None
+    if files is None or not all(archive.addresses for archive in files.archives):
+        return None
+    size = sum(archive.bytes for archive in files.archives)
+    return Download(name, size, size + files.unpacked_bytes, True, is_present(name))
+
+
+def lacking(cost: Cost, card: Card, memory: float, disk: float) -> str:
+    """Why a machine cannot hold what a cost says, in a few words; nothing where it can.
+
+    memory, disk : bytes that the machine has free
+    """
+    if cost.card > USED * card.gib * GIB:
+        return f"it needs {cost.card / GIB:.1f} GiB on the card, of whose {card.gib:.0f} GiB {USED:.0%} are used"
+    if cost.memory > memory:
+        return f"it needs {cost.memory / GIB:.1f} GiB of memory, and {memory / GIB:.1f} GiB are free"
+    if cost.room > disk:
+        return f"it needs {cost.room / 1e9:.1f} GB of disk, and {disk / 1e9:.1f} GB are free"
+    return ""
 
 
 InFull = Callable[[Stage], Stage]  # gives a stage all its parameters: `igpt.results.signature.Signer.in_full`
@@ -57,8 +185,14 @@ def with_parents(stages: Iterable[Stage], in_full: InFull) -> list[Stage]:
     return list(found)
 
 
-def run_hours(stages: Iterable[Stage], in_full: InFull, on: Rates = CARD_RATES) -> tuple[float, float]:
+def run_hours(stages: Iterable[Stage], in_full: InFull, card: Card = H100) -> tuple[float, float]:
     """Hours of pre-training, and of everything after it, for a run's stages and their parents."""
-    hours = {stage: stage_work(stage).hours(on) for stage in with_parents(stages, in_full)}
+    hours = {stage: stage_work(stage).hours(card.rates) for stage in with_parents(stages, in_full)}
     pretraining = sum(h for stage, h in hours.items() if stage.notebook == "pretrain")
     return pretraining, sum(hours.values()) - pretraining
+
+
+def _plan(stage: Stage) -> Recipe:
+    """The recipe of a stage's model."""
+    given = stage.parameters
+    return recipe(str(given["model"]), str(given.get("objective", "autoregressive")))  # type: ignore[arg-type]  # refused there

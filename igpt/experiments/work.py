@@ -24,9 +24,10 @@ FINE_TUNINGS = 3 + 3  # three rates and three refits
 
 @dataclass(frozen=True)
 class Rates:
-    """A machine in a second: operations in half precision and in float64, bytes moved, operations of an eigenproblem."""
+    """A machine in a second: operations in half precision, float32 and float64, bytes moved, operations of an eigenproblem."""
 
     half: float
+    single: float
     double: float
     bytes: float
     eigen: float
@@ -34,20 +35,21 @@ class Rates:
 
 @dataclass(frozen=True)
 class Work:
-    """Operations in half precision and in float64, bytes that solving a probe moves, operations of its eigenproblems."""
+    """Operations in half precision, float32 and float64, bytes that solving a probe moves, operations of its eigenproblems."""
 
     half: float = 0.0
+    single: float = 0.0
     double: float = 0.0
     bytes: float = 0.0
     eigen: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         """Both, one after the other."""
-        return Work(self.half + other.half, self.double + other.double, self.bytes + other.bytes, self.eigen + other.eigen)
+        return Work(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def hours(self, on: Rates) -> float:
         """Hours on a machine: a probe's products and its memory overlap, so that the longer of the two counts."""
-        solving = max(self.double / on.double, self.bytes / on.bytes)
+        solving = max(self.single / on.single + self.double / on.double, self.bytes / on.bytes)
         return (self.half / on.half + solving + self.eigen / on.eigen) / 3600
 
 
@@ -69,7 +71,12 @@ def probe_work(*, images: int, width: int, classes: int, problems: int = 1, stre
     # times; L-BFGS passes its 20 steps and 20 changes of the gradient four times.
     double = 4 * outputs * inner * sum(turns) + 4 * images * inner * width  # and covariance and rotation, before
     moved = 16 * images * inner * max(turns) + 8 * (8 * outputs + 4 * 40 * unknowns) * sum(turns)
-    return Work(0.0, problems * double, problems * moved, problems * 10 * inner**3)
+    return Work(double=problems * double, bytes=problems * moved, eigen=problems * eigen_flops(inner))
+
+
+def eigen_flops(size: int) -> float:
+    """Operations of a symmetric eigenproblem with its vectors, about."""
+    return 10.0 * size**3
 
 
 Given = dict[str, Literal]  # all parameters of a stage
@@ -136,13 +143,12 @@ def settings(given: Given, plan: Recipe) -> Work:
 
 
 def sgd_probe(given: Given, plan: Recipe) -> Work:
-    """The layer's choice on a part; all images' features; the rates side by side, and the refit, in float32 at float64's rate."""
+    """The layer's choice on a part; all images' features; the rates side by side, and the refit, in float32."""
     card = data_card(str(given["dataset"]))
     subset, steps = min(int(given["subset"]), card.train - card.validation), int(given["iterations"])
     outputs, width = (len(SGD_RATES) + 1) * card.classes, int(given["count"]) * plan.shape.n_embd
-    trained = Work(
-        0.0, 4 * BATCH * outputs * width * steps, 4 * 6 * outputs * width * steps
-    )  # weights and their speeds, six times
+    # Of bytes: the weights and their speeds, six times.
+    trained = Work(single=4 * BATCH * outputs * width * steps, bytes=4 * 6 * outputs * width * steps)
     chosen = _probed(given, width=plan.shape.n_embd, problems=plan.shape.n_layer + 1, images=subset)
     return _passes(plan, 1.25 * subset + card.train + _views(given) * card.test) + chosen + trained
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from igpt.experiments.costs import CARD_RATES, stage_work
+from igpt.experiments.costs import stage_work
+from igpt.experiments.machines import H100
 from igpt.project import Project
 from igpt.report.tables import Cell, ResultTable
 from igpt.results.signature import Signer
@@ -41,7 +42,7 @@ def recipe_table(project: Project) -> ResultTable:
                 f"{3 * forward_flops(shape) / 1e9:,.3g}",
                 _hours(gpu_hours(pretraining_flops(plan))),
                 _seconds(gpu_hours(probe.half)),
-                _seconds(replace(probe, half=0.0).hours(CARD_RATES)),
+                _seconds(replace(probe, half=0.0).hours(H100.rates)),
                 f"igpt train {plan.name}{' --objective bert' if bert else ''}",
             )
         )

@@ -12,7 +12,8 @@ from igpt.data import DATASETS
 from igpt.errors import UsageError
 from igpt.experiments import TABLES, TIERS, Experiment, experiments
 from igpt.experiments.cells import why_not
-from igpt.experiments.costs import CARD_RATES, CORES_RATES, InFull, run_hours, with_parents
+from igpt.experiments.costs import InFull, run_hours, with_parents
+from igpt.experiments.machines import H100, TWO_CORES
 from igpt.experiments.protocols import needed_datasets
 from igpt.experiments.published import Published
 from igpt.measure import LEVEL
@@ -253,8 +254,8 @@ def _price(experiment: Experiment, run: Run, in_full: InFull) -> tuple[tuple[str
     rule = ("Rule", run.rule.claim)
     if run.tier == "tiny":  # too small to be priced
         return (("Status", "not run yet"), rule, ("Cost", "minutes on two cores, the whole tier together"), command)
-    unit, rates = ("Hours of two cores", CORES_RATES) if TIERS[run.tier].cores else (f"{CARD}-hours", CARD_RATES)
-    pretraining, rest = run_hours(run.stages(), in_full, rates)
+    unit, card = ("Hours of two cores", TWO_CORES) if TIERS[run.tier].cores else (f"{CARD}-hours", H100)
+    pretraining, rest = run_hours(run.stages(), in_full, card)
     cost = f"{unit}: {_hours(pretraining)} of pre-training, {_hours(rest)} of everything after it"
     used = {d for s in with_parents(run.stages(), in_full) for d in needed_datasets(s.notebook, s.parameters)}
     status = f"not run: it needs {' and '.join(sorted(SHORT[name] for name in used))}, and the hours below"

@@ -5,7 +5,8 @@ from conftest import ROOT
 
 from igpt.data import data_card
 from igpt.evaluate.logistic import ITERATIONS
-from igpt.experiments.costs import CARD_RATES, CORES_RATES, run_hours, stage_hours, stage_work
+from igpt.experiments.costs import run_hours, stage_hours, stage_work
+from igpt.experiments.machines import H100, TWO_CORES
 from igpt.experiments.work import expected_iterations, probe_work
 from igpt.project import Project
 from igpt.report.costs import recipe_table
@@ -87,11 +88,11 @@ def test_masks_that_vote_are_passes_that_are_paid() -> None:
 def test_hours_add_up_and_another_machine_has_its_own_rates() -> None:
     stage = full("linear_probe", model="laptop-l", dataset="cifar10")
     work = stage_work(stage)
-    parts = sum(run_hours([stage], SIGNER.in_full, CORES_RATES))
-    pretraining = stage_work(full("pretrain", model="laptop-l")).hours(CORES_RATES)
-    assert parts == pytest.approx(pretraining + work.hours(CORES_RATES))
-    assert (work + work).hours(CARD_RATES) == pytest.approx(2 * work.hours(CARD_RATES))
-    assert work.hours(CARD_RATES) < work.hours(CORES_RATES)
+    parts = sum(run_hours([stage], SIGNER.in_full, TWO_CORES))
+    pretraining = stage_work(full("pretrain", model="laptop-l")).hours(TWO_CORES.rates)
+    assert parts == pytest.approx(pretraining + work.hours(TWO_CORES.rates))
+    assert (work + work).hours(H100.rates) == pytest.approx(2 * work.hours(H100.rates))
+    assert work.hours(H100.rates) < work.hours(TWO_CORES.rates)
 
 
 def test_a_planned_stage_has_all_its_parameters_and_so_its_price(project: Project) -> None:
@@ -107,6 +108,6 @@ def test_the_table_of_recipes_prices_each_ones_probe() -> None:
     column = table.columns.index("Probe: solving (s)")
     seconds = {row[0].text: row[column].text for row in table.rows}
     work = stage_work(full("linear_probe", model="igpt-l", dataset="cifar10"))
-    solving = 3600 * work.hours(CARD_RATES) - work.half / CARD_RATES.half
+    solving = 3600 * work.hours(H100.rates) - work.half / H100.rates.half
     assert float(seconds["igpt-l"]) == pytest.approx(solving, rel=0.05)
     assert float(seconds["igpt-xl"].replace(",", "")) > float(seconds["igpt-l"])

@@ -1,0 +1,231 @@
+"""What the notebooks need beside time, one function a notebook: memory of the card and of the machine, and room on the disk.
+
+As `igpt.experiments.work`, from a stage's parameters, its recipe and its data's sizes. What is small is left out: a palette,
+records, a probe's predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from igpt.data import data_card
+from igpt.evaluate.linear_probe import STRENGTHS
+from igpt.evaluate.sgd_probe import BLOCK
+from igpt.evaluate.sgd_probe import RATES as SGD_RATES
+from igpt.experiments.machines import GIB
+from igpt.experiments.work import Given
+from igpt.shape import ModelShape
+from igpt.train.memory import FLOAT, HALF
+from igpt.train.recipe import Recipe
+
+PYTHON = 1.0 * GIB  # of the machine: the libraries, a GPU's driver
+BATCH = 128  # images of a pass over frozen weights
+PASSING = 12  # arrays of width x positions an image that a pass has at once, most of them the MLP's: counted, not measured
+KEPT = 2 * 3  # copies of the weights in two checkpoints: they and Adam's two moments
+INT64 = 8
+
+
+@dataclass(frozen=True)
+class Training:
+    """Adam's steps, which take what a card has: as many images at once as it holds."""
+
+    shape: ModelShape
+    batch: int
+    classes: int = 0  # of a fine-tune's head
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes.
+
+    network : of frozen weights and of a pass through them, in half precision, on the card
+    card : tells of whatever else the card holds, at another time; only asked where torch is at hand
+    training : that comes on top, see `igpt.experiments.costs.stage_cost`
+    memory : of the machine
+    disk : in the stage's folder, at its height
+    """
+
+    network: float = 0.0
+    card: Callable[[], float] = lambda: 0.0
+    training: Training | None = None
+    memory: float = PYTHON
+    disk: float = 0.0
+
+
+def _weights(plan: Recipe) -> float:
+    """Bytes of a model's weights as they are kept."""
+    return FLOAT * plan.shape.parameters
+
+
+def _network(plan: Recipe, networks: int = 1, images: int = BATCH) -> float:
+    """Frozen weights in half precision, and a pass of some images through them."""
+    shape = plan.shape
+    return HALF * (networks * shape.parameters + images * PASSING * shape.n_ctx * shape.n_embd)
+
+
+def _loaded(plan: Recipe, images: float = 0, networks: int = 1) -> float:
+    """The machine's memory while weights are read, in the file and in the model; and tokens of images that all lie in it."""
+    return PYTHON + (1 + networks) * _weights(plan) + INT64 * images * plan.shape.n_ctx
+
+
+def _features(plan: Recipe, images: float, layers: int) -> float:
+    """Float32 features."""
+    return FLOAT * images * layers * plan.shape.n_embd
+
+
+def _probe(given: Given, width: int, images: int = 0) -> float:
+    """The card's memory for one layer's probe, of all training images or of ``images``: the search, or the refit."""
+    from igpt.evaluate.logistic import _bytes as problem_bytes
+
+    card = data_card(str(given["dataset"]))
+    whole = images or card.train
+    search = problem_bytes(round(whole * (1 - card.held_out)), width, card.classes, len(STRENGTHS))
+    return max(sum(search), sum(problem_bytes(whole, width, card.classes, 1)))
+
+
+def _looks(given: Given) -> float:
+    """Test images, each as often as masks are drawn for it."""
+    views = int(given["views"]) if given.get("objective") == "bert" else 1
+    return views * data_card(str(given["dataset"])).test
+
+
+def nothing(given: Given, plan: Recipe) -> Needs:
+    """No more than Python."""
+    return Needs()
+
+
+def weights(given: Given, plan: Recipe) -> Needs:
+    """What was read, the model, and the bytes that are written; then a pass of the first images, where tokens are at hand."""
+    return Needs(_network(plan), memory=PYTHON + 3 * _weights(plan), disk=_weights(plan))
+
+
+def pretrain(given: Given, plan: Recipe) -> Needs:
+    """Two checkpoints, and the weights of each milestone; one checkpoint's content in the machine's memory as it is written."""
+    disk = _weights(plan) * (len(plan.milestones) + KEPT)
+    card = data_card(plan.dataset)
+    tokens = 0 if card.train > 10**6 else card.train  # ImageNet's stay on disk
+    memory = _loaded(plan, tokens) + 2 * 3 * _weights(plan)
+    return Needs(training=Training(plan.shape, plan.batch), memory=memory, disk=disk)
+
+
+def rate_search(given: Given, plan: Recipe) -> Needs:
+    """A training, and its last weights for each rate."""
+    found = pretrain(given, plan)
+    return Needs(training=found.training, memory=found.memory, disk=_weights(plan) * (5 + KEPT))
+
+
+def released_loss(given: Given, plan: Recipe) -> Needs:
+    """A pass."""
+    return Needs(_network(plan), memory=_loaded(plan, int(given["images"])))
+
+
+def samples(given: Given, plan: Recipe) -> Needs:
+    """Weights in float32, and of each image drawn at once the keys and values."""
+
+    def drawing() -> float:
+        from igpt.sample import AT_ONCE
+
+        shape = plan.shape
+        return _weights(plan) + FLOAT * AT_ONCE * 2 * shape.n_layer * shape.n_ctx * shape.n_embd
+
+    return Needs(card=drawing, memory=_loaded(plan))
+
+
+def linear_probe(given: Given, plan: Recipe) -> Needs:
+    """The trained and the untrained network; every layer's features of one of them on disk; pixels, if they are wider."""
+    card, shape = data_card(str(given["dataset"])), plan.shape
+    width = max(shape.n_embd, plan.side**2 * card.channels)
+    images = card.train + card.test
+    return Needs(
+        _network(plan, networks=2),
+        card=lambda: _probe(given, width),
+        memory=_loaded(plan, images, networks=2) + _features(plan, images, 1) + 2 * FLOAT * images * width,
+        disk=_features(plan, card.train + _looks(given), shape.n_layer + 1),
+    )
+
+
+def concatenated(given: Given, plan: Recipe) -> Needs:
+    """The features of every layer in the machine's memory, of which some are taken side by side."""
+    card, layers = data_card(str(given["dataset"])), min(int(given["layers"]), plan.shape.n_layer + 1)
+    images = card.train + card.test
+    return Needs(
+        _network(plan),
+        card=lambda: _probe(given, layers * plan.shape.n_embd),
+        memory=_loaded(plan, images) + _features(plan, images, plan.shape.n_layer + 1 + layers),
+    )
+
+
+def milestones(given: Given, plan: Recipe) -> Needs:
+    """Every layer's features at one milestone at a time."""
+    card = data_card(str(given["dataset"]))
+    whole = int(given["images"]) or card.train
+    return Needs(
+        _network(plan),
+        card=lambda: _probe(given, plan.shape.n_embd, whole),
+        memory=_loaded(plan, whole + card.test) + 2 * _features(plan, whole + card.test, 1),
+        disk=_features(plan, whole + card.test, plan.shape.n_layer + 1),
+    )
+
+
+def low_data(given: Given, plan: Recipe) -> Needs:
+    """Every layer's features of one network in the machine's memory; a fine-tune of batches of 16."""
+    card = data_card(str(given["dataset"]))
+    images = card.train + card.test
+    return Needs(
+        _network(plan, networks=3),
+        training=Training(plan.shape, 16, card.classes),
+        memory=_loaded(plan, images, networks=2) + _features(plan, images, plan.shape.n_layer + 1),
+        disk=_weights(plan) * KEPT,
+    )
+
+
+def settings(given: Given, plan: Recipe) -> Needs:
+    """Every layer's features of some images."""
+    card = data_card(str(given["dataset"]))
+    images = min(int(given["subset"]), card.train)
+    return Needs(
+        _network(plan),
+        card=lambda: _probe(given, plan.shape.n_embd, images),
+        memory=_loaded(plan, card.train) + _features(plan, images + card.validation, plan.shape.n_layer + 1),
+    )
+
+
+def sgd_probe(given: Given, plan: Recipe) -> Needs:
+    """Every layer's features of a part in the machine's memory; the chosen layers' of all images on disk, in half precision."""
+    card, shape = data_card(str(given["dataset"])), plan.shape
+    subset, count = min(int(given["subset"]), card.train), int(given["count"])
+    width, outputs = count * shape.n_embd, len(SGD_RATES) * card.classes
+    return Needs(
+        _network(plan),
+        card=lambda: max(_probe(given, shape.n_embd, subset), FLOAT * width * (5 * outputs + 2 * BLOCK)),
+        memory=_loaded(plan) + _features(plan, 1.25 * subset, shape.n_layer + 1),
+        disk=HALF * width * (card.train + _looks(given)),
+    )
+
+
+def fine_tune(given: Given, plan: Recipe) -> Needs:
+    """One training at a time, beside the pre-trained weights; a checkpoint's content in memory as it is written."""
+    card = data_card(str(given["dataset"]))
+    tokens = 0 if card.train > 10**6 else card.train + card.test
+    return Needs(
+        training=Training(plan.shape, 128, card.classes),
+        memory=_loaded(plan, tokens) + 2 * 3 * _weights(plan),
+        disk=_weights(plan) * KEPT,
+    )
+
+
+NEEDS: dict[str, Callable[[Given, Recipe], Needs]] = {
+    "pretrain": pretrain,
+    "rate_search": rate_search,
+    "weights": weights,
+    "released_loss": released_loss,
+    "samples": samples,
+    "linear_probe": linear_probe,
+    "concatenated_features": concatenated,
+    "loss_against_probe": milestones,
+    "low_data": low_data,
+    "probe_settings": settings,
+    "sgd_probe": sgd_probe,
+    "fine_tune": fine_tune,
+}

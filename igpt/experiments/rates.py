@@ -1,0 +1,94 @@
+"""What this machine does in a second, measured: run as a program, it prints that as one line of JSON.
+
+Each kind of work is done as evaluations do it, at a small size, for about half a second. On a GPU its name and memory are
+printed first, by themselves, so that they are known where it is too full to be measured.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import torch
+
+from igpt.experiments.work import Rates, eigen_flops
+from igpt.fast import packed
+from igpt.machine import cores
+from igpt.model import ImageGPT
+from igpt.shape import ModelShape
+from igpt.train.cost import forward_flops
+from igpt.train.loop import Machine
+
+SECONDS = 0.5  # of each kind of work, once it has been done for the first time
+CLASSES = 40  # outputs: ten classes at four strengths
+
+
+def measure() -> Rates:
+    """The rates of the GPU, else of all cores that this process may use."""
+    torch.set_num_threads(cores())
+    card = torch.cuda.is_available()
+    device = "cuda" if card else "cpu"
+    # A card is kept busy by larger ones only; on processors the smallest published width is what is worth running.
+    width, images, rows, features = (1024, 64, 45_056, 1536) if card else (512, 2, 4_096, 512)
+    shape = ModelShape(2, width, 8, 512, 1024)
+    model = ImageGPT(shape).to(device, torch.bfloat16 if Machine.here(shape).bfloat16 else torch.float32).eval()
+    tokens = torch.randint(shape.n_vocab, (images, shape.n_ctx), device=device)
+    with torch.inference_mode():
+        with packed(model):
+            passes = _seconds(lambda: model.features(tokens), device)
+        x = torch.randn(rows, features, device=device, dtype=torch.float64)
+        w = torch.randn(CLASSES, features, device=device, dtype=torch.float64)
+        double = _seconds(lambda: w @ x.T, device)
+        logits = w @ x.T
+        moved = _seconds(lambda: _softmax(logits), device)
+        square = x[:features].T @ x[:features]
+        eigen = _seconds(lambda: torch.linalg.eigh(square), device)
+        x32, w32 = x.float(), w.float().repeat(4, 1)
+        single = _seconds(lambda: w32 @ x32.T, device)
+    return Rates(
+        half=images * forward_flops(shape) / passes,
+        single=2 * x.numel() * len(w32) / single,
+        double=2 * x.numel() * CLASSES / double,
+        bytes=8 * 8 * logits.numel() / moved,
+        eigen=eigen_flops(features) / eigen,
+    )
+
+
+def _softmax(logits: torch.Tensor) -> torch.Tensor:
+    """What a look at a probe's objective does to its logits: eight passes over them, as `igpt.experiments.work` counts them."""
+    top = logits.amax(0, keepdim=True)
+    likely = (logits - top).exp_()
+    return likely.div_(likely.sum(0, keepdim=True))
+
+
+def _seconds(run: Callable[[], object], device: str) -> float:
+    """Mean seconds of one run, after a first that is not counted."""
+    run()
+    _finish(device)
+    start, count = time.perf_counter(), 0
+    while count < 2 or time.perf_counter() - start < SECONDS:
+        run()
+        _finish(device)
+        count += 1
+    return (time.perf_counter() - start) / count
+
+
+def _finish(device: str) -> None:
+    """Wait for what a GPU was told to do."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    """Print a line with name and GiB, and one with the rates as well."""
+    found: dict[str, object] = {"name": f"{cores()} processor cores", "gib": 0.0}
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        found = {"name": properties.name, "gib": properties.total_memory / 2**30}
+    print(json.dumps(found), flush=True)
+    print(json.dumps({**found, "rates": vars(measure())}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
