@@ -9,16 +9,14 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from igpt.experiments.costs import stage_hours
+from igpt.experiments.costs import stage_hours, stage_needs
 from igpt.experiments.protocols import spreads
 from igpt.slurm.batches import Batch
 from igpt.slurm.profile import Profile, Resources
 from igpt.slurm.scheduler import Queued
 from igpt.stage import Stage
 from igpt.train.cost import CARD, UTILISATION
-from igpt.train.recipes import recipe
 
-WEIGHTS_KEPT = 3 * 2  # copies of the weights in two checkpoints: they and Adam's two moments
 LISTED = 40  # stages by name
 
 
@@ -83,14 +81,14 @@ def describe(profile: Profile, batches: list[Batch], active: dict[Stage, Queued]
                 f"{sum(disk_gib(p.in_full) for p in batch.stages):,.2f}",
             )
         )
-    heads = ("Array", "Jobs", "Notebooks", "After", "Asks for", "Where", "Minutes", f"{CARD}-hours", "Weights GiB")
+    heads = ("Array", "Jobs", "Notebooks", "After", "Asks for", "Where", "Minutes", f"{CARD}-hours", "Disk GiB")
     lines = [tabulate(rows, heads, disable_numparse=True), ""] if rows else []
     lines += [f"  {numbers[stage]}: {stage.name}: {each.text}" for stage, each in expected.items()][:LISTED]
     lines += [f"  and {len(expected) - LISTED} more"] if len(expected) > LISTED else []
     lines += [*_too_long(profile, batches, expected), *([_whole(profile, batches, expected)] if rows else [])]
     hours = sum(each.gpu_hours for each in expected.values())
     disk = sum(disk_gib(p.in_full) for batch in batches for p in batch.stages)
-    said = f"{len(expected)} jobs in {len(rows)} arrays, {hours:,.1f} GPU-hours of an {CARD}, {disk:,.2f} GiB of weights"
+    said = f"{len(expected)} jobs in {len(rows)} arrays, {hours:,.1f} GPU-hours of an {CARD}, {disk:,.2f} GiB of disk"
     return "\n".join([*lines, f"{said}; {len(active)} stages are queued or running, {fresh} finished; nothing was submitted"])
 
 
@@ -152,8 +150,5 @@ def _hours(hours: float) -> str:
 
 
 def disk_gib(stage: Stage) -> float:
-    """What a stage leaves on disk that counts: the weights of its milestones and its checkpoints."""
-    if stage.notebook != "pretrain":
-        return 0.0
-    plan = recipe(str(stage.parameters["model"]), str(stage.parameters.get("objective", "autoregressive")))  # type: ignore[arg-type]
-    return plan.shape.parameters * 4 * (len(plan.milestones) + WEIGHTS_KEPT) / 2**30
+    """What a stage, all of whose parameters are named, takes of the disk in its folder."""
+    return stage_needs(stage).disk / 2**30

@@ -70,6 +70,6 @@ def test_a_stage_that_cannot_continue_and_has_too_little_time_is_named() -> None
 
 def test_nothing_to_submit_has_no_time() -> None:
     assert describe(Profile(), [], {}, 3) == (
-        "0 jobs in 0 arrays, 0.0 GPU-hours of an H100, 0.00 GiB of weights; 0 stages are queued or running, 3 finished;"
+        "0 jobs in 0 arrays, 0.0 GPU-hours of an H100, 0.00 GiB of disk; 0 stages are queued or running, 3 finished;"
         " nothing was submitted"
     )
