@@ -88,20 +88,28 @@ def plan(
     targets: Annotated[list[str] | None, typer.Argument(help=f"{TARGETS}everything if left out.")] = None,
     tier: Annotated[Tier | None, typer.Option(help=f"{TAKES} All if no target is named either, else tiny.")] = None,
     why: Annotated[bool, typer.Option("--why", help="Name the inputs that changed since each record.")] = False,
-    cost: Annotated[bool, typer.Option("--cost", help="Show what each recipe costs, and what fits on how many cards.")] = False,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Show hours, memory, disk and downloads; without targets and tier, of every recipe.")
+    ] = False,
 ) -> None:
     """List every cell and its stages: fresh, stale or missing. Nothing is run."""
-    if cost:
+    if cost and not (targets or tier):
         from igpt.project import Project
         from igpt.report.costs import memory_table, recipe_table
         from igpt.report.formats import render
 
         typer.echo("\n".join(render(table(Project.here()), "md") for table in (recipe_table, memory_table)))
         return
-    from igpt.report.plans import plan_text
+    from igpt.report.plans import cost_text, plan_text
     from igpt.run.command import plan_targets
 
-    typer.echo(plan_text(*plan_targets(targets or [], tier), why=why))
+    planned, signer = plan_targets(targets or [], tier)
+    if cost:
+        from igpt.experiments.machines import CARDS, this_machine
+
+        typer.echo(cost_text(planned, signer, [this_machine(), *CARDS]))
+        return
+    typer.echo(plan_text(planned, signer, why=why))
 
 
 @app.command()

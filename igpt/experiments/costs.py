@@ -6,6 +6,7 @@ all its parameters: nothing has a price by default.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -156,12 +157,12 @@ def _dataset(name: str) -> Download | None:
     return Download(name, size, size + files.unpacked_bytes, True, is_present(name))
 
 
-def lacking(cost: Cost, card: Card, memory: float, disk: float) -> str:
+def lacking(cost: Cost, card: Card, memory: float = math.inf, disk: float = math.inf) -> str:
     """Why a machine cannot hold what a cost says, in a few words; nothing where it can.
 
     memory, disk : bytes that the machine has free
     """
-    if cost.card > USED * card.gib * GIB:
+    if not card.is_processor and cost.card > USED * card.gib * GIB:
         return f"it needs {cost.card / GIB:.1f} GiB on the card, of whose {card.gib:.0f} GiB {USED:.0%} are used"
     if cost.memory > memory:
         return f"it needs {cost.memory / GIB:.1f} GiB of memory, and {memory / GIB:.1f} GiB are free"

@@ -83,7 +83,7 @@ CARDS = (H100, A100, RTX_4090, many_cores(8))  # that every plan's cost is told 
 
 @cache
 def this_machine() -> Card:
-    """This machine's GPU, else its processor, measured for a few seconds in a process of its own (`igpt.experiments.rates`).
+    """The GPU that is here, else the processor, measured for a few seconds in a process of its own (`igpt.experiments.rates`).
 
     Where a GPU cannot be measured, being full, say, it has its data sheet's rates if it is one of `CARDS`.
     """

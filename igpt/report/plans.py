@@ -1,11 +1,20 @@
-"""A plan in words: every cell, every stage, and what holds them up."""
+"""A plan in words: every cell, every stage, what holds them up, and what they cost."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
 from igpt.experiments import experiments
+from igpt.experiments.costs import Cost, lacking, stage_cost, with_parents
+from igpt.experiments.machines import GIB, Card
 from igpt.results.plan import Plan, State
 from igpt.results.signature import Signer
+from igpt.stage import Stage
 from igpt.text import visible
+
+NAME = 38  # characters of a stage's name in a table
 
 
 def plan_text(plan: Plan, signer: Signer, *, why: bool) -> str:
@@ -32,3 +41,61 @@ def plan_text(plan: Plan, signer: Signer, *, why: bool) -> str:
 def _worst(states: list[State | None]) -> str:
     """The state that decides a cell's."""
     return next(state for state in ("missing", "stale", "fresh") if state in states)
+
+
+def cost_text(plan: Plan, signer: Signer, cards: Sequence[Card]) -> str:
+    """What each cell that the plan's stages fill costs with all that it stands on, each stage alone, and the whole.
+
+    cards : one column of hours each; the first is this machine, whose memory is counted
+    """
+    in_plan = {planned.stage for planned in plan}
+    costs = {p.stage: [stage_cost(p.in_full, card) for card in cards] for p in plan}
+    cells = []
+    for experiment in experiments():
+        for run in experiment.runs:
+            if in_plan.issuperset(signer.canonical(stage) for stage in run.stages()):
+                needed = [signer.canonical(stage) for stage in with_parents(run.stages(), signer.in_full)]
+                cells.append((experiment.name, *_numbers([costs[stage] for stage in needed], cards)))
+    stages = [(_short(stage), *_numbers([found], cards)) for stage, found in costs.items()]
+    whole = ("all stages", *_numbers(list(costs.values()), cards))
+    memory = "Mem. GiB" if cards[0].is_processor else "Card GiB"
+    heads = ("GB to get", "GB disk", memory, *(card.title for card in cards))
+    tables = [
+        tabulate(rows, (first, *heads), disable_numparse=True, colalign=("left", *["right"] * len(heads)))
+        for first, rows in (("Cell, with all that it stands on", cells), ("Stage, alone", [*stages, whole]))
+    ]
+    fresh = sum(planned.state == "fresh" for planned in plan)
+    return "\n".join(
+        [
+            *(f"{table}\n" for table in tables),
+            "Hours on one card; a dash where its memory is too small. Downloads count once in the whole; + means at least.",
+            *(f"{card.title}: {card.source}{'' if card.measured else ', not measured'}" for card in cards),
+            f"{len(plan)} stages, of which {fresh} are finished; nothing was run",
+        ]
+    )
+
+
+def _numbers(each: Sequence[Sequence[Cost]], cards: Sequence[Card]) -> list[str]:
+    """Download, disk, memory on the first card, and hours on every card, of stages that run one after the other."""
+    totals = [sum((costs[place] for costs in each), Cost()) for place in range(len(cards))]
+    here = totals[0]
+    return [
+        f"{here.to_fetch / 1e9:,.1f}{'' if here.exact else '+'}" if here.to_fetch else "-",
+        f"{here.room / 1e9:,.1f}",
+        f"{(here.memory if cards[0].is_processor else here.card) / GIB:,.1f}",
+        *("-" if lacking(found, card) else _hours(found.hours) for found, card in zip(totals, cards, strict=True)),
+    ]
+
+
+def _short(stage: Stage) -> str:
+    """A stage's name in a table: what all of a tier's have in common is left out."""
+    named = ("model", "dataset", "objective", "step")
+    given = {name: value for name, value in stage.given if (name, value) not in (("seed", 0), ("weights", "released"))}
+    words = [stage.notebook, *(str(given.pop(name)) for name in named if name in given)]
+    text = " ".join([*words, *(f"{name}={value}" for name, value in given.items())])
+    return text if len(text) <= NAME else f"{text[: NAME - 1]}…"
+
+
+def _hours(hours: float) -> str:
+    """Hours to two significant digits."""
+    return "<0.01" if 0 < hours < 0.01 else f"{float(f'{hours:.2g}'):,.10g}"
