@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
+from igpt.data.cards import is_present
 from igpt.errors import UsageError
 from igpt.experiments import declared_stages
-from igpt.machine import gpus
+from igpt.experiments.machines import this_machine
+from igpt.machine import free_memory, gpus
 from igpt.project import Project
 from igpt.results.plan import Plan
+from igpt.results.record import tell
 from igpt.results.signature import Signer
+from igpt.run.budget import is_released, make_budget
+from igpt.run.datasets import fetch
 from igpt.run.folder import empty, hold, release, run_folder
-from igpt.run.local import plan_stages, run_plan
+from igpt.run.local import plan_stages, run_plan, to_do
 from igpt.run.own_weights import settle
 from igpt.run.targets import find_stages, parameters_of
 from igpt.stage import Stage
@@ -52,7 +60,9 @@ def run_speed(tasks: list[str], *, toy: bool) -> list[str]:
 def run_targets(targets: list[str], tier: str | None, overrides: list[str]) -> str:
     """Run the targets; what to say when all is done.
 
-    Raises UsageError for an unknown target, parameter or type, before anything starts.
+    Stages on weights that exist are run as far as this machine can hold them, the cheapest first, and their data sets are
+    downloaded before. Raises UsageError for an unknown target, parameter or type, and where this machine can hold none of such
+    stages, before anything starts; and for data that cannot be had, once everything else is done.
     """
     project = Project.here()
     stages = find_stages(targets, tier, project)
@@ -61,11 +71,53 @@ def run_targets(targets: list[str], tier: str | None, overrides: list[str]) -> s
             settle(project, Stage.of(stage.notebook, **{**stage.parameters, **parameters_of(project, stage.notebook, overrides)}))
             for stage in stages
         ]
-    plan = plan_stages(project, stages)
-    ran = run_plan(project, plan)
-    done = f"{ran} stages run, {len(plan) - ran} were fresh" if ran else f"nothing to run: all {len(plan)} stages are fresh"
+    plan, signer = plan_stages(project, stages), Signer(project.notebooks)
+    if is_released(stages):
+        done = _run_by_budget(project, plan, [signer.canonical(stage) for stage in stages])
+    else:
+        ran = run_plan(project, plan)
+        done = f"{ran} stages run, {len(plan) - ran} were fresh" if ran else f"nothing to run: all {len(plan)} stages are fresh"
     if overrides:
-        signer = Signer(project.notebooks)
         places = [run_folder(project, signer.canonical(s), signer.sign(s)) / "record.json" for s in stages]
         return "\n".join([done, *(f"record: {place}" for place in dict.fromkeys(places))])
     return done
+
+
+def _run_by_budget(project: Project, plan: Plan, wanted: list[Stage]) -> str:
+    """Run of stages on weights that exist what this machine can hold; what to say when all is done."""
+    todo = to_do(project, plan)
+    if not todo:
+        return f"nothing to run: all {len(plan)} stages are fresh"
+    memory, disk = free_memory(), _free_disk(project.runs)
+    budget = make_budget(todo, wanted, this_machine(), memory=memory, disk=disk)
+    _say_left(budget.left)
+    if not budget.stages:
+        name, why = next((stage.name, why) for stage, why in budget.left.items())
+        raise UsageError(f"this machine cannot hold {name}: {why}")
+    tell(f"igpt: {budget.says(memory, disk)}")
+    failures = []
+    for name in budget.datasets():
+        if not is_present(name):
+            try:
+                tell(f"igpt: {fetch(name)}")
+            except UsageError as error:
+                failures.append(error)
+                fewer = budget.without(budget.reading(name), str(error))
+                _say_left({stage: why for stage, why in fewer.left.items() if stage not in budget.left})
+                budget = fewer
+    ran = run_plan(project, plan, budget=budget) if budget.stages else 0
+    if failures:
+        raise failures[0]
+    left = f"; {len(budget.left)} left: {', '.join(stage.name for stage in budget.left)}" if budget.left else ""
+    return f"{ran} stages run, {len(plan) - len(todo)} were fresh{left}"
+
+
+def _say_left(left: dict[Stage, str]) -> None:
+    """One line on each stage that is left."""
+    for stage, why in left.items():
+        tell(f"igpt: left: {stage.name}: {why}")
+
+
+def _free_disk(folder: Path) -> int:
+    """Bytes that are free where a folder is, or is to be."""
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free

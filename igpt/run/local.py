@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from igpt.errors import StageError, UsageError
 from igpt.experiments import declared_stages
-from igpt.experiments.protocols import needed_datasets, needed_recipes, spreads, uses_network
+from igpt.experiments.costs import stage_hours
+from igpt.experiments.machines import H100, many_cores
+from igpt.experiments.protocols import expected_seconds, needed_datasets, needed_recipes, spreads, uses_network
 from igpt.experiments.tiers import tier_of
 from igpt.machine import cores, gpus
 from igpt.project import Project
@@ -21,12 +23,14 @@ from igpt.results.plan import Plan, PlannedStage, make_plan
 from igpt.results.record import Record, write_record
 from igpt.results.signature import Signer
 from igpt.results.store import RecordStore, record_path
+from igpt.run.budget import Budget, is_released
 from igpt.run.execute import Kernels, StageStopped, execute
 from igpt.run.folder import finished_record, remove_leftovers, run_folder
 from igpt.run.progress import Progress
 from igpt.stage import Stage
 
 Needs = Callable[[Stage], tuple[int, int]]  # cores and GPUs of a stage
+START = 4  # seconds of a kernel
 AT_ONCE = 4  # stages that share the cores of a machine without GPUs: as many models as the laptop tier trains
 
 
@@ -52,9 +56,9 @@ def shares(room: Room) -> Needs:
     """What each stage takes of a room where no profile says so.
 
     The tiny tier's take a core and no GPU: their models gain nothing from more. A comparison of speed takes everything.
-    Any other takes a GPU, where there is one, and an equal share of the cores. Training and fine-tuning take as many
-    GPUs as ``IGPT_DEVICES`` says, or, of the paper's models, as divide the recipe's batch. A user's own OMP_NUM_THREADS
-    counts for all.
+    Any other takes a GPU, where there is one, and an equal share of the cores; where there is none, one on released weights
+    takes all cores, as the memory holds one of them at a time. Training and fine-tuning take as many GPUs as
+    ``IGPT_DEVICES`` says, or, of the paper's models, as divide the recipe's batch. A user's own OMP_NUM_THREADS counts for all.
     """
     own = own_threads()
     share = min(own or max(room.cores // (len(room.gpus) or AT_ONCE), 1), room.cores)
@@ -67,6 +71,8 @@ def shares(room: Room) -> Needs:
             return min(own or 1, room.cores), 0
         if not uses_network(stage):
             return share, 0
+        if not room.gpus and is_released([stage]):
+            return min(own or room.cores, room.cores), 0
         if spreads(stage) and devices.isdecimal():
             return share, min(int(devices), len(room.gpus))
         if spreads(stage) and tier in ("paper", "released"):
@@ -100,22 +106,33 @@ def ensure(project: Project, stages: Iterable[Stage]) -> None:
     run_plan(project, plan, wanted=[planned.stage for planned in plan if planned.stage in set(stages)])
 
 
+def to_do(project: Project, plan: Plan, wanted: Iterable[Stage] = ()) -> list[PlannedStage]:
+    """The stages of a plan that are to be carried out, parents first; see `igpt.results.plan.Plan.to_run`."""
+    return plan.to_run(lambda p: finished_record(project, p.stage, p.signature) is not None, wanted)
+
+
 def run_plan(
-    project: Project, plan: Plan, *, wanted: Iterable[Stage] = (), room: Room | None = None, needs: Needs | None = None
+    project: Project,
+    plan: Plan,
+    *,
+    wanted: Iterable[Stage] = (),
+    room: Room | None = None,
+    needs: Needs | None = None,
+    budget: Budget | None = None,
 ) -> int:
     """Run what the plan needs and publish the records of declared stages; how many stages were run.
 
     ``wanted`` names stages whose outputs must be there although their records are fresh. ``room`` is what may be used,
-    this machine when left out, and ``needs`` what each stage takes of it, as `shares` says when left out. A stage that
+    this machine when left out, and ``needs`` what each stage takes of it, as `shares` says when left out. With a ``budget``
+    its stages alone are run, the cheapest first; without one, what the longest chain waits for. A stage that
     fails holds up what stands on it and nothing else. Raises the first UsageError as it came, or one
     StageError for all failures, once everything else is done; KeyboardInterrupt after killing the kernels.
     """
-
-    def finished(planned: PlannedStage) -> bool:
-        return finished_record(project, planned.stage, planned.signature) is not None
-
-    todo = plan.to_run(finished, wanted)
-    check_data(project, plan)
+    todo = to_do(project, plan, wanted)
+    if budget is not None:
+        held = {planned.stage for planned in budget.stages}
+        todo = [planned for planned in todo if planned.stage in held]
+    check_data(project, plan if budget is None else todo)
     declared = {planned.stage for planned in publishable_stages(project)} if len(plan) else set()
     for planned in plan:
         if planned.state != "fresh" and planned.stage in declared and planned not in todo:
@@ -127,7 +144,7 @@ def run_plan(
             remove_leftovers(run_folder(project, planned.stage, planned.signature))  # killed between its record and its end
     if not todo:
         return 0
-    failures = _walk(project, todo, declared, room or Room(cores(), tuple(gpus())), needs)
+    failures = _walk(project, todo, declared, room or Room(cores(), tuple(gpus())), needs, budget)
     if failures and all(isinstance(failure, StageStopped) for failure in failures):
         raise StageStopped("; ".join(map(str, failures)))
     if failures:
@@ -135,7 +152,14 @@ def run_plan(
     return len(todo)
 
 
-def _walk(project: Project, todo: list[PlannedStage], declared: set[Stage], room: Room, needs: Needs | None) -> list[Exception]:
+def _walk(
+    project: Project,
+    todo: list[PlannedStage],
+    declared: set[Stage],
+    room: Room,
+    needs: Needs | None,
+    budget: Budget | None,
+) -> list[Exception]:
     """Run stages as their parents end and as there is room; the failures."""
     kernels = Kernels()
     waiting = {planned.stage: planned for planned in todo}
@@ -145,13 +169,16 @@ def _walk(project: Project, todo: list[PlannedStage], declared: set[Stage], room
     told = _telling(room, threads=needs is not None or not own_threads())
     needs = needs or shares(room)
     at_once = _fitting(todo, room, needs)
-    progress = Progress(todo, lambda planned: run_folder(project, planned.stage, planned.signature), workers=at_once)
+    seconds = budget.seconds if budget else _expecting(needs)
+    progress = Progress(todo, lambda planned: run_folder(project, planned.stage, planned.signature), seconds, workers=at_once)
+    rank = budget.rank() if budget else {}
+    first = (lambda planned: -rank[planned.stage]) if budget else progress.priority
     with progress, ThreadPoolExecutor(min(room.cores, len(todo))) as pool:
         try:
             while waiting or running:
                 busy = waiting.keys() | {planned.stage for planned in running.values()}
                 ready = [p for p in waiting.values() if not busy & set(p.parents)]
-                for planned in sorted(ready, key=progress.priority, reverse=True):
+                for planned in sorted(ready, key=first, reverse=True):
                     taken = room.take(*needs(planned.stage))
                     if taken is None:
                         break  # what matters most goes first, however much room smaller ones would find
@@ -194,6 +221,22 @@ def _telling(room: Room, *, threads: bool) -> Callable[[Room], dict[str, str]]:
     return told
 
 
+def _expecting(needs: Needs) -> Callable[[PlannedStage], float]:
+    """Seconds that a stage should take with what it is given: as its last record says, kernel start included, else by its cost.
+
+    Models of the tiny tier are too small for rates: their notebooks' own time counts.
+    """
+
+    def seconds(planned: PlannedStage) -> float:
+        if planned.record is not None:
+            return planned.record.receipt.seconds + START
+        cores, gpus = needs(planned.stage)
+        hours = None if tier_of(planned.stage) == "tiny" else stage_hours(planned.in_full, H100 if gpus else many_cores(cores))
+        return 3600 * hours + START if hours else expected_seconds(planned.stage.notebook)
+
+    return seconds
+
+
 def _fitting(todo: list[PlannedStage], room: Room, needs: Needs) -> int:
     """How many of the stages the room holds at once; at least one."""
     count = 0
@@ -214,7 +257,7 @@ def _descendants(stage: Stage, waiting: dict[Stage, PlannedStage]) -> list[Stage
     return [s for s in waiting if s in found]
 
 
-def check_data(project: Project, plan: Plan) -> None:
+def check_data(project: Project, plan: Iterable[PlannedStage]) -> None:
     """Refuse, before anything starts, a stage whose data set is not at hand."""
     from igpt.data.cards import check_present
 

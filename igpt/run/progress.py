@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
-from igpt.experiments.protocols import expected_seconds
 from igpt.results.plan import PlannedStage
 from igpt.run.folder import read_fraction
 from igpt.stage import Stage
@@ -22,10 +21,19 @@ from igpt.stage import Stage
 class Progress:
     """Bars or lines over the stages to run."""
 
-    def __init__(self, todo: Sequence[PlannedStage], folder_of: Callable[[PlannedStage], Path], *, workers: int) -> None:
+    def __init__(
+        self,
+        todo: Sequence[PlannedStage],
+        folder_of: Callable[[PlannedStage], Path],
+        expected: Callable[[PlannedStage], float],
+        *,
+        workers: int,
+    ) -> None:
+        """A plan's stages to run, where each works, how many seconds it should take, and how many run at once."""
         self._folder_of = folder_of
+        self._expected = expected
         self._workers = workers
-        self._left = {planned.stage: _expected(planned) for planned in todo}
+        self._left = {planned.stage: expected(planned) for planned in todo}
         self._heirs = {p.stage: [c for c in todo if p.stage in c.parents] for p in todo}
         self._running: dict[Stage, tuple[PlannedStage, float, TaskID]] = {}
         self._console = Console(stderr=True)
@@ -51,23 +59,23 @@ class Progress:
 
     def priority(self, planned: PlannedStage) -> float:
         """Seconds of the longest chain that waits for this stage, itself included."""
-        return _expected(planned) + max(map(self.priority, self._heirs[planned.stage]), default=0)
+        return self._expected(planned) + max(map(self.priority, self._heirs[planned.stage]), default=0)
 
     def start(self, planned: PlannedStage) -> None:
         """A stage begins."""
-        task = self._bars.add_task(planned.stage.name, total=1, left=f"{_clock(_expected(planned))} left")
+        task = self._bars.add_task(planned.stage.name, total=1, left=f"{_clock(self._expected(planned))} left")
         self._running[planned.stage] = (planned, time.monotonic(), task)
         if not self._console.is_terminal:
-            self._say(f"start {planned.stage.name}, {_clock(_expected(planned))} expected")
+            self._say(f"start {planned.stage.name}, {_clock(self._expected(planned))} expected")
 
     def refresh(self) -> None:
         """Look at what the running stages report."""
         for stage, (planned, begun, task) in self._running.items():
             elapsed = time.monotonic() - begun
             fraction = read_fraction(self._folder_of(planned)) or 0.0
-            by_time = elapsed / max(_expected(planned), elapsed * 1.05)
+            by_time = elapsed / max(self._expected(planned), elapsed * 1.05)
             fraction = max(fraction, 0.0) or by_time
-            left = elapsed * (1 - fraction) / fraction if fraction else _expected(planned)
+            left = elapsed * (1 - fraction) / fraction if fraction else self._expected(planned)
             self._left[stage] = left
             self._bars.update(task, completed=fraction, left=f"{_clock(left)} left")
         self._bars.update(self._total, left=f"{_clock(self._seconds_left())} left")
@@ -94,13 +102,7 @@ class Progress:
         self._bars.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _expected(planned: PlannedStage) -> float:
-    """Seconds a stage should take: as long as its last record says, kernel start included."""
-    if planned.record is not None:
-        return planned.record.receipt.seconds + 4
-    return expected_seconds(planned.stage.notebook)
-
-
 def _clock(seconds: float) -> str:
-    """Minutes and seconds, as 1:05."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    """Minutes and seconds, as 1:05; from an hour on with hours, as 2:01:05."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

@@ -1,0 +1,126 @@
+"""What the stages of a run should take on this machine: which of them it can hold, which come first, how long the whole is.
+
+Pure: nothing is measured, fetched or run here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from igpt.experiments.costs import Cost, lacking, stage_cost
+from igpt.experiments.machines import GIB, Card
+from igpt.experiments.protocols import needed_datasets
+from igpt.experiments.tiers import tier_of
+from igpt.results.plan import PlannedStage
+from igpt.stage import Stage
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The stages to carry out, what each costs on a card, and which are left.
+
+    stages : parents first; left : why, of those that were wanted and cannot be carried out
+    wanted : those that were asked for; the others are what these stand on
+    """
+
+    card: Card
+    stages: tuple[PlannedStage, ...]
+    costs: dict[Stage, Cost]
+    wanted: frozenset[Stage]
+    left: dict[Stage, str]
+
+    @property
+    def total(self) -> Cost:
+        """What all stages cost together."""
+        return sum((self.costs[planned.stage] for planned in self.stages), Cost())
+
+    def seconds(self, planned: PlannedStage) -> float:
+        """What a stage should take."""
+        return 3600 * self.costs[planned.stage].hours
+
+    def rank(self) -> dict[Stage, float]:
+        """The least comes first: hours of a wanted stage with what it stands on, or of the cheapest that needs it."""
+        found: dict[Stage, float] = {}
+        for planned in reversed(self.stages):  # heirs before their parents
+            heirs = [found[other.stage] for other in self.stages if planned.stage in other.parents and other.stage in found]
+            own = [self._chain(planned).hours] if planned.stage in self.wanted else []
+            found[planned.stage] = min(own + heirs)
+        return found
+
+    def without(self, stages: Iterable[Stage], why: str) -> Budget:
+        """The same without some stages, and without what stands on them or was for them only."""
+        return _settled(replace(self, left={**self.left, **dict.fromkeys(stages, why)}))
+
+    def reading(self, dataset: str) -> list[Stage]:
+        """The stages that read a data set."""
+        return [p.stage for p in self.stages if dataset in needed_datasets(p.stage.notebook, p.in_full.parameters)]
+
+    def datasets(self) -> list[str]:
+        """The data sets that the stages read, those of the cheapest stages first."""
+        rank = self.rank()
+        by_rank = sorted(self.stages, key=lambda planned: rank[planned.stage])
+        names = [name for p in by_rank for name in needed_datasets(p.stage.notebook, p.in_full.parameters)]
+        return list(dict.fromkeys(names))
+
+    def says(self, memory: float, disk: float) -> str:
+        """What the run is expected to take, in one line; ``disk`` and ``memory`` bytes are free."""
+        whole = self.total
+        hours = f"{whole.hours:,.1f} hours" if whole.hours >= 0.1 else f"{60 * whole.hours:.1f} minutes"
+        fetched = f"{whole.to_fetch / 1e9:,.1f} GB to download" if whole.to_fetch else "nothing to download"
+        return (
+            f"{len(self.stages)} stages, about {hours} one after the other ({self.card.source});"
+            f" {'' if whole.exact else 'at least '}{fetched}; at most {whole.room / 1e9:,.1f} GB of disk, of which"
+            f" {disk / 1e9:,.1f} are free, and {whole.memory / GIB:,.1f} GiB of memory, of which {memory / GIB:,.1f} are"
+        )
+
+    def _chain(self, planned: PlannedStage) -> Cost:
+        """What a stage costs with all that it stands on and that is to be carried out too."""
+        needed = {planned.stage}
+        for other in reversed(self.stages):
+            if other.stage in needed:
+                needed |= {*other.parents} & self.costs.keys()
+        return sum((self.costs[stage] for stage in needed), Cost())
+
+
+def is_released(stages: Iterable[Stage]) -> bool:
+    """Whether stages evaluate weights that exist, all of them: these are run by a budget."""
+    return all(tier_of(stage) == "released" or stage.parameters.get("weights", "trained") != "trained" for stage in stages)
+
+
+def make_budget(todo: Iterable[PlannedStage], wanted: Iterable[Stage], card: Card, *, memory: float, disk: float) -> Budget:
+    """The budget of the stages of ``todo``, parents first, that a machine can hold.
+
+    wanted : those that were asked for, of ``todo`` or not
+    memory, disk : bytes that are free
+    """
+    stages = tuple(todo)
+    costs = {planned.stage: _cost(planned.in_full, card) for planned in stages}
+    left = {stage: why for stage, cost in costs.items() if (why := lacking(cost, card, memory, disk))}
+    budget = _settled(Budget(card, stages, costs, frozenset(wanted) & costs.keys(), left))
+    # Each by itself has room; with what it stands on it may have none.
+    full = {p.stage: why for p in budget.stages if (why := lacking(budget._chain(p), card, memory, disk))}
+    return _settled(replace(budget, left={**budget.left, **full}))
+
+
+def _cost(stage: Stage, card: Card) -> Cost:
+    """What a stage costs; nothing is known of a notebook of one's own."""
+    try:
+        return stage_cost(stage, card)
+    except KeyError:
+        return Cost()
+
+
+def _settled(budget: Budget) -> Budget:
+    """The same less what is left, what stands on it, and what nothing that remains stands on."""
+    left = dict(budget.left)
+    for planned in budget.stages:  # parents come first
+        lost = next((parent for parent in planned.parents if parent in left), None)
+        if lost is not None and planned.stage not in left:
+            left[planned.stage] = f"it stands on {lost.name}, which is left"
+    needed: set[Stage] = set()
+    for planned in reversed(budget.stages):
+        if planned.stage not in left and (planned.stage in budget.wanted or planned.stage in needed):
+            needed |= {planned.stage, *planned.parents}
+    stages = tuple(planned for planned in budget.stages if planned.stage in needed)
+    return replace(budget, stages=stages, left=left)
