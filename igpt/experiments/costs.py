@@ -193,6 +193,14 @@ def run_hours(stages: Iterable[Stage], in_full: InFull, card: Card = H100) -> tu
     return pretraining, sum(hours.values()) - pretraining
 
 
+def run_room(stages: Iterable[Stage], in_full: InFull) -> tuple[float, float]:
+    """Bytes to download and of disk for a run's stages and their parents, where nothing of them is at hand yet."""
+    needed = with_parents(stages, in_full)
+    fetched = {each.name: each for stage in needed for each in downloads(stage)}.values()
+    disk = sum(stage_needs(stage).disk for stage in needed) + sum(each.disk for each in fetched)
+    return sum(each.bytes for each in fetched), disk
+
+
 def _plan(stage: Stage) -> Recipe:
     """The recipe of a stage's model."""
     given = stage.parameters

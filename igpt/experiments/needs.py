@@ -14,7 +14,7 @@ from igpt.evaluate.linear_probe import STRENGTHS
 from igpt.evaluate.sgd_probe import BLOCK
 from igpt.evaluate.sgd_probe import RATES as SGD_RATES
 from igpt.experiments.machines import GIB
-from igpt.experiments.work import Given
+from igpt.experiments.work import DRAWN, Given
 from igpt.shape import ModelShape
 from igpt.train.memory import FLOAT, HALF
 from igpt.train.recipe import Recipe
@@ -122,14 +122,9 @@ def released_loss(given: Given, plan: Recipe) -> Needs:
 
 def samples(given: Given, plan: Recipe) -> Needs:
     """Weights in float32, and of each image drawn at once the keys and values."""
-
-    def drawing() -> float:
-        from igpt.sample import AT_ONCE
-
-        shape = plan.shape
-        return _weights(plan) + FLOAT * AT_ONCE * 2 * shape.n_layer * shape.n_ctx * shape.n_embd
-
-    return Needs(card=drawing, memory=_loaded(plan))
+    shape = plan.shape
+    cache = FLOAT * DRAWN * 2 * shape.n_layer * shape.n_ctx * shape.n_embd
+    return Needs(card=lambda: _weights(plan) + cache, memory=_loaded(plan))
 
 
 def linear_probe(given: Given, plan: Recipe) -> Needs:

@@ -19,6 +19,7 @@ from igpt.train.cost import forward_flops, pretraining_flops, training_flops
 from igpt.train.recipe import Recipe
 
 RATES_TRIED = 5  # about so many, from large to small
+DRAWN = 16  # images that are sampled at once: `igpt.sample.AT_ONCE`, which brings torch
 FINE_TUNINGS = 3 + 3  # three rates and three refits
 
 
@@ -175,5 +176,8 @@ def released_loss(given: Given, plan: Recipe) -> Work:
 
 
 def samples(given: Given, plan: Recipe) -> Work:
-    """A whole sample an image, and half of one for each completion; the cache of keys and values is not counted."""
-    return _passes(plan, int(given["images"]) * (1 + int(given["completions"]) / 2))
+    """A whole sample an image, and half of one for each completion; the weights are read once a token of each batch."""
+    images, completed = int(given["images"]), int(given["images"]) * int(given["completions"])
+    batches = math.ceil(images / DRAWN) + math.ceil(completed / DRAWN) / 2
+    read = Work(bytes=4 * plan.shape.parameters * plan.shape.n_ctx * batches)
+    return _passes(plan, images + completed / 2) + read

@@ -12,7 +12,7 @@ from igpt.data import DATASETS
 from igpt.errors import UsageError
 from igpt.experiments import TABLES, TIERS, Experiment, experiments
 from igpt.experiments.cells import why_not
-from igpt.experiments.costs import InFull, run_hours, with_parents
+from igpt.experiments.costs import InFull, run_hours, run_room, with_parents
 from igpt.experiments.machines import H100, TWO_CORES
 from igpt.experiments.protocols import needed_datasets
 from igpt.experiments.published import Published
@@ -256,7 +256,10 @@ def _price(experiment: Experiment, run: Run, in_full: InFull) -> tuple[tuple[str
         return (("Status", "not run yet"), rule, ("Cost", "minutes on two cores, the whole tier together"), command)
     unit, card = ("Hours of two cores", TWO_CORES) if TIERS[run.tier].cores else (f"{CARD}-hours", H100)
     pretraining, rest = run_hours(run.stages(), in_full, card)
-    cost = f"{unit}: {_hours(pretraining)} of pre-training, {_hours(rest)} of everything after it"
+    work = f"{_hours(pretraining)} of pre-training, {_hours(rest)} of everything after it" if pretraining else _hours(rest)
+    fetched, disk = run_room(run.stages(), in_full)
+    room = [f"{fetched / 1e9:.1f} GB to download"] if fetched else []
+    cost = f"{unit}: {work}; {', '.join([*room, f'{disk / 1e9:.1f} GB of disk'])}"
     used = {d for s in with_parents(run.stages(), in_full) for d in needed_datasets(s.notebook, s.parameters)}
     status = f"not run: it needs {' and '.join(sorted(SHORT[name] for name in used))}, and the hours below"
     return (("Status", status), rule, ("Cost", cost), command)

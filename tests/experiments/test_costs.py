@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from conftest import ROOT
 
 from igpt.data import data_card
 from igpt.evaluate.logistic import ITERATIONS
-from igpt.experiments.costs import run_hours, stage_hours, stage_work
-from igpt.experiments.machines import H100, TWO_CORES
-from igpt.experiments.work import expected_iterations, probe_work
+from igpt.experiments.costs import downloads, lacking, run_hours, stage_cost, stage_hours, stage_work
+from igpt.experiments.machines import A100, GIB, H100, RTX_4090, TWO_CORES, many_cores, this_machine
+from igpt.experiments.needs import NEEDS, PYTHON
+from igpt.experiments.work import DRAWN, expected_iterations, probe_work
 from igpt.project import Project
 from igpt.report.costs import recipe_table
 from igpt.results.plan import PlannedStage
+from igpt.results.record import read_record
 from igpt.results.signature import Signer
-from igpt.stage import Stage
+from igpt.sample import AT_ONCE
+from igpt.stage import Literal, Stage
 from igpt.train.cost import forward_flops
 from igpt.train.recipes import recipe
 
@@ -20,7 +26,7 @@ SIGNER = Signer(ROOT / "notebooks")
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
-def full(notebook: str, **given: str | int) -> Stage:
+def full(notebook: str, **given: Literal) -> Stage:
     return SIGNER.in_full(Stage.of(notebook, **given))
 
 
@@ -111,3 +117,93 @@ def test_the_table_of_recipes_prices_each_ones_probe() -> None:
     solving = 3600 * work.hours(H100.rates) - work.half / H100.rates.half
     assert float(seconds["igpt-l"]) == pytest.approx(solving, rel=0.05)
     assert float(seconds["igpt-xl"].replace(",", "")) > float(seconds["igpt-l"])
+
+
+def test_every_notebook_with_a_network_says_what_it_needs() -> None:
+    assert set(NOTEBOOKS) - {"palette", "parameters", "speed"} <= NEEDS.keys()
+    for notebook in NOTEBOOKS:
+        found = stage_cost(full(notebook), H100)
+        assert found.memory >= PYTHON
+        assert (found.card > 0) == (notebook in NEEDS)
+
+
+def test_the_features_of_all_layers_are_the_disk_that_a_probe_needs() -> None:
+    found = stage_cost(full("linear_probe", model="igpt-l", dataset="cifar10"), H100)
+    assert found.disk == 49 * 60_000 * 1536 * 4  # 18 GB
+    voted = stage_cost(full("linear_probe", model="igpt-l", dataset="cifar10", objective="bert"), H100)
+    assert voted.disk == 49 * 100_000 * 1536 * 4
+
+
+def test_training_takes_what_a_card_has_and_what_does_not_fit_is_said() -> None:
+    large, small = (stage_cost(full("fine_tune", model=f"igpt-{size}", dataset="cifar10"), H100) for size in "ls")
+    assert 0.3 * 80 < large.card / GIB < 0.9 * 80
+    assert lacking(large, H100) == lacking(small, H100) == ""
+    less = stage_cost(full("fine_tune", model="igpt-s", dataset="cifar10"), replace(H100, gib=12))
+    assert less.card < 0.9 * 12 * GIB < small.card
+    too_large = stage_cost(full("fine_tune", model="igpt-l", dataset="cifar10"), RTX_4090)
+    assert lacking(too_large, RTX_4090).startswith("it needs 23.2 GiB on the card, of whose 24 GiB 90%")
+    assert lacking(small, H100, memory=GIB, disk=1e12).startswith("it needs 3.7 GiB of memory, and 1.0 GiB are free")
+    assert lacking(small, H100, memory=64 * GIB, disk=1e9).startswith("it needs 2.2 GB of disk, and 1.0 GB are free")
+
+
+def test_a_processor_holds_everything_in_the_machines_memory() -> None:
+    stage = full("linear_probe", model="igpt-s", dataset="cifar10")
+    card, cores = stage_cost(stage, H100), stage_cost(stage, many_cores(8))
+    assert (cores.card, cores.disk, cores.downloads) == (0, card.disk, card.downloads)
+    assert cores.memory > card.memory + card.card / 2
+
+
+def test_what_is_downloaded_counts_once() -> None:
+    first, second = (stage_cost(full("linear_probe", model="laptop-l", dataset="cifar10", seed=seed), H100) for seed in (0, 1))
+    both = first + second
+    assert both.to_fetch == first.to_fetch == 170_498_071
+    assert both.exact
+    assert both.disk == 2 * first.disk
+    assert both.room == both.disk + sum(each.disk for each in first.downloads)
+    assert both.memory == max(first.memory, second.memory)
+    assert stage_cost(full("linear_probe", model="laptop-l"), H100).to_fetch == 0  # the digits are here
+    assert stage_cost(full("sgd_probe", model="igpt-s", dataset="imagenet"), H100).downloads == frozenset()  # by hand
+
+
+def test_released_weights_are_four_bytes_a_parameter_to_download() -> None:
+    stage = Stage.of("weights", model="igpt-l", objective="bert", step=1_000_000, weights="released")
+    [found] = [each for each in downloads(stage) if "steps" in each.name]
+    assert found.bytes == 4 * recipe("igpt-l", "bert").shape.parameters
+    assert not found.here
+
+
+def test_cards_have_their_data_sheets_rates() -> None:
+    assert H100.rates.half == pytest.approx(0.4 * 989e12)
+    assert A100.rates.half / H100.rates.half == pytest.approx(312 / 989)
+    assert RTX_4090.rates.double < A100.rates.double / 10  # a consumer's card
+    eight = many_cores(8)
+    assert eight.rates.double == 4 * TWO_CORES.rates.double
+    assert [card.measured for card in (H100, A100, RTX_4090, eight, TWO_CORES)] == [False] * 4 + [True]
+
+
+RECORDS = [path for path in sorted((ROOT / "book" / "records" / "laptop").glob("*.json")) if "samples" not in path.name]
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_what_the_laptop_tier_took_was_expected_within_a_factor_of_three(path: Path) -> None:
+    record = read_record(path)
+    assert record is not None
+    cores = int(record.receipt.hardware.rpartition(", ")[2].split()[0])
+    stage = full(record.stage.partition(",")[0], **record.parameters)
+    hours = stage_hours(stage, many_cores(cores))
+    assert hours is not None
+    assert 1 / 3 < 3600 * hours / record.receipt.seconds < 3
+
+
+def test_samples_are_priced_as_they_are_drawn() -> None:
+    assert DRAWN == AT_ONCE
+    few, many = (stage_work(full("samples", model="igpt-l", images=images)) for images in (16, 32))
+    assert many.bytes > few.bytes > 4 * recipe("igpt-l").shape.parameters * 1024
+
+
+def test_this_machine_is_measured_in_a_process_of_its_own() -> None:
+    found = this_machine()
+    assert found.measured
+    assert found.source.startswith("measured now on ")
+    assert all(10**8 < rate < 10**16 for rate in vars(found.rates).values())
+    assert this_machine() is found  # once a process

@@ -1,0 +1,123 @@
+"""What a run on weights that exist is given by this machine: what it holds, in which order, and what is left."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from conftest import WriteNotebook
+
+from igpt.errors import UsageError
+from igpt.experiments.costs import stage_hours
+from igpt.experiments.machines import GIB, H100, RTX_4090
+from igpt.project import Project
+from igpt.results.plan import PlannedStage
+from igpt.results.signature import Signature, Signer
+from igpt.run.budget import Budget, is_released, make_budget
+from igpt.run.command import run_targets
+from igpt.run.folder import finished_record
+from igpt.run.local import Room, plan_stages, shares
+from igpt.stage import Stage
+
+SMALL, LARGE = (Stage.of("pretrain", model=f"igpt-{size}", objective="autoregressive", seed=0) for size in "sl")
+
+
+def on(parent: Stage, notebook: str, dataset: str = "cifar10") -> Stage:
+    """A stage on another's weights."""
+    return Stage.of(notebook, dataset=dataset, **parent.parameters)
+
+
+def planned(project: Project, *stages: Stage) -> list[PlannedStage]:
+    """Stages to carry out; evaluations stand on the weights of their model."""
+    signer, found = Signer(project.notebooks), []
+    for stage in stages:
+        full = signer.in_full(stage)
+        parts = {f"parameter {name}": json.dumps(value) for name, value in full.parameters.items()}
+        own = [other for other in (SMALL, LARGE) if other.parameters["model"] == stage.parameters["model"]]
+        parents = tuple(other for other in own if other != stage)
+        found.append(PlannedStage(stage, Signature(parts), parents, None, "missing", ()))
+    return found
+
+
+PROBES = [on(SMALL, "linear_probe"), on(LARGE, "linear_probe")]
+TUNES = [on(SMALL, "fine_tune"), on(LARGE, "fine_tune")]
+ROOMY = {"memory": 512 * GIB, "disk": 1e13}
+
+
+def names(budget: Budget) -> list[str]:
+    return [f"{p.stage.notebook} {p.stage.parameters['model']}" for p in budget.stages]
+
+
+def test_the_cheapest_come_first_with_what_they_stand_on(project: Project) -> None:
+    todo = planned(project, LARGE, SMALL, *PROBES, *TUNES)
+    budget = make_budget(todo, [*PROBES, *TUNES], H100, **ROOMY)
+    assert not budget.left
+    rank = budget.rank()
+    order = sorted(rank, key=rank.__getitem__)
+    assert order[:2] == [SMALL, PROBES[0]] or order[:2] == [PROBES[0], SMALL]
+    assert order[2] == TUNES[0]
+    assert set(order[3:5]) == {LARGE, PROBES[1]}
+    assert order[5] == TUNES[1]
+    assert rank[SMALL] == rank[PROBES[0]]  # the weights are fetched when the first that needs them has its turn
+    whole = sum(stage_hours(p.in_full, H100) or math.nan for p in todo)
+    assert budget.total.hours == pytest.approx(whole)
+    assert f"6 stages, about {whole:,.1f} hours one after the other (40% of the data sheet's" in budget.says(8 * GIB, 5e9)
+
+
+def test_what_a_machine_cannot_hold_is_left_with_its_reason_and_so_is_what_stands_on_it(project: Project) -> None:
+    todo = planned(project, LARGE, SMALL, *PROBES, *TUNES)
+    budget = make_budget(todo, [*PROBES, *TUNES], RTX_4090, **ROOMY)
+    assert names(budget) == ["pretrain igpt-s", "linear_probe igpt-s", "fine_tune igpt-s"]
+    assert budget.left[LARGE].startswith("it needs 23.2 GiB on the card")
+    assert budget.left[PROBES[1]] == f"it stands on {LARGE.name}, which is left"
+
+
+def test_weights_that_nothing_needs_any_more_are_not_fetched(project: Project) -> None:
+    todo = planned(project, LARGE, SMALL, PROBES[0], TUNES[1])
+    budget = make_budget(todo, [PROBES[0], TUNES[1]], H100, **ROOMY).without([TUNES[1]], "its data cannot be had")
+    assert names(budget) == ["pretrain igpt-s", "linear_probe igpt-s"]
+    assert budget.left == {TUNES[1]: "its data cannot be had"}
+    assert budget.datasets() == ["imagenet", "cifar10"]  # of the training, and of the probe
+
+
+def test_the_disk_has_to_hold_a_stage_and_what_it_stands_on(project: Project) -> None:
+    todo = planned(project, SMALL, PROBES[0])
+    together = make_budget(todo, [PROBES[0]], H100, **ROOMY).total.room
+    assert not make_budget(todo, [PROBES[0]], H100, memory=64 * GIB, disk=together).left
+    short = make_budget(todo, [PROBES[0]], H100, memory=64 * GIB, disk=together - 1)
+    assert list(short.left) == PROBES[:1]
+    assert not short.stages
+
+
+def test_a_processor_gives_released_weights_all_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "IGPT_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    probe = Stage.of("linear_probe", model="igpt-s", dataset="cifar10", weights="released", seed=0)
+    assert is_released([probe])
+    assert not is_released([probe, PROBES[0]])
+    assert shares(Room(8))(probe) == (8, 0)
+    assert shares(Room(8, ("0",)))(probe) == (8, 1)
+
+
+WRITE = """
+from igpt.run import open_stage
+stage = open_stage("{name}", dataset=dataset, weights=weights, seed=seed)
+stage.write_record(values={{"answer": {{"value": 42.0, "unit": "none"}}}})
+"""
+
+
+def test_data_that_cannot_be_had_hold_up_their_own_stages_only(
+    project: Project, write_notebook: WriteNotebook, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, dataset in (("here", "digits"), ("nowhere", "imagenet")):
+        write_notebook(name, f'dataset = "{dataset}"\nweights = "released"\nseed = 0', WRITE.format(name=name))
+    words = ["here,weights=released", "nowhere,weights=released"]
+    with pytest.raises(UsageError, match=r"^ImageNet \(ILSVRC 2012\) may be had from its owner only"):
+        run_targets(words, None, [])
+    said = capsys.readouterr().err
+    assert "igpt: 2 stages, about" in said
+    assert "igpt: left: nowhere,seed=0: ImageNet (ILSVRC 2012) may be had from its owner only" in said
+    [done] = plan_stages(project, [Stage.of("here")])
+    assert finished_record(project, done.stage, done.signature) is not None
+    assert run_targets(words[:1], None, []) == "nothing to run: all 1 stages are fresh"
