@@ -1,7 +1,7 @@
 """What a stage costs on a machine: hours of its work at the machine's rates, memory, room on the disk, and downloads.
 
-Every notebook has its own entries in `igpt.experiments.protocols` and `igpt.experiments.needs`, and every stage is given with
-all its parameters: nothing has a price by default.
+Every notebook has its own entry in `igpt.experiments.protocols`, and every stage is given with all its parameters: nothing has
+a price by default.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from igpt.data.cards import data_card, data_files, is_present
+from igpt.data.cards import data_card, is_present
 from igpt.experiments.machines import GIB, H100, Card
-from igpt.experiments.needs import NEEDS, Needs, Training
+from igpt.experiments.needs import Needs, Training
 from igpt.experiments.protocols import PROTOCOLS, needed_datasets, needed_stages
 from igpt.experiments.work import Work
 from igpt.stage import Stage
@@ -97,9 +97,10 @@ def stage_hours(stage: Stage, card: Card = H100) -> float | None:
 
 
 def stage_needs(stage: Stage) -> Needs:
-    """What one stage, all of whose parameters are named, needs beside time; little for a notebook without an entry."""
-    needs = NEEDS.get(stage.notebook)
-    return needs(stage.parameters, _plan(stage)) if needs else Needs()
+    """What one stage, all of whose parameters are named, needs beside time; little for one without a network, or of one's own."""
+    if "model" not in stage.parameters or stage.notebook not in PROTOCOLS:
+        return Needs()
+    return PROTOCOLS[stage.notebook].needs(stage.parameters, _plan(stage))
 
 
 def stage_cost(stage: Stage, card: Card) -> Cost:
@@ -147,14 +148,13 @@ def downloads(stage: Stage) -> list[Download]:
 def _dataset(name: str) -> Download | None:
     """A data set that can be downloaded."""
     card = data_card(name)
-    if name == "imagenet-tokens":
+    if card.loose:
         least = (card.train + card.test) * (card.height**2 * TOKEN + card.classes * ONE_HOT)
         return Download(name, least, least, False, is_present(name))
-    files = data_files(name) if name != "digits" else None
-    if files is None or not all(archive.addresses for archive in files.archives):
+    if not card.archives or not all(archive.addresses for archive in card.archives):
         return None
-    size = sum(archive.bytes for archive in files.archives)
-    return Download(name, size, size + files.unpacked_bytes, True, is_present(name))
+    size = sum(archive.bytes for archive in card.archives)
+    return Download(name, size, size + card.unpacked_bytes, True, is_present(name))
 
 
 def lacking(cost: Cost, card: Card, memory: float = math.inf, disk: float = math.inf) -> str:

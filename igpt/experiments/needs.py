@@ -96,8 +96,8 @@ def nothing(given: Given, plan: Recipe) -> Needs:
 
 
 def weights(given: Given, plan: Recipe) -> Needs:
-    """What was read, the model, and the bytes that are written; then a pass of the first images, where tokens are at hand."""
-    return Needs(_network(plan), memory=PYTHON + 3 * _weights(plan), disk=_weights(plan))
+    """What was read, the model, and the bytes that are written; all on processors, as is the pass of the first images."""
+    return Needs(memory=PYTHON + 3 * _weights(plan), disk=_weights(plan))
 
 
 def pretrain(given: Given, plan: Recipe) -> Needs:
@@ -208,19 +208,3 @@ def fine_tune(given: Given, plan: Recipe) -> Needs:
         memory=_loaded(plan, tokens) + 2 * 3 * _weights(plan),
         disk=_weights(plan) * KEPT,
     )
-
-
-NEEDS: dict[str, Callable[[Given, Recipe], Needs]] = {
-    "pretrain": pretrain,
-    "rate_search": rate_search,
-    "weights": weights,
-    "released_loss": released_loss,
-    "samples": samples,
-    "linear_probe": linear_probe,
-    "concatenated_features": concatenated,
-    "loss_against_probe": milestones,
-    "low_data": low_data,
-    "probe_settings": settings,
-    "sgd_probe": sgd_probe,
-    "fine_tune": fine_tune,
-}

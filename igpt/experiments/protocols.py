@@ -9,13 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from igpt.data.cards import data_card
-from igpt.experiments import work
+from igpt.experiments import needs, work
+from igpt.experiments.needs import Needs
 from igpt.experiments.work import Given, Work
 from igpt.stage import Stage
 from igpt.train.recipe import Recipe
 from igpt.train.recipes import PAPER, recipe
-
-RELEASED_STEPS = (131_000, 262_000, 524_000, 1_000_000)  # after which weights were published; figure 3 has 65,000 too
 
 Parents = dict[str, Stage]  # by the name under which a notebook asks for one
 
@@ -48,7 +47,7 @@ def milestones(given: Given) -> Parents:
     if given.get("weights", "trained") == "trained":
         return trained(given)
     found: Parents = {}
-    for step in RELEASED_STEPS if given["weights"] == "released" else RELEASED_STEPS[-1:]:
+    for step in work.released_steps(given):
         chosen = {"model": given["model"], "step": step, "weights": given["weights"]}
         found |= {f"weights-{step}": Stage.of("weights", **chosen), f"released_loss-{step}": Stage.of("released_loss", **chosen)}
     return found
@@ -76,7 +75,7 @@ class Protocol:
     """One notebook.
 
     takes : what a table's cell says of it, of model, objective, dataset, weights and seed; the rest is its defaults
-    work : what it costs, see `igpt.experiments.work`
+    work : the time that it costs, see `igpt.experiments.work`; needs : memory and disk, see `igpt.experiments.needs`
     seconds : what a stage is taken for until a record says better: what one took on two cores when first run
     figures : functions of `igpt.report.figures` that draw its records, the first unless another is named
     parents : the stages whose outputs it reads; datasets : sets whose content decides its result; recipes : likewise
@@ -94,6 +93,7 @@ class Protocol:
     datasets: Callable[[Given], list[str]] = its_dataset
     recipes: Callable[[Given], list[Recipe]] = its_recipe
     modules: Callable[[Given], list[str]] = lambda given: []
+    needs: Callable[[Given, Recipe], Needs] = needs.nothing
     network: bool = True
     spreads: bool = False
 
@@ -109,7 +109,16 @@ PROTOCOLS = {
     protocol.notebook: protocol
     for protocol in (
         Protocol("palette", (), Work(), 6, ("palette",), nothing, recipes=lambda given: [], network=False),
-        Protocol("pretrain", ("model", "objective", "seed"), work.pretrain, 25, ("losses", "compute"), palette, spreads=True),
+        Protocol(
+            "pretrain",
+            ("model", "objective", "seed"),
+            work.pretrain,
+            25,
+            ("losses", "compute"),
+            palette,
+            needs=needs.pretrain,
+            spreads=True,
+        ),
         Protocol(
             "rate_search",
             ("model", "objective", "seed"),
@@ -117,15 +126,17 @@ PROTOCOLS = {
             figures=("rate_search",),
             parents=nothing,
             recipes=lambda given: [replace(_plan(given), learning_rate=0.0)],  # which it is there to find
+            needs=needs.rate_search,
         ),
         # OpenAI's weights, or a user's own: fetched, verified and converted; no recipe of ours decides them.
         Protocol(
             "weights",
             ("model", "objective", "weights"),
-            Work(),
+            work.weights,
             parents=nothing,
             datasets=_none,
             recipes=lambda given: [],
+            needs=needs.weights,
             network=False,
         ),
         Protocol(
@@ -134,11 +145,12 @@ PROTOCOLS = {
             work.released_loss,
             datasets=lambda given: ["imagenet-tokens"],
             recipes=lambda given: [],
+            needs=needs.released_loss,
         ),
-        Protocol("samples", ("model", "weights", "seed"), work.samples, figures=("samples", "completions")),
-        Protocol("linear_probe", EVALUATION, work.linear_probe, figures=("depth", "bert")),
-        Protocol("probe_settings", EVALUATION, work.settings, figures=("probe_settings",), parents=probed),
-        Protocol("sgd_probe", EVALUATION, work.sgd_probe),
+        Protocol("samples", ("model", "weights", "seed"), work.samples, figures=("samples", "completions"), needs=needs.samples),
+        Protocol("linear_probe", EVALUATION, work.linear_probe, figures=("depth", "bert"), needs=needs.linear_probe),
+        Protocol("probe_settings", EVALUATION, work.settings, figures=("probe_settings",), parents=probed, needs=needs.settings),
+        Protocol("sgd_probe", EVALUATION, work.sgd_probe, needs=needs.sgd_probe),
         Protocol(
             "loss_against_probe",
             ("model", "dataset", "weights", "seed"),
@@ -146,10 +158,11 @@ PROTOCOLS = {
             12,
             ("loss_against_probe",),
             milestones,
+            needs=needs.milestones,
         ),
-        Protocol("concatenated_features", EVALUATION, work.concatenated, parents=probed),
-        Protocol("fine_tune", EVALUATION, work.fine_tune, 45, ("search", "bert"), spreads=True),
-        Protocol("low_data", EVALUATION, work.low_data, figures=("low_data",), parents=probed),
+        Protocol("concatenated_features", EVALUATION, work.concatenated, parents=probed, needs=needs.concatenated),
+        Protocol("fine_tune", EVALUATION, work.fine_tune, 45, ("search", "bert"), needs=needs.fine_tune, spreads=True),
+        Protocol("low_data", EVALUATION, work.low_data, figures=("low_data",), parents=probed, needs=needs.low_data),
         Protocol(
             "parameters",
             (),

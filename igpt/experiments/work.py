@@ -18,8 +18,10 @@ from igpt.stage import Literal
 from igpt.train.cost import forward_flops, pretraining_flops, training_flops
 from igpt.train.recipe import Recipe
 
+RELEASED_STEPS = (131_000, 262_000, 524_000, 1_000_000)  # after which weights were published; figure 3 has 65,000 too
 RATES_TRIED = 5  # about so many, from large to small
 DRAWN = 16  # images that are sampled at once: `igpt.sample.AT_ONCE`, which brings torch
+LOOKED_AT = 64  # images whose loss is taken when weights are converted
 FINE_TUNINGS = 3 + 3  # three rates and three refits
 
 
@@ -117,9 +119,24 @@ def concatenated(given: Given, plan: Recipe) -> Work:
     return _passes(plan, card.train + card.test) + _probed(given, width=width)
 
 
+def released_steps(given: Given) -> tuple[int, ...]:
+    """The steps after which weights that exist are looked at along pre-training: all that were published, or a user's own."""
+    return RELEASED_STEPS if given["weights"] == "released" else RELEASED_STEPS[-1:]
+
+
+def looks_along(given: Given, plan: Recipe) -> int:
+    """How many weights are looked at along pre-training: the recipe's milestones, or as `released_steps` says."""
+    return len(plan.milestones) if given.get("weights", "trained") == "trained" else len(released_steps(given))
+
+
+def weights(given: Given, plan: Recipe) -> Work:
+    """The loss on the first images, where the released tokens are at hand; reading and writing take minutes."""
+    return _passes(plan, LOOKED_AT)
+
+
 def milestones(given: Given, plan: Recipe) -> Work:
     """Every layer at each milestone."""
-    card, images, looks = data_card(str(given["dataset"])), int(given["images"]), len(plan.milestones)
+    card, images, looks = data_card(str(given["dataset"])), int(given["images"]), looks_along(given, plan)
     found = _passes(plan, looks * ((images or card.train) + card.test))
     return found + _probed(given, width=plan.shape.n_embd, problems=looks * (plan.shape.n_layer + 1), images=images)
 

@@ -8,9 +8,10 @@ from conftest import ROOT
 
 from igpt.data import data_card
 from igpt.evaluate.logistic import ITERATIONS
+from igpt.experiments import needs
 from igpt.experiments.costs import downloads, lacking, run_hours, stage_cost, stage_hours, stage_work
 from igpt.experiments.machines import A100, GIB, H100, RTX_4090, TWO_CORES, many_cores, this_machine
-from igpt.experiments.needs import NEEDS, PYTHON
+from igpt.experiments.protocols import PROTOCOLS
 from igpt.experiments.work import DRAWN, expected_iterations, probe_work
 from igpt.project import Project
 from igpt.report.costs import recipe_table
@@ -120,11 +121,11 @@ def test_the_table_of_recipes_prices_each_ones_probe() -> None:
 
 
 def test_every_notebook_with_a_network_says_what_it_needs() -> None:
-    assert set(NOTEBOOKS) - {"palette", "parameters", "speed"} <= NEEDS.keys()
     for notebook in NOTEBOOKS:
         found = stage_cost(full(notebook), H100)
-        assert found.memory >= PYTHON
-        assert (found.card > 0) == (notebook in NEEDS)
+        assert found.memory >= needs.PYTHON
+        assert (found.card > 0) == (notebook not in ("palette", "parameters", "speed", "weights"))
+        assert (PROTOCOLS[notebook].needs is needs.nothing) == (notebook in ("palette", "parameters", "speed"))
 
 
 def test_the_features_of_all_layers_are_the_disk_that_a_probe_needs() -> None:
