@@ -19,7 +19,7 @@ from igpt.stage import Stage
 from igpt.train.memory import FLOAT, USED, fitting, step_memory
 from igpt.train.recipe import Recipe
 from igpt.train.recipes import recipe
-from igpt.weights.released import weights_home
+from igpt.weights.released import RELEASED, weights_home
 
 TOKEN, ONE_HOT = 2, 1  # bytes, the least of a released token and of an element of its label; their types are not published
 
@@ -140,7 +140,9 @@ def downloads(stage: Stage) -> list[Download]:
         ending = "-bert" if given["objective"] == "bert" else ""
         name, step = f"{given['model']}{ending}", given["step"]
         size = FLOAT * _plan(stage).shape.parameters
-        here = (weights_home() / name / f"model.ckpt-{step}.index").exists()
+        stem, shards = weights_home() / name / f"model.ckpt-{step}", RELEASED[name].shards
+        ends = ["index", *(f"data-{shard:05d}-of-{shards:05d}" for shard in range(shards))]
+        here = all(stem.with_name(f"{stem.name}.{end}").is_file() for end in ends)
         found.append(Download(f"{name} after {step:,} steps", size, size, True, here))
     return found
 

@@ -50,19 +50,22 @@ def cost_text(plan: Plan, signer: Signer, cards: Sequence[Card]) -> str:
     """
     in_plan = {planned.stage for planned in plan}
     costs = {p.stage: [stage_cost(p.in_full, card) for card in cards] for p in plan}
-    cells = []
+    cells = {}
     for experiment in experiments():
         for run in experiment.runs:
             if in_plan.issuperset(signer.canonical(stage) for stage in run.stages()):
-                needed = [signer.canonical(stage) for stage in with_parents(run.stages(), signer.in_full)]
-                cells.append((experiment.name, *_numbers([costs[stage] for stage in needed], cards)))
+                needed = frozenset(signer.canonical(stage) for stage in with_parents(run.stages(), signer.in_full))
+                cells[experiment.name, needed] = _numbers([costs[stage] for stage in needed], cards)
     stages = [(_short(stage), *_numbers([found], cards)) for stage, found in costs.items()]
-    whole = ("all stages", *_numbers(list(costs.values()), cards))
+    whole = ("all that a machine holds", *_numbers(list(costs.values()), cards, partly=True))
     memory = "Mem. GiB" if cards[0].is_processor else "Card GiB"
     heads = ("GB to get", "GB disk", memory, *(card.title for card in cards))
     tables = [
         tabulate(rows, (first, *heads), disable_numparse=True, colalign=("left", *["right"] * len(heads)))
-        for first, rows in (("Cell, with all that it stands on", cells), ("Stage, alone", [*stages, whole]))
+        for first, rows in (
+            ("Cell, with all that it stands on", [(name, *numbers) for (name, _), numbers in cells.items()]),
+            ("Stage, alone", [*stages, whole]),
+        )
     ]
     fresh = sum(planned.state == "fresh" for planned in plan)
     return "\n".join(
@@ -75,15 +78,21 @@ def cost_text(plan: Plan, signer: Signer, cards: Sequence[Card]) -> str:
     )
 
 
-def _numbers(each: Sequence[Sequence[Cost]], cards: Sequence[Card]) -> list[str]:
-    """Download, disk, memory on the first card, and hours on every card, of stages that run one after the other."""
-    totals = [sum((costs[place] for costs in each), Cost()) for place in range(len(cards))]
-    here = totals[0]
+def _numbers(each: Sequence[Sequence[Cost]], cards: Sequence[Card], *, partly: bool = False) -> list[str]:
+    """Download, disk, memory on the first card, and hours on every card, of stages that run one after the other.
+
+    partly : whether a card that is too small for some of them has the hours of the others, or none
+    """
+    here = sum((costs[0] for costs in each), Cost())
+    hours = []
+    for place, card in enumerate(cards):
+        held = [costs[place].hours for costs in each if not lacking(costs[place], card)]
+        hours.append(_hours(sum(held)) if partly or len(held) == len(each) else "-")
     return [
         f"{here.to_fetch / 1e9:,.1f}{'' if here.exact else '+'}" if here.to_fetch else "-",
         f"{here.room / 1e9:,.1f}",
         f"{(here.memory if cards[0].is_processor else here.card) / GIB:,.1f}",
-        *("-" if lacking(found, card) else _hours(found.hours) for found, card in zip(totals, cards, strict=True)),
+        *hours,
     ]
 
 

@@ -32,7 +32,7 @@ def test_every_cell_and_every_stage_has_a_line_and_the_whole_counts_downloads_on
     training, probe = found["pretrain igpt-l"], found["linear_probe igpt-l cifar10"]
     assert training[4] == "830"
     assert (probe[0], found["linear_probe igpt-l cifar100"][0]) == ("0.2", "0.2")
-    assert found["all stages"][0] == "0.3"  # 0.17 and 0.17 GB
+    assert found["all that a machine holds"][0] == "0.3"  # 0.17 and 0.17 GB
     assert float(found["headline-001"][1]) == pytest.approx(float(training[1]) + float(probe[1]), abs=0.11)
     assert found["headline-001"][3] == "840"
     assert text.endswith("3 stages, of which 0 are finished; nothing was run")
@@ -43,6 +43,7 @@ def test_a_card_that_is_too_small_has_a_dash_and_every_card_says_where_its_rates
     stage = Stage.of("fine_tune", model="igpt-l", dataset="cifar10")
     text = cost_text(plan_stages(project, [stage]), signer, [TWO_CORES, RTX_4090])
     assert rows(text)["fine_tune igpt-l cifar10"][-1] == "-"
+    assert rows(text)["all that a machine holds"][-1] == "0"  # the training is too large as well
     memory = stage_cost(signer.in_full(stage), TWO_CORES).memory
     assert rows(text)["fine_tune igpt-l cifar10"][2] == f"{memory / 2**30:,.1f}"
     assert "\n2 cores: measured on two cores of an AMD EPYC\n" in text
