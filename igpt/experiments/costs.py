@@ -110,7 +110,7 @@ def stage_cost(stage: Stage, card: Card) -> Cost:
     it does not even hold that.
     """
     needs = stage_needs(stage)
-    at_once = max(needs.network * (2 if card.is_processor else 1), needs.card())  # processors may have no half precision
+    at_once = max(needs.passing + (0.0 if card.is_processor else needs.network), needs.other())
     if needs.training:
         at_once = max(at_once, training_bytes(needs.training, card.gib))
     return Cost(

@@ -21,7 +21,9 @@ from igpt.train.recipe import Recipe
 
 PYTHON = 1.0 * GIB  # of the machine: the libraries, a GPU's driver
 BATCH = 128  # images of a pass over frozen weights
-PASSING = 12  # arrays of width x positions an image that a pass has at once, most of them the MLP's: counted, not measured
+# Half-precision arrays (positions, width) of an image that a pass has at once, most of them the MLP's: the peak in bfloat16
+# on a processor; in float32 it was as much as 15 of these.
+PASSING = 18
 KEPT = 2 * 3  # copies of the weights in two checkpoints: they and Adam's two moments
 INT64 = 8
 
@@ -39,15 +41,17 @@ class Training:
 class Needs:
     """Bytes.
 
-    network : of frozen weights and of a pass through them, in half precision, on the card
-    card : tells of whatever else the card holds, at another time; only asked where torch is at hand
-    training : that comes on top, see `igpt.experiments.costs.stage_cost`
+    network : frozen weights on the card, in half precision; a processor has them in the machine's memory, where they are counted
+    passing : of a pass through them
+    other : tells of whatever else the card holds, at another time; only asked where torch is at hand
+    training : or what a training takes of it
     memory : of the machine
     disk : in the stage's folder, at its height
     """
 
     network: float = 0.0
-    card: Callable[[], float] = lambda: 0.0
+    passing: float = 0.0
+    other: Callable[[], float] = lambda: 0.0
     training: Training | None = None
     memory: float = PYTHON
     disk: float = 0.0
@@ -58,14 +62,14 @@ def _weights(plan: Recipe) -> float:
     return FLOAT * plan.shape.parameters
 
 
-def _network(plan: Recipe, networks: int = 1, images: int = BATCH) -> float:
-    """Frozen weights in half precision, and a pass of some images through them."""
+def _network(plan: Recipe, networks: int = 1) -> tuple[float, float]:
+    """Frozen weights in half precision, and a pass through them."""
     shape = plan.shape
-    return HALF * (networks * shape.parameters + images * PASSING * shape.n_ctx * shape.n_embd)
+    return HALF * networks * shape.parameters, HALF * BATCH * PASSING * shape.n_ctx * shape.n_embd
 
 
 def _loaded(plan: Recipe, images: float = 0, networks: int = 1) -> float:
-    """The machine's memory while weights are read, in the file and in the model; and tokens of images that all lie in it."""
+    """The machine's memory with weights, and one more copy of them: the file, or as products want them; and with all tokens."""
     return PYTHON + (1 + networks) * _weights(plan) + INT64 * images * plan.shape.n_ctx
 
 
@@ -117,14 +121,14 @@ def rate_search(given: Given, plan: Recipe) -> Needs:
 
 def released_loss(given: Given, plan: Recipe) -> Needs:
     """A pass."""
-    return Needs(_network(plan), memory=_loaded(plan, int(given["images"])))
+    return Needs(*_network(plan), memory=_loaded(plan, int(given["images"])))
 
 
 def samples(given: Given, plan: Recipe) -> Needs:
     """Weights in float32, and of each image drawn at once the keys and values."""
     shape = plan.shape
     cache = FLOAT * DRAWN * 2 * shape.n_layer * shape.n_ctx * shape.n_embd
-    return Needs(card=lambda: _weights(plan) + cache, memory=_loaded(plan))
+    return Needs(other=lambda: _weights(plan) + cache, memory=_loaded(plan))
 
 
 def linear_probe(given: Given, plan: Recipe) -> Needs:
@@ -133,8 +137,8 @@ def linear_probe(given: Given, plan: Recipe) -> Needs:
     width = max(shape.n_embd, plan.side**2 * card.channels)
     images = card.train + card.test
     return Needs(
-        _network(plan, networks=2),
-        card=lambda: _probe(given, width),
+        *_network(plan, networks=2),
+        other=lambda: _probe(given, width),
         memory=_loaded(plan, images, networks=2) + _features(plan, images, 1) + 2 * FLOAT * images * width,
         disk=_features(plan, card.train + _looks(given), shape.n_layer + 1),
     )
@@ -145,8 +149,8 @@ def concatenated(given: Given, plan: Recipe) -> Needs:
     card, layers = data_card(str(given["dataset"])), min(int(given["layers"]), plan.shape.n_layer + 1)
     images = card.train + card.test
     return Needs(
-        _network(plan),
-        card=lambda: _probe(given, layers * plan.shape.n_embd),
+        *_network(plan),
+        other=lambda: _probe(given, layers * plan.shape.n_embd),
         memory=_loaded(plan, images) + _features(plan, images, plan.shape.n_layer + 1 + layers),
     )
 
@@ -156,8 +160,8 @@ def milestones(given: Given, plan: Recipe) -> Needs:
     card = data_card(str(given["dataset"]))
     whole = int(given["images"]) or card.train
     return Needs(
-        _network(plan),
-        card=lambda: _probe(given, plan.shape.n_embd, whole),
+        *_network(plan),
+        other=lambda: _probe(given, plan.shape.n_embd, whole),
         memory=_loaded(plan, whole + card.test) + 2 * _features(plan, whole + card.test, 1),
         disk=_features(plan, whole + card.test, plan.shape.n_layer + 1),
     )
@@ -168,7 +172,7 @@ def low_data(given: Given, plan: Recipe) -> Needs:
     card = data_card(str(given["dataset"]))
     images = card.train + card.test
     return Needs(
-        _network(plan, networks=3),
+        *_network(plan, networks=3),
         training=Training(plan.shape, 16, card.classes),
         memory=_loaded(plan, images, networks=2) + _features(plan, images, plan.shape.n_layer + 1),
         disk=_weights(plan) * KEPT,
@@ -180,8 +184,8 @@ def settings(given: Given, plan: Recipe) -> Needs:
     card = data_card(str(given["dataset"]))
     images = min(int(given["subset"]), card.train)
     return Needs(
-        _network(plan),
-        card=lambda: _probe(given, plan.shape.n_embd, images),
+        *_network(plan),
+        other=lambda: _probe(given, plan.shape.n_embd, images),
         memory=_loaded(plan, card.train) + _features(plan, images + card.validation, plan.shape.n_layer + 1),
     )
 
@@ -192,8 +196,8 @@ def sgd_probe(given: Given, plan: Recipe) -> Needs:
     subset, count = min(int(given["subset"]), card.train), int(given["count"])
     width, outputs = count * shape.n_embd, len(SGD_RATES) * card.classes
     return Needs(
-        _network(plan),
-        card=lambda: max(_probe(given, shape.n_embd, subset), FLOAT * width * (5 * outputs + 2 * BLOCK)),
+        *_network(plan),
+        other=lambda: max(_probe(given, shape.n_embd, subset), FLOAT * width * (5 * outputs + 2 * BLOCK)),
         memory=_loaded(plan) + _features(plan, 1.25 * subset, shape.n_layer + 1),
         disk=HALF * width * (card.train + _looks(given)),
     )

@@ -1,6 +1,6 @@
 """What this machine does in a second, measured: run as a program, it prints that as one line of JSON.
 
-Each kind of work is done as evaluations do it, at a small size, for about half a second. On a GPU its name and memory are
+Each kind of work is done as evaluations do it, at a small size, for about a third of a second. On a GPU its name and memory are
 printed first, by themselves, so that they are known where it is too full to be measured.
 """
 
@@ -20,7 +20,7 @@ from igpt.shape import ModelShape
 from igpt.train.cost import forward_flops
 from igpt.train.loop import Machine
 
-SECONDS = 0.5  # of each kind of work, once it has been done for the first time
+SECONDS = 0.3  # of each kind of work, once it has been done for the first time
 CLASSES = 40  # outputs: ten classes at four strengths
 
 
