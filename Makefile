@@ -49,7 +49,7 @@ book: $(READY) $(RUNTIME)  ## run the tiny tier and build the book
 
 # The book first, which takes all cores. Then three tests at once: much of their time is waiting, for a scheduler or a browser.
 test: book  ## build the book and run all tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 3 --dist loadfile --no-loadscope-reorder
+	@IGPT_BOOK_IS_BUILT=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## ruff, mypy, import contracts, spelling, clean notebooks
 	@$(BIN)/ruff check .
