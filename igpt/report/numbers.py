@@ -87,6 +87,8 @@ def _facts() -> dict[str, str]:
         "crop.short": f"{SHORT[0]} to {SHORT[1]}",
         "picture.megapixels": str(MEGAPIXELS),
         "picture.memory": f"{BYTES * MEGAPIXELS / 1000:.1f} GB",
+        "published.numbers": str(sum(e.published.ours for e in experiments())),
+        "released.numbers": str(sum(e.run_in("released") is not None for e in experiments())),
         "seeds": str(len(TIERS["tiny"].seeds)),
         "level": f"{100 * LEVEL:.0f} %",
         "imagenet.held-out": f"{data_card('imagenet').held_out:.0%}",
