@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt.errors import UsageError
-from igpt.experiments import TIERS
+from igpt.experiments import TABLES, TIERS
 from igpt.experiments.protocols import PROTOCOLS
 from igpt.experiments.tiers import Tier
 from igpt.files import write_atomically
@@ -35,6 +35,14 @@ class BookFigure:
     one: bool = False  # drawn from a single record rather than from a list of them
     page: int | None = None  # of a record with more images than a figure shows
     whole: bool = True  # only when every record is there; else of those that are, and the caption says what is pending
+    published: bool = False  # has the paper's curve, and is drawn without a record too
+
+
+def _released(table: str) -> tuple[Stage, ...]:
+    """The stages with which the released tier fills a table of the book."""
+    members = next(each for each in TABLES if each.name == table).experiments()
+    runs = [run for experiment in members if (run := experiment.run_in("released"))]
+    return tuple(dict.fromkeys(stage for run in runs for stage in run.quantity.stages))
 
 
 def _of(stages: tuple[Stage, ...], *, draw: str = "", whole: bool = True, page: int | None = None) -> BookFigure:
@@ -85,7 +93,8 @@ TINY, LAPTOP = _figures_of(TIERS["tiny"]), _figures_of(TIERS["laptop"])
 SAMPLES = TIERS["laptop"].figure_stages("samples")
 FIGURES = {
     "palette": _of((Stage.of("palette", dataset="digits", colours=16),)),
-    "published-depth": BookFigure((), "published_depth"),
+    "published-depth": BookFigure(_released("depth"), "published_depth", published=True),
+    "published-loss": BookFigure(_released("loss-against-probe"), "published_loss", published=True),
     **{name: figure for name, figure in TINY.items() if name not in ("losses-autoregressive", "compute")},
     **{f"laptop-{name}": figure for name, figure in LAPTOP.items() if name != "losses"},
     **{f"laptop-gallery-{n}": _of(SAMPLES, draw="completions", page=n) for n in range(1, 5)},
@@ -99,7 +108,7 @@ def figure_records(name: str, store: RecordStore) -> list[Record] | None:
         raise UsageError(f"there is no figure {name!r}{near_misses(name, list(FIGURES))}")
     figure = FIGURES[name]
     found = [record for stage in figure.stages if (record := store.read(stage)) is not None]
-    enough = len(found) == len(figure.stages) or (found and not figure.whole)
+    enough = figure.published or len(found) == len(figure.stages) or (found and not figure.whole)
     return found if enough else None
 
 
@@ -108,9 +117,12 @@ def figure_note(name: str, project: Project) -> str:
     store = RecordStore(project)
     records = figure_records(name, store) or []
     notes = []
-    if records and (missing := [s for s in FIGURES[name].stages if store.read(s) is None]):
-        notes.append(f"Pending: {', '.join(str(stage.parameters['model']) for stage in missing)}.")
-    if any(store.changed(stage) for stage in FIGURES[name].stages):
+    figure = FIGURES[name]
+    missing = [stage for stage in figure.stages if store.read(stage) is None]
+    if missing and (records or figure.published):
+        what = "model" if len({stage.parameters["model"] for stage in figure.stages}) > 1 else "dataset"
+        notes.append(f"Pending: {', '.join(str(stage.parameters[what]) for stage in missing)}.")
+    if any(store.changed(stage) for stage in figure.stages):
         notes.append("Stale: its records were made before the code or its inputs changed.")
     if any(record.receipt.dirty for record in records):
         notes.append("Its records come from a checkout with uncommitted changes.")
@@ -128,7 +140,7 @@ def draw_figure(name: str, project: Project, folder: Path) -> dict[Mode, Path] |
 
     spec = FIGURES[name]
     function: Callable[..., Figure] = getattr(figures, spec.draw)
-    arguments: list[object] = [] if not spec.stages else [records[0] if spec.one else records]
+    arguments: list[object] = [records[0] if spec.one else records]
     arguments += [] if spec.page is None else [spec.page]
     paths: dict[Mode, Path] = {}
     for mode in ("light", "dark"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,10 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from igpt.data import data_card
 from igpt.experiments.published import curve_points
 from igpt.experiments.tiers import tier_of
 from igpt.measure import mean_interval
-from igpt.report.style import BASELINE, MARKERS, MODEL_COLOURS, theme
+from igpt.report.style import BASELINE, colour, marker, theme
 from igpt.results.record import Record
 from igpt.stage import Stage
 from igpt.train.cost import training_flops
@@ -62,10 +64,11 @@ def losses(records: Sequence[Record]) -> Figure:
     ]
     data = pd.DataFrame(rows).melt(["model", "objective", "step"], ["validation", "train"], "loss of", "nats")
     objectives = list(dict.fromkeys(data["objective"]))
+    colours = {model: colour(model) for model in dict.fromkeys(data["model"])}
     figure = _figure(3.6 * len(objectives) + 0.6, 3.3)
     for axes, objective in zip(_panels(figure, len(objectives)), objectives, strict=True):
         part = data[data["objective"] == objective]
-        sns.lineplot(part, x="step", y="nats", hue="model", style="loss of", palette=MODEL_COLOURS, errorbar=_interval, ax=axes)
+        sns.lineplot(part, x="step", y="nats", hue="model", style="loss of", palette=colours, errorbar=_interval, ax=axes)
         axes.set(title=str(objective), xlabel="step", ylabel="loss (nats per token)")
         axes.legend(fontsize=9)
     return figure
@@ -80,7 +83,7 @@ def compute(records: Sequence[Record]) -> Figure:
         rows = [row for row in record.series["losses"] if float(row["step"]) > 0]  # type: ignore[arg-type]
         spent = [training_flops(plan.shape, plan.batch * float(row["step"])) for row in rows]  # type: ignore[arg-type]
         losses = [row["validation"] for row in rows]
-        axes.plot(spent, losses, color=MODEL_COLOURS[plan.name], marker=MARKERS[plan.name], label=plan.name)
+        axes.plot(spent, losses, color=colour(plan.name), marker=marker(plan.name), label=plan.name)
     axes.set(xscale="log", xlabel="operations of training so far", ylabel="held-out loss (nats per token)")
     axes.legend(fontsize=9)
     return figure
@@ -99,8 +102,8 @@ def depth(records: Sequence[Record]) -> Figure:
                 data[data["network"] == network],
                 x="layer",
                 y="percent",
-                color=MODEL_COLOURS[model] if network == "trained" else BASELINE,
-                marker=MARKERS[model],
+                color=colour(model) if network == "trained" else BASELINE,
+                marker=marker(model),
                 linestyle=style,
                 errorbar=_interval,
                 err_style="bars",
@@ -108,7 +111,8 @@ def depth(records: Sequence[Record]) -> Figure:
                 legend=False,
                 ax=axes,
             )
-        for name, (label, line) in INPUTS.items():
+        measured = {name: look for name, look in INPUTS.items() if all(name in record.values for record in mine)}
+        for name, (label, line) in measured.items():  # tokens without their pixels have fewer
             mean = 100 * float(np.mean([record.values[name].value for record in mine]))
             axes.axhline(mean, color=BASELINE, linestyle=line, label=label)
         axes.set(title=model, xlabel="layer", ylabel="test accuracy (%)", xticks=sorted(set(data["layer"])))
@@ -127,7 +131,7 @@ def probe_settings(record: Record) -> Figure:
             rows["strength"],
             100 * rows["value"],
             bars,
-            color=MODEL_COLOURS[_model(record)] if scaling == "standardised" else BASELINE,
+            color=colour(_model(record)) if scaling == "standardised" else BASELINE,
             linestyle="-" if solver == "optimum" else "--",
             marker="o" if solver == "optimum" else "s",
             label=f"{scaling} features, {'the optimum' if solver == 'optimum' else 'scikit-learn as it comes'}",
@@ -147,8 +151,8 @@ def rate_search(records: Sequence[Record]) -> Figure:
         axes.plot(
             rows["rate"],
             rows["loss"],
-            color=MODEL_COLOURS[_model(record)],
-            marker=MARKERS[_model(record)],
+            color=colour(_model(record)),
+            marker=marker(_model(record)),
             linestyle="--" if bert else "-",
             label=_model(record),
         )
@@ -160,51 +164,84 @@ def rate_search(records: Sequence[Record]) -> Figure:
     return figure
 
 
-def published_depth() -> Figure:
-    """The paper's Figure 2, digitised: iGPT-L's probes by layer."""
-    points = [p for p in curve_points() if p.curve == "figure-2"]
-    data = pd.DataFrame([{"layer": p.x, "percent": p.y, "data": p.dataset} for p in points])
-    figure = _figure(5.5, 3.3)
+def published_depth(records: Sequence[Record]) -> Figure:
+    """The paper's Figure 2, digitised, thin and grey: iGPT-L's probes by layer; over it ours, as far as there are any."""
+    digitised = _digitised("figure-2")
+    lines = dict(zip(digitised["dataset"].unique(), ("-", "--", ":"), strict=True))
+    figure = _figure(6, 3.9)
     axes = figure.subplots()
-    sns.lineplot(data, x="layer", y="percent", style="data", color=BASELINE, ax=axes)
-    axes.set(xlabel="layer", ylabel="test accuracy (%)", title="iGPT-L, digitised from the paper's Figure 2")
-    axes.legend(title=None, fontsize=9)
+    for dataset, points in digitised.groupby("dataset", sort=False):
+        low, high = points["y"] - points["uncertainty"], points["y"] + points["uncertainty"]
+        axes.fill_between(points["x"], low, high, color=BASELINE, alpha=0.3, linewidth=0)
+        name = data_card(str(dataset)).title
+        axes.plot(points["x"], points["y"], color=BASELINE, linewidth=0.9, linestyle=lines[dataset], label=name)
+    for record in records:
+        rows = pd.DataFrame(record.series["trained"])
+        line = lines[record.parameters["dataset"]]
+        axes.plot(rows["layer"], 100 * rows["accuracy"], color=colour("iGPT-L"), linestyle=line)
+    if records:
+        axes.plot([], [], color=colour("iGPT-L"), label="reproduced")
+    axes.set(xlabel="layer", ylabel="test accuracy (%)", title="iGPT-L")
+    _say_digitised(figure, axes, digitised, "Figure 2")
     return figure
 
 
+def published_loss(records: Sequence[Record]) -> Figure:
+    """The paper's Figure 3, digitised, thin and grey: probe accuracy over loss; over it ours, as far as there are any."""
+    digitised = _digitised("figure-3")
+    figure = _figure(6, 3.9)
+    axes = figure.subplots()
+    for model, points in digitised.groupby("model", sort=False):
+        look = {"color": BASELINE, "linewidth": 0.9, "marker": marker(str(model)), "markersize": 4}
+        axes.errorbar(points["x"], points["y"], points["uncertainty"], label=str(model), **look)  # type: ignore[arg-type]
+    for record in records:
+        name, rows = _model(record), pd.DataFrame(record.series["milestones"])
+        axes.plot(rows["loss"], 100 * rows["accuracy"], color=colour(name), marker=marker(name), label=f"{name}, reproduced")
+    axes.set(xlabel="validation loss (nats per token)", ylabel="test accuracy on CIFAR-10 (%)")
+    axes.invert_xaxis()
+    _say_digitised(figure, axes, digitised, "Figure 3")
+    return figure
+
+
+def _digitised(curve: str) -> pd.DataFrame:
+    """The points of one of the paper's figures that lie in its range."""
+    return pd.DataFrame([asdict(point) for point in curve_points() if point.curve == curve]).dropna(subset="y")
+
+
+def _say_digitised(figure: Figure, axes: Axes, digitised: pd.DataFrame, name: str) -> None:
+    """A legend below that says what is grey, with the error of digitising in points."""
+    low, high = digitised["uncertainty"].min(), digitised["uncertainty"].max()
+    said = f"±{low:g}" if low == high else f"±{low:g} to {high:g}"
+    title = f"grey: digitised from the paper's {name} ({said} points)"
+    legend = axes.get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", ncols=4 if len(legend[0]) <= 4 else 2, fontsize=9, title=title)
+
+
 def loss_against_probe(records: Sequence[Record]) -> Figure:
-    """Probe accuracy over generative loss along pre-training, a line a model; the paper's beside it when all are here."""
-    figure = _figure(8 if len(records) > 1 else 5, 3.5)
-    panels = _panels(figure, 2 if len(records) > 1 else 1)
+    """Probe accuracy over generative loss along pre-training, a line a model."""
+    figure = _figure(5, 3.5)
+    axes = figure.subplots()
     for model in dict.fromkeys(map(_model, records)):
         mine = [record.series["milestones"] for record in records if _model(record) == model]
         for index in range(len(mine[0])):
             loss, low, high = mean_interval([float(m[index]["loss"]) for m in mine])  # type: ignore[arg-type]
             mean, below, above = mean_interval([100 * float(m[index]["accuracy"]) for m in mine])  # type: ignore[arg-type]
-            panels[0].errorbar(
+            axes.errorbar(
                 loss,
                 mean,
                 xerr=None if math.isinf(low) else [[loss - low], [high - loss]],
                 yerr=None if math.isinf(below) else [[mean - below], [above - mean]],
-                color=MODEL_COLOURS[model],
-                marker=MARKERS[model],
+                color=colour(model),
+                marker=marker(model),
                 label=model if index == 0 else None,
             )
         means = np.mean([[(p["loss"], 100 * float(p["accuracy"])) for p in m] for m in mine], axis=0)  # type: ignore[arg-type]
-        panels[0].plot(means[:, 0], means[:, 1], color=MODEL_COLOURS[model])
-    title = f"{tier_of(Stage.of('pretrain', model=str(records[0].parameters['model'])))} tier, {records[0].parameters['dataset']}"
-    panels[0].set(title=title, ylabel="probe accuracy on test (%)", xlabel="validation loss (nats per token)")
-    if len(panels) > 1:
-        points = [p for p in curve_points() if p.curve == "figure-3"]
-        data = pd.DataFrame([{"loss": p.x, "percent": p.y, "model": p.model} for p in points])
-        sns.lineplot(
-            data, x="loss", y="percent", hue="model", style="model", palette=MODEL_COLOURS, markers=MARKERS,
-            dashes=False, errorbar=None, ax=panels[1],
-        )  # fmt: skip
-        panels[1].set(title="the paper's Figure 3, digitised", ylabel="", xlabel="validation loss (nats per token)")
-    for axes in panels:
-        axes.invert_xaxis()
-        axes.legend(fontsize=9, loc="lower right")
+        axes.plot(means[:, 0], means[:, 1], color=colour(model))
+    tier = tier_of(Stage.of("loss_against_probe", **records[0].parameters))
+    title = f"{tier} tier, {records[0].parameters['dataset']}"
+    axes.set(title=title, ylabel="probe accuracy on test (%)", xlabel="validation loss (nats per token)")
+    axes.invert_xaxis()
+    axes.legend(fontsize=9, loc="lower right")
     return figure
 
 
@@ -217,14 +254,14 @@ def low_data(records: Sequence[Record]) -> Figure:
     names = {"features": "pre-trained features", "pixels": "raw pixels", "untrained": "untrained network"}
     figure = _figure(5.5, 3.4)
     axes = figure.subplots()
-    for key, (style, marker) in {"features": ("-", "D"), "pixels": (":", "s"), "untrained": ("--", "o")}.items():
+    for key, (style, mark) in {"features": ("-", "D"), "pixels": (":", "s"), "untrained": ("--", "o")}.items():
         sns.lineplot(
             data[data["input"] == key],
             x="labels",
             y="percent",
-            color=MODEL_COLOURS["tiny-l"] if key == "features" else BASELINE,
+            color=colour("tiny-l") if key == "features" else BASELINE,
             linestyle=style,
-            marker=marker,
+            marker=mark,
             errorbar=_interval,
             err_style="bars",
             label=names[key],
@@ -256,7 +293,7 @@ def bert(records: Sequence[Record]) -> Figure:
             rows.append({"evaluation": evaluation, "objective": label, "percent": 100 * record.values[key].value})
     figure = _figure(5.5, 3.4)
     axes = figure.subplots()
-    colours = [MODEL_COLOURS["tiny-l"], MODEL_COLOURS["tiny-l BERT"], "#e3b6ce"]
+    colours = [colour("tiny-l"), colour("tiny-l BERT"), "#e3b6ce"]
     order = ["autoregressive", "BERT, one mask", "BERT, five masks"]
     sns.barplot(
         pd.DataFrame(rows), x="evaluation", y="percent", hue="objective", hue_order=order, palette=colours,
@@ -279,7 +316,7 @@ def search(record: Record) -> Figure:
     data["learning rate"] = data["learning_rate"].map("{:.2g}".format)
     figure = _figure(5, 3.2)
     axes = figure.subplots()
-    sns.lineplot(data, x="epoch", y="percent", style="learning rate", color=MODEL_COLOURS["tiny-l"], markers=True, ax=axes)
+    sns.lineplot(data, x="epoch", y="percent", style="learning rate", color=colour("tiny-l"), markers=True, ax=axes)
     axes.set(ylabel="validation accuracy (%)", xticks=sorted(set(data["epoch"])))
     sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1))
     return figure

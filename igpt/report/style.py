@@ -7,30 +7,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Literal
 
-from igpt.train.recipes import OURS, PAPER
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Mode = Literal["light", "dark"]
 
-# Same model, same colour, in every chapter; Okabe and Ito's set, told apart by the colour-blind, and each
-# model has its own marker so that grey print tells them apart too.
+# Same size, same colour, in every chapter and tier; Okabe and Ito's set, told apart by the colour-blind, and each
+# size has its own marker so that grey print tells them apart too.
 _SIZES = {"s": ("#56b4e9", "o"), "m": ("#e69f00", "s"), "l": ("#009e73", "D")}  # colour and marker
+_OTHER = ("#0072b2", "v")  # iGPT-XL, 48x48, and a user's own shapes
 _BERT = ("#cc79a7", "^")
-_RECIPES = [name for rows, _ in OURS for name in rows] + list(PAPER)
-_LOOKS = {
-    **{f"iGPT-{size.upper()}": look for size, look in _SIZES.items()},
-    **{name: look for name in _RECIPES for size, look in _SIZES.items() if name.endswith(f"-{size}")},
-    **{f"{name} BERT": _BERT for name in _RECIPES},
-}
-_OTHER = ("#0072b2", "v")  # a user's own
-MODEL_COLOURS = defaultdict(lambda: _OTHER[0], {model: colour for model, (colour, _) in _LOOKS.items()})
-MARKERS = defaultdict(lambda: _OTHER[1], {model: marker for model, (_, marker) in _LOOKS.items()})
 BASELINE = "#8a8f98"  # readable on white and on the book's dark ground
 
 _INK = {"light": "#1f2328", "dark": "#d7dce2"}
 _GRID = {"light": "#d9dde2", "dark": "#3a4048"}
+
+
+def colour(model: str) -> str:
+    """The colour of a model as figures name it: iGPT-S, tiny-l, "igpt-m BERT", or a user's own."""
+    return _look(model)[0]
+
+
+def marker(model: str) -> str:
+    """Its marker."""
+    return _look(model)[1]
+
+
+def _look(model: str) -> tuple[str, str]:
+    """Both, by objective and size."""
+    return _BERT if model.endswith(" BERT") else _SIZES.get(model.rpartition("-")[2].lower(), _OTHER)
 
 
 @contextmanager
