@@ -71,8 +71,9 @@ def test_what_the_book_prints_of_profiles_is_taken() -> None:
         read_profile(printed.encode(), Path("printed.yaml")) for printed in re.findall(r"```yaml\n(.*?)```", chapter, re.DOTALL)
     ]
     assert whole.partition == "gpu"
-    assert len(parts) == 2
+    assert len(parts) == 3
     assert parts[0].resources(Stage.of("pretrain")).qos == "long"
+    assert parts[2].resources(Stage.of("weights")).partition == "transfer"
 
 
 def test_no_golden_file_is_left_over() -> None:
