@@ -39,9 +39,9 @@ class BookFigure:
 
 
 def _released(table: str) -> tuple[Stage, ...]:
-    """The stages with which the released tier fills a table of the book."""
+    """The probes with which the released tier fills a table of the book."""
     members = next(each for each in TABLES if each.name == table).experiments()
-    runs = [run for experiment in members if (run := experiment.run_in("released"))]
+    runs = [run for e in members if e.published.evaluation == "linear-probe" and (run := e.run_in("released"))]
     return tuple(dict.fromkeys(stage for run in runs for stage in run.quantity.stages))
 
 
