@@ -29,6 +29,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from igpt.errors import UsageError
+from igpt.experiments.tiers import tier_of
 from igpt.project import Project
 from igpt.report.api import public_names
 from igpt.report.bookfigures import FIGURES, draw_figure, figure_note
@@ -41,7 +42,6 @@ from igpt.report.palettes import released_palette_json
 from igpt.report.provenance import provenance_table, reader_records, record_schema, records_table, yours_table
 from igpt.report.speed import seconds_table, speed_table
 from igpt.report.tables import Cell, ResultTable, result_table, score_counts, table_names
-from igpt.experiments.tiers import tier_of
 from igpt.text import visible
 
 PROJECT = Project.here()
