@@ -59,6 +59,8 @@ def _figures_of(tier: Tier) -> dict[str, BookFigure]:
     def seeds(notebook: str, model: str = large, **given: str) -> tuple[Stage, ...]:
         if "dataset" in PROTOCOLS[notebook].takes:
             given["dataset"] = tier.stands_for["cifar10"]
+        if tier.weights != "trained" and "weights" in PROTOCOLS[notebook].takes:
+            given["weights"] = tier.weights
         return tuple(tier.stage(notebook, model=model, seed=seed, **given) for seed in tier.seeds)
 
     def models(notebook: str) -> tuple[Stage, ...]:
@@ -71,7 +73,7 @@ def _figures_of(tier: Tier) -> dict[str, BookFigure]:
         for objective in ("autoregressive", "bert")
         for stage in seeds(notebook, objective=objective)
     )
-    searches = tier.figure_stages("rate_search")
+    settings, searches = tier.figure_stages("probe_settings"), tier.figure_stages("rate_search")
     return {
         "losses": _of((*models("pretrain"), *seeds("pretrain", objective="bert"))),
         "losses-autoregressive": _of(models("pretrain"), whole=whole),
@@ -84,12 +86,12 @@ def _figures_of(tier: Tier) -> dict[str, BookFigure]:
         "fine-tune-search": _of(seeds("fine_tune")[:1]),
         "bert": _of(both, draw="bert"),
         "low-data": _of(seeds("low_data")),
-        "probe-settings": _of(tier.figure_stages("probe_settings")),
+        **({"probe-settings": _of(settings)} if settings else {}),
         **({"rates": _of(searches)} if searches else {}),
     }
 
 
-TINY, LAPTOP = _figures_of(TIERS["tiny"]), _figures_of(TIERS["laptop"])
+TINY, LAPTOP, RELEASED = (_figures_of(TIERS[name]) for name in ("tiny", "laptop", "released"))
 SAMPLES = TIERS["laptop"].figure_stages("samples")
 FIGURES = {
     "palette": _of((Stage.of("palette", dataset="digits", colours=16),)),
@@ -97,6 +99,9 @@ FIGURES = {
     "published-loss": BookFigure(_released("loss-against-probe"), "published_loss", published=True),
     **{name: figure for name, figure in TINY.items() if name not in ("losses-autoregressive", "compute")},
     **{f"laptop-{name}": figure for name, figure in LAPTOP.items() if name != "losses"},
+    **{
+        f"released-{name}": RELEASED[name] for name in ("depth", "fine-tune-search", "bert", "low-data", "samples", "completions")
+    },
     **{f"laptop-gallery-{n}": _of(SAMPLES, draw="completions", page=n) for n in range(1, 5)},
     **{f"laptop-gallery-samples-{n}": _of(SAMPLES, page=n) for n in (1, 2)},
 }
