@@ -81,8 +81,7 @@ def _run(row: Published, measure: Measure, tier: Tier) -> Run:
         stages = tuple(dict.fromkeys(_stage(row, value, tier, seed) for seed in tier.seeds))
         return Quantity(stages, value.key.format(model=tier.models[_published_model(row)]), quantity(value.minus))
 
-    notebook, _, key = tier.instead.get(row.measure, "").partition(".")
-    measured = quantity(Value(notebook, key) if notebook else measure.value)
+    measured = quantity(tier.instead.get(row.measure, measure.value))
     assert measured is not None
     claim = measure.claim
     rule = Rule(claim.kind, claim.words, quantity(claim.against), claim.margin)
@@ -98,7 +97,7 @@ def _stage(row: Published, value: Value, tier: Tier, seed: int) -> Stage:
     given: dict[str, Literal] = {
         "model": tier.models[_published_model(row)],
         "objective": "bert" if value.bert else "autoregressive",
-        "dataset": tier.stands_for[row.dataset],
+        "dataset": tier.stands_for[MEASURES[row.measure].dataset or row.dataset],
         "seed": seed,
     }
     if tier.weights != "trained":
@@ -106,6 +105,7 @@ def _stage(row: Published, value: Value, tier: Tier, seed: int) -> Stage:
     if given["dataset"] in TOO_LARGE and notebook in BY_SGD:  # for L-BFGS, section 3.4
         given |= {"iterations": 1_000_000, **BY_SGD[notebook]}
         notebook = "sgd_probe"
+    given |= dict(value.given)
     left_out = {*EVALUATION} - {*PROTOCOLS[notebook].takes}
     return tier.stage(notebook, **{name: value for name, value in given.items() if name not in left_out})
 

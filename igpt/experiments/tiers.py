@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from igpt.experiments.measures import Value, of
 from igpt.stage import Literal, Stage
 from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY
+from igpt.weights.released import STEPS
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Tier:
     numbers : whether a cell is compared with the published number itself; else the claim behind it is tested
     lacks : measures without a counterpart, each with the reason; by their name in published.csv
     unpublished : why a published model, by its name in ``models``, has no counterpart
-    instead : another value for a measure, as ``notebook.key``
+    instead : another value for a measure
     cores : whether its pending cells are priced on two cores, not on a card
     extra : stages that fill figures, and no cell
     """
@@ -41,7 +43,7 @@ class Tier:
     numbers: bool = False
     lacks: Mapping[str, str] = field(default_factory=dict)
     unpublished: Mapping[str, str] = field(default_factory=dict)
-    instead: Mapping[str, str] = field(default_factory=dict)
+    instead: Mapping[str, Value] = field(default_factory=dict)
     cores: bool = False
     extra: tuple[Stage, ...] = ()
 
@@ -137,7 +139,10 @@ TIERS = {
                 "iGPT-XL 32x32": "iGPT-XL's weights were not published",
             },
             overrides={"samples": {"images": 32}},
-            instead={"parameters": "weights.parameters"},
+            instead={
+                "parameters": of("weights.parameters"),
+                **{f"loss@{i}": of("released_loss.nats", step=step) for i, step in enumerate(STEPS, start=1)},
+            },
             extra=(
                 # Whose ImageNet images are tokens, and of the depth curve the two sizes that figure 2 leaves out.
                 Stage.of("samples", model="igpt-l", weights="released", dataset="imagenet-tokens"),

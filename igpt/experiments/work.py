@@ -17,8 +17,8 @@ from igpt.evaluate.sgd_probe import RATES as SGD_RATES
 from igpt.stage import Literal
 from igpt.train.cost import forward_flops, pretraining_flops, training_flops
 from igpt.train.recipe import Recipe
+from igpt.weights.released import STEPS
 
-RELEASED_STEPS = (131_000, 262_000, 524_000, 1_000_000)  # after which weights were published; figure 3 has 65,000 too
 RATES_TRIED = 5  # about so many, from large to small
 DRAWN = 16  # images that are sampled at once: `igpt.sample.AT_ONCE`, which brings torch
 LOOKED_AT = 64  # images whose loss is taken when weights are converted
@@ -121,7 +121,7 @@ def concatenated(given: Given, plan: Recipe) -> Work:
 
 def released_steps(given: Given) -> tuple[int, ...]:
     """The steps after which weights that exist are looked at along pre-training: all that were published, or a user's own."""
-    return RELEASED_STEPS if given["weights"] == "released" else RELEASED_STEPS[-1:]
+    return STEPS if given["weights"] == "released" else STEPS[-1:]
 
 
 def looks_along(given: Given, plan: Recipe) -> int:
