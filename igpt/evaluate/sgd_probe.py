@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igpt.errors import UsageError
-from igpt.weights.own import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,12 +170,16 @@ def fit_sgd(
 
 def _keep(checkpoint: Path | None, call: str, step: int, state: dict[str, Tensor]) -> None:
     """Write the state after ``step`` iterations, whole or not at all."""
+    from igpt.weights.own import save_tensors
+
     if checkpoint is not None:
         save_tensors(checkpoint, {name: tensor.cpu() for name, tensor in state.items()}, {"call": call, "step": str(step)})
 
 
 def _begun(checkpoint: Path | None, call: str, device: str) -> tuple[int, dict[str, Tensor]]:
     """Iterations done and the state after them, of a call that was made before; none where there is no such checkpoint."""
+    from igpt.weights.own import load_tensors
+
     if checkpoint is None or not checkpoint.exists():
         return 0, {}
     try:
