@@ -129,11 +129,11 @@ def release(folder: Path) -> None:
 def empty(folder: Path) -> None:
     """Remove a run.
 
-    The record goes first, so that it never stands without what it speaks of, then the checkpoints, so that no
-    later run takes the rest for its own beginning.
+    The record goes first, so that it never stands without what it speaks of, then the checkpoints and what runs in folders
+    of their own came to, so that no later run takes the rest for its own beginning.
     """
     (folder / "record.json").unlink(missing_ok=True)
-    for path in folder.glob("checkpoint-*"):
+    for path in [*folder.rglob("checkpoint-*"), *folder.glob("*/finished.json")]:
         path.unlink()
     for path in folder.iterdir():
         if path.is_dir():

@@ -126,9 +126,11 @@ class Spread:
 
     def state(self) -> State:
         """Parameters as ``model.NAME`` and Adam's moments as ``adam.NAME.KEY``, whole on the first process."""
+        # Weights first, which lets go of what an evaluation has gathered: the optimizer knows the parts alone.
+        weights = {f"model.{name}": t for name, t in self.weights().items()}
         found: Any = get_optimizer_state_dict(self.network, self.optimizer, options=_WHOLE)
         moments = {f"adam.{name}.{key}": t for name, kept in found.get("state", {}).items() for key, t in kept.items()}
-        return {f"model.{name}": t for name, t in self.weights().items()} | moments
+        return weights | moments
 
     def expected(self) -> dict[str, torch.Size]:
         """The shapes of what is in `state`: of what is trained two moments each, and a step's number."""

@@ -1,15 +1,38 @@
 from __future__ import annotations
 
+import copy
+import pickle
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import PATIENCE, random_model
 
-from igpt.evaluate.fine_tune import DIGITS_RATES, RATES, Classifier, FineTuneSettings, fine_tune, search, settings_grid
+from igpt.errors import StageError, UsageError
+from igpt.evaluate.fine_tune import (
+    DIGITS_RATES,
+    RATES,
+    Classifier,
+    FineTuneSettings,
+    Tuned,
+    Tuning,
+    fine_tune,
+    search,
+    settings_grid,
+    tune,
+)
 from igpt.model import ImageGPT, generative_loss
+from igpt.palette import Palette
 from igpt.shape import ModelShape
+from igpt.train.engine import Machine, Stopped
+from igpt.train.group import Group
+from igpt.weights.own import save_weights
 
 SETTINGS = FineTuneSettings(learning_rate=0.01, epochs=6, batch=16)
 
@@ -102,3 +125,192 @@ def test_bert_is_tuned_and_used_with_masks(bert: ImageGPT) -> None:
     views = np.stack([tuned.predict(tokens, mask_seed=seed) for seed in (0, 0, 1)])
     np.testing.assert_array_equal(views[0], views[1])
     assert (views[0] != views[2]).any()
+
+
+def weights_of(classifier: Classifier) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in classifier.parameters()])
+
+
+@pytest.mark.parametrize("objective", ["autoregressive", "bert"])
+def test_accumulated_gradients_are_those_of_the_whole_batch(objective: str) -> None:
+    model = random_model(ModelShape(2, 16, 2, 8, 9, objective))  # type: ignore[arg-type]
+    data = counted(50, seed=0)  # three whole batches and two images
+    settings = replace(SETTINGS, learning_rate=1e-3, epochs=2)
+    whole = weights_of(fine_tune(model, data, settings=settings, seed=0))
+    for machine in (Machine(micro_batch=1), Machine(micro_batch=5), Machine(recompute=True, micro_batch=8)):
+        found = weights_of(fine_tune(model, data, settings=settings, seed=0, machine=machine))
+        torch.testing.assert_close(found, whole, atol=1e-4, rtol=0)
+
+
+def test_half_precision_learns_the_same(model: ImageGPT) -> None:
+    tuned = fine_tune(model, counted(128, seed=0), settings=SETTINGS, seed=0, machine=Machine(bfloat16=True))
+    tokens, labels = counted(64, seed=1)
+    assert (tuned.predict(tokens) == labels.numpy()).mean() > 0.95
+    assert {p.dtype for p in tuned.parameters()} == {torch.float32}
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("objective", ["autoregressive", "bert"])
+@pytest.mark.parametrize("stop", [1, 4, 7, 11])
+def test_an_interrupted_fine_tuning_continues_to_the_bit(tmp_path: Path, objective: str, stop: int) -> None:
+    model = random_model(ModelShape(2, 16, 2, 8, 9, objective))  # type: ignore[arg-type]
+    data, settings = counted(50, seed=0), replace(SETTINGS, epochs=3)
+
+    def interrupt(done: int, total: int) -> None:
+        if done == stop:
+            raise Stop
+
+    always = Machine(minutes=0)
+    with pytest.raises(Stop):
+        fine_tune(model, data, settings=settings, seed=0, folder=tmp_path, machine=always, report=interrupt)
+    taken: list[int] = []
+    found = fine_tune(model, data, settings=settings, seed=0, folder=tmp_path, report=lambda done, total: taken.append(done))
+    assert taken == list(range(stop + 1, 13))
+    assert torch.equal(weights_of(found), weights_of(fine_tune(model, data, settings=settings, seed=0)))
+
+
+def test_a_search_that_was_stopped_goes_on_where_it_was(model: ImageGPT, tmp_path: Path) -> None:
+    grid = [replace(SETTINGS, learning_rate=rate, epochs=3) for rate in (0.01, 0.001)]
+    train, validation = counted(50, seed=0), counted(64, seed=1)
+    asked = iter([False] * 16 + [True])  # in the second run's second epoch
+    with pytest.raises(Stopped, match="stopped after 5 of 12 steps; the same command continues"):
+        machine = Machine(stop=lambda: next(asked))
+        search(model, train, validation, settings=grid, seed=0, folder=tmp_path, machine=machine)
+    assert [path.name for path in sorted(tmp_path.glob("*/checkpoint-*"))] == [
+        "checkpoint-0000004.safetensors",
+        "checkpoint-0000005.safetensors",
+    ]
+    said: list[tuple[int, int]] = []
+    found = search(
+        model, train, validation, settings=grid, seed=0, folder=tmp_path, report=lambda done, total: said.append((done, total))
+    )
+    assert said == [(1, 2), *((12 + done, 24) for done in range(6, 13)), (2, 2)]
+    assert found == search(model, train, validation, settings=grid, seed=0)
+    assert [path.name for path in tmp_path.glob("*/checkpoint-*")] == []
+    again = search(model, train, validation, settings=grid, seed=0, folder=tmp_path, report=lambda done, total: None)
+    assert again == found
+
+
+def test_a_run_of_another_kind_or_a_damaged_end_is_refused(model: ImageGPT, tmp_path: Path) -> None:
+    train, validation = counted(50, seed=0), counted(64, seed=1)
+    given = {"settings": [replace(SETTINGS, epochs=1)], "seed": 0, "folder": tmp_path}
+    search(model, train, validation, **given)  # type: ignore[arg-type]
+    for changed in ({"seed": 1}, {"settings": [SETTINGS]}):
+        with pytest.raises(UsageError, match=r"search-1/finished.json is of another model, settings, seed or data: give another"):
+            search(model, train, validation, **{**given, **changed})  # type: ignore[arg-type]
+    for one, two in ((counted(50, seed=2), validation), (train, counted(64, seed=2))):
+        with pytest.raises(UsageError, match="is of another model, settings, seed or data"):
+            search(model, one, two, **given)  # type: ignore[arg-type]
+    for text in ("", "[]", "{}"):
+        (tmp_path / "search-1" / "finished.json").write_text(text)
+        with pytest.raises(UsageError, match=r"finished.json is damaged \(.*\): remove it, and the run is repeated"):
+            search(model, train, validation, **given)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="a seed is a whole number"):
+        fine_tune(model, train, settings=SETTINGS, seed=-1)
+
+
+def test_a_rate_that_diverges_counts_for_nothing_and_when_all_do_it_is_said(model: ImageGPT, tmp_path: Path) -> None:
+    grid = [replace(SETTINGS, learning_rate=rate, epochs=2) for rate in (1e38, 0.01)]
+    train, validation = counted(50, seed=0), counted(64, seed=1)
+    found = search(model, train, validation, settings=grid, seed=0, folder=tmp_path)
+    assert [(rate, epoch) for rate, epoch, _ in found.seen] == [(0.01, 1), (0.01, 2)]
+    assert list(tmp_path.glob("*/checkpoint-*")) == []
+    with pytest.raises(StageError, match="fine-tuning diverges at every rate before an epoch has ended"):
+        search(model, train, validation, settings=grid[:1], seed=0)
+
+
+SHAPE = ModelShape(2, 16, 2, 16, 64)
+
+
+@pytest.fixture
+def tuning(tmp_path: Path) -> Tuning:
+    """A part of the digits, on weights of no training."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    save_weights(folder, random_model(SHAPE), Palette(np.linspace(-1, 1, 16, dtype=np.float32)[:, None]))
+    grid = tuple(FineTuneSettings(rate, epochs=2, batch=48) for rate in (0.02, 0.005))
+    return Tuning(folder, SHAPE, "digits", images=200, seed=0, settings=grid, scratch_rate=0.02, views=2)
+
+
+def same(one: Tuned, other: Tuned) -> bool:
+    names = ("tuned", "without_generative", "from_scratch")
+    equal = [np.array_equal(one.predictions[name], other.predictions[name]) for name in names]
+    return one.search == other.search and all(equal) and list(one.predictions) == list(names)
+
+
+KILLED = """
+import pickle, sys, torch
+from pathlib import Path
+from igpt.evaluate.fine_tune import tune
+from igpt.train.engine import Machine
+torch.set_num_threads(1)
+tuning = pickle.loads(Path(sys.argv[1]).read_bytes())
+tune(tuning, folder=Path(sys.argv[2]), machine=Machine(minutes=0), report=lambda done, total: print(done / total, flush=True))
+"""
+
+
+def test_a_fine_tuning_killed_outright_ends_as_one_left_alone_to_the_bit(tuning: Tuning, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole = tune(tuning, folder=tmp_path / "whole", machine=Machine())
+        (tmp_path / "job").write_bytes(pickle.dumps(tuning))
+        for stop in (0.1, 0.7):  # in the first rate's run, and in a refit
+            command = [sys.executable, "-c", KILLED, str(tmp_path / "job"), str(tmp_path / "killed")]
+            child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            assert child.stdout is not None
+            for line in child.stdout:
+                if float(line) >= stop:
+                    child.send_signal(signal.SIGKILL)
+                    break
+            child.stdout.close()
+            assert child.wait(timeout=PATIENCE) == -signal.SIGKILL
+        said: list[float] = []
+        found = tune(tuning, folder=tmp_path / "killed", machine=Machine(), report=lambda d, n: said.append(d / n))
+        assert said[0] > 0.19  # the first run is not repeated
+    finally:
+        torch.set_num_threads(threads)
+    assert same(found, whole)
+    assert found.predictions["tuned"].shape == (2, 360)
+    assert sorted(path.name for path in (tmp_path / "killed").glob("*/*") if not path.name.startswith(".")) == sorted(
+        ["finished.json", "metrics.jsonl"] * 5
+    )
+
+
+@pytest.mark.parametrize(
+    ("objective", "machine"),
+    [("bert", Machine(micro_batch=7)), ("autoregressive", Machine(shard=True, recompute=True, micro_batch=24))],
+)
+def test_two_processes_tune_as_one_does(tuning: Tuning, tmp_path: Path, objective: str, machine: Machine) -> None:
+    shape = replace(SHAPE, objective=objective)
+    weights = tmp_path / objective
+    weights.mkdir()
+    save_weights(weights, random_model(shape), Palette(np.linspace(-1, 1, 16, dtype=np.float32)[:, None]))
+    settings = tuple(FineTuneSettings(rate, epochs=1, batch=49) for rate in (0.005,))  # which two do not divide
+    tuning = replace(tuning, weights=weights, shape=shape, settings=settings)
+    one = tune(tuning, folder=tmp_path / "one", machine=Machine())
+    two = tune(tuning, folder=tmp_path / "two", machine=machine, group=Group(devices=2))
+    assert [accuracy for *_, accuracy in two.search.seen] == pytest.approx([a for *_, a in one.search.seen], abs=0.03)
+    for name, classes in one.predictions.items():
+        assert (two.predictions[name] == classes).mean() > 0.98, name
+
+
+@pytest.mark.gpu
+def test_a_gpu_tunes_as_the_processor_does(tmp_path: Path) -> None:
+    model = random_model(ModelShape(2, 64, 2, 8, 64))
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randint(8, (40, 64), generator=generator), torch.arange(40) % 3
+    settings = FineTuneSettings(1e-3, epochs=2, batch=16)
+    plain = weights_of(fine_tune(model, data, settings=settings, seed=0))
+    for machine in (Machine(device="cuda", micro_batch=8), Machine(device="cuda", compiled=True, recompute=True)):
+        tuned = fine_tune(
+            copy.deepcopy(model), data, settings=settings, seed=0, folder=tmp_path / str(machine.compiled), machine=machine
+        )
+        torch.testing.assert_close(weights_of(tuned).cpu(), plain, atol=2e-3, rtol=0)
+    fitted = Machine(device="cuda", bfloat16=True).fitted(model.shape, batch=16, classes=3)
+    assert fitted.micro_batch == 16
+    half = fine_tune(model, data, settings=settings, seed=0, machine=fitted)
+    assert half.predict(data[0]).shape == (40,)

@@ -60,8 +60,7 @@ def steps_of(folder: Path) -> list[float]:
     [
         ("autoregressive", Machine()),
         ("bert", Machine(micro_batch=2)),
-        ("autoregressive", Machine(shard=True, recompute=True)),
-        ("autoregressive", Machine(shard=True, micro_batch=1)),
+        ("autoregressive", Machine(shard=True, recompute=True, micro_batch=1)),
     ],
 )
 def test_two_processes_find_the_losses_of_one(

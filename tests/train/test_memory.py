@@ -3,15 +3,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from igpt.errors import UsageError
+from igpt.machine import free_memory
 from igpt.model import ImageGPT
-from igpt.report.costs import CARD_GIB, fitting
+from igpt.report import costs
+from igpt.report.costs import CARD_GIB
 from igpt.shape import ModelShape
-from igpt.train.memory import GIB, USED, kept_per_image, step_memory
+from igpt.train.engine import Machine
+from igpt.train.memory import GIB, USED, fitting, kept_per_image, step_memory
 from igpt.train.recipes import PAPER, recipe
 
 SHAPE = ModelShape(8, 256, 4, 512, 1024)
@@ -22,39 +27,45 @@ import gc, json, sys
 import torch
 from igpt.model import ImageGPT
 from igpt.shape import ModelShape
+from igpt.evaluate.fine_tune import Classifier, JointLoss
 from igpt.train.spread import GenerativeLoss, Spread
 
 def status(name):
     return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
 
-def steps(shape, images, recompute):
-    spread = Spread(GenerativeLoss(ImageGPT(shape)), learning_rate=0.1, betas=(0.9, 0.95), device="cpu", recompute=recompute)
+def steps(shape, images, recompute, classes):
+    model = ImageGPT(shape)
+    loss = JointLoss(Classifier(model, classes), weight=1.0) if classes else GenerativeLoss(model)
+    spread = Spread(loss, learning_rate=0.1, betas=(0.9, 0.95), device="cpu", recompute=recompute)
+    tokens = torch.zeros(images, shape.n_ctx, dtype=torch.int64)
+    batch = (tokens, None, tokens[:, 0]) if classes else (tokens,)
     for _ in range(2):
         spread.optimizer.zero_grad()
-        spread.loss(torch.zeros(images, shape.n_ctx, dtype=torch.int64)).backward()
+        spread.loss(*batch).backward()
         spread.optimizer.step()
 
-steps(ModelShape(1, 64, 1, 16, 64), 1, False)  # what libraries take once
+classes = int(sys.argv[3])
+steps(ModelShape(1, 64, 1, 16, 64), 1, False, classes)  # what libraries take once
 gc.collect()
 before = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")
-steps(ModelShape(*json.loads(sys.argv[1])), 2, sys.argv[2] == "recompute")
+steps(ModelShape(*json.loads(sys.argv[1])), 2, sys.argv[2] == "recompute", classes)
 print(status("VmHWM") - before)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel does not say a process's memory")
-@pytest.mark.parametrize("recompute", [False, True])
-def test_a_real_step_takes_the_memory_that_is_foretold(recompute: bool) -> None:
+@pytest.mark.parametrize(("recompute", "classes"), [(False, 0), (True, 10_000)])
+def test_a_real_step_takes_the_memory_that_is_foretold(recompute: bool, classes: int) -> None:
     shape = [8, 256, 4, 512, 1024]
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(shape), "recompute" if recompute else "keep"],
+        [sys.executable, "-c", PROGRAM, json.dumps(shape), "recompute" if recompute else "keep", str(classes)],
         capture_output=True,
         text=True,
         check=True,
         env={"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(sys.path)},
     )
-    foretold = step_memory(SHAPE, images=2, recompute=recompute, half=False).total
+    foretold = step_memory(SHAPE, images=2, recompute=recompute, half=False, classes=classes).total
     assert int(done.stdout) == pytest.approx(foretold, rel=0.1)
 
 
@@ -76,12 +87,56 @@ def test_what_a_block_keeps_is_counted_as_by_hand() -> None:
 def test_a_way_that_fits_is_found_for_every_published_model() -> None:
     for name in PAPER:
         for devices in (8, 32):
-            fit = fitting(recipe(name), devices)
+            fit = costs.fitting(recipe(name), devices)
             assert fit is not None
             assert fit.memory.total <= USED * CARD_GIB * GIB
             assert recipe(name).batch // devices % fit.images == 0
-    xl = fitting(recipe("igpt-xl"), 8)
+    xl = costs.fitting(recipe("igpt-xl"), 8)
     assert xl is not None and xl.shard
-    assert fitting(recipe("igpt-xl"), 1) is None  # its state alone is more than a card
-    assert fitting(recipe("igpt-xl"), 256) is None  # 64 images cannot be shared
+    assert costs.fitting(recipe("igpt-xl"), 1) is None  # its state alone is more than a card
+    assert costs.fitting(recipe("igpt-xl"), 256) is None  # 64 images cannot be shared
     assert step_memory(recipe("igpt-xl").shape, images=1).state > CARD_GIB * GIB
+
+
+@pytest.mark.parametrize(("name", "gib", "recompute"), [("igpt-l", 80, False), ("igpt-m", 24, False), ("igpt-s", 12, False)])
+def test_fine_tuning_fits_on_one_card_with_a_part_of_its_batch_at_once(name: str, gib: int, recompute: bool) -> None:
+    shape = recipe(name).shape
+    fit = fitting(shape, batch=128, room=USED * gib * GIB, classes=10)
+    assert fit is not None
+    assert (fit.recompute, 128 % fit.images) == (recompute, 0)
+    assert fit.images >= 4
+    larger = step_memory(shape, images=2 * fit.images, classes=10)
+    assert fit.memory.total <= USED * gib * GIB < larger.total
+
+
+def test_as_little_memory_as_there_is_decides_how_a_step_is_taken() -> None:
+    kept, again = (step_memory(SHAPE, images=1, classes=10, recompute=r, half=False).total for r in (False, True))
+    one = fitting(SHAPE, batch=8, room=kept, classes=10, half=False)
+    assert one is not None and (one.images, one.recompute) == (1, False)
+    less = fitting(SHAPE, batch=8, room=again, classes=10, half=False)
+    assert less is not None and (less.images, less.recompute) == (1, True)
+    assert fitting(SHAPE, batch=8, room=again - 1, classes=10, half=False) is None
+    whole = fitting(SHAPE, batch=8, room=1e15, classes=10)
+    assert whole is not None and whole.images == 8
+    shared = fitting(SHAPE, batch=10, room=1e15, devices=4, classes=10)
+    assert shared is not None and shared.images == 3  # of ten, three at most fall to one
+
+
+def test_a_machine_takes_what_fits_and_says_when_nothing_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def room(free: float) -> None:
+        monkeypatch.setattr("igpt.train.engine.free_memory", lambda: free / USED)
+
+    machine = Machine(minutes=1.0)
+    room(step_memory(SHAPE, images=4, classes=10, half=False).total + 1)
+    assert machine.fitted(SHAPE, batch=8, classes=10) == replace(machine, micro_batch=4)
+    room(2 * step_memory(SHAPE, images=1, devices=2, recompute=True, half=False).total + 1)
+    assert machine.fitted(SHAPE, batch=8, devices=2) == replace(machine, micro_batch=1, recompute=True)
+    room(GIB / 1024)
+    with pytest.raises(
+        UsageError, match=r"6,820,352 parameters\) does not fit into the 0.0 GiB that the device has for it: take"
+    ):
+        machine.fitted(SHAPE, batch=8)
+
+
+def test_free_memory_is_a_number_of_bytes() -> None:
+    assert free_memory() > 2**20
