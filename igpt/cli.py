@@ -279,7 +279,7 @@ def bench(
     tasks: Annotated[
         list[str] | None,
         typer.Argument(
-            help="sampling, features, quantise, tokenise, loading, tokens, training, training_s, probe; on a GPU"
+            help="sampling, features, quantise, tokenise, loading, tokens, training, training_s, tuning, probe; on a GPU"
             " sampling_gpu, features_gpu, training_gpu; all if left out."
         ),
     ] = None,

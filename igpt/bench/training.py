@@ -72,9 +72,9 @@ class PeerBlock(nn.Module):
 def ours(toy: bool, *, shape: ModelShape = SHAPE, images: int = IMAGES, half: bool = False) -> Work:
     """A step as `igpt train` takes it: compiled."""
     model = our_model(toy, TOY if toy else shape)
-    tokens = _tokens(model.shape, images)
+    tokens = random_tokens(model.shape, images)
     spread = Spread(GenerativeLoss(model), learning_rate=1e-4, betas=(0.9, 0.95), device="cpu", compiled=not toy)
-    return _work(partial(spread.loss, tokens), spread.optimizer, half=half, answers=True)
+    return work_of(partial(spread.loss, tokens), spread.optimizer, half=half, answers=True)
 
 
 def peers(toy: bool, *, shape: ModelShape = SHAPE, images: int = IMAGES, half: bool = False, compiled: bool = False) -> Work:
@@ -84,14 +84,14 @@ def peers(toy: bool, *, shape: ModelShape = SHAPE, images: int = IMAGES, half: b
     if compiled and not toy:
         compile_module(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    return _work(partial(model, _tokens(shape, images)), optimizer, half=half, answers=False)
+    return work_of(partial(model, random_tokens(shape, images)), optimizer, half=half, answers=False)
 
 
 def _theirs(toy: bool) -> Work:
     """transformers' model on our weights."""
     shape = TOY if toy else SHAPE
     model = their_model(toy, shape).train()
-    tokens = _tokens(shape, IMAGES)
+    tokens = random_tokens(shape, IMAGES)
     given = shifted_tokens(tokens, shape.n_vocab)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
 
@@ -99,10 +99,10 @@ def _theirs(toy: bool) -> Work:
         logits = model(given, use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
 
-    return _work(loss, optimizer, half=False, answers=True)
+    return work_of(loss, optimizer, half=False, answers=True)
 
 
-def _work(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, *, half: bool, answers: bool) -> Work:
+def work_of(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, *, half: bool, answers: bool) -> Work:
     """A step of a loss; its answer is the loss before the first one."""
 
     def run() -> float:
@@ -118,7 +118,7 @@ def _work(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, *, half:
     return Work(run, [first] if answers else [])
 
 
-def _tokens(shape: ModelShape, images: int) -> Tensor:
+def random_tokens(shape: ModelShape, images: int) -> Tensor:
     """Random images, tokens int64 (images, positions)."""
     return torch.randint(shape.n_vocab, (images, shape.n_ctx), generator=torch.Generator().manual_seed(2))
 

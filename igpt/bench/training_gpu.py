@@ -1,4 +1,4 @@
-"""A training step on a GPU, as `igpt train` takes it there, against the card's rate of products: iGPT-S and iGPT-L."""
+"""A training and a fine-tuning step on a GPU, against the card's rate of products: iGPT-S and iGPT-L."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from igpt.bench.gpu import multiplying, place, waited
 from igpt.bench.models import our_model
 from igpt.bench.training import TOY
 from igpt.bench.work import Contestant, Task, Work
+from igpt.evaluate.fine_tune import Classifier, JointLoss
 from igpt.shape import SIZES, ModelShape
 from igpt.train.cost import training_flops
 from igpt.train.spread import GenerativeLoss, Spread
@@ -17,18 +18,21 @@ from igpt.train.spread import GenerativeLoss, Spread
 IMAGES = {"igpt-s": 64, "igpt-l": 8}  # at once, of each model
 
 
-def _ours(toy: bool, *, size: str) -> Work:
+def _ours(toy: bool, *, size: str, classes: int = 0) -> Work:
+    """A training step; with ``classes``, a fine-tuning step."""
     device = place(toy)
     model = our_model(toy, _shape(toy, size))
     size_of_batch = (2 if toy else IMAGES[size], model.shape.n_ctx)
     tokens = torch.randint(model.shape.n_vocab, size_of_batch, generator=torch.Generator().manual_seed(2)).to(device)
-    spread = Spread(GenerativeLoss(model), learning_rate=1e-4, betas=(0.9, 0.95), device=device, compiled=not toy)
+    batch = (tokens, None, tokens[:, 0] % classes) if classes else (tokens,)
+    loss = JointLoss(Classifier(model, classes), weight=1.0) if classes else GenerativeLoss(model)
+    spread = Spread(loss, learning_rate=1e-4, betas=(0.9, 0.95), device=device, compiled=not toy)
 
     def run() -> None:
         spread.optimizer.zero_grad()
         with torch.autocast(device, torch.bfloat16, cache_enabled=False):
-            loss = spread.loss(tokens)
-        loss.backward()
+            found = spread.loss(*batch)
+        found.backward()
         spread.optimizer.step()
 
     run()
@@ -54,6 +58,7 @@ TASK = Task(
         for size, name in (("igpt-s", "iGPT-S"), ("igpt-l", "iGPT-L"))
         for contestant in (
             Contestant(name, partial(_ours, size=size)),
+            Contestant(f"fine-tuning {name}", partial(_ours, size=size, classes=10)),
             Contestant(f"limit: matrix products of {name}", partial(_products, size=size)),
         )
     ),

@@ -17,6 +17,7 @@ TASKS = (
     "tokens",
     "training",
     "training_s",
+    "tuning",
     "probe",
     "sampling_gpu",
     "features_gpu",

@@ -46,6 +46,8 @@ AIMS = (
     Aim("training", "the loop around a step", "igpt, tuned", 50),
     Aim("training_s", "igpt, tuned", "nanoGPT's step, tuned", 1.0),
     Aim("training_s", "igpt in bfloat16, tuned", "nanoGPT's step in bfloat16, tuned", 1.0),
+    Aim("tuning", "a fine-tuning step, tuned", "a training step, tuned", 0.95),
+    Aim("tuning", "a fine-tuning step in bfloat16, tuned", "a training step in bfloat16, tuned", 0.95),
     Aim("tokenise", "igpt", "the same decoding and resizing, no tokens", 0.9),
     # On a GPU, in bfloat16; written without one at hand.
     Aim("sampling_gpu", "igpt", "transformers", 3.5),
@@ -54,5 +56,7 @@ AIMS = (
     Aim("features_gpu", "igpt", "limit: matrix products", 0.45),
     Aim("training_gpu", "iGPT-S", "limit: matrix products of iGPT-S", 0.45),
     Aim("training_gpu", "iGPT-L", "limit: matrix products of iGPT-L", 0.45),
+    Aim("training_gpu", "fine-tuning iGPT-S", "iGPT-S", 0.95),
+    Aim("training_gpu", "fine-tuning iGPT-L", "iGPT-L", 0.95),
 )
 SPEED_STAGES = tuple(dict.fromkeys(aim.stage for aim in AIMS))
