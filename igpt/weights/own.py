@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import struct
 from importlib.resources import as_file, files
 from pathlib import Path
 from reprlib import repr as shortly
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from igpt.errors import UsageError
@@ -18,6 +19,9 @@ from igpt.model import ImageGPT
 from igpt.palette import RELEASED, Palette
 from igpt.shape import ModelShape
 from igpt.weights.check import check_fits, check_model, check_shape, check_weights, read_fields, shapes_of
+
+# What safetensors calls the kinds of numbers that are saved, in the order in which it puts them, the last first.
+_KINDS = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
 
 def released_palette() -> Palette:
@@ -91,10 +95,24 @@ def described(folder: Path) -> tuple[ModelShape, object]:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write named tensors as safetensors, whole or not at all."""
-    content = save({name: t.contiguous() for name, t in tensors.items()}, metadata)
+    """Write named tensors as safetensors, whole or not at all, one after the other.
+
+    The library would hold all of them twice more, and names no errno when the disk is full; the bytes are its own.
+    """
+    kinds = list(_KINDS)
+    order = sorted(tensors, key=lambda name: (-kinds.index(tensors[name].dtype), name))
+    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _KINDS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
     with write_atomically(path) as stream:
-        stream.write(content)
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            stream.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

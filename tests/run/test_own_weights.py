@@ -166,7 +166,7 @@ def test_some_notebooks_take_no_weights_of_one_step_or_of_bert(
 
 @pytest.mark.usefixtures("evaluate")
 def test_a_word_that_names_no_weights_is_answered_by_what_was_meant(project: Project, folder: Path, tmp_path: Path) -> None:
-    assert "there are no weights 'relased'; did you mean released" in refused(project, "relased")
+    assert "there are no weights 'releases'; did you mean released" in refused(project, "releases")
     name = str(settled(project, folder)["weights"])
     assert f"did you mean {name}" in refused(project, f"{name[:-1]}/")
     assert "give weights=released, model=igpt-s and objective=bert" in refused(project, "igpt-s-bert")
@@ -211,7 +211,7 @@ def test_released_weights_are_of_the_models_that_were_released(project: Project,
 
 
 def test_a_typo_ends_in_a_sentence_before_anything_starts(project: Project, folder: Path) -> None:
-    for weights, said in (("relased", "did you mean released"), (str(folder.parent / "none"), "there are no weights")):
+    for weights, said in (("releases", "did you mean released"), (str(folder.parent / "none"), "there are no weights")):
         done = igpt_here("run", "weights", "-p", f"weights={weights}", root=project.root)
         assert done.returncode == 2 and said in done.stderr and not list(project.runs.glob("*,*"))
 

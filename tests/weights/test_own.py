@@ -10,12 +10,13 @@ import torch
 from conftest import random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 
 from igpt.errors import UsageError
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
-from igpt.weights.own import load_weights, released_palette, save_weights
+from igpt.weights.own import load_tensors, load_weights, released_palette, save_tensors, save_weights
 
 
 @pytest.fixture
@@ -125,3 +126,20 @@ def test_other_colours_in_place_of_the_released_ones_are_refused(
     monkeypatch.setattr("igpt.weights.own.files", lambda package: tmp_path)
     with pytest.raises(UsageError, match="has the digest .*: install the package again"):
         released_palette()
+
+
+def test_tensors_are_written_byte_for_byte_as_safetensors_does(tmp_path: Path) -> None:
+    kinds = (torch.float32, torch.int64, torch.float16, torch.bfloat16, torch.float64)
+    shapes = ((), (3,), (2, 3), (0, 4), (5, 1, 2))
+    tensors = {
+        f"{letter}.{k}": torch.ones(s, dtype=kind)
+        for k, kind in enumerate(kinds)
+        for letter, s in zip("dbcae", shapes, strict=True)
+    }
+    tensors["turned é"] = torch.arange(6.0).reshape(2, 3).T
+    for metadata in (None, {"run": 'a "b"\n'}):
+        save_tensors(tmp_path / "ours", tensors, metadata)
+        theirs = save({name: t.contiguous() for name, t in tensors.items()}, metadata)
+        assert (tmp_path / "ours").read_bytes() == theirs
+        found, read = load_tensors(tmp_path / "ours")
+        assert read == (metadata or {}) and all(torch.equal(found[name], t) for name, t in tensors.items())
