@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 Literal = str | int | float | bool
@@ -29,6 +30,16 @@ class Stage:
     def name(self) -> str:
         """The stage's name, in files and on the command line: ``linear_probe,model=tiny-l,seed=1``."""
         return ",".join([self.notebook, *(f"{name}={value}" for name, value in self.given)])
+
+    @staticmethod
+    def words(name: str) -> list[str]:
+        """The notebook and the ``name=value`` words of a stage's name, whose values may have commas of their own.
+
+        >>> Stage.words("linear_probe,layers=12,16,model=igpt-s")
+        ['linear_probe', 'layers=12,16', 'model=igpt-s']
+        """
+        notebook, comma, rest = name.partition(",")
+        return [notebook, *(re.split(r",(?=\w+=)", rest) if comma else [])]
 
     def canonical(self, defaults: dict[str, Literal]) -> Stage:
         """The same stage under its one name: model, seed and task always said, other defaults left out.

@@ -79,7 +79,7 @@ def yours_table(project: Project, yours: ReaderStore) -> ResultTable:
 
 def _ours(project: Project, yours: ReaderStore, record: Record) -> Record | None:
     """Our record of the same stage, if there is one."""
-    head, *words = record.stage.split(",")
+    head, *words = Stage.words(record.stage)
     parameters = {
         name: record.parameters[name] for name, _, _ in (word.partition("=") for word in words) if name in record.parameters
     }

@@ -115,7 +115,7 @@ class Runs:
     def _is_current(self, name: str) -> bool:
         """Whether a run folder's name is what this checkout's code, data and packages would give it, as far as it can be read."""
         found = RUN.fullmatch(name)
-        head, *words = found["stage"].split(",") if found else [""]
+        head, *words = Stage.words(found["stage"]) if found else [""]
         try:
             digest = self._digest(head, parameters_of(self._code, head, words))
         except UsageError:
@@ -124,7 +124,7 @@ class Runs:
 
     def _ancestors(self, name: str) -> Iterator[Stage]:
         """The stages that a run folder's stage stands on, as this checkout has them; none of a stage that it does not know."""
-        head, *words = name.rpartition("-")[0].split(",")
+        head, *words = Stage.words(name.rpartition("-")[0])
         with suppress(UsageError):
             queue = [Stage.of(head, **parameters_of(self._code, head, words))]
             while queue:

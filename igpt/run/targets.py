@@ -43,7 +43,7 @@ def _stages_of(target: str, tier: str | None, project: Project) -> list[Stage]:
         others = sorted({run.tier for e in members for run in e.runs})
         has = f"its runs are in tier {' and '.join(others)}" if others else "it is another system's, or has no run declared"
         raise UsageError(f"{target} has nothing to run{f' in tier {tier}' if tier else ''}: {has}")
-    head, *words = target.split(",")
+    head, *words = Stage.words(target)
     if head in notebooks:
         return [settle(project, Stage.of(head, **parameters_of(project, head, words)))]
     known = list(dict.fromkeys([*tables, *by_name, *notebooks]))  # a table and a notebook may share a name
