@@ -14,15 +14,18 @@ CLASSES = 10
 TIGHT = 1e-6  # of the gradient: what scikit-learn needs for our objective
 
 
-def _data(toy: bool) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Features whose variances fall as those of a network's do, and noisy labels."""
-    images, width = (300, 16) if toy else (50_000, 512)
+def some_features(images: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Features (images, width) whose variances fall as those of a network's do, and noisy labels."""
     generator = np.random.default_rng(0)
     axes = np.linalg.qr(generator.normal(size=(width, width)))[0]
     along = generator.normal(size=(images, width)) / np.sqrt(np.arange(1, width + 1))
     readout = 3 * generator.normal(size=(CLASSES, width))
     labels = (along @ readout.T + 1.5 * generator.gumbel(size=(images, CLASSES))).argmax(1)
     return (along @ axes).astype(np.float32), labels
+
+
+def _data(toy: bool) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    return some_features(300, 16) if toy else some_features(50_000, 512)
 
 
 def _strengths(toy: bool) -> tuple[float, ...]:

@@ -19,6 +19,7 @@ TASKS = (
     "training_s",
     "tuning",
     "probe",
+    "probe_layers",
     "sampling_gpu",
     "features_gpu",
     "training_gpu",

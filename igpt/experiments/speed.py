@@ -37,6 +37,7 @@ AIMS = (
     Aim("features", "igpt in bfloat16, tuned", "transformers, tuned", 2.8),
     Aim("quantise", "igpt", "transformers", 100),
     Aim("probe", "igpt", "scikit-learn to the same objective", 5),
+    Aim("probe_layers", "reading the layer's features", "igpt", 20),
     Aim("loading", "loading the batch", "a training step on it", 100),
     Aim("tokens", "reading the batch", "a training step on it", 100),
     Aim("tokens", "reading it from the disk", "a training step on it", 2),
