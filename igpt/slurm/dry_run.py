@@ -85,7 +85,7 @@ def describe(profile: Profile, batches: list[Batch], active: dict[Stage, Queued]
     lines = [tabulate(rows, heads, disable_numparse=True), ""] if rows else []
     lines += [f"  {numbers[stage]}: {stage.name}: {each.text}" for stage, each in expected.items()][:LISTED]
     lines += [f"  and {len(expected) - LISTED} more"] if len(expected) > LISTED else []
-    lines += [*_too_long(profile, batches, expected), *([_whole(profile, batches, expected)] if rows else [])]
+    lines += [_whole(profile, batches, expected)] if rows else []
     hours = sum(each.gpu_hours for each in expected.values())
     disk = sum(disk_gib(p.in_full) for batch in batches for p in batch.stages)
     said = f"{len(expected)} jobs in {len(rows)} arrays, {hours:,.1f} GPU-hours of an {CARD}, {disk:,.2f} GiB of disk"
@@ -99,23 +99,6 @@ def _place(wanted: Resources) -> str:
     return (
         " ".join(f"--{name}" if value is True else f"--{name}={shlex.quote(str(value))}" for name, value in given.items()) or "-"
     )
-
-
-def _too_long(profile: Profile, batches: list[Batch], expected: dict[Stage, Expected]) -> list[str]:
-    """A line on each notebook with a stage that would reach its time limit and cannot continue after it."""
-    found: dict[str, tuple[float, int]] = {}
-    for batch in batches:
-        for planned in batch.stages:
-            each = expected[planned.stage]
-            if each.jobs > 1 and each.hours and not spreads(planned.stage):
-                found[planned.stage.notebook] = max(
-                    found.get(planned.stage.notebook, (0.0, 0)), (each.hours, batch.resources.minutes)
-                )
-    return [
-        f"{notebook} should take {_hours(hours)} hours, keeps no checkpoint and has {minutes} minutes:"
-        f" raise stages.{notebook}.minutes above {math.ceil(60 * hours + profile.signal_seconds / 60)}"
-        for notebook, (hours, minutes) in found.items()
-    ]
 
 
 def _whole(profile: Profile, batches: list[Batch], expected: dict[Stage, Expected]) -> str:

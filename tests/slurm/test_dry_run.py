@@ -10,12 +10,22 @@ from igpt.experiments.costs import stage_hours
 from igpt.results.plan import PlannedStage
 from igpt.results.signature import Signature
 from igpt.slurm.batches import make_batches
-from igpt.slurm.dry_run import describe, expect
+from igpt.slurm.dry_run import describe, disk_gib, expect
 from igpt.slurm.profile import Profile, Resources
 from igpt.stage import Stage
 
 LARGE = Stage.of("pretrain", model="igpt-l", objective="autoregressive", seed=0)
-PROBES = [Stage.of("linear_probe", model="igpt-l", objective="autoregressive", dataset="cifar10", seed=seed) for seed in range(3)]
+PROBE = Stage.of(
+    "linear_probe",
+    model="igpt-l",
+    objective="autoregressive",
+    dataset="cifar10",
+    weights="trained",
+    layers="all",
+    precision="float32",
+    views=5,
+)
+PROBES = [Stage.of("linear_probe", **PROBE.parameters, seed=seed) for seed in range(3)]
 PALETTE = Stage.of("palette", seed=0)
 DAY = Resources(gpus=8, minutes=1440)
 
@@ -60,12 +70,17 @@ def test_the_whole_takes_as_long_as_its_longest_chain() -> None:
     assert "\nexpected wall time: unknown\n" in unknown
 
 
-def test_a_stage_that_cannot_continue_and_has_too_little_time_is_named() -> None:
-    short = Profile(signal_seconds=10, stages={"default": Resources(gpus=1, minutes=1), "pretrain": DAY})
-    assert (
-        "linear_probe should take 0.3 hours, keeps no checkpoint and has 1 minutes: raise stages.linear_probe.minutes"
-        in describe(short, make_batches([planned(PROBES[0])], short), {}, 0)
-    )
+def test_a_probe_that_reaches_its_time_limit_continues_in_the_next_job() -> None:
+    profile = Profile(signal_seconds=10, stages={"default": Resources(gpus=1, minutes=10), "pretrain": DAY})
+    found = expect(PROBES[0], profile.resources(PROBES[0]), profile)
+    assert found.text == "0.3 H100-hours on 1 card, 0.3 hours, 2 jobs in a row"
+
+
+def test_the_disk_of_an_array_is_that_of_its_stages() -> None:
+    profile = Profile(stages={"default": Resources(gpus=1), "pretrain": DAY})
+    assert disk_gib(PROBES[0]) == pytest.approx(49 * 60_000 * 1536 * 4 / 2**30)
+    text = describe(profile, make_batches([planned(PROBES[0])], profile), {}, 0)
+    assert "0.3 GPU-hours of an H100, 16.82 GiB of disk" in text
 
 
 def test_nothing_to_submit_has_no_time() -> None:
