@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from igpt.data import data_card
-from igpt.evaluate.linear_probe import STRENGTHS
+from igpt.evaluate.linear_probe import STRENGTHS, chosen_layers
 from igpt.evaluate.sgd_probe import BLOCK
 from igpt.evaluate.sgd_probe import RATES as SGD_RATES
 from igpt.experiments.machines import GIB
-from igpt.experiments.work import DRAWN, Given
+from igpt.experiments.work import DRAWN, Given, has_pictures
 from igpt.shape import ModelShape
 from igpt.train.memory import FLOAT, HALF
 from igpt.train.recipe import Recipe
@@ -24,7 +26,9 @@ BATCH = 128  # images of a pass over frozen weights
 # Half-precision arrays (positions, width) of an image that a pass has at once, most of them the MLP's: the peak in bfloat16
 # on a processor; in float32 it was as much as 15 of these.
 PASSING = 18
-KEPT = 2 * 3  # copies of the weights in two checkpoints: they and Adam's two moments
+# Copies of the weights in checkpoints, each of them and Adam's two moments: the newest two, one from before the last good losses,
+# and one that is being written.
+KEPT = 4 * 3
 INT64 = 8
 
 
@@ -73,9 +77,9 @@ def _loaded(plan: Recipe, images: float = 0, networks: int = 1) -> float:
     return PYTHON + (1 + networks) * _weights(plan) + INT64 * images * plan.shape.n_ctx
 
 
-def _features(plan: Recipe, images: float, layers: int) -> float:
-    """Float32 features."""
-    return FLOAT * images * layers * plan.shape.n_embd
+def _features(plan: Recipe, images: float, layers: int, precision: str = "float32") -> float:
+    """Bytes of features."""
+    return np.dtype(precision).itemsize * images * layers * plan.shape.n_embd
 
 
 def _probe(given: Given, width: int, images: int = 0) -> float:
@@ -132,26 +136,28 @@ def samples(given: Given, plan: Recipe) -> Needs:
 
 
 def linear_probe(given: Given, plan: Recipe) -> Needs:
-    """The trained and the untrained network; every layer's features of one of them on disk; pixels, if they are wider."""
+    """The trained and the untrained network; the layers' features of one of them on disk; pictures, and what is made of them."""
     card, shape = data_card(str(given["dataset"])), plan.shape
-    width = max(shape.n_embd, plan.side**2 * card.channels)
-    images = card.train + card.test
+    layers = chosen_layers(str(given["layers"]), last=shape.n_layer)
+    images, pixels = card.train + card.test, plan.side**2 * card.channels
+    wide = max(shape.n_embd, pixels) if has_pictures(card) else shape.n_embd
     return Needs(
         *_network(plan, networks=2),
-        other=lambda: _probe(given, width),
-        memory=_loaded(plan, images, networks=2) + _features(plan, images, 1) + 2 * FLOAT * images * width,
-        disk=_features(plan, card.train + _looks(given), shape.n_layer + 1),
+        other=lambda: _probe(given, wide),
+        memory=_loaded(plan, images, networks=2) + (2 * FLOAT * images * pixels if has_pictures(card) else 0),
+        disk=_features(plan, card.train + _looks(given), len(layers), str(given["precision"])),
     )
 
 
 def concatenated(given: Given, plan: Recipe) -> Needs:
-    """The features of every layer in the machine's memory, of which some are taken side by side."""
+    """Some layers' features on disk, and side by side in the machine's memory, twice for the refit."""
     card, layers = data_card(str(given["dataset"])), min(int(given["layers"]), plan.shape.n_layer + 1)
     images = card.train + card.test
     return Needs(
         *_network(plan),
         other=lambda: _probe(given, layers * plan.shape.n_embd),
-        memory=_loaded(plan, images) + _features(plan, images, plan.shape.n_layer + 1 + layers),
+        memory=_loaded(plan, images) + 2 * _features(plan, images, layers),
+        disk=_features(plan, images, layers),
     )
 
 
@@ -163,43 +169,47 @@ def milestones(given: Given, plan: Recipe) -> Needs:
         *_network(plan),
         other=lambda: _probe(given, plan.shape.n_embd, whole),
         memory=_loaded(plan, whole + card.test) + 2 * _features(plan, whole + card.test, 1),
-        disk=_features(plan, whole + card.test, plan.shape.n_layer + 1),
+        disk=_features(plan, whole + card.test, plan.shape.n_layer + 1, str(given["precision"])),
     )
 
 
 def low_data(given: Given, plan: Recipe) -> Needs:
-    """Every layer's features of one network in the machine's memory; a fine-tune of batches of 16."""
+    """One layer's features of two networks; pictures; a fine-tune in batches of 16 on the fewest labels."""
     card = data_card(str(given["dataset"]))
     images = card.train + card.test
+    pixels = FLOAT * images * plan.side**2 * card.channels if has_pictures(card) else 0
     return Needs(
-        *_network(plan, networks=3),
+        *_network(plan, networks=2),
         training=Training(plan.shape, 16, card.classes),
-        memory=_loaded(plan, images, networks=2) + _features(plan, images, plan.shape.n_layer + 1),
-        disk=_weights(plan) * KEPT,
+        memory=_loaded(plan, images, networks=2) + pixels + 2 * 3 * _weights(plan),
+        disk=_features(plan, images, 2) + _weights(plan) * KEPT,
     )
 
 
 def settings(given: Given, plan: Recipe) -> Needs:
-    """Every layer's features of some images."""
+    """One layer's features of some images."""
     card = data_card(str(given["dataset"]))
     images = min(int(given["subset"]), card.train)
+    features = _features(plan, images + card.validation, 1)
     return Needs(
         *_network(plan),
         other=lambda: _probe(given, plan.shape.n_embd, images),
-        memory=_loaded(plan, card.train) + _features(plan, images + card.validation, plan.shape.n_layer + 1),
+        memory=_loaded(plan, card.train) + 4 * features,
+        disk=features,
     )
 
 
 def sgd_probe(given: Given, plan: Recipe) -> Needs:
-    """Every layer's features of a part in the machine's memory; the chosen layers' of all images on disk, in half precision."""
+    """Every layer's features of a part on disk, then the chosen layers' of all images, in half precision."""
     card, shape = data_card(str(given["dataset"])), plan.shape
     subset, count = min(int(given["subset"]), card.train), int(given["count"])
     width, outputs = count * shape.n_embd, len(SGD_RATES) * card.classes
+    part, everything = _features(plan, 1.25 * subset, shape.n_layer + 1), card.train + _looks(given)
     return Needs(
         *_network(plan),
         other=lambda: max(_probe(given, shape.n_embd, subset), FLOAT * width * (5 * outputs + 2 * BLOCK)),
-        memory=_loaded(plan) + _features(plan, 1.25 * subset, shape.n_layer + 1),
-        disk=HALF * width * (card.train + _looks(given)),
+        memory=_loaded(plan),
+        disk=max(part, _features(plan, everything, count, "float16")),
     )
 
 

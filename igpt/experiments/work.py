@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass
 
 from igpt.data import data_card
-from igpt.evaluate.linear_probe import STRENGTHS
+from igpt.data.dataset import DataSet
+from igpt.evaluate.linear_probe import STRENGTHS, chosen_layers
 from igpt.evaluate.logistic import ITERATIONS
 from igpt.evaluate.low_data import DRAWS, PER_CLASS
 from igpt.evaluate.sgd_probe import BATCH
@@ -104,12 +105,19 @@ def _probed(given: Given, *, width: int, problems: int = 1, images: int = 0) -> 
 
 
 def linear_probe(given: Given, plan: Recipe) -> Work:
-    """The trained and the untrained network, every layer; pixels, colours and indices."""
-    card = data_card(str(given["dataset"]))
-    pixels = plan.side**2 * card.channels
-    found = _passes(plan, 2 * (card.train + _views(given) * card.test))
-    found += _probed(given, width=plan.shape.n_embd, problems=2 * (plan.shape.n_layer + 1))
-    return found + _probed(given, width=pixels, problems=2) + _probed(given, width=plan.palette_colours)
+    """The trained and the untrained network, up to the last layer asked for; of pictures, pixels, colours and indices."""
+    card, last = data_card(str(given["dataset"])), plan.shape.n_layer
+    layers = chosen_layers(str(given["layers"]), last=last)
+    found = _passes(plan, 2 * (card.train + _views(given) * card.test) * max(layers) / last)
+    found += _probed(given, width=plan.shape.n_embd, problems=2 * len(layers))
+    if not has_pictures(card):
+        return found
+    return found + _probed(given, width=plan.side**2 * card.channels, problems=2) + _probed(given, width=plan.palette_colours)
+
+
+def has_pictures(card: DataSet) -> bool:
+    """Whether a data set's pictures are probed beside features: there are some, and they fit into memory."""
+    return card.read is not None and not card.cropped
 
 
 def concatenated(given: Given, plan: Recipe) -> Work:
@@ -147,7 +155,7 @@ def low_data(given: Given, plan: Recipe) -> Work:
     found = _passes(plan, 2 * (card.train + card.test) + card.test)
     found += Work(training_flops(plan.shape, int(given["epochs"]) * PER_CLASS[0] * card.classes))
     for count in (n for n in PER_CLASS if n * card.classes <= card.train):
-        for width, inputs in ((plan.shape.n_embd, 2), (plan.side**2 * card.channels, 1)):
+        for width, inputs in ((plan.shape.n_embd, 2), (plan.side**2 * card.channels, int(has_pictures(card)))):
             found += probe_work(images=count * card.classes, width=width, classes=card.classes, problems=inputs * DRAWS)
     return found
 

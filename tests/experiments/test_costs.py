@@ -135,6 +135,14 @@ def test_the_features_of_all_layers_are_the_disk_that_a_probe_needs() -> None:
     assert voted.disk == 49 * 100_000 * 1536 * 4
 
 
+def test_some_layers_cost_less_and_half_precision_half_the_disk() -> None:
+    whole = full("linear_probe", model="igpt-l", dataset="cifar10")
+    some = full("linear_probe", model="igpt-l", dataset="cifar10", layers="10-12", precision="float16")
+    assert stage_cost(some, H100).disk == 3 * 60_000 * 1536 * 2
+    assert stage_work(some).half == pytest.approx(stage_work(whole).half / 4)
+    assert stage_work(some).double < stage_work(whole).double / 4
+
+
 def test_training_takes_what_a_card_has_and_what_does_not_fit_is_said() -> None:
     large, small = (stage_cost(full("fine_tune", model=f"igpt-{size}", dataset="cifar10"), H100) for size in "ls")
     assert 0.3 * 80 < large.card / GIB < 0.9 * 80
@@ -144,7 +152,7 @@ def test_training_takes_what_a_card_has_and_what_does_not_fit_is_said() -> None:
     too_large = stage_cost(full("fine_tune", model="igpt-l", dataset="cifar10"), RTX_4090)
     assert lacking(too_large, RTX_4090).startswith("it needs 23.2 GiB on the card, of whose 24 GiB 90%")
     assert lacking(small, H100, memory=GIB, disk=1e12).startswith("it needs 3.7 GiB of memory, and 1.0 GiB are free")
-    assert lacking(small, H100, memory=64 * GIB, disk=1e9).startswith("it needs 2.2 GB of disk, and 1.0 GB are free")
+    assert lacking(small, H100, memory=64 * GIB, disk=1e9).startswith("it needs 4.0 GB of disk, and 1.0 GB are free")
 
 
 def test_a_processor_holds_everything_in_the_machines_memory() -> None:
