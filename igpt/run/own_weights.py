@@ -134,7 +134,7 @@ def _check_released(given: dict[str, Literal]) -> None:
     from igpt.weights.released import LAST_STEP, released_at
 
     step = given.get("step", LAST_STEP)
-    if isinstance(step, int):
+    if isinstance(step, int) and "model" in given:  # a notebook of one's own may name none
         released_at(str(given["model"]), str(given.get("objective", "autoregressive")), step)
 
 
