@@ -19,7 +19,7 @@ from igpt.stage import Stage
 from igpt.train.memory import FLOAT, USED, fitting, step_memory
 from igpt.train.recipe import Recipe
 from igpt.train.recipes import recipe
-from igpt.weights.released import RELEASED, weights_home
+from igpt.weights.released import released_at
 
 TOKEN, ONE_HOT = 2, 1  # bytes, the least of a released token and of an element of its label; their types are not published
 
@@ -137,13 +137,11 @@ def downloads(stage: Stage) -> list[Download]:
     found = [each for name in needed_datasets(stage.notebook, stage.parameters) if (each := _dataset(name))]
     given = stage.parameters
     if stage.notebook == "weights" and given["weights"] == "released":
-        ending = "-bert" if given["objective"] == "bert" else ""
-        name, step = f"{given['model']}{ending}", given["step"]
-        size = FLOAT * _plan(stage).shape.parameters
-        stem, shards = weights_home() / name / f"model.ckpt-{step}", RELEASED[name].shards
-        ends = ["index", *(f"data-{shard:05d}-of-{shards:05d}" for shard in range(shards))]
+        model = released_at(str(given["model"]), str(given["objective"]), int(given["step"]))
+        stem, size = model.prefix, FLOAT * model.shape.parameters
+        ends = ["index", *(f"data-{shard:05d}-of-{model.shards:05d}" for shard in range(model.shards))]
         here = all(stem.with_name(f"{stem.name}.{end}").is_file() for end in ends)
-        found.append(Download(f"{name} after {step:,} steps", size, size, True, here))
+        found.append(Download(model.label, size, size, True, here))
     return found
 
 

@@ -22,10 +22,10 @@ from igpt.train.memory import FLOAT, HALF
 from igpt.train.recipe import Recipe
 
 PYTHON = 1.0 * GIB  # of the machine: the libraries, a GPU's driver
-BATCH = 128  # images of a pass over frozen weights
-# Half-precision arrays (positions, width) of an image that a pass has at once, most of them the MLP's: the peak in bfloat16
-# on a processor; in float32 it was as much as 15 of these.
-PASSING = 18
+WIDEST = 2**28  # bytes of the widest activations of a pass over frozen weights: `igpt.evaluate.feature_store.AT_ONCE`
+# Arrays (positions, width) of an image that a pass has at once, four of them the widest activations: the peaks on a processor.
+PASSING = {"bfloat16": 18, "float32": 8}
+LOSS_BATCH = 64  # images of a pass in `released_loss`
 # Copies of the weights in checkpoints, each of them and Adam's two moments: the newest two, one from before the last good losses,
 # and one that is being written.
 KEPT = 4 * 3
@@ -45,7 +45,7 @@ class Training:
 class Needs:
     """Bytes.
 
-    network : frozen weights on the card, in half precision; a processor has them in the machine's memory, where they are counted
+    network : frozen weights on the card; a processor has them in the machine's memory, where they are counted
     passing : of a pass through them
     other : tells of whatever else the card holds, at another time; only asked where torch is at hand
     training : or what a training takes of it
@@ -68,8 +68,8 @@ def _weights(plan: Recipe) -> float:
 
 def _network(plan: Recipe, networks: int = 1) -> tuple[float, float]:
     """Frozen weights in half precision, and a pass through them."""
-    shape = plan.shape
-    return HALF * networks * shape.parameters, HALF * BATCH * PASSING * shape.n_ctx * shape.n_embd
+    one = HALF * plan.shape.n_ctx * plan.shape.n_embd
+    return HALF * networks * plan.shape.parameters, PASSING["bfloat16"] * max(WIDEST / 4, one)
 
 
 def _loaded(plan: Recipe, images: float = 0, networks: int = 1) -> float:
@@ -124,8 +124,9 @@ def rate_search(given: Given, plan: Recipe) -> Needs:
 
 
 def released_loss(given: Given, plan: Recipe) -> Needs:
-    """A pass."""
-    return Needs(*_network(plan), memory=_loaded(plan, int(given["images"])))
+    """A pass in float32, of tokens that stay on disk."""
+    passing = PASSING["float32"] * FLOAT * LOSS_BATCH * plan.shape.n_ctx * plan.shape.n_embd
+    return Needs(_weights(plan), passing, memory=_loaded(plan))
 
 
 def samples(given: Given, plan: Recipe) -> Needs:

@@ -32,11 +32,16 @@ def measure() -> Rates:
     # A card is kept busy by larger ones only; on processors the smallest published width is what is worth running.
     width, images, rows, features = (1024, 64, 45_056, 1536) if card else (512, 2, 4_096, 512)
     shape = ModelShape(2, width, 8, 512, 1024)
-    model = ImageGPT(shape).to(device, torch.bfloat16 if Machine.here(shape).bfloat16 else torch.float32).eval()
+    model = ImageGPT(shape).to(device).eval()
     tokens = torch.randint(shape.n_vocab, (images, shape.n_ctx), device=device)
+
+    def passes(dtype: torch.dtype) -> float:
+        with packed(model.to(dtype)):
+            return images * forward_flops(shape) / _seconds(lambda: model.features(tokens), device)
+
     with torch.inference_mode():
-        with packed(model):
-            passes = _seconds(lambda: model.features(tokens), device)
+        single = passes(torch.float32)
+        half = passes(torch.bfloat16) if Machine.here(shape).bfloat16 else single
         x = torch.randn(rows, features, device=device, dtype=torch.float64)
         w = torch.randn(CLASSES, features, device=device, dtype=torch.float64)
         double = _seconds(lambda: w @ x.T, device)
@@ -44,11 +49,9 @@ def measure() -> Rates:
         moved = _seconds(lambda: _softmax(logits), device)
         square = x[:features].T @ x[:features]
         eigen = _seconds(lambda: torch.linalg.eigh(square), device)
-        x32, w32 = x.float(), w.float().repeat(4, 1)
-        single = _seconds(lambda: w32 @ x32.T, device)
     return Rates(
-        half=images * forward_flops(shape) / passes,
-        single=2 * x.numel() * len(w32) / single,
+        half=half,
+        single=single,
         double=2 * x.numel() * CLASSES / double,
         bytes=8 * 8 * logits.numel() / moved,
         eigen=eigen_flops(features) / eigen,

@@ -87,8 +87,13 @@ Given = dict[str, Literal]  # all parameters of a stage
 
 
 def _passes(plan: Recipe, images: float) -> Work:
-    """The network run forwards."""
+    """The network run forwards in half precision."""
     return Work(forward_flops(plan.shape) * images)
+
+
+def _whole_passes(plan: Recipe, images: float) -> Work:
+    """The network run forwards in float32."""
+    return Work(single=forward_flops(plan.shape) * images)
 
 
 def _views(given: Given) -> int:
@@ -139,7 +144,7 @@ def looks_along(given: Given, plan: Recipe) -> int:
 
 def weights(given: Given, plan: Recipe) -> Work:
     """The loss on the first images, where the released tokens are at hand; reading and writing take minutes."""
-    return _passes(plan, LOOKED_AT)
+    return _whole_passes(plan, LOOKED_AT)
 
 
 def milestones(given: Given, plan: Recipe) -> Work:
@@ -150,10 +155,10 @@ def milestones(given: Given, plan: Recipe) -> Work:
 
 
 def low_data(given: Given, plan: Recipe) -> Work:
-    """Two networks' features; probes of every draw, of these and of pixels; the fine-tune on the fewest labels."""
+    """Two networks' features; probes of every draw, of these and of pixels; the fine-tune on the fewest labels, in float32."""
     card = data_card(str(given["dataset"]))
-    found = _passes(plan, 2 * (card.train + card.test) + card.test)
-    found += Work(training_flops(plan.shape, int(given["epochs"]) * PER_CLASS[0] * card.classes))
+    found = _passes(plan, 2 * (card.train + card.test)) + _whole_passes(plan, card.test)
+    found += Work(single=training_flops(plan.shape, int(given["epochs"]) * PER_CLASS[0] * card.classes))
     for count in (n for n in PER_CLASS if n * card.classes <= card.train):
         for width, inputs in ((plan.shape.n_embd, 2), (plan.side**2 * card.channels, int(has_pictures(card)))):
             found += probe_work(images=count * card.classes, width=width, classes=card.classes, problems=inputs * DRAWS)
@@ -196,8 +201,8 @@ def rate_search(given: Given, plan: Recipe) -> Work:
 
 
 def released_loss(given: Given, plan: Recipe) -> Work:
-    """One pass."""
-    return _passes(plan, int(given["images"]))
+    """One pass, in float32 as the loss was published."""
+    return _whole_passes(plan, int(given["images"]))
 
 
 def samples(given: Given, plan: Recipe) -> Work:
@@ -205,4 +210,4 @@ def samples(given: Given, plan: Recipe) -> Work:
     images, completed = int(given["images"]), int(given["images"]) * int(given["completions"])
     batches = math.ceil(images / DRAWN) + math.ceil(completed / DRAWN) / 2
     read = Work(bytes=4 * plan.shape.parameters * plan.shape.n_ctx * batches)
-    return _passes(plan, images + completed / 2) + read
+    return _whole_passes(plan, images + completed / 2) + read

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from igpt import sample
 from igpt.data import data_card
+from igpt.evaluate import feature_store
 from igpt.evaluate.logistic import ITERATIONS
 from igpt.experiments import needs
 from igpt.experiments.costs import downloads, lacking, run_hours, stage_cost, stage_hours, stage_work
@@ -18,7 +20,6 @@ from igpt.report.costs import recipe_table
 from igpt.results.plan import PlannedStage
 from igpt.results.record import read_record
 from igpt.results.signature import Signer
-from igpt.sample import AT_ONCE
 from igpt.stage import Literal, Stage
 from igpt.train.cost import forward_flops
 from igpt.train.recipes import recipe
@@ -176,7 +177,7 @@ def test_what_is_downloaded_counts_once() -> None:
 
 def test_released_weights_are_four_bytes_a_parameter_to_download() -> None:
     stage = Stage.of("weights", model="igpt-l", objective="bert", step=1_000_000, weights="released")
-    [found] = [each for each in downloads(stage) if "steps" in each.name]
+    [found] = [each for each in downloads(stage) if each.name == "igpt-l-bert"]
     assert found.bytes == 4 * recipe("igpt-l", "bert").shape.parameters
     assert not found.here
 
@@ -204,8 +205,12 @@ def test_what_the_laptop_tier_took_was_expected_within_a_factor_of_three(path: P
     assert 1 / 3 < 3600 * hours / record.receipt.seconds < 3
 
 
+def test_a_pass_takes_the_memory_that_features_take() -> None:
+    assert needs.WIDEST == feature_store.AT_ONCE
+
+
 def test_samples_are_priced_as_they_are_drawn() -> None:
-    assert DRAWN == AT_ONCE
+    assert DRAWN == sample.AT_ONCE
     few, many = (stage_work(full("samples", model="igpt-l", images=images)) for images in (16, 32))
     assert many.bytes > few.bytes > 4 * recipe("igpt-l").shape.parameters * 1024
 
