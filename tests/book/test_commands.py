@@ -27,7 +27,8 @@ from igpt.train.recipes import recipe
 from igpt.weights.own import save_weights
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "book").glob("index.md")), *sorted((ROOT / "book" / "chapters").glob("*.md"))]
-PLACEHOLDERS = {"TABLE": "headline", "TARGETS": "headline"}  # what is looked up; NAME, RECORD and others are taken as they are
+# What is looked up; NAME, RECORD and others are taken as they are.
+PLACEHOLDERS = {"TABLE": "headline", "TARGETS": "headline", "weights=FOLDER": "weights=released"}
 FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
