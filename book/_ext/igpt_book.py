@@ -40,6 +40,7 @@ from igpt.report.formats import render
 from igpt.report.numbers import number
 from igpt.report.palettes import released_palette_json
 from igpt.report.provenance import provenance_table, reader_records, record_schema, records_table, yours_table
+from igpt.report.released import released_costs
 from igpt.report.speed import seconds_table, speed_table
 from igpt.report.tables import Cell, ResultTable, result_table, score_counts, table_names
 from igpt.text import visible
@@ -55,6 +56,7 @@ PLAIN_TABLES = {  # of this book alone
     "drills": drills_table,
     "recipes": recipe_table,
     "memory": memory_table,
+    "released-costs": released_costs,
     "data-sets": datasets_table,
     "data-terms": terms_table,
 }

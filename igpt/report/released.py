@@ -1,0 +1,46 @@
+"""What the released tier takes: a table of downloads, disk and hours, by notebook, model and data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from igpt.experiments import declared_stages
+from igpt.experiments.costs import downloads, stage_needs, stage_work, with_parents
+from igpt.experiments.machines import CARDS
+from igpt.project import Project
+from igpt.report.tables import Cell, ResultTable
+from igpt.results.signature import Signer
+from igpt.stage import Stage
+
+
+def released_costs(project: Project) -> ResultTable:
+    """A line for each notebook, model and data set, the cheapest first, and the whole; the same on every machine."""
+    stages = with_parents(declared_stages("released"), Signer(project.notebooks).in_full)
+    groups: dict[tuple[str, str, str], list[Stage]] = {}
+    for stage in stages:
+        given = stage.parameters
+        groups.setdefault((stage.notebook, str(given["model"]), str(given.get("dataset", "–"))), []).append(stage)
+    rows = [(*group, *_numbers(groups[group])) for group in sorted(groups, key=lambda group: _hours(groups[group]))]
+    rows.append(("all of them", "", "", *_numbers(stages)))
+    columns = ("Notebook", "Model", "Data", "Stages", "Download (GB)", "Disk (GB)", *(f"{card.title} (h)" for card in CARDS))
+    sources = "; ".join(f"{card.title}: {card.source}" for card in CARDS)
+    caption = f"What the released tier takes: downloads (+: at least), disk of its largest stage, hours of one card. {sources}"
+    return ResultTable("released-costs", caption, columns, tuple(tuple(Cell(text) for text in row) for row in rows))
+
+
+def _numbers(stages: Sequence[Stage]) -> tuple[str, ...]:
+    """How many stages, what is to be downloaded for them, the disk of the largest one, and their hours."""
+    fetched = {each for stage in stages for each in downloads(stage)}
+    size = f"{sum(each.bytes for each in fetched) / 1e9:,.1f}{'' if all(each.exact for each in fetched) else '+'}"
+    disk = max(stage_needs(stage).disk for stage in stages)
+    return (str(len(stages)), size, f"{disk / 1e9:,.1f}", *map(_rounded, _hours(stages)))
+
+
+def _hours(stages: Sequence[Stage]) -> list[float]:
+    """On each card."""
+    return [sum(stage_work(stage).hours(card.rates) for stage in stages) for card in CARDS]
+
+
+def _rounded(hours: float) -> str:
+    """Hours to two significant digits."""
+    return "under 0.1" if hours < 0.1 else f"{float(f'{hours:.2g}'):,.10g}"

@@ -1,0 +1,62 @@
+"""The table of what the released tier takes, and what the readme says of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from conftest import ROOT
+
+from igpt.experiments import declared_stages, experiments
+from igpt.experiments.costs import run_hours, with_parents
+from igpt.project import Project
+from igpt.report.numbers import number
+from igpt.report.released import released_costs
+from igpt.report.tables import tier_cell
+from igpt.results.signature import Signer
+from igpt.results.store import RecordStore
+from igpt.stage import Stage
+
+PROJECT = Project(ROOT)
+README = (ROOT / "README.md").read_text()
+
+
+def hours(stages: Iterable[Stage]) -> float:
+    """Hours of an H100 for stages and all that they depend on."""
+    return sum(run_hours(stages, Signer(PROJECT.notebooks).in_full))
+
+
+def about(said: str, stages: Iterable[Stage]) -> bool:
+    """Whether hours are stages', within a tenth."""
+    return abs(float(said) / hours(stages) - 1) < 0.1
+
+
+def test_the_table_has_every_stage_once() -> None:
+    *rows, whole = released_costs(PROJECT).rows
+    stages = with_parents(declared_stages("released"), Signer(PROJECT.notebooks).in_full)
+    assert sum(int(row[3].text) for row in rows) == int(whole[3].text) == len(stages)
+    assert whole[6].text == f"{float(f'{hours(stages):.2g}'):,.10g}"
+
+
+def test_the_readme_says_what_one_card_reproduces_as_it_is_declared_priced_and_recorded() -> None:
+    runs = [run for experiment in experiments() if (run := experiment.run_in("released"))]
+    untuned = [run for run in runs if all(stage.notebook != "fine_tune" for stage in run.stages())]
+    sentence = (
+        r"(\d+) of the (\d+) published numbers .* the (\d+) that need no fine-tuning take about (\d+) hours, all about (\d+)"
+    )
+    (found,) = re.findall(sentence, " ".join(README.split()))
+    assert list(found[:3]) == [
+        *(number(f"fact {name}.numbers", PROJECT).text for name in ("released", "published")),
+        str(len(untuned)),
+    ]
+    assert about(found[3], [stage for run in untuned for stage in run.stages()])
+    assert about(found[4], declared_stages("released"))
+    by_name = {experiment.name: experiment for experiment in experiments()}
+    rows = re.findall(r"^\| `([\w-]+)` \|[^|]+\| ([\d.]+) % \| ([\d.]+) \| ([^|]+) \|$", README, re.MULTILINE)
+    assert len(rows) == 6
+    for name, value, said, status in rows:
+        run = by_name[name].run_in("released")
+        assert run is not None
+        assert value == by_name[name].published.value
+        assert about(said, run.stages()), name
+        assert status == tier_cell(by_name[name], "released", RecordStore(PROJECT)).text
