@@ -48,8 +48,10 @@ def written_values(tree: ast.Module) -> Iterator[tuple[re.Pattern[str], str]]:
     names = {n.targets[0].id: n.value for n in ast.walk(tree) if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)}
     for node in ast.walk(tree):
         pairs: list[tuple[ast.expr | None, ast.expr]] = []
-        if isinstance(node, ast.keyword) and node.arg == "values" and isinstance(node.value, ast.Dict):
-            pairs = list(zip(node.value.keys, node.value.values, strict=True))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "stage.write_record":
+            given = next(iter([*node.args, *(word.value for word in node.keywords if word.arg == "values")]))
+            written = names.get(given.id) if isinstance(given, ast.Name) else given
+            pairs = list(zip(written.keys, written.values, strict=True)) if isinstance(written, ast.Dict) else []
         elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith("values["):
             assert isinstance(node.targets[0], ast.Subscript)
             pairs = [(node.targets[0].slice, node.value)]
