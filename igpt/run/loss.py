@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from igpt.data import LabelledTokens, labelled_tokens
-from igpt.data.imagenet_tokens import released_path
+from igpt.data.imagenet_tokens import SIDE, released_path
 from igpt.data.store import StorePart, TokenStore, read_tokens
 from igpt.errors import UsageError
 from igpt.fast import packed
@@ -40,9 +40,13 @@ def loss_line(model: str, tokens: Path | None, images: int | None) -> str:
         place, found = tokens, read_tokens(tokens)
     elif palette.digest != released_palette().digest:
         raise UsageError(f"{model} has other colours than the released tokens: give tokens of its palette (--tokens)")
+    elif weights.shape.n_ctx != SIDE**2:
+        raise UsageError(
+            f"{model} takes {weights.shape.n_ctx:,} tokens an image, the released ones have {SIDE**2:,}: give others (--tokens)"
+        )
     else:
         place = released_path("test")
-        found = labelled_tokens("imagenet-tokens", "test", side=math.isqrt(weights.shape.n_ctx), palette=palette)
+        found = labelled_tokens("imagenet-tokens", "test", side=SIDE, palette=palette)
     count = min(images or max(len(found) // BATCH, 1) * BATCH, len(found))
     part: StorePart | LabelledTokens | NDArray[np.integer]
     if isinstance(found, TokenStore):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from official import COLOURS, Publish, publish_cifar10, refusal
 
@@ -20,8 +21,13 @@ from igpt.data.imagenet_tokens import released_path
 from igpt.data.splits import load_official
 from igpt.data.tokens import Wanted, make_store
 from igpt.errors import UsageError
+from igpt.model import ImageGPT
+from igpt.palette import Palette
 from igpt.run import datasets
-from igpt.weights.own import released_palette
+from igpt.run.loss import loss_line
+from igpt.shape import ModelShape
+from igpt.train.loop import evaluate_loss
+from igpt.weights.own import load_weights, released_palette, save_weights
 
 IMAGES: dict[SplitName, int] = {"train": 20, "validation": 8, "test": 6}
 SPLITS: list[SplitName] = list(IMAGES)
@@ -167,6 +173,25 @@ def test_a_damaged_file_is_a_sentence_that_names_it_and_says_what_to_do(
     assert refusal(read) == text or "colours" in text  # of tokens that were read together
 
 
+@pytest.mark.parametrize("end", imagenet_tokens.ENDS)
+def test_a_changed_byte_of_a_files_head_is_the_same_content_or_a_sentence(end: imagenet_tokens.End, released: Path) -> None:
+    path = released_path("test", end)
+    whole, expected = path.read_bytes(), (tokens_of("test"), labels_of("test"))
+    refused = 0
+    for place in range(128):  # the length of the head
+        for byte in {32, 255, whole[place] ^ 1} - {whole[place]}:
+            path.write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 :])
+            try:
+                found = opened("test")
+                pair = found[:], found.labels
+            except UsageError as error:
+                assert str(error).endswith(AGAIN) and "\n" not in str(error)
+                refused += 1
+            else:
+                assert all(np.array_equal(*both) for both in zip(pair, expected, strict=True)), (place, byte)
+    assert refused > 100
+
+
 def test_the_check_says_counts_and_sums_and_misses_no_class(released: Path) -> None:
     lines = check_dataset("imagenet-tokens")
     assert [line.partition(";")[0] for line in lines] == [
@@ -284,6 +309,34 @@ def test_the_commands_fetch_check_and_list_them(site: Path, capsys: pytest.Captu
     assert "is tokens already" in refusal(
         datasets.tokenize, "imagenet-tokens", resolution=None, workers=1, crops=0, filter="bicubic", seed=0, palette=None
     )
+
+
+def our_weights(folder: Path, positions: int = 1024, palette: Palette | None = None) -> Path:
+    """Small weights, with an output matrix that is not zero, as it is untrained."""
+    model = ImageGPT(ModelShape(1, 8, 2, 512, positions), seed=0).eval()
+    with torch.no_grad():
+        model.wtet.normal_(generator=torch.Generator().manual_seed(1))
+    save_weights(folder, model, palette or released_palette())
+    return folder
+
+
+def test_the_loss_of_weights_is_that_on_the_released_test_tokens(released: Path, publish: Publish, tmp_path: Path) -> None:
+    publish("imagenet-tokens", test=70)
+    tokens = np.random.default_rng(0).integers(0, 512, (70, 1024))
+    np.save(released / "imagenet_teX.npy", tokens)
+    (released / "imagenet_teY.npy").unlink()  # for a loss needs no labels
+    folder = our_weights(tmp_path / "weights")
+    nats = evaluate_loss(load_weights(folder)[0], tokens[:64])  # whole steps of 64, as the released code
+    said = loss_line(str(folder), None, None)
+    assert said.startswith(f"{folder}: {nats:.4f} nats per token")
+    assert said.endswith(f"over 64 images of {released / 'imagenet_teX.npy'}")
+    assert "over 7 images" in loss_line(str(folder), None, 7)
+    small = our_weights(tmp_path / "small", positions=64)
+    assert "takes 64 tokens an image, the released ones have 1,024: give others (--tokens)" in refusal(
+        loss_line, str(small), None, None
+    )
+    reversed_ = our_weights(tmp_path / "reversed", palette=Palette(released_palette().centres[::-1].copy()))
+    assert "has other colours than the released tokens" in refusal(loss_line, str(reversed_), None, None)
 
 
 # CIFAR-10's
