@@ -104,8 +104,8 @@ def nothing(given: Given, plan: Recipe) -> Needs:
 
 
 def weights(given: Given, plan: Recipe) -> Needs:
-    """What was read, the model, and the bytes that are written; all on processors, as is the pass of the first images."""
-    return Needs(memory=PYTHON + 3 * _weights(plan), disk=_weights(plan))
+    """The model, and a copy as products want it; all on processors, as is the pass of the first images."""
+    return Needs(memory=PYTHON + 2 * _weights(plan), disk=_weights(plan))
 
 
 def pretrain(given: Given, plan: Recipe) -> Needs:
