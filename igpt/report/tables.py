@@ -21,7 +21,7 @@ from igpt.project import Project
 from igpt.results.agree import differing_values, outcomes_apart
 from igpt.results.notebooks import near_misses
 from igpt.results.record import Record
-from igpt.results.store import ReaderStore, RecordStore
+from igpt.results.store import ReaderStore, RecordStore, own_weights
 from igpt.results.verdict import Outcome, Verdict, judge, outcome
 from igpt.text import listed
 from igpt.train.cost import CARD
@@ -169,11 +169,15 @@ def _titles(tiers: Sequence[str], yours: ReaderStore | None) -> list[str]:
 def _your_cell(experiment: Experiment, tier: str, yours: ReaderStore, store: RecordStore) -> Cell:
     """What a reader's records say of a published number, and whether that agrees with ours."""
     run = experiment.run_in(tier)
-    if run is None or outcome(run.quantity, yours.read) is None:
+    if run is None or (found := outcome(run.quantity, yours.read)) is None:
         return Cell("–")
     cell = tier_cell(experiment, tier, yours)
+    lines: tuple[tuple[str, str], ...] = (
+        ("Whose", f"yours, from the folder {yours.folder.name}; not part of this project's records"),
+    )
+    if own := sorted({name for record in found.records if (name := own_weights(record))}):
+        return replace(cell, text=f"{cell.text}, on {joined(own)}", receipt=(*lines, *cell.receipt))
     apart = disagreement(run, yours, store)
-    lines = (("Whose", f"yours, from the folder {yours.folder.name}; not part of this project's records"),)
     if apart:
         return replace(cell, text=f"{cell.text}; disagrees with ours", receipt=(*lines, ("Disagrees", apart), *cell.receipt))
     return replace(cell, receipt=(*lines, *cell.receipt))

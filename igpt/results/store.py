@@ -54,8 +54,9 @@ class RecordStore:
 class ReaderStore(RecordStore):
     """A reader's own records, from a folder of any layout: of `book/records`, of ``runs/``, or all in one place.
 
-    Of two records of one stage the later one counts. Other JSON files are passed over; a damaged record is told of, on
-    stderr, and left out. Raises UsageError for a folder that is none or holds no record.
+    Of two records of one stage the later one counts. Where there is none of a stage on OpenAI's weights, that of the same
+    evaluation on the reader's own weights of the same model stands in its place. Other JSON files are passed over; a
+    damaged record is told of, on stderr, and left out. Raises UsageError for a folder that is none or holds no record.
     """
 
     def __init__(self, project: Project, folder: Path) -> None:
@@ -79,26 +80,54 @@ class ReaderStore(RecordStore):
             raise UsageError(f"{folder} holds no records{found}: name a folder that holds records as JSON files")
         for sentence in damaged:
             tell(f"igpt: {sentence}; it is left out")
-        self._latest = {record.stage: (path, record) for path, record in sorted(self.all, key=lambda found: _finished(found[1]))}
+        in_order = sorted(self.all, key=lambda found: _finished(found[1]))
+        self._latest = {record.stage: (path, record) for path, record in in_order}
+        self._own = {name: (path, record) for path, record in in_order if (name := self._on_released(record))}
 
     @property
     def label(self) -> str:
         """What its columns are called."""
         return f"Yours ({self.folder.name})"
 
+    def _find(self, stage: Stage) -> tuple[Path, Record] | None:
+        """A stage's record and its place."""
+        name = self.signer.canonical(stage).name
+        return self._latest.get(name) or self._own.get(name)
+
+    def _on_released(self, record: Record) -> str:
+        """The name of the same evaluation on OpenAI's weights; nothing for a record on no weights of the reader's own."""
+        if not own_weights(record):
+            return ""
+        try:
+            given = {**record.parameters, "weights": "released"}
+            return self.signer.canonical(Stage.of(record.stage.partition(",")[0], **given)).name
+        except UsageError:  # of a notebook that is not here
+            return ""
+
+    def changed(self, stage: Stage) -> list[str]:
+        """As of the base class, of the stage that the record is of."""
+        record = self.read(stage)
+        return super().changed(Stage.of(stage.notebook, **record.parameters) if record and own_weights(record) else stage)
+
     def read(self, stage: Stage) -> Record | None:
         """A stage's record; None when the folder has none."""
-        found = self._latest.get(self.signer.canonical(stage).name)
+        found = self._find(stage)
         return found[1] if found else None
 
     def path(self, stage: Stage) -> Path:
         """Where a stage's record is, or would be."""
-        name = self.signer.canonical(stage).name
-        return self._latest[name][0] if name in self._latest else self.folder / f"{name}.json"
+        found = self._find(stage)
+        return found[0] if found else self.folder / f"{self.signer.canonical(stage).name}.json"
 
     def place(self, stage: Stage) -> str:
         """Where the book puts it: never among its own."""
         return f"../yours/{self.path(stage).relative_to(self.folder)}"
+
+
+def own_weights(record: Record) -> str:
+    """The name of the weights of a user's own that a record is on; nothing for any other."""
+    weights = str(record.parameters.get("weights", "trained"))
+    return "" if weights in ("trained", "released") else weights
 
 
 def _finished(record: Record) -> float:

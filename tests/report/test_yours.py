@@ -10,11 +10,13 @@ from conftest import igpt_here as igpt
 from test_tables import cell_of, write_records
 
 from igpt.errors import UsageError
+from igpt.experiments import TIERS
 from igpt.project import Project
 from igpt.report.formats import render
 from igpt.report.provenance import yours_table
 from igpt.report.tables import result_table
-from igpt.results.record import Record, write_record
+from igpt.results.record import Record, Value, write_record
+from igpt.results.signature import Signer
 from igpt.results.store import ReaderStore
 from igpt.stage import Stage
 
@@ -50,6 +52,27 @@ def test_they_fill_a_column_of_their_own_and_leave_ours_alone(project: Project, 
     assert COLUMN in result_table("scoreboard", project, ReaderStore(project, mine)).columns
     assert COLUMN not in result_table("headline", project).columns
     assert COLUMN not in result_table("released-losses", project, ReaderStore(project, mine)).columns
+
+
+def test_evaluations_of_their_own_weights_stand_beside_the_released_ones_and_agree_with_nothing(project: Project) -> None:
+    own = "big-model-0123456789ab"
+    write_records(project, "headline-001", tier="released")
+    [path] = (project.records / "released").glob("linear_probe,*")
+    record = Record.model_validate_json(path.read_bytes())
+    signer = Signer(project.notebooks)
+    stage = signer.canonical(Stage.of("linear_probe", **{**record.parameters, "weights": own}))
+    update = {"stage": stage.name, "parameters": signer.parameters(stage), "signature": signer.sign(stage).digest}
+    values = {**record.values, "accuracy": Value(value=0.5, unit="fraction")}
+    write_record(project.root / "mine" / "record.json", record.model_copy(update={**update, "values": values}))
+    column = f"Yours (mine): {TIERS['released'].title}"
+    table = result_table("headline", project, ReaderStore(project, project.root / "mine"))
+    cell = cell_of(table, column, "headline-001")
+    assert cell.text.startswith("50.0") and cell.text.endswith(f", differs, on {own}")
+    assert cell_of(table, TIERS["released"].title, "headline-001").text.startswith("90.0")
+    assert cell_of(table, column, "headline-003").text == "–"
+    shutil.copy(path, project.root / "mine" / path.name)  # of a stage itself before any that stands in
+    table = result_table("headline", project, ReaderStore(project, project.root / "mine"))
+    assert cell_of(table, column, "headline-001").text.startswith("90.0")
 
 
 def test_agreement_is_not_remarked_and_disagreement_is(project: Project, mine: Path) -> None:
