@@ -99,7 +99,7 @@ class _Session:
         self.kernels = Kernels()
         self.begun = self.marked = time.monotonic()
         self.earlier = self.ledger.mark(job.token, job.index) or Mark(state="stopped")
-        self.before = _reached(self.folder)
+        self.before = _kept_work(self.folder)
         self.ended = False  # of the thread at work; a plain flag, since a signal's handler reads it
         self.failure: BaseException | None = None
         self.given_up = False  # since it would never end within its limit
@@ -148,7 +148,7 @@ class _Session:
             return None  # done, or failed for a reason of its own
         self.kernels.stop()
         limited = time.monotonic() - self.begun + self.job.signal_seconds + 60 >= 60 * self.job.minutes
-        advanced = _reached(self.folder) != self.before
+        advanced = _kept_work(self.folder) != self.before
         fruitless = self.job.fruitless + 1 if limited and not advanced else 0
         if fruitless >= FRUITLESS:
             self.given_up = True
@@ -339,6 +339,11 @@ def _host() -> str:
     return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
-def _reached(folder: Path) -> set[Path]:
-    """What shows how far a stage is: its checkpoints, and of the runs in folders of their own also what came of them."""
-    return {*folder.glob("checkpoint-*"), *folder.glob("*/checkpoint-*"), *folder.glob("*/finished.json")}
+def _kept_work(folder: Path) -> dict[Path, int]:
+    """What a stage's later session goes on from, and when it was written: checkpoints, and the pieces of an evaluation."""
+    kept: dict[Path, int] = {}
+    for path in [*folder.rglob("*.safetensors"), *folder.rglob("*.json")]:
+        if path != folder / "progress.json":  # which says how far the work is, and not that it is kept
+            with suppress(OSError):  # removed meanwhile
+                kept[path] = path.stat().st_mtime_ns
+    return kept

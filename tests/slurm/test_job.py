@@ -15,7 +15,7 @@ from conftest import PATIENCE, ROOT, wait_until
 from igpt.files import write_text
 from igpt.results.signature import Signature
 from igpt.run.folder import run_folder
-from igpt.slurm.job import MEETING, StageJob
+from igpt.slurm.job import MEETING, StageJob, _kept_work
 from igpt.slurm.ledger import Mark
 from igpt.stage import Stage
 
@@ -72,3 +72,27 @@ def test_a_job_refuses_code_other_than_its_snapshots(checkout: Checkout, tmp_pat
     )
     mark = checkout.ledger.mark("0a", 0)
     assert (mark.state if mark else None) == ("failed" if task == 0 else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("checkpoint-0000005.safetensors", True),
+        ("tuned/checkpoint-0000005.safetensors", True),
+        ("search.safetensors", True),
+        ("trained/features-0/progress.json", True),
+        ("trained/search-003.json", True),
+        ("features-4.json", True),
+        ("progress.json", False),
+        ("metrics.jsonl", False),
+        (".notebook.7.part.ipynb", False),
+        ("stop", False),
+    ],
+)
+def test_work_that_is_kept_is_told_from_what_a_stage_only_says(tmp_path: Path, name: str, counts: bool) -> None:
+    seen = [_kept_work(tmp_path)]
+    for moment in (1, 2):
+        write_text(tmp_path / name, "{}")
+        os.utime(tmp_path / name, ns=(moment, moment))
+        seen.append(_kept_work(tmp_path))
+    assert [seen[0] != seen[1], seen[1] != seen[2]] == [counts, counts]
