@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, igpt_here
 
 from igpt import sample
 from igpt.data import data_card
@@ -215,9 +216,12 @@ def test_samples_are_priced_as_they_are_drawn() -> None:
     assert many.bytes > few.bytes > 4 * recipe("igpt-l").shape.parameters * 1024
 
 
-def test_this_machine_is_measured_in_a_process_of_its_own() -> None:
+def test_a_plan_by_cost_measures_this_machine_once_in_a_process_of_its_own(project: Project) -> None:
+    done = igpt_here("plan", "headline-001", "--tier", "released", "--cost", root=project.root)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^here: measured now on .+", done.stdout, re.MULTILINE)
+    assert re.search(r"^headline-001 +5\.6 ", done.stdout, re.MULTILINE)  # the weights and CIFAR-10
     found = this_machine()
+    assert found is this_machine()
     assert found.measured
-    assert found.source.startswith("measured now on ")
     assert all(10**8 < rate < 10**16 for rate in vars(found.rates).values())
-    assert this_machine() is found  # once a process
