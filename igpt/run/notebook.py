@@ -29,7 +29,6 @@ from igpt.run.local import ensure
 from igpt.run.own_weights import own_place, settle
 from igpt.shape import Objective
 from igpt.stage import Literal, Stage
-from igpt.train.engine import Stopped
 from igpt.train.recipe import Recipe
 from igpt.train.recipes import recipe
 
@@ -132,6 +131,7 @@ class OpenStage:
 
         It raises Stopped when the stage was asked to stop, for work whose results are kept as they come.
         """
+        from igpt.train.engine import Stopped  # brings torch, which whoever opens a stage has and a plan does without
 
         def report(done: int, total: int) -> None:
             now = time.monotonic()
