@@ -182,7 +182,9 @@ class FigureDirective(SphinxDirective):
         else:
             [first, *_] = FIGURES[name].stages
             makes = "make book" if tier_of(first) == "tiny" else f"igpt run --tier {tier_of(first)}"
-            figure += nodes.paragraph("", f"Pending: its records ({first.notebook}) have not been made; {makes} makes them.")
+            pending = nodes.paragraph("", f"Pending: its records ({first.notebook}) have not been made; ")
+            pending += [nodes.literal("", makes), nodes.Text(" makes them.")]
+            figure += pending
         caption = nodes.caption()
         inline, _ = self.state.inline_text(" ".join(self.content), self.lineno)
         caption.extend(inline)

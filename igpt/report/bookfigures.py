@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from igpt.data import data_card
 from igpt.errors import UsageError
 from igpt.experiments import TABLES, TIERS
 from igpt.experiments.protocols import PROTOCOLS
@@ -125,8 +126,9 @@ def figure_note(name: str, project: Project) -> str:
     figure = FIGURES[name]
     missing = [stage for stage in figure.stages if store.read(stage) is None]
     if missing and (records or figure.published):
-        what = "model" if len({stage.parameters["model"] for stage in figure.stages}) > 1 else "dataset"
-        notes.append(f"Pending: {', '.join(str(stage.parameters[what]) for stage in missing)}.")
+        several = len({stage.parameters["model"] for stage in figure.stages}) > 1
+        names = [str(s.parameters["model"]) if several else data_card(str(s.parameters["dataset"])).title for s in missing]
+        notes.append(f"Pending: {', '.join(names)}.")
     if any(store.changed(stage) for stage in figure.stages):
         notes.append("Stale: its records were made before the code or its inputs changed.")
     if any(record.receipt.dirty for record in records):

@@ -16,15 +16,15 @@ from igpt.stage import Stage
 def released_costs(project: Project) -> ResultTable:
     """A line for each notebook, model and data set, the cheapest first, and the whole; the same on every machine."""
     stages = with_parents(declared_stages("released"), Signer(project.notebooks).in_full)
-    groups: dict[tuple[str, str, str], list[Stage]] = {}
+    groups: dict[tuple[str, str], list[Stage]] = {}
     for stage in stages:
-        given = stage.parameters
-        groups.setdefault((stage.notebook, str(given["model"]), str(given.get("dataset", "–"))), []).append(stage)
+        words = [str(stage.parameters[name]) for name in ("model", "dataset") if name in stage.parameters]
+        groups.setdefault((stage.notebook, ", ".join(words)), []).append(stage)
     rows = [(*group, *_numbers(groups[group])) for group in sorted(groups, key=lambda group: _hours(groups[group]))]
-    rows.append(("all of them", "", "", *_numbers(stages)))
-    columns = ("Notebook", "Model", "Data", "Stages", "Download (GB)", "Disk (GB)", *(f"{card.title} (h)" for card in CARDS))
+    rows.append(("all", "", *_numbers(stages)))
+    columns = ("Notebook", "Of", "Stages", "GB to get", "GB of disk", *(card.title for card in CARDS))
     sources = "; ".join(f"{card.title}: {card.source}" for card in CARDS)
-    caption = f"What the released tier takes: downloads (+: at least), disk of its largest stage, hours of one card. {sources}"
+    caption = f"What the released tier takes: downloads (+: at least), the disk of a stage, and hours of one card. {sources}"
     return ResultTable("released-costs", caption, columns, tuple(tuple(Cell(text) for text in row) for row in rows))
 
 
@@ -43,4 +43,4 @@ def _hours(stages: Sequence[Stage]) -> list[float]:
 
 def _rounded(hours: float) -> str:
     """Hours to two significant digits."""
-    return "under 0.1" if hours < 0.1 else f"{float(f'{hours:.2g}'):,.10g}"
+    return "<0.01" if hours < 0.01 else f"{float(f'{hours:.2g}'):,.10g}"
