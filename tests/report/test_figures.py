@@ -16,7 +16,7 @@ from igpt.project import Project
 from igpt.report.bookfigures import FIGURES, draw_figure, figure_note, figure_records
 from igpt.report.figures import published_depth, published_loss
 from igpt.report.style import BASELINE, colour
-from igpt.results.record import SCHEMA, Record
+from igpt.results.record import SCHEMA, Record, write_record
 from igpt.results.store import RecordStore
 from igpt.stage import Stage
 
@@ -111,3 +111,28 @@ def test_our_curve_lies_over_the_papers_which_stays_thin_and_grey(
     assert any("reproduced" in text for text in said[1:])
     plt.close(before)
     plt.close(after)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "record", "note"),
+    [
+        ("published-depth", 1, DEPTH, "Pending: CIFAR-10, STL-10."),
+        ("published-loss", 1, LOSS, "Pending: igpt-s, igpt-l."),
+    ],
+)
+def test_a_record_of_the_released_tier_enters_the_papers_figure_and_the_caption_names_what_is_pending(
+    project: Project, name: str, place: int, record: Record, note: str
+) -> None:
+    before = draw_figure(name, project, project.root / "before")
+    store = RecordStore(project)
+    stage = store.signer.canonical(FIGURES[name].stages[place])
+    signed = store.signer.sign(stage)
+    found = record.model_copy(update={"stage": stage.name, "signature": signed.digest, "parts": signed.parts})
+    write_record(store.path(stage), found)
+    after = draw_figure(name, project, project.root / "after")
+    assert before is not None
+    assert after is not None
+    for mode in ("light", "dark"):
+        assert "reproduced" not in before[mode].read_text()
+        assert "reproduced" in after[mode].read_text()
+    assert figure_note(name, project) == note
