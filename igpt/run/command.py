@@ -113,9 +113,12 @@ def _run_by_budget(project: Project, plan: Plan, wanted: list[Stage]) -> str:
 
 
 def _say_left(left: dict[Stage, str]) -> None:
-    """One line on each stage that is left."""
+    """One line on each reason, with the stages that are left for it."""
+    names: dict[str, list[str]] = {}
     for stage, why in left.items():
-        tell(f"igpt: left: {stage.name}: {why}")
+        names.setdefault(why, []).append(stage.name)
+    for why, stages in names.items():
+        tell(f"igpt: left: {'; '.join(stages)}: {why}")
 
 
 def _free_disk(folder: Path) -> int:

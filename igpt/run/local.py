@@ -128,19 +128,18 @@ def run_plan(
     fails holds up what stands on it and nothing else. Raises the first UsageError as it came, or one
     StageError for all failures, once everything else is done; KeyboardInterrupt after killing the kernels.
     """
-    todo = to_do(project, plan, wanted)
-    if budget is not None:
-        held = {planned.stage for planned in budget.stages}
-        todo = [planned for planned in todo if planned.stage in held]
+    needed = to_do(project, plan, wanted)
+    held = {planned.stage for planned in (needed if budget is None else budget.stages)}
+    todo = [planned for planned in needed if planned.stage in held]
     check_data(project, plan if budget is None else todo)
     declared = {planned.stage for planned in publishable_stages(project)} if len(plan) else set()
     for planned in plan:
-        if planned.state != "fresh" and planned.stage in declared and planned not in todo:
+        if planned.state != "fresh" and planned.stage in declared and planned not in needed:
             record = finished_record(project, planned.stage, planned.signature)
             assert record is not None
             write_record(record_path(project, planned.stage), record)
     for planned in plan:
-        if planned not in todo:
+        if planned not in needed:
             remove_leftovers(run_folder(project, planned.stage, planned.signature))  # killed between its record and its end
     if not todo:
         return 0
