@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igpt.evaluate.features import concatenated_layers, extract_features
+from igpt.evaluate.features import concatenated_layers, extract_features, features_dtype
+from igpt.evaluate.kept import Kept
 from igpt.model import ImageGPT
+from igpt.shape import ModelShape
 
 
 def test_features_are_the_models_whatever_the_batch(model: ImageGPT, tokens: torch.Tensor) -> None:
@@ -38,3 +42,22 @@ def test_concatenated_layers_are_neighbours_inside_the_model_around_the_best(cas
 @pytest.mark.parametrize(("best", "expected"), [(30, [28, 29, 30, 31, 32]), (0, [0, 1, 2, 3, 4]), (60, [56, 57, 58, 59, 60])])
 def test_five_layers_are_centred_at_the_best(best: int, expected: list[int]) -> None:
     assert concatenated_layers(best, last=60) == expected
+
+
+SHAPE = ModelShape(3, 16, 2, 8, 9)
+
+
+def test_half_precision_is_not_tried_where_it_is_not_to_be_had_nor_on_a_card(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, {})
+    assert features_dtype(SHAPE, device="cpu", half=False, kept=kept) == torch.float32
+    assert features_dtype(SHAPE, device="cuda", half=True, kept=kept) == torch.bfloat16
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_continued_run_takes_the_precision_that_it_began_with(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, {})
+    found = features_dtype(SHAPE, device="cpu", half=True, kept=kept)
+    assert f"torch.{kept.get('precision')}" == str(found)
+    for name in ("float32", "bfloat16"):
+        kept.keep("precision", name)
+        assert features_dtype(SHAPE, device="cpu", half=True, kept=kept) == getattr(torch, name)
