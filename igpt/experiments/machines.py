@@ -91,7 +91,8 @@ def this_machine() -> Card:
     found = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
     name, gib, rates = found.get("name", ""), float(found.get("gib", 0)), found.get("rates")
     if rates:
-        return Card("here", Rates(**rates), gib, f"measured now on {name}", measured=True)
+        rate = f"{rates['half'] / 1e12:.2g} TFLOP/s in half precision"
+        return Card("here", Rates(**rates), gib, f"measured now on {name}: {rate}", measured=True)
     known = next((card for card in CARDS if card.gib and card.title in name), None)
     if known:
         return replace(known, title="here", gib=gib, source=f"{known.source}: {name} could not be measured")

@@ -14,7 +14,7 @@ from igpt.results.signature import Signer
 from igpt.stage import Stage
 from igpt.text import visible
 
-NAME = 38  # characters of a stage's name in a table
+NAME = 34  # characters of a stage's name in a table
 
 
 def plan_text(plan: Plan, signer: Signer, *, why: bool) -> str:
@@ -58,14 +58,15 @@ def cost_text(plan: Plan, signer: Signer, cards: Sequence[Card]) -> str:
                 cells[experiment.name, needed] = _numbers([costs[stage] for stage in needed], cards)
     stages = [(_short(stage), *_numbers([found], cards)) for stage, found in costs.items()]
     whole = ("all that a machine holds", *_numbers(list(costs.values()), cards, partly=True))
-    memory = "Mem. GiB" if cards[0].is_processor else "Card GiB"
-    heads = ("GB to get", "GB disk", memory, *(card.title for card in cards))
+    memory = "Mem GiB" if cards[0].is_processor else "Card GiB"
+    heads = ("Get GB", "Disk GB", memory, *(card.title for card in cards))
     tables = [
         tabulate(rows, (first, *heads), disable_numparse=True, colalign=("left", *["right"] * len(heads)))
         for first, rows in (
-            ("Cell, with all that it stands on", [(name, *numbers) for (name, _), numbers in cells.items()]),
+            ("Cell, with all it stands on", [(name, *numbers) for (name, _), numbers in cells.items()]),
             ("Stage, alone", [*stages, whole]),
         )
+        if rows
     ]
     fresh = sum(planned.state == "fresh" for planned in plan)
     return "\n".join(
