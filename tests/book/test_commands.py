@@ -96,8 +96,8 @@ def test_every_printed_command_is_one_and_names_what_there_is(where: str, comman
     words, parameters = given(command)
     targets = [*(parameters.get("targets") or ()), *filter(None, [parameters.get("target")])]
     assert not targets or find_stages(targets, parameters.get("tier"), Project(ROOT))
-    for text in parameters.get("parameters") or ():
-        assert find_stages([f"{targets[0]},{text}"], None, Project(ROOT))
+    if pairs := parameters.get("parameters"):
+        assert find_stages([",".join([targets[0], *pairs])], None, Project(ROOT))
     if words == ("table",):
         assert parameters["name"] in {table.name for table in TABLES}
     if words[:1] == ("data",) and "name" in parameters:
