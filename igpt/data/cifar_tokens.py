@@ -47,7 +47,7 @@ def compare_released(palette: Palette) -> Iterator[str]:
         said += f"{images:,} of {len(ours):,} images differ from ours, in {int(wrong.sum()):,} of {ours.size:,} tokens"
         said += f", and {int((labels != official.labels).sum()):,} labels"
         if 2 * images > len(ours):
-            said += f"; they seem to be in another order: {_unequal(theirs, labels, ours, official.labels)}"
+            said += f" row by row; {_unequal(theirs, labels, ours, official.labels)}"
         yield said
 
 
@@ -75,6 +75,6 @@ def _unequal(
         for tokens, found in ((theirs, labels), (ours, our_labels))
     ]
     return (
-        f"{(rows[0] - rows[1]).total():,} of the released images have no equal among ours,"
-        f" {(labelled[0] - labelled[1]).total():,} none with the same label"
+        f"in any order, {(rows[0] - rows[1]).total():,} of the released images have no equal here,"
+        f" {(labelled[0] - labelled[1]).total():,} none of the same label"
     )
