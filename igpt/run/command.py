@@ -90,11 +90,12 @@ def _run_by_budget(project: Project, plan: Plan, wanted: list[Stage]) -> str:
         return f"nothing to run: all {len(plan)} stages are fresh"
     memory, disk = free_memory(), _free_disk(project.runs)
     budget = make_budget(todo, wanted, this_machine(), memory=memory, disk=disk)
-    if not budget.stages:
+    if budget.left.keys() >= set(wanted):
         name, why = next((stage.name, why) for stage, why in budget.left.items())
         raise UsageError(f"this machine cannot hold {name}: {why}")
     _say_left(budget.left)
-    tell(f"igpt: {budget.says(memory, disk)}")
+    if budget.stages:
+        tell(f"igpt: {budget.says(memory, disk)}")
     failures = []
     for name in budget.datasets():
         if not is_present(name):

@@ -121,3 +121,20 @@ def test_data_that_cannot_be_had_hold_up_their_own_stages_only(
     [done] = plan_stages(project, [Stage.of("here")])
     assert finished_record(project, done.stage, done.signature) is not None
     assert run_targets(words[:1], None, []) == "nothing to run: all 1 stages are fresh"
+
+
+def test_what_cannot_be_held_is_refused_alone_and_left_beside_what_is_finished(
+    project: Project, write_notebook: WriteNotebook, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_notebook("here", 'dataset = "digits"\nweights = "released"\nseed = 0', WRITE.format(name="here"))
+    large = "linear_probe,model=igpt-l,dataset=cifar10,weights=released"
+    monkeypatch.setattr("igpt.run.command.free_memory", lambda: 2.0 * GIB)
+    with pytest.raises(
+        UsageError, match=r"^this machine cannot hold weights,model=igpt-l.*: it needs [\d.]+ GiB of memory, and 2\.0"
+    ):
+        run_targets([large], None, [])
+    assert not project.runs.exists()
+    for ran in (1, 0):
+        said = run_targets(["here,weights=released", large], None, [])
+        assert said.startswith(f"{ran} stages run, {1 - ran} were fresh; 2 left: weights,model=igpt-l")
+    assert "igpt: left: linear_probe,dataset=cifar10,model=igpt-l,seed=0" in capsys.readouterr().err
