@@ -22,7 +22,7 @@ from igpt.weights.released import STEPS
 
 RATES_TRIED = 5  # about so many, from large to small
 DRAWN = 16  # images that are sampled at once: `igpt.sample.AT_ONCE`, which brings torch
-LOOKED_AT = 64  # images whose loss is taken when weights are converted
+LOOKED_AT = 8  # images whose loss is taken when weights are converted
 FINE_TUNINGS = 3 + 3  # three rates and three refits
 
 
