@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from igpt.data.cards import data_card, is_present
+from igpt.data.imagenet_tokens import released_path
 from igpt.experiments.machines import GIB, H100, Card
 from igpt.experiments.needs import Needs, Training
-from igpt.experiments.protocols import PROTOCOLS, needed_datasets, needed_stages
+from igpt.experiments.protocols import PROTOCOLS, needed_datasets, needed_stages, test_only
 from igpt.experiments.work import Work
 from igpt.stage import Stage
 from igpt.train.memory import FLOAT, USED, fitting, step_memory
@@ -134,7 +135,7 @@ def training_bytes(training: Training, gib: float) -> float:
 
 def downloads(stage: Stage) -> list[Download]:
     """What a stage reads that is published elsewhere; a data set that may be had from its owner only is not among it."""
-    found = [each for name in needed_datasets(stage.notebook, stage.parameters) if (each := _dataset(name))]
+    found = [each for name in needed_datasets(stage.notebook, stage.parameters) if (each := _dataset(name, test_only(stage)))]
     given = stage.parameters
     if stage.notebook == "weights" and given["weights"] == "released":
         model = released_at(str(given["model"]), str(given["objective"]), int(given["step"]))
@@ -145,9 +146,12 @@ def downloads(stage: Stage) -> list[Download]:
     return found
 
 
-def _dataset(name: str) -> Download | None:
-    """A data set that can be downloaded."""
+def _dataset(name: str, test_only: bool) -> Download | None:
+    """A data set that can be downloaded; of one that lies in loose files, the test images alone where no more is read."""
     card = data_card(name)
+    if card.loose and test_only:
+        least = card.test * card.height**2 * TOKEN
+        return Download(f"{name} (test)", least, least, False, released_path("test").exists())
     if card.loose:
         least = (card.train + card.test) * (card.height**2 * TOKEN + card.classes * ONE_HOT)
         return Download(name, least, least, False, is_present(name))

@@ -81,6 +81,7 @@ class Protocol:
     parents : the stages whose outputs it reads; datasets : sets whose content decides its result; recipes : likewise
     modules : those that it picks by a parameter; what it imports itself need not be named
     network : whether it runs a network, and so is worth a GPU
+    test_only : whether it reads images of test alone, and no labels
     spreads : whether it uses all devices of its job, and continues in the next one after its time limit
     """
 
@@ -95,6 +96,7 @@ class Protocol:
     modules: Callable[[Given], list[str]] = lambda given: []
     needs: Callable[[Given, Recipe], Needs] = needs.nothing
     network: bool = True
+    test_only: bool = False
     spreads: bool = False
 
 
@@ -146,8 +148,16 @@ PROTOCOLS = {
             datasets=lambda given: ["imagenet-tokens"],
             recipes=lambda given: [],
             needs=needs.released_loss,
+            test_only=True,
         ),
-        Protocol("samples", ("model", "weights", "seed"), work.samples, figures=("samples", "completions"), needs=needs.samples),
+        Protocol(
+            "samples",
+            ("model", "weights", "seed"),
+            work.samples,
+            figures=("samples", "completions"),
+            needs=needs.samples,
+            test_only=True,
+        ),
         Protocol("linear_probe", EVALUATION, work.linear_probe, figures=("depth", "bert"), needs=needs.linear_probe),
         Protocol("probe_settings", EVALUATION, work.settings, figures=("probe_settings",), parents=probed, needs=needs.settings),
         Protocol("sgd_probe", EVALUATION, work.sgd_probe, needs=needs.sgd_probe),
@@ -214,6 +224,17 @@ def expected_seconds(notebook: str) -> float:
 def spreads(stage: Stage) -> bool:
     """Whether a stage uses all devices of its job, and continues in the next one after its time limit."""
     return _protocol(stage.notebook).spreads
+
+
+def prior_datasets(notebook: str, parameters: Given) -> list[str]:
+    """The data sets that have to be at hand before a stage begins; single files that a stage reads it downloads itself."""
+    by_file = _protocol(notebook).test_only
+    return [name for name in needed_datasets(notebook, parameters) if not (by_file and data_card(name).loose)]
+
+
+def test_only(stage: Stage) -> bool:
+    """Whether a stage reads images of test alone, and no labels."""
+    return _protocol(stage.notebook).test_only
 
 
 def uses_network(stage: Stage) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from igpt.experiments.costs import Cost, lacking, stage_cost
 from igpt.experiments.machines import GIB, Card
-from igpt.experiments.protocols import needed_datasets
+from igpt.experiments.protocols import prior_datasets
 from igpt.experiments.tiers import tier_of
 from igpt.results.plan import PlannedStage
 from igpt.stage import Stage
@@ -54,13 +54,13 @@ class Budget:
 
     def reading(self, dataset: str) -> list[Stage]:
         """The stages that read a data set."""
-        return [p.stage for p in self.stages if dataset in needed_datasets(p.stage.notebook, p.in_full.parameters)]
+        return [p.stage for p in self.stages if dataset in prior_datasets(p.stage.notebook, p.in_full.parameters)]
 
     def datasets(self) -> list[str]:
         """The data sets that the stages read, those of the cheapest stages first."""
         rank = self.rank()
         by_rank = sorted(self.stages, key=lambda planned: rank[planned.stage])
-        names = [name for p in by_rank for name in needed_datasets(p.stage.notebook, p.in_full.parameters)]
+        names = [name for p in by_rank for name in prior_datasets(p.stage.notebook, p.in_full.parameters)]
         return list(dict.fromkeys(names))
 
     def says(self, memory: float, disk: float) -> str:

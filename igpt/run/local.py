@@ -15,7 +15,7 @@ from igpt.errors import StageError, UsageError
 from igpt.experiments import declared_stages
 from igpt.experiments.costs import stage_hours
 from igpt.experiments.machines import H100, many_cores
-from igpt.experiments.protocols import expected_seconds, needed_datasets, needed_recipes, spreads, uses_network
+from igpt.experiments.protocols import expected_seconds, needed_recipes, prior_datasets, spreads, uses_network
 from igpt.experiments.tiers import tier_of
 from igpt.machine import cores, gpus
 from igpt.project import Project
@@ -263,5 +263,5 @@ def check_data(project: Project, plan: Iterable[PlannedStage]) -> None:
     signer = Signer(project.notebooks)
     for planned in plan:
         if planned.state != "fresh":
-            for name in needed_datasets(planned.stage.notebook, signer.parameters(planned.stage)):
+            for name in prior_datasets(planned.stage.notebook, signer.parameters(planned.stage)):
                 check_present(name)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import igpt
 from igpt.errors import UsageError
-from igpt.experiments.protocols import needed_datasets
+from igpt.experiments.protocols import prior_datasets
 from igpt.files import write_text
 from igpt.machine import cores
 from igpt.project import Project
@@ -101,7 +101,7 @@ def data_questions(stages: Iterable[Stage]) -> list[Question]:
     weights: dict[str, Released] = {}  # by the stage that brings them
     for stage in stages:
         given = signer.parameters(stage)
-        datasets |= set(needed_datasets(stage.notebook, given))
+        datasets |= set(prior_datasets(stage.notebook, given))
         if stage.notebook == "weights" and given["weights"] == "released":
             weights[stage.name] = released_at(str(given["model"]), str(given["objective"]), int(given["step"]))
 
