@@ -250,15 +250,16 @@ class Tuning:
             machine=machine,
             report=lambda done, total: report(done * len(self.settings), total * runs),
         )
-        chosen = found.settings
         refits = {
-            "tuned": (model, chosen),
-            "without_generative": (model, replace(chosen, generative_weight=0.0)),
-            "from_scratch": (ImageGPT(self.shape, seed=seed), replace(chosen, learning_rate=self.scratch_rate)),
+            "tuned": found.settings,
+            "without_generative": replace(found.settings, generative_weight=0.0),
+            "from_scratch": replace(found.settings, learning_rate=self.scratch_rate),
         }
         predictions = {}
-        for number, (name, (start, settings)) in enumerate(refits.items()):
-            run = _Run(start, train + validation, settings, seed, folder / name, machine)
+        for number, (name, settings) in enumerate(refits.items()):
+            if name == "from_scratch":
+                model = ImageGPT(self.shape, seed=seed)  # in the place of the trained one, of which no more is needed
+            run = _Run(model, train + validation, settings, seed, folder / name, machine)
             classes = run.predictions(test, self.views, _part(report, len(self.settings) + number, runs))
             predictions[name] = np.array(classes, np.int64)
         return Tuned(found, predictions)
@@ -299,9 +300,8 @@ class _Run:
                 kept = self.train(validation, report)[0].validation
             except Diverged as error:
                 kept = error.losses.validation
-            self._keep(name, {"accuracies": kept}, finished=True)
-            _free()
-        report(1, 1)
+            self._keep(name, {"accuracies": kept})
+        self._end(report)
         return kept
 
     def predictions(self, test: LabelledTokens, views: int, report: Report) -> list[list[int]]:
@@ -312,10 +312,9 @@ class _Run:
             classifier = self.train(None, report)[1]
             for view in range(len(kept), views):
                 kept.append(classifier.predict(test, mask_rate=self.settings.mask_rate, mask_seed=self.seed + view).tolist())
-                self._keep(name, {"predictions": kept}, finished=len(kept) == views)
+                self._keep(name, {"predictions": kept})
             del classifier
-            _free()
-        report(1, 1)
+        self._end(report)
         return kept
 
     def train(self, validation: LabelledTokens | None, report: Report) -> tuple[Losses, Classifier]:
@@ -403,12 +402,22 @@ class _Run:
                 raise UsageError(f"{path} is of another model, settings, seed or data: give another folder")
         return from_first(found, self._machine.device)
 
-    def _keep(self, name: str, found: dict[str, Any], *, finished: bool) -> None:
-        """Keep what came of the run; its checkpoints go when it has ``finished``."""
+    def _keep(self, name: str, found: dict[str, Any]) -> None:
+        """Keep what came of the run."""
         if self.folder is not None and _first():
             write_text(self.folder / FINISHED, json.dumps({"run": name, **found}))
-            for path in self.folder.glob("checkpoint-*") if finished else []:
+
+    def _end(self, report: Report) -> None:
+        """Remove the checkpoints of a run whose end is kept, also where a kill came between the two, and free its memory.
+
+        A card has no room for two runs, and a compiled module is in a circle of references; torch keeps eight compiled codes.
+        """
+        if self.folder is not None and _first():
+            for path in self.folder.glob("checkpoint-*"):
                 path.unlink()
+        torch.compiler.reset()
+        gc.collect()
+        report(1, 1)
 
 
 def _labelled(data: Data) -> LabelledTokens:
@@ -436,9 +445,3 @@ def _part(report: Report, place: int, parts: int) -> Report:
 def _first() -> bool:
     """Whether this process is the first of its group, or has none."""
     return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def _free() -> None:
-    """Let go of a run's memory, of which a card has no room for two: a compiled module is in a circle of references."""
-    torch.compiler.reset()  # and of its code, of which torch keeps but eight
-    gc.collect()

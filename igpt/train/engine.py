@@ -29,7 +29,7 @@ from igpt.files import remove_parts, try_lock, write_text
 from igpt.machine import free_memory
 from igpt.shape import ModelShape
 from igpt.train.checkpoint import Losses, Progress, checkpoints, load_checkpoint, save_checkpoint, step_of
-from igpt.train.memory import GIB, USED, fitting
+from igpt.train.memory import FLOAT, GIB, USED, fitting
 from igpt.train.spread import Loss, Spread
 
 Report = Callable[[int, int], None]  # steps done, steps in all
@@ -93,7 +93,9 @@ class Machine:
         if self.device == "cuda":
             room = USED * torch.cuda.get_device_properties(0).total_memory
         else:
-            room = USED * free_memory() / devices
+            room = USED * free_memory() / devices - (
+                FLOAT * shape.parameters if classes else 0
+            )  # a copy of a model is fine-tuned
         count = devices * nodes
         fit = fitting(
             shape,

@@ -32,7 +32,7 @@ from igpt.train.loop import pretrain
 from igpt.train.recipe import Recipe
 
 JOB, PALETTE, OUTCOME, STOP, LOG = "group.pickle", "group-palette.npy", ".outcome.pickle", ".group-stop", "group.log"
-DONE = ".group-progress.json"
+DONE = ".group-progress"
 SAID_EVERY = 0.5  # seconds between two words on how far the first process is
 Result_co = TypeVar("Result_co", covariant=True)
 ERRORS = (UsageError, StageError, Stopped)  # which a job may raise, in words for the user

@@ -32,6 +32,30 @@ pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 PROBE = "linear_probe,model=tiny-s,seed=0"
 LONG = "pretrain,model=tiny-s,seed=40"
 DEAF = "pretrain,model=tiny-s,seed=17"  # looks for no file to stop by
+TUNED = "fine_tune,model=tiny-s,seed=0"  # a second a step, until it is continued
+TUNING = """
+import time
+import numpy as np
+from igpt.evaluate.fine_tune import FineTuneSettings, Tuning, tune
+from igpt.model import ImageGPT
+from igpt.palette import Palette
+from igpt.shape import ModelShape
+from igpt.train.engine import Machine
+from igpt.weights.own import save_weights
+before = sorted(path.parent.name for path in stage.folder.glob("*/metrics.jsonl"))
+shape, weights = ModelShape(2, 16, 2, 16, 64), stage.folder / "start"
+weights.mkdir(exist_ok=True)
+save_weights(weights, ImageGPT(shape), Palette(np.linspace(-1, 1, 16, dtype=np.float32)[:, None]))
+tuning = Tuning(weights, shape, "digits", 200, 0, (FineTuneSettings(0.01, 2, batch=16),), 0.01)
+def stop():
+    time.sleep(0 if before else 1)
+    return stage.stopping()
+found = tune(tuning, folder=stage.folder, machine=Machine(stop=stop), report=stage.report)
+whole = tune(tuning, folder=stage.folder / "whole", machine=Machine())
+equal = found.search == whole.search and all((found.predictions[name] == whole.predictions[name]).all() for name in whole.predictions)
+values = {"equal": equal, "before": len(before), "left": len(list(stage.folder.rglob("checkpoint-*")))}
+stage.write_record(values={name: {"value": float(value), "unit": "none"} for name, value in values.items()})
+"""
 
 
 def total_of(steps: int | None = None) -> float:
@@ -57,7 +81,8 @@ def limited(running_cluster: Cluster, template: Path, tmp_path_factory: pytest.T
 
     with copy_of(template, tmp_path_factory.mktemp("limited") / "checkout") as checkout, pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(running_cluster.folder / "slurm.conf"))
-        checkout.submit(LONG, DEAF, profile=checkout.profile(signal_seconds=10, resources={"minutes": 1}))
+        checkout.write("fine_tune", TUNING)
+        checkout.submit(LONG, DEAF, TUNED, profile=checkout.profile(signal_seconds=10, resources={"minutes": 1}))
     return checkout
 
 
@@ -436,6 +461,18 @@ def test_a_job_longer_than_its_limit_is_continued_in_the_next(
     assert row.state == "done", row
     assert found(limited, LONG) == {"total": total_of()}
     assert sessions(limited, LONG) >= 2
+
+
+def test_a_fine_tuning_longer_than_its_limit_is_continued_in_the_next_job(
+    cluster: Cluster, limited: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IGPT_ROOT", str(limited.root))
+    row = limited.wait_for(TUNED, "done", "failed", "lost", "stopped")
+    assert row.state == "done", row
+    values = found(limited, TUNED)
+    assert (values["equal"], values["left"]) == (1, 0)  # as one left alone to the bit, and no checkpoint lies there any more
+    assert values["before"] >= 1
+    assert sessions(limited, TUNED) >= 2
 
 
 def test_a_stage_that_only_ever_reaches_its_limit_is_given_up(

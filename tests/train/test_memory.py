@@ -127,7 +127,7 @@ def test_a_machine_takes_what_fits_and_says_when_nothing_does(monkeypatch: pytes
         monkeypatch.setattr("igpt.train.engine.free_memory", lambda: free / USED)
 
     machine = Machine(minutes=1.0)
-    room(step_memory(SHAPE, images=4, classes=10, half=False).total + 1)
+    room(step_memory(SHAPE, images=4, classes=10, half=False).total + 4 * SHAPE.parameters + 1)  # beside what is tuned
     assert machine.fitted(SHAPE, batch=8, classes=10) == replace(machine, micro_batch=4)
     room(2 * step_memory(SHAPE, images=1, devices=2, recompute=True, half=False).total + 1)
     assert machine.fitted(SHAPE, batch=8, devices=2) == replace(machine, micro_batch=1, recompute=True)
