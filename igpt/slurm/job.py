@@ -343,7 +343,8 @@ def _kept_work(folder: Path) -> dict[Path, int]:
     """What a stage's later session goes on from, and when it was written: checkpoints, and the pieces of an evaluation."""
     kept: dict[Path, int] = {}
     for path in [*folder.rglob("*.safetensors"), *folder.rglob("*.json")]:
-        if path != folder / "progress.json":  # which says how far the work is, and not that it is kept
+        # Not what says how far the work is, or, hidden, where the nodes of this session meet.
+        if path != folder / "progress.json" and not path.name.startswith("."):
             with suppress(OSError):  # removed meanwhile
                 kept[path] = path.stat().st_mtime_ns
     return kept

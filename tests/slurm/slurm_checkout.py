@@ -122,7 +122,7 @@ class Checkout:
 
     def write(self, notebook: str, work: str) -> None:
         """Have a notebook do other work."""
-        model = 'model = "tiny-s"\nobjective = "autoregressive"\nseed = 0'
+        model = 'model = "tiny-s"\nobjective = "autoregressive"\nweights = "trained"\nseed = 0'
         opened = OPEN.format(name=notebook, parameters="model=model, objective=objective, seed=seed")
         write_notebook(self.root / "notebooks", notebook, model, opened + work)
         self.commit()
@@ -202,7 +202,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         notebooks, "pretrain", model, OPEN.format(name="pretrain", parameters=given) + f"long = {LONG_STEPS}" + TRAINING, TRAINED
     )
     probe = OPEN.format(name="linear_probe", parameters=f"{given}, dataset=dataset")
-    write_notebook(notebooks, "linear_probe", f'{model}\ndataset = "digits"', probe + PROBE, RECORD)
+    write_notebook(notebooks, "linear_probe", f'{model}\nweights = "trained"\ndataset = "digits"', probe + PROBE, RECORD)
     checkout = Checkout(root)
     checkout.git("init", "-q")
     checkout.commit()
