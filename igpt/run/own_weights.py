@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igpt.errors import UsageError
+from igpt.experiments.protocols import needed_datasets
 from igpt.files import read_json, write_text
 from igpt.project import Project, whole_path
 from igpt.results.notebooks import near_misses, read_notebook
@@ -33,6 +34,7 @@ class Registered:
     objective: str
     side: int  # pixels
     channels: int
+    palette: str  # its digest
 
 
 def settle(project: Project, stage: Stage) -> Stage:
@@ -65,9 +67,10 @@ def settle(project: Project, stage: Stage) -> Stage:
                 f"{word} holds weights of {known.model}, {known.objective}, and {parameter} is {given[parameter]}: leave"
                 f" {parameter} out, or give {value}"
             )
-    if "dataset" in defaults:
-        _check_data(str(full["dataset"]), word, known)
-    return Stage.of(stage.notebook, **{**given, **{k: v for k, v in wanted.items() if k in defaults}, "weights": name})
+    settled = {**given, **{k: v for k, v in wanted.items() if k in defaults}, "weights": name}
+    for dataset in needed_datasets(stage.notebook, {**defaults, **settled}):
+        _check_data(dataset, word, known)
+    return Stage.of(stage.notebook, **settled)
 
 
 def own_place(project: Project, name: str) -> Path:
@@ -102,12 +105,15 @@ def _register(project: Project, word: str) -> tuple[str, Registered]:
     path = whole_path("weights", word)
     if not word or not _is_there(path):
         raise _unknown(project, word)
+    if path.is_dir() and not (path / "config.json").exists() and (found := sorted(path.glob("*.index"))):
+        raise UsageError(f"{path} holds TensorFlow checkpoints: give the path of one, such as {found[-1].with_suffix('')}")
     shape = weights_shape(path)
-    channels = read_palette(path, shape).centres.shape[1]
+    palette = read_palette(path, shape)
+    side, channels = math.isqrt(shape.n_ctx), palette.centres.shape[1]
     digest = _digest(path)
     called = re.sub(r"[^A-Za-z0-9._+-]+", "-", path.name if path.is_dir() else path.parent.name).strip(".-")[:LONGEST]
     name = f"{called or 'weights'}-{digest[:12]}"
-    known = Registered(str(path), digest, model_of(shape), shape.objective, math.isqrt(shape.n_ctx), channels)
+    known = Registered(str(path), digest, model_of(shape), shape.objective, side, channels, palette.digest)
     write_text(_registration(project, name), json.dumps(vars(known), indent=1) + "\n")
     return name, known
 
@@ -149,6 +155,7 @@ def _check_notebook(notebook: str, defaults: dict[str, Literal], word: str, know
 def _check_data(dataset: str, word: str, known: Registered) -> None:
     """Raise UsageError for images that the weights cannot read; an unknown data set is left to the plan."""
     from igpt.data.cards import DATASETS, data_card
+    from igpt.palette import RELEASED as RELEASED_COLOURS
 
     if not dataset and known.model.startswith("custom"):
         raise UsageError(f"of {word} it is not known on which images it was trained: say which to take (-p dataset=cifar10)")
@@ -159,6 +166,11 @@ def _check_data(dataset: str, word: str, known: Registered) -> None:
         raise UsageError(
             f"{word} reads {_kind(known.side, known.channels)}, and {dataset} has {_kind(card.height, card.channels)}: choose"
             " another data set (-p dataset=...)"
+        )
+    if card.tokens and (known.side, known.palette) != (card.height, RELEASED_COLOURS):
+        raise UsageError(
+            f"{word} reads {_kind(known.side, known.channels)} in its own colours or size, and {dataset} are tokens of"
+            f" {card.height} x {card.height} pixels in the released ones: choose a data set of pictures (-p dataset=...)"
         )
 
 

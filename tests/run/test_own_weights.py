@@ -23,7 +23,7 @@ from igpt.shape import ModelShape
 from igpt.stage import Stage
 from igpt.train.recipes import recipe
 from igpt.weights.huggingface import write_huggingface
-from igpt.weights.own import load_weights, save_weights
+from igpt.weights.own import load_weights, released_palette, save_weights
 
 SHAPE = ModelShape(2, 16, 2, 16, 64)  # eight pixels a side, as the digits are
 CUSTOM = "custom-2x16x2-16-64"
@@ -146,6 +146,11 @@ def test_weights_that_a_notebook_or_its_data_cannot_take_are_refused(
     assert "reads colour images of 6 x 6 pixels, and digits has grey images of 8 x 8" in refused(
         project, tmp_path / "theirs" / "model.ckpt-1000000"
     )
+    save_weights(tmp_path / "small", random_model(replace(SHAPE, n_vocab=512)), released_palette())
+    for notebook, given in (("evaluate", {"dataset": "imagenet-tokens"}), ("released_loss", {})):
+        assert "imagenet-tokens are tokens of 32 x 32 pixels in the released ones: choose a data set of pictures" in refused(
+            project, tmp_path / "small", notebook, **given
+        )
     save_weights(tmp_path / "large", random_model(replace(SHAPE, n_ctx=100)), shades)
     assert "reads grey images of 10 x 10 pixels, and digits has grey images of 8 x 8" in refused(project, tmp_path / "large")
     save_weights(tmp_path / "long", random_model(replace(SHAPE, n_ctx=65)), shades)
@@ -173,6 +178,10 @@ def test_a_word_that_names_no_weights_is_answered_by_what_was_meant(project: Pro
     assert "was not released after 5 steps" in refused(project, "igpt-s@5")
     assert "laptop-l names a recipe: give model=laptop-l, and leave weights out" in refused(project, "laptop-l")
     assert "there are no weights ''" in refused(project, "")
+    shutil.copytree(FIXTURES / "bert", tmp_path / "checkpoints")
+    one = tmp_path / "checkpoints" / "model.ckpt-1000000"
+    assert f"holds TensorFlow checkpoints: give the path of one, such as {one}" in refused(project, one.parent)
+    assert f"{one}.index is a file: give the folder" in refused(project, f"{one}.index")
     (tmp_path / "empty").mkdir()
     assert "config.json is missing" in refused(project, tmp_path / "empty")
     (folder / "model.safetensors").unlink()
