@@ -49,7 +49,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "site").mkdir()
     Quiet.served = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "site")))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(released, "ADDRESS", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(released, "MIRROR", f"http://127.0.0.1:{server.server_port}/openai")
     monkeypatch.setattr(fetching, "fetch", partial(fetch, wait=0))
