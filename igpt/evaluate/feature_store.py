@@ -122,7 +122,7 @@ def store_features(
         if (folder / HEADER).exists():  # that process has finished it
             return _finished(folder, key, layers)
         remove_parts(folder, ".*.part")
-        check_space(folder, len(tokens) * layer_bytes(model, dtype) * len(layers))
+        check_space(len(tokens) * layer_bytes(model, dtype) * len(layers), folder)
         order = np.arange(len(tokens)) if seed is None else np.random.default_rng(seed).permutation(len(tokens))
         done = _begun(folder, key, list(layers))
         size = (len(tokens), model.shape.n_embd)
@@ -228,7 +228,7 @@ def say_effort(
     disk = images * len(layers) * layer_bytes(model, dtype)
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-        check_space(folder, disk)
+    check_space(disk, *folders)
     rate = images_per_second(model, looks[0][0])
     if left / rate > WORTH:
         precision = str(model.wte.dtype).removeprefix("torch.")
@@ -268,15 +268,15 @@ def images_done(folder: Path) -> int:
         return 0
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Raise UsageError when features of so many bytes do not fit on the disk, those below ``folder`` already counted in.
+def check_space(needed: int, *folders: Path) -> None:
+    """Raise UsageError when features of so many bytes do not fit on the disk, those below the folders already counted in.
 
     A map that cannot grow would end the process.
     """
-    there = sum(path.stat().st_blocks * 512 for path in folder.rglob("layer-*.npy"))
-    free = shutil.disk_usage(folder).free
+    there = sum(path.stat().st_blocks * 512 for folder in folders for path in folder.rglob("layer-*.npy"))
+    free = shutil.disk_usage(folders[0]).free
     if needed - there > free:
-        raise UsageError(f"the features need {needed - there:,} more bytes and {folder} has {free:,} free: make room first")
+        raise UsageError(f"the features need {needed - there:,} more bytes and {folders[0]} has {free:,} free: make room first")
 
 
 def _masks(seed: int, done: int, batch: int, positions: int) -> torch.Generator:

@@ -80,6 +80,8 @@ def say_probes(
 ) -> None:
     """`say_effort` of `probe_network` for several networks of the model's shape, one after the other."""
     begun = [folder for folder in folders if not (folder / "probe.json").exists()]
+    for folder in set(folders) - set(begun):
+        remove_looks(folder)  # of a process that was killed before it could
     say_effort(begun, model, _looks(model, splits, 0, views), layers=layers, dtype=precision)
 
 
