@@ -35,7 +35,8 @@ def probe_network(
 
     weights : what identifies them
     views : looks at the test images, each with other masks of BERT's; an autoregressive model takes one
-    precision : of the features on disk, as `store_features` has it
+    precision : of the features on disk, as `store_features` has it. float16 changed 6 to 35 of 6,000 predictions a layer of
+    laptop-l's on CIFAR-10, no test accuracy by more than 0.0005, no strength, and not the layer that was chosen
     """
     looks = _looks(model, splits, mask_seed, views)
     images = sum(len(tokens) for tokens, _ in looks)
