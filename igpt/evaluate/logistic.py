@@ -90,7 +90,7 @@ def fit_paths(tasks: Iterable[Task], *, device: str = "cpu", standardise: bool =
         if not all(0 < strength < np.inf for strength in strengths):
             raise UsageError(f"strengths are {', '.join(map(str, strengths))}: give numbers above 0")
         images, width = features.shape
-        stays, passing = _bytes(images, width, len(classes), len(strengths))
+        stays, passing = problem_bytes(images, width, len(classes), len(strengths))
         if group and ((len(group) + 1) * stays + passing > room or not group[0].is_like(features, classes)):
             paths, group = _solve(group), []
             yield from paths
@@ -117,7 +117,7 @@ def _room(device: str) -> float:
     return GPU_PART * (torch.cuda.mem_get_info(device)[0] + kept)
 
 
-def _bytes(images: int, width: int, classes: int, strengths: int) -> tuple[int, int]:
+def problem_bytes(images: int, width: int, classes: int, strengths: int) -> tuple[int, int]:
     """What a task takes of its device while it is solved, and what one of several takes at a time."""
     from igpt.evaluate.lbfgs import MEMORY
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from igpt.data import data_card
 from igpt.evaluate.linear_probe import STRENGTHS, chosen_layers
+from igpt.evaluate.logistic import problem_bytes
 from igpt.evaluate.sgd_probe import BLOCK
 from igpt.evaluate.sgd_probe import RATES as SGD_RATES
 from igpt.experiments.machines import GIB
@@ -84,8 +85,6 @@ def _features(plan: Recipe, images: float, layers: int, precision: str = "float3
 
 def _probe(given: Given, width: int, images: int = 0) -> float:
     """The card's memory for one layer's probe, of all training images or of ``images``: the search, or the refit."""
-    from igpt.evaluate.logistic import _bytes as problem_bytes
-
     card = data_card(str(given["dataset"]))
     whole = images or card.train
     search = problem_bytes(round(whole * (1 - card.held_out)), width, card.classes, len(STRENGTHS))

@@ -246,7 +246,7 @@ def test_no_more_problems_are_taken_at_once_than_memory_holds(monkeypatch: pytes
             taken.append(place)
             yield (*skewed(150, 8, seed=place), (1.0,))
 
-    stays, passing = logistic._bytes(150, 8, 5, 1)
+    stays, passing = logistic.problem_bytes(150, 8, 5, 1)
     monkeypatch.setattr(logistic, "CPU_BYTES", 2 * stays + passing)
     paths = fit_paths(one_by_one())  # type: ignore[arg-type]
     next(paths)
