@@ -7,6 +7,7 @@ printed first, by themselves, so that they are known where it is too full to be 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 
@@ -25,8 +26,7 @@ CLASSES = 40  # outputs: ten classes at four strengths
 
 
 def measure() -> Rates:
-    """The rates of the GPU, else of all cores that this process may use."""
-    torch.set_num_threads(cores())
+    """The rates of the GPU, else of the processor, with torch's threads as they are."""
     card = torch.cuda.is_available()
     device = "cuda" if card else "cpu"
     # A card is kept busy by larger ones only; on processors the smallest published width is what is worth running.
@@ -86,7 +86,9 @@ def _finish(device: str) -> None:
 
 def main() -> None:
     """Print a line with name and GiB, and one with the rates as well."""
-    found: dict[str, object] = {"name": f"{cores()} processor cores", "gib": 0.0}
+    if "OMP_NUM_THREADS" not in os.environ:  # a user's own number counts for stages too
+        torch.set_num_threads(cores())
+    found: dict[str, object] = {"name": f"a processor with {torch.get_num_threads()} threads", "gib": 0.0}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         found = {"name": properties.name, "gib": properties.total_memory / 2**30}
