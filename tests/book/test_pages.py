@@ -106,7 +106,7 @@ def test_one_image_of_each_figure_is_shown_by_the_readers_mode(browser: Browser,
         images = page.locator("figure img")
         visible = [images.nth(i).get_attribute("class") for i in range(images.count()) if images.nth(i).is_visible()]
         captions = page.locator("figcaption")
-        assert len(visible) == captions.count() > 1
+        assert len(visible) == page.locator("figure:has(img)").count() > 1  # those that are pending have a sentence instead
         assert all(shown in str(classes) for classes in visible)
         assert all(captions.nth(i).is_visible() for i in range(captions.count()))
         assert page.evaluate("[...document.images].every(i => i.offsetParent === null || i.naturalWidth > 0)")
