@@ -120,11 +120,11 @@ class Checkout:
         path.write_text(yaml.safe_dump(content))
         return str(path)
 
-    def write(self, notebook: str, work: str) -> None:
-        """Have a notebook do other work."""
+    def write(self, notebook: str, work: str, *, more: str = "") -> None:
+        """Have a notebook do other work; ``more`` are parameters beside those of all that train."""
         model = 'model = "tiny-s"\nobjective = "autoregressive"\nweights = "trained"\nseed = 0'
         opened = OPEN.format(name=notebook, parameters="model=model, objective=objective, seed=seed")
-        write_notebook(self.root / "notebooks", notebook, model, opened + work)
+        write_notebook(self.root / "notebooks", notebook, f"{model}\n{more}", opened + work)
         self.commit()
 
     def submit(self, *targets: str, profile: str | None = None) -> str:

@@ -81,7 +81,7 @@ def limited(running_cluster: Cluster, template: Path, tmp_path_factory: pytest.T
 
     with copy_of(template, tmp_path_factory.mktemp("limited") / "checkout") as checkout, pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(running_cluster.folder / "slurm.conf"))
-        checkout.write("fine_tune", TUNING)
+        checkout.write("fine_tune", TUNING, more='dataset = "digits"\nimages = 0\nepochs = 2\nviews = 1')
         checkout.submit(LONG, DEAF, TUNED, profile=checkout.profile(signal_seconds=10, resources={"minutes": 1}))
     return checkout
 
@@ -467,7 +467,7 @@ def test_a_fine_tuning_longer_than_its_limit_is_continued_in_the_next_job(
     cluster: Cluster, limited: Checkout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IGPT_ROOT", str(limited.root))
-    row = limited.wait_for(TUNED, "done", "failed", "lost", "stopped")
+    row = limited.wait_for(TUNED, "done", "failed", "lost", "stopped", "cancelled")
     assert row.state == "done", row
     values = found(limited, TUNED)
     assert (values["equal"], values["left"]) == (1, 0)  # as one left alone to the bit, and no checkpoint lies there any more
