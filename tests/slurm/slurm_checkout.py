@@ -220,25 +220,6 @@ def copy_of(template: Path, root: Path) -> Iterator[Checkout]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
-    """Put a disk of its own size, as of "4m", under a folder."""
-    mounted: list[Path] = []
-
-    def mount(folder: Path, size: str) -> None:
-        folder.mkdir(exist_ok=True)
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True
-        )
-        if done.returncode:
-            pytest.skip(f"a small disk can be mounted by root only: {done.stderr.strip()}")
-        mounted.append(folder)
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-@pytest.fixture
 def checkout(template: Path, tmp_path: Path) -> Iterator[Checkout]:
     """A checkout of the test's own."""
     with copy_of(template, tmp_path / "checkout") as found:
