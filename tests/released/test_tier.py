@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 import re
@@ -74,6 +75,9 @@ def test_the_tier_goes_on_after_a_kill_and_then_wants_nothing_more(toy: Toy) -> 
     asked = len(toy.mirror.asked)
     assert "nothing to run" in succeeded(toy.igpt("run", *targets))
     assert len(toy.mirror.asked) == asked
+    shown = csv.DictReader(succeeded(toy.igpt("table", "headline", "--format", "csv")).splitlines())
+    verdicts = [row["Released weights"] for row in shown]
+    assert sum(text.endswith(("differs", "reproduced")) for text in verdicts) == (5 if WHOLE else 2), verdicts
     planned = succeeded(toy.igpt("plan", *targets))
     assert re.search(r"(\d+) stages: \1 fresh, 0 stale, 0 missing", planned), planned
 
