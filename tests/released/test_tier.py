@@ -55,9 +55,9 @@ def standing(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
 
 
-# A cell of each kind; all of them where this is set, which takes two cores some minutes.
+# Two cells; all of them where this is set, which takes two cores some minutes.
 WHOLE = bool(os.environ.get("IGPT_WHOLE_TIER"))
-CELLS = ["released-loss-078", "imagenet-probe-scale-081", "headline-001", "headline-009", "low-data-053"]
+CELLS = ["released-loss-078", "headline-001"]
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_the_tier_goes_on_after_a_kill_and_then_wants_nothing_more(toy: Toy) -> 
     targets = [*([] if WHOLE else CELLS), "--tier", "released"]
     records = toy.root / "book" / "records" / "released"
     with toy.start("run", *targets) as process:
-        wait_until(lambda: len(list(records.glob("*.json"))) >= 3 or process.poll() is not None)
+        wait_until(lambda: len(list(records.glob("*.json"))) >= 2 or process.poll() is not None)
         process.kill()  # whose kernels end by themselves
         process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -77,7 +77,7 @@ def test_the_tier_goes_on_after_a_kill_and_then_wants_nothing_more(toy: Toy) -> 
     assert len(toy.mirror.asked) == asked
     shown = csv.DictReader(succeeded(toy.igpt("table", "headline", "--format", "csv")).splitlines())
     verdicts = [row["Released weights"] for row in shown]
-    assert sum(text.endswith(("differs", "reproduced")) for text in verdicts) == (5 if WHOLE else 2), verdicts
+    assert sum(text.endswith(("differs", "reproduced")) for text in verdicts) == (5 if WHOLE else 1), verdicts
     planned = succeeded(toy.igpt("plan", *targets))
     assert re.search(r"(\d+) stages: \1 fresh, 0 stale, 0 missing", planned), planned
 
