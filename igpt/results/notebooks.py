@@ -49,7 +49,11 @@ def read_notebook(folder: Path, name: str) -> Notebook:
 
 
 def check_stage(notebook: Notebook, stage: Stage) -> Stage:
-    """The stage under its one name. Raises UsageError for an unknown parameter, another type, and a seed out of range."""
+    """The stage under its one name.
+
+    Raises UsageError for an unknown parameter, another type, a seed out of range, and a count that is negative or, where the
+    default is not 0, none.
+    """
     for name, value in stage.given:
         if name not in notebook.defaults:
             raise UsageError(f"notebook {notebook.name} has no parameter {name!r}{near_misses(name, list(notebook.defaults))}")
@@ -60,6 +64,8 @@ def check_stage(notebook: Notebook, stage: Stage) -> Stage:
             )
         if name == "seed" or name.endswith("_seed"):
             check_seed(value)
+        elif type(default) is int and type(value) is int and value < min(default, 1):  # a count, of which 0 may be all
+            raise UsageError(f"parameter {name} of notebook {notebook.name} is at least {min(default, 1)}, not {value}")
     return stage.canonical(notebook.defaults)
 
 

@@ -6,6 +6,7 @@ are, so the one continues or replaces what the other did.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -17,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
-from igpt.files import write_text
+from igpt.files import read_json, write_text
 from igpt.measure import Measured
 from igpt.project import Project
 from igpt.results.executed import shown_line
@@ -31,6 +32,8 @@ from igpt.shape import Objective
 from igpt.stage import Literal, Stage
 from igpt.train.recipe import Recipe
 from igpt.train.recipes import recipe
+
+PARENTS = ".parents.json"  # in a stage's folder: what its parents had found when its work began
 
 
 class Finished(Exception):
@@ -76,7 +79,29 @@ class OpenStage:
         """The folder of a finished parent; it is run first when it has not been."""
         stage = self.parents[notebook]
         ensure(self.project, [stage])
-        return run_folder(self.project, stage, self._signer.sign(stage))
+        folder = run_folder(self.project, stage, self._signer.sign(stage))
+        self._continue_on(stage, folder)
+        return folder
+
+    def _continue_on(self, parent: Stage, folder: Path) -> None:
+        """Begin anew where the work so far stands on another result of a parent: other files under a released name, say.
+
+        What the parent found is compared, since its signature cannot know what was downloaded, or how a card rounded.
+        """
+        record = read_record(folder / "record.json")
+        assert record is not None
+        found = record.model_dump(include={"values", "series"})
+        digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+        place = self.folder / PARENTS
+        try:
+            known = dict(read_json(place))
+        except (OSError, ValueError, TypeError):
+            known = {}
+        if known.get(parent.name, digest) != digest:
+            empty(self.folder)
+            known, self._before = {}, 0.0
+        if known.get(parent.name) != digest:
+            write_text(place, json.dumps({**known, parent.name: digest}))
 
     def parent_record(self, notebook: str) -> Record:
         """The record of a finished parent."""

@@ -31,10 +31,10 @@ class Existing:
     def keep(self, folder: Path) -> None:
         """Have the weights under ``folder`` in our own format, which `igpt.weights.own.load_weights` reads; whole or not at all.
 
+        Those of a run that ended before its record are replaced: the files may have been others then.
         Raises UsageError where the disk is too full.
         """
-        if folder.exists():  # of a run that was stopped before its record
-            return
+        shutil.rmtree(folder, ignore_errors=True)
         try:
             if (size := 4 * self.network.shape.parameters) > (free := shutil.disk_usage(folder.parent).free):
                 raise UsageError(

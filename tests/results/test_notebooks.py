@@ -113,3 +113,21 @@ def test_a_whole_number_serves_as_a_number(project: Project, write_notebook: Wri
 def test_near_misses_fall_back_to_the_whole_list_when_it_is_short() -> None:
     assert near_misses("xyz", ["one", "two"]) == "; choose one of one, two"
     assert near_misses("xyz", [str(n) for n in range(20)]) == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"images": -1}, "parameter images of notebook counts is at least 0, not -1"),
+        ({"steps": 0}, "parameter steps of notebook counts is at least 1, not 0"),
+        ({"steps": -5}, "parameter steps of notebook counts is at least 1, not -5"),
+    ],
+)
+def test_a_count_of_none_or_less_is_refused(
+    project: Project, write_notebook: WriteNotebook, given: dict[str, int], message: str
+) -> None:
+    write_notebook("counts", "images = 0\nsteps = 4\nseed = 7\nrate = 0.5\ntoy = True")
+    notebook = read_notebook(project.notebooks, "counts")
+    with pytest.raises(UsageError, match=message):
+        check_stage(notebook, Stage.of("counts", **given))
+    check_stage(notebook, Stage.of("counts", images=0, steps=1, seed=0, rate=0, toy=False))

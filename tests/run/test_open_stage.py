@@ -9,7 +9,7 @@ from igpt.project import Project
 from igpt.results.record import SCHEMA, Record, Value, write_record
 from igpt.results.signature import Signer
 from igpt.results.store import record_path
-from igpt.run.folder import run_folder
+from igpt.run.folder import release, run_folder
 from igpt.run.notebook import open_stage
 from igpt.stage import Stage
 from igpt.train.recipes import recipe
@@ -71,3 +71,27 @@ def test_an_evaluation_stands_on_the_last_released_weights(project: Project) -> 
     folder = finish(project, Stage.of("weights", model="igpt-m", objective="bert"), {})
     stage = open_stage("linear_probe", model="igpt-m", objective="bert", weights="released")
     assert stage.weights() == project.runs / folder / "weights-1000000"
+
+
+def test_work_begins_anew_on_another_result_of_a_parent_and_goes_on_upon_the_same(project: Project) -> None:
+    parent = Stage.of("weights", model="igpt-m")
+    finish(project, parent, loss(2.0))
+    stage = open_stage("linear_probe", model="igpt-m", dataset="cifar10", weights="released", seed=0)
+    stage.weights()
+    piece = stage.folder / "trained" / "probe.json"
+    piece.parent.mkdir()
+    piece.write_text("{}")
+    release(stage.folder)
+    finish(project, parent, loss(2.0))  # made again, from the same files
+    again = open_stage("linear_probe", model="igpt-m", dataset="cifar10", weights="released", seed=0)
+    again.weights()
+    assert piece.exists()
+    release(again.folder)
+    finish(project, parent, loss(2.1))
+    other = open_stage("linear_probe", model="igpt-m", dataset="cifar10", weights="released", seed=0)
+    other.weights()
+    assert not piece.exists()
+    piece.parent.mkdir()
+    piece.write_text("{}")
+    other.weights()
+    assert piece.exists()
