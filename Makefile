@@ -41,7 +41,7 @@ $(RUNTIME): package.json package-lock.json
 
 book: $(READY) $(RUNTIME)  ## run the tiny tier and build the book
 	@$(BIN)/igpt run --tier tiny
-	@$(BIN)/igpt run parameters
+	@$(BIN)/igpt run parameters --tier paper
 	@$(BIN)/igpt panel --model $(LIVE)
 	@rm -rf book/_build
 	@IGPT_RECORDS='$(RECORDS)' $(BIN)/jupyter-book build book -W --keep-going --quiet
