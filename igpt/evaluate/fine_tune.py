@@ -276,7 +276,9 @@ def tune(
     group = group or Group()
     if machine.micro_batch is None:
         batch, classes = tuning.settings[0].batch, data_card(tuning.dataset).classes
-        machine = machine.fitted(tuning.shape, batch=batch, classes=classes, devices=group.devices, nodes=group.nodes)
+        machine = machine.fitted(
+            tuning.shape, batch=batch, folder=folder, classes=classes, devices=group.devices, nodes=group.nodes
+        )
     return together(tuning, folder=folder.absolute(), machine=machine, group=group, report=report)
 
 

@@ -25,8 +25,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from igpt.errors import StageError, UsageError
-from igpt.files import remove_parts, try_lock, write_text
-from igpt.machine import free_memory
+from igpt.files import read_json, remove_parts, try_lock, write_text
+from igpt.machine import cores, free_memory
 from igpt.shape import ModelShape
 from igpt.train.checkpoint import Losses, Progress, checkpoints, load_checkpoint, save_checkpoint, step_of
 from igpt.train.memory import FLOAT, GIB, USED, fitting
@@ -38,6 +38,7 @@ Batch = tuple[Tensor | None, ...]  # what a loss takes; the images are the first
 WINDOW = 50  # steps whose mean loss is one line of the metrics
 COMPILED = 64  # width from which a model is compiled, and takes half precision on a processor
 SHARDED = 2e9  # parameters, from which a model's state is too much for one card: iGPT-XL
+FIT = "fit.json"  # how a step was made to fit into memory
 PARTS = (".checkpoint-*.part", ".metrics.jsonl.*.part", ".weights-*.part")  # what a killed run may leave of its files
 
 
@@ -84,18 +85,29 @@ class Machine:
         half = bool(torch.cpu._is_avx512_bf16_supported())
         return cls(bfloat16=half and worth, compiled=worth)
 
-    def fitted(self, shape: ModelShape, *, batch: int, classes: int = 0, devices: int = 1, nodes: int = 1) -> Machine:
+    def fitted(
+        self, shape: ModelShape, *, batch: int, folder: Path, classes: int = 0, devices: int = 1, nodes: int = 1
+    ) -> Machine:
         """The same with as many images at once as the memory holds, which is asked for now; recomputing where it must.
+
+        The choice is kept in ``folder``: a run that is continued there on such a device cuts its batches as before, so that
+        it rounds as before.
 
         batch : images of a step on all devices; classes : of a head; devices : of each node
         Raises UsageError when not even one image fits.
         """
         if self.device == "cuda":
-            room = USED * torch.cuda.get_device_properties(0).total_memory
-        else:
-            room = USED * free_memory() / devices - (
-                FLOAT * shape.parameters if classes else 0
-            )  # a copy of a model is fine-tuned
+            total = torch.cuda.get_device_properties(0).total_memory
+            room, card = USED * total, [torch.cuda.get_device_name(), total]
+        else:  # other stages have the other threads, and their part of the memory
+            part = min(torch.get_num_threads() / cores(), 1.0)
+            room, card = USED * part * free_memory() / devices, []
+            room -= FLOAT * shape.parameters if classes else 0  # a copy of a model is fine-tuned
+        key = [self.device, *card, self.bfloat16, batch, classes, devices, nodes, shape.as_dict()]
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found = read_json(folder / FIT)
+            if found["key"] == key:
+                return replace(self, **found["fit"])
         count = devices * nodes
         fit = fitting(
             shape,
@@ -112,6 +124,9 @@ class Machine:
                 f"a step of this model ({shape.parameters:,} parameters) does not fit into the {room / GIB:.1f} GiB that"
                 f" {'the device has' if count == 1 else f'each of {count} devices has'} for it: take more devices or larger ones"
             )
+        folder.mkdir(parents=True, exist_ok=True)
+        chosen = {"micro_batch": fit.images, "shard": fit.shard, "recompute": fit.recompute}
+        write_text(folder / FIT, json.dumps({"key": key, "fit": chosen}))
         return replace(self, micro_batch=fit.images, shard=fit.shard, recompute=fit.recompute)
 
 

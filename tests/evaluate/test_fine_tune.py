@@ -312,7 +312,7 @@ def test_a_gpu_tunes_as_the_processor_does(tmp_path: Path) -> None:
             copy.deepcopy(model), data, settings=settings, seed=0, folder=tmp_path / str(machine.compiled), machine=machine
         )
         torch.testing.assert_close(weights_of(tuned).cpu(), plain, atol=2e-3, rtol=0)
-    fitted = Machine(device="cuda", bfloat16=True).fitted(model.shape, batch=16, classes=3)
+    fitted = Machine(device="cuda", bfloat16=True).fitted(model.shape, batch=16, classes=3, folder=tmp_path)
     assert fitted.micro_batch == 16
     half = fine_tune(model, data, settings=settings, seed=0, machine=fitted)
     assert half.predict(data[0]).shape == (40,)
