@@ -9,7 +9,7 @@ from igpt.data.cards import is_present
 from igpt.errors import UsageError
 from igpt.experiments import declared_stages
 from igpt.experiments.machines import this_machine
-from igpt.machine import free_memory, gpus
+from igpt.machine import cores, free_memory, gpus
 from igpt.project import Project
 from igpt.results.plan import Plan
 from igpt.results.record import tell
@@ -17,7 +17,7 @@ from igpt.results.signature import Signer
 from igpt.run.budget import is_released, make_budget
 from igpt.run.datasets import fetch
 from igpt.run.folder import empty, hold, release, run_folder
-from igpt.run.local import plan_stages, run_plan, to_do
+from igpt.run.local import Room, plan_stages, run_plan, to_do
 from igpt.run.own_weights import settle
 from igpt.run.targets import find_stages, parameters_of
 from igpt.stage import Stage
@@ -106,7 +106,8 @@ def _run_by_budget(project: Project, plan: Plan, wanted: list[Stage]) -> str:
                 fewer = budget.without(budget.reading(name), str(error))
                 _say_left({stage: why for stage, why in fewer.left.items() if stage not in budget.left})
                 budget = fewer
-    ran = run_plan(project, plan, budget=budget) if budget.stages else 0
+    room = Room(cores(), tuple(gpus()), memory)
+    ran = run_plan(project, plan, room=room, budget=budget) if budget.stages else 0
     if failures:
         raise failures[0]
     left = f"; {len(budget.left)} left: {', '.join(stage.name for stage in budget.left)}" if budget.left else ""

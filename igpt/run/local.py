@@ -6,6 +6,7 @@ digits, and a run that is continued should have those that it began with.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -36,20 +37,21 @@ AT_ONCE = 4  # stages that share the cores of a machine without GPUs: as many mo
 
 @dataclass(frozen=True)
 class Room:
-    """What of this machine the stages share; ``gpus`` as CUDA_VISIBLE_DEVICES names them."""
+    """What of this machine the stages share; ``gpus`` as CUDA_VISIBLE_DEVICES names them, ``memory`` in bytes."""
 
     cores: int
     gpus: tuple[str, ...] = ()
+    memory: float = math.inf
 
-    def take(self, cores: int, gpus: int) -> tuple[Room, Room] | None:
+    def take(self, cores: int, gpus: int, memory: int = 0) -> tuple[Room, Room] | None:
         """A part for one stage and the rest; None when there is not enough."""
-        if self.cores < cores or len(self.gpus) < gpus:
+        if self.cores < cores or len(self.gpus) < gpus or self.memory < memory:
             return None
-        return Room(cores, self.gpus[:gpus]), Room(self.cores - cores, self.gpus[gpus:])
+        return Room(cores, self.gpus[:gpus], memory), Room(self.cores - cores, self.gpus[gpus:], self.memory - memory)
 
     def give_back(self, part: Room) -> Room:
         """The room with a part that is free again."""
-        return Room(self.cores + part.cores, (*self.gpus, *part.gpus))
+        return Room(self.cores + part.cores, (*self.gpus, *part.gpus), self.memory + part.memory)
 
 
 def shares(room: Room) -> Needs:
@@ -57,8 +59,9 @@ def shares(room: Room) -> Needs:
 
     The tiny tier's take a core and no GPU: their models gain nothing from more. A comparison of speed takes everything.
     Any other takes a GPU, where there is one, and an equal share of the cores; where there is none, one on released weights
-    takes all cores, as the memory holds one of them at a time. Training and fine-tuning take as many GPUs as
-    ``IGPT_DEVICES`` says, or, of the paper's models, as divide the recipe's batch. A user's own OMP_NUM_THREADS counts for all.
+    takes all cores, whatever threads it is told, as the memory holds one of them at a time. Training and fine-tuning take as
+    many GPUs as ``IGPT_DEVICES`` says, or, of the paper's models, as divide the recipe's batch. A user's own OMP_NUM_THREADS
+    counts for all others.
     """
     own = own_threads()
     share = min(own or max(room.cores // (len(room.gpus) or AT_ONCE), 1), room.cores)
@@ -69,10 +72,10 @@ def shares(room: Room) -> Needs:
             return room.cores, len(room.gpus)
         if tier == "tiny":
             return min(own or 1, room.cores), 0
+        if not room.gpus and is_released([stage]):
+            return room.cores, 0
         if not uses_network(stage):
             return share, 0
-        if not room.gpus and is_released([stage]):
-            return min(own or room.cores, room.cores), 0
         if spreads(stage) and devices.isdecimal():
             return share, min(int(devices), len(room.gpus))
         if spreads(stage) and tier in ("paper", "released"):
@@ -124,7 +127,8 @@ def run_plan(
 
     ``wanted`` names stages whose outputs must be there although their records are fresh. ``room`` is what may be used,
     this machine when left out, and ``needs`` what each stage takes of it, as `shares` says when left out. With a ``budget``
-    its stages alone are run, the cheapest first; without one, what the longest chain waits for. A stage that
+    its stages alone are run, the cheapest first, and each takes of the room's memory what it says; without one, what the
+    longest chain waits for. A stage that
     fails holds up what stands on it and nothing else. Raises the first UsageError as it came, or one
     StageError for all failures, once everything else is done; KeyboardInterrupt after killing the kernels.
     """
@@ -167,7 +171,8 @@ def _walk(
     parts: dict[Stage, Room] = {}
     told = _telling(room, threads=needs is not None or not own_threads())
     needs = needs or shares(room)
-    at_once = _fitting(todo, room, needs)
+    takes = _taking(needs, budget)
+    at_once = _fitting(todo, room, takes)
     seconds = budget.seconds if budget else _expecting(needs)
     progress = Progress(todo, lambda planned: run_folder(project, planned.stage, planned.signature), seconds, workers=at_once)
     rank = budget.rank() if budget else {}
@@ -178,7 +183,7 @@ def _walk(
                 busy = waiting.keys() | {planned.stage for planned in running.values()}
                 ready = [p for p in waiting.values() if not busy & set(p.parents)]
                 for planned in sorted(ready, key=first, reverse=True):
-                    taken = room.take(*needs(planned.stage))
+                    taken = room.take(*takes(planned.stage))
                     if taken is None:
                         break  # what matters most goes first, however much room smaller ones would find
                     parts[planned.stage], room = taken
@@ -236,11 +241,20 @@ def _expecting(needs: Needs) -> Callable[[PlannedStage], float]:
     return seconds
 
 
-def _fitting(todo: list[PlannedStage], room: Room, needs: Needs) -> int:
+def _taking(needs: Needs, budget: Budget | None) -> Callable[[Stage], tuple[int, int, int]]:
+    """What a stage takes of a room: cores, GPUs, and bytes of memory, which only a budget tells."""
+
+    def takes(stage: Stage) -> tuple[int, int, int]:
+        return *needs(stage), math.ceil(budget.costs[stage].memory) if budget else 0
+
+    return takes
+
+
+def _fitting(todo: list[PlannedStage], room: Room, takes: Callable[[Stage], tuple[int, int, int]]) -> int:
     """How many of the stages the room holds at once; at least one."""
     count = 0
     for planned in todo:
-        taken = room.take(*needs(planned.stage))
+        taken = room.take(*takes(planned.stage))
         if taken is None:
             break
         count, room = count + 1, taken[1]

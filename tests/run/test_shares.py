@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from igpt import machine
-from igpt.run.local import Room, own_threads, shares
+from igpt.experiments.machines import GIB, H100
+from igpt.project import Project
+from igpt.run.budget import make_budget
+from igpt.run.local import Room, _fitting, _taking, own_threads, plan_stages, shares
 from igpt.stage import Stage
 
 CARDS = ("0", "1", "2", "3", "4", "5", "6", "7")
@@ -17,6 +21,8 @@ TINY = Stage.of("pretrain", model="tiny-l", objective="autoregressive", seed=0)
 LAPTOP = Stage.of("linear_probe", model="laptop-l", seed=0)
 SMALL = Stage.of("pretrain", model="small-l", objective="autoregressive", seed=0)
 PAPER = Stage.of("pretrain", model="igpt-l", objective="autoregressive", seed=0)
+WEIGHTS = Stage.of("weights", model="igpt-l", objective="autoregressive", weights="released")
+OWN = Stage.of("linear_probe", model="igpt-l", dataset="cifar10", weights="mine-0123456789ab", seed=0)
 PALETTE = Stage.of("palette", dataset="cifar10")
 SPEED = Stage.of("speed", task="quantise")
 
@@ -70,6 +76,30 @@ def test_the_threads_that_the_user_asks_for_count(
     assert shares(Room(16))(LAPTOP) == (threads, 0)
     assert at_once(LAPTOP, Room(16)) == together
     assert own_threads() == (int(asked[0:2].strip(",")) if asked[:1] in ("1", "8", "9", "4") else None)
+
+
+@pytest.mark.parametrize("stage", [WEIGHTS, OWN], ids=["conversion", "probe"])
+@pytest.mark.parametrize("asked", ["", "1", "8"])
+def test_the_memory_without_gpus_holds_one_stage_on_weights_that_exist(
+    stage: Stage, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert shares(Room(16))(stage) == (16, 0)
+    assert at_once(stage, Room(16)) == 1
+
+
+def test_stages_at_once_have_the_memory_that_each_needs(project: Project) -> None:
+    stages = [Stage.of("weights", model=f"igpt-{size}", objective=o) for size in "ml" for o in ("autoregressive", "bert")]
+    plan = plan_stages(project, stages)
+    room = Room(64, CARDS, memory=64 * GIB)
+    budget = make_budget(plan, [planned.stage for planned in plan], H100, memory=room.memory, disk=1e13)
+    takes = _taking(shares(room), budget)
+    large = budget.total.memory
+    for memory, together in ((64 * GIB, 4), (2 * large, 2), (large, 1)):
+        assert _fitting(sorted(plan, key=lambda p: -takes(p.stage)[2]), replace(room, memory=memory), takes) == together
+    part, rest = room.take(1, 1, 60 * GIB) or (room, room)
+    assert rest.take(1, 1, 5 * GIB) is None
+    assert rest.give_back(part) == replace(room, gpus=(*CARDS[1:], CARDS[0]))
 
 
 def test_a_training_takes_as_many_devices_as_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
