@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from igpt.data.cards import data_card, is_present
 from igpt.data.imagenet_tokens import released_path
@@ -20,8 +21,9 @@ from igpt.stage import Stage
 from igpt.train.memory import FLOAT, USED, fitting, step_memory
 from igpt.train.recipe import Recipe
 from igpt.train.recipes import recipe
-from igpt.weights.released import released_at
+from igpt.weights.released import Released, released_at
 
+TENSORS = ("model.safetensors", "pytorch_model.bin")  # `igpt.weights.huggingface.TENSORS`, which brings torch
 TOKEN, ONE_HOT = 2, 1  # bytes, the least of a released token and of an element of its label; their types are not published
 
 
@@ -30,7 +32,7 @@ class Download:
     """Something that is fetched once, whatever stages need it.
 
     bytes : that come over the network; exact : whether these are known, or the least that they can be
-    disk : bytes that stay outside of the runs; here : whether it is at hand
+    disk : bytes that stay outside of the runs, in ``folder``; here : whether it is at hand
     """
 
     name: str
@@ -38,6 +40,7 @@ class Download:
     disk: float
     exact: bool
     here: bool
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,14 @@ class Cost:
     """What one or several stages take, without the stages that they stand on.
 
     card, memory : bytes of the card's memory and of the machine's, at the height; a processor has the second only
-    disk : bytes in the folders of the stages, of all of them together
+    kept, scratch : bytes in the folders of the stages: what stays of all of them, and what passes of the one that has most
     """
 
     hours: float = 0.0
     card: float = 0.0
     memory: float = 0.0
-    disk: float = 0.0
+    kept: float = 0.0
+    scratch: float = 0.0
     downloads: frozenset[Download] = field(default=frozenset())
 
     def __add__(self, other: Cost) -> Cost:
@@ -60,7 +64,8 @@ class Cost:
             self.hours + other.hours,
             max(self.card, other.card),
             max(self.memory, other.memory),
-            self.disk + other.disk,
+            self.kept + other.kept,
+            max(self.scratch, other.scratch),
             self.downloads | other.downloads,
         )
 
@@ -75,9 +80,36 @@ class Cost:
         return all(each.exact for each in self.downloads if not each.here)
 
     @property
+    def disk(self) -> float:
+        """Bytes in the folders of the stages, at the height."""
+        return self.kept + self.scratch
+
+    @property
     def room(self) -> float:
-        """Bytes of disk, with what is to be downloaded."""
+        """Bytes of disk at the height, with what is to be downloaded."""
         return self.disk + sum(each.disk for each in self.downloads if not each.here)
+
+
+@dataclass(frozen=True)
+class Disks:
+    """The disks that a run writes to.
+
+    runs : where the stages' folders are
+    look : tells of a folder the number of its disk, and the bytes that are free there
+    """
+
+    runs: Path
+    look: Callable[[Path], tuple[int, float]]
+
+    def taken(self, cost: Cost) -> list[tuple[Path, float, float]]:
+        """For each disk a folder on it, the bytes that are written there at the height, and those that are free."""
+        fetched = sorted((each.folder, each.disk) for each in cost.downloads if not each.here)
+        found: dict[int, tuple[Path, float, float]] = {}
+        for folder, size in [(self.runs, cost.disk), *fetched]:
+            number, free = self.look(folder)
+            first, before, _ = found.get(number, (folder, 0.0, free))
+            found[number] = (first, before + size, free)
+        return list(found.values())
 
 
 def stage_work(stage: Stage) -> Work:
@@ -118,7 +150,8 @@ def stage_cost(stage: Stage, card: Card) -> Cost:
         hours=stage_work(stage).hours(card.rates),
         card=0.0 if card.is_processor else at_once,
         memory=needs.memory + (at_once if card.is_processor else 0.0),
-        disk=needs.disk,
+        kept=needs.kept,
+        scratch=needs.scratch,
         downloads=frozenset(downloads(stage)),
     )
 
@@ -139,11 +172,20 @@ def downloads(stage: Stage) -> list[Download]:
     given = stage.parameters
     if stage.notebook == "weights" and given["weights"] == "released":
         model = released_at(str(given["model"]), str(given["objective"]), int(given["step"]))
-        stem, size = model.prefix, FLOAT * model.shape.parameters
-        ends = ["index", *(f"data-{shard:05d}-of-{model.shards:05d}" for shard in range(model.shards))]
-        here = all(stem.with_name(f"{stem.name}.{end}").is_file() for end in ends)
-        found.append(Download(model.label, size, size, True, here))
+        size = FLOAT * model.shape.parameters
+        found.append(Download(model.label, size, size, True, _at_hand(model), model.prefix.parent))
     return found
+
+
+def _at_hand(model: Released) -> bool:
+    """Whether released weights lie here, a checkpoint or Hugging Face's; as `igpt.weights.fetching.at_hand`, without torch."""
+    stem = model.prefix
+    ends = ["index", *(f"data-{shard:05d}-of-{model.shards:05d}" for shard in range(model.shards))]
+    if all(stem.with_name(f"{stem.name}.{end}").exists() for end in ends):
+        return True
+    tensors = [model.mirrored / f"{name}{ending}" for name in TENSORS for ending in ("", ".index.json")]
+    described = model.mirror is not None and (model.mirrored / "config.json").exists()
+    return described and any(path.exists() for path in tensors)
 
 
 def _dataset(name: str, test_only: bool) -> Download | None:
@@ -151,27 +193,28 @@ def _dataset(name: str, test_only: bool) -> Download | None:
     card = data_card(name)
     if card.loose and test_only:
         least = card.test * card.height**2 * TOKEN
-        return Download(f"{name} (test)", least, least, False, released_path("test").exists())
+        return Download(f"{name} (test)", least, least, False, released_path("test").exists(), card.place)
     if card.loose:
         least = (card.train + card.test) * (card.height**2 * TOKEN + card.classes * ONE_HOT)
-        return Download(name, least, least, False, is_present(name))
+        return Download(name, least, least, False, is_present(name), card.place)
     if not card.archives or not all(archive.addresses for archive in card.archives):
         return None
     size = sum(archive.bytes for archive in card.archives)
-    return Download(name, size, size + card.unpacked_bytes, True, is_present(name))
+    return Download(name, size, size + card.unpacked_bytes, True, is_present(name), card.place)
 
 
-def lacking(cost: Cost, card: Card, memory: float = math.inf, disk: float = math.inf) -> str:
+def lacking(cost: Cost, card: Card, memory: float = math.inf, disks: Disks | None = None) -> str:
     """Why a machine cannot hold what a cost says, in a few words; nothing where it can.
 
-    memory, disk : bytes that the machine has free
+    memory : bytes that the machine has free; disks : not looked at when None
     """
     if not card.is_processor and cost.card > USED * card.gib * GIB:
         return f"it needs {cost.card / GIB:.1f} GiB on the card, of whose {card.gib:.0f} GiB {USED:.0%} are used"
     if cost.memory > memory:
         return f"it needs {cost.memory / GIB:.1f} GiB of memory, and {memory / GIB:.1f} GiB are free"
-    if cost.room > disk:
-        return f"it needs {cost.room / 1e9:.1f} GB of disk, and {disk / 1e9:.1f} GB are free"
+    for folder, size, free in disks.taken(cost) if disks else ():
+        if size > free:
+            return f"it needs {size / 1e9:.1f} GB of the disk of {folder}, and {free / 1e9:.1f} GB are free"
     return ""
 
 
@@ -201,8 +244,13 @@ def run_room(stages: Iterable[Stage], in_full: InFull) -> tuple[float, float]:
     """Bytes to download and of disk for a run's stages and their parents, where nothing of them is at hand yet."""
     needed = with_parents(stages, in_full)
     fetched = {each.name: each for stage in needed for each in downloads(stage)}.values()
-    disk = sum(stage_needs(stage).disk for stage in needed) + sum(each.disk for each in fetched)
-    return sum(each.bytes for each in fetched), disk
+    return sum(each.bytes for each in fetched), stages_disk(needed) + sum(each.disk for each in fetched)
+
+
+def stages_disk(stages: Iterable[Stage]) -> float:
+    """Bytes in the folders of stages, one after the other: what stays of all of them, and what passes of the one with most."""
+    needs = [stage_needs(stage) for stage in stages]
+    return sum(each.kept for each in needs) + max((each.scratch for each in needs), default=0.0)
 
 
 def _plan(stage: Stage) -> Recipe:

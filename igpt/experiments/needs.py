@@ -7,7 +7,7 @@ records, a probe's predictions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from igpt.evaluate.logistic import problem_bytes
 from igpt.evaluate.sgd_probe import BLOCK
 from igpt.evaluate.sgd_probe import RATES as SGD_RATES
 from igpt.experiments.machines import GIB
-from igpt.experiments.work import DRAWN, Given, has_pictures
+from igpt.experiments.work import DRAWN, RATES_TRIED, Given, has_pictures
 from igpt.shape import ModelShape
 from igpt.train.memory import FLOAT, HALF
 from igpt.train.recipe import Recipe
@@ -27,9 +27,8 @@ WIDEST = 2**28  # bytes of the widest activations of a pass over frozen weights:
 # Arrays (positions, width) of an image that a pass has at once, four of them the widest activations: the peaks on a processor.
 PASSING = {"bfloat16": 18, "float32": 8}
 LOSS_BATCH = 64  # images of a pass in `released_loss`
-# Copies of the weights in checkpoints, each of them and Adam's two moments: the newest two, one from before the last good losses,
-# and one that is being written.
-KEPT = 4 * 3
+CHECKPOINT = 3  # copies of the weights: they and Adam's two moments
+KEPT = 3 * CHECKPOINT  # of a training: the newest two, and one from before the last good losses; one more is being written
 INT64 = 8
 
 
@@ -51,7 +50,8 @@ class Needs:
     other : tells of whatever else the card holds, at another time; only asked where torch is at hand
     training : or what a training takes of it
     memory : of the machine
-    disk : in the stage's folder, at its height
+    kept : on the disk, in the stage's folder once it has ended
+    scratch : there beside it at the height, and removed with the end
     """
 
     network: float = 0.0
@@ -59,7 +59,13 @@ class Needs:
     other: Callable[[], float] = lambda: 0.0
     training: Training | None = None
     memory: float = PYTHON
-    disk: float = 0.0
+    kept: float = 0.0
+    scratch: float = 0.0
+
+    @property
+    def disk(self) -> float:
+        """On the disk, in the stage's folder at its height."""
+        return self.kept + self.scratch
 
 
 def _weights(plan: Recipe) -> float:
@@ -104,22 +110,26 @@ def nothing(given: Given, plan: Recipe) -> Needs:
 
 def weights(given: Given, plan: Recipe) -> Needs:
     """The model, and a copy as products want it; all on processors, as is the pass of the first images."""
-    return Needs(memory=PYTHON + 2 * _weights(plan), disk=_weights(plan))
+    return Needs(memory=PYTHON + 2 * _weights(plan), kept=_weights(plan))
 
 
 def pretrain(given: Given, plan: Recipe) -> Needs:
-    """Two checkpoints, and the weights of each milestone; one checkpoint's content in the machine's memory as it is written."""
-    disk = _weights(plan) * (len(plan.milestones) + KEPT)
+    """Checkpoints and the weights of each milestone, which stay; in the machine's memory a checkpoint as it is written."""
     card = data_card(plan.dataset)
     tokens = 0 if card.train > 10**6 else card.train  # ImageNet's stay on disk
     memory = _loaded(plan, tokens) + 2 * 3 * _weights(plan)
-    return Needs(training=Training(plan.shape, plan.batch), memory=memory, disk=disk)
+    return Needs(
+        training=Training(plan.shape, plan.batch),
+        memory=memory,
+        kept=_weights(plan) * (len(plan.milestones) + KEPT),
+        scratch=_weights(plan) * CHECKPOINT,
+    )
 
 
 def rate_search(given: Given, plan: Recipe) -> Needs:
-    """A training, and its last weights for each rate."""
+    """A training for each rate, in a folder of its own, with its last weights and its checkpoints."""
     found = pretrain(given, plan)
-    return Needs(training=found.training, memory=found.memory, disk=_weights(plan) * (5 + KEPT))
+    return replace(found, kept=_weights(plan) * RATES_TRIED * (1 + KEPT))
 
 
 def released_loss(given: Given, plan: Recipe) -> Needs:
@@ -145,7 +155,7 @@ def linear_probe(given: Given, plan: Recipe) -> Needs:
         *_network(plan, networks=2),
         other=lambda: _probe(given, wide),
         memory=_loaded(plan, images, networks=2) + (2 * FLOAT * images * pixels if has_pictures(card) else 0),
-        disk=_features(plan, card.train + _looks(given), len(layers), str(given["precision"])),
+        scratch=_features(plan, card.train + _looks(given), len(layers), str(given["precision"])),
     )
 
 
@@ -157,7 +167,7 @@ def concatenated(given: Given, plan: Recipe) -> Needs:
         *_network(plan),
         other=lambda: _probe(given, layers * plan.shape.n_embd),
         memory=_loaded(plan, images) + 2 * _features(plan, images, layers),
-        disk=_features(plan, images, layers),
+        scratch=_features(plan, images, layers),
     )
 
 
@@ -169,7 +179,7 @@ def milestones(given: Given, plan: Recipe) -> Needs:
         *_network(plan),
         other=lambda: _probe(given, plan.shape.n_embd, whole),
         memory=_loaded(plan, whole + card.test) + 2 * _features(plan, whole + card.test, 1),
-        disk=_features(plan, whole + card.test, plan.shape.n_layer + 1, str(given["precision"])),
+        scratch=_features(plan, whole + card.test, plan.shape.n_layer + 1, str(given["precision"])),
     )
 
 
@@ -182,12 +192,12 @@ def low_data(given: Given, plan: Recipe) -> Needs:
         *_network(plan, networks=2),
         training=Training(plan.shape, 16, card.classes),
         memory=_loaded(plan, images, networks=2) + pixels + 2 * 3 * _weights(plan),
-        disk=_features(plan, images, 2) + _weights(plan) * KEPT,
+        scratch=_features(plan, images, 2) + _weights(plan) * (KEPT + CHECKPOINT),
     )
 
 
 def settings(given: Given, plan: Recipe) -> Needs:
-    """One layer's features of some images."""
+    """One layer's features of some images, which stay."""
     card = data_card(str(given["dataset"]))
     images = min(int(given["subset"]), card.train)
     features = _features(plan, images + card.validation, 1)
@@ -195,7 +205,7 @@ def settings(given: Given, plan: Recipe) -> Needs:
         *_network(plan),
         other=lambda: _probe(given, plan.shape.n_embd, images),
         memory=_loaded(plan, card.train) + 4 * features,
-        disk=features,
+        kept=features,
     )
 
 
@@ -209,7 +219,7 @@ def sgd_probe(given: Given, plan: Recipe) -> Needs:
         *_network(plan),
         other=lambda: max(_probe(given, shape.n_embd, subset), FLOAT * width * (5 * outputs + 2 * BLOCK)),
         memory=_loaded(plan),
-        disk=max(part, _features(plan, everything, count, "float16")),
+        scratch=max(part, _features(plan, everything, count, "float16")),
     )
 
 
@@ -220,5 +230,5 @@ def fine_tune(given: Given, plan: Recipe) -> Needs:
     return Needs(
         training=Training(plan.shape, 128, card.classes),
         memory=_loaded(plan, tokens) + 2 * 3 * _weights(plan),
-        disk=_weights(plan) * KEPT,
+        scratch=_weights(plan) * (KEPT + CHECKPOINT),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from igpt.experiments import declared_stages
-from igpt.experiments.costs import downloads, stage_needs, stage_work, with_parents
+from igpt.experiments.costs import downloads, stage_work, stages_disk, with_parents
 from igpt.experiments.machines import CARDS
 from igpt.project import Project
 from igpt.report.tables import Cell, ResultTable
@@ -24,15 +24,17 @@ def released_costs(project: Project) -> ResultTable:
     rows.append(("all", "", *_numbers(stages)))
     columns = ("Notebook", "Of", "Stages", "GB to get", "GB of disk", *(card.title for card in CARDS))
     sources = "; ".join(f"{card.title}: {card.source}" for card in CARDS)
-    caption = f"What the released tier takes: downloads (+: at least), the disk of a stage, and hours of one card. {sources}"
+    caption = (
+        f"What the released tier takes: downloads (+: at least), disk with them at the height, and hours of one card. {sources}"
+    )
     return ResultTable("released-costs", caption, columns, tuple(tuple(Cell(text) for text in row) for row in rows))
 
 
 def _numbers(stages: Sequence[Stage]) -> tuple[str, ...]:
-    """How many stages, what is to be downloaded for them, the disk of the largest one, and their hours."""
+    """How many stages, what is to be downloaded for them, the disk with that at the height, and their hours."""
     fetched = {each for stage in stages for each in downloads(stage)}
     size = f"{sum(each.bytes for each in fetched) / 1e9:,.1f}{'' if all(each.exact for each in fetched) else '+'}"
-    disk = max(stage_needs(stage).disk for stage in stages)
+    disk = stages_disk(stages) + sum(each.disk for each in fetched)
     return (str(len(stages)), size, f"{disk / 1e9:,.1f}", *map(_rounded, _hours(stages)))
 
 

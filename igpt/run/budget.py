@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from igpt.experiments.costs import Cost, lacking, stage_cost
+from igpt.experiments.costs import Cost, Disks, lacking, stage_cost
 from igpt.experiments.machines import GIB, Card
 from igpt.experiments.protocols import prior_datasets
 from igpt.experiments.tiers import tier_of
@@ -63,15 +63,19 @@ class Budget:
         names = [name for p in by_rank for name in prior_datasets(p.stage.notebook, p.in_full.parameters)]
         return list(dict.fromkeys(names))
 
-    def says(self, memory: float, disk: float) -> str:
-        """What the run is expected to take, in one line; ``disk`` and ``memory`` bytes are free."""
+    def says(self, memory: float, disks: Disks) -> str:
+        """What the run is expected to take, in one line; ``memory`` bytes are free."""
         whole = self.total
         hours = f"{whole.hours:,.1f} hours" if whole.hours >= 0.1 else f"{60 * whole.hours:.1f} minutes"
         fetched = f"{whole.to_fetch / 1e9:,.1f} GB to download" if whole.to_fetch else "nothing to download"
+        disk = ", ".join(
+            f"{size / 1e9:,.1f} GB of the disk of {folder}, of which {free / 1e9:,.1f} are free"
+            for folder, size, free in disks.taken(whole)
+        )
         return (
             f"{len(self.stages)} stages, about {hours} one after the other ({self.card.source});"
-            f" {'' if whole.exact else 'at least '}{fetched}; at most {whole.room / 1e9:,.1f} GB of disk, of which"
-            f" {disk / 1e9:,.1f} are free, and {whole.memory / GIB:,.1f} GiB of memory, of which {memory / GIB:,.1f} are"
+            f" {'' if whole.exact else 'at least '}{fetched}; at most {disk},"
+            f" and {whole.memory / GIB:,.1f} GiB of memory, of which {memory / GIB:,.1f} are"
         )
 
     def _chain(self, planned: PlannedStage) -> Cost:
@@ -88,18 +92,18 @@ def is_released(stages: Iterable[Stage]) -> bool:
     return all(tier_of(stage) == "released" or stage.parameters.get("weights", "trained") != "trained" for stage in stages)
 
 
-def make_budget(todo: Iterable[PlannedStage], wanted: Iterable[Stage], card: Card, *, memory: float, disk: float) -> Budget:
+def make_budget(todo: Iterable[PlannedStage], wanted: Iterable[Stage], card: Card, *, memory: float, disks: Disks) -> Budget:
     """The budget of the stages of ``todo``, parents first, that a machine can hold.
 
     wanted : those that were asked for, of ``todo`` or not
-    memory, disk : bytes that are free
+    memory : bytes that are free
     """
     stages = tuple(todo)
     costs = {planned.stage: _cost(planned.in_full, card) for planned in stages}
-    left = {stage: why for stage, cost in costs.items() if (why := lacking(cost, card, memory, disk))}
+    left = {stage: why for stage, cost in costs.items() if (why := lacking(cost, card, memory, disks))}
     budget = _settled(Budget(card, stages, costs, frozenset(wanted) & costs.keys(), left))
     # Each by itself has room; with what it stands on it may have none.
-    full = {p.stage: why for p in budget.stages if (why := lacking(budget._chain(p), card, memory, disk))}
+    full = {p.stage: why for p in budget.stages if (why := lacking(budget._chain(p), card, memory, disks))}
     return _settled(replace(budget, left={**budget.left, **full}))
 
 

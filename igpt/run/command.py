@@ -8,6 +8,7 @@ from pathlib import Path
 from igpt.data.cards import is_present
 from igpt.errors import UsageError
 from igpt.experiments import declared_stages
+from igpt.experiments.costs import Disks
 from igpt.experiments.machines import this_machine
 from igpt.machine import cores, free_memory, gpus
 from igpt.project import Project
@@ -88,14 +89,14 @@ def _run_by_budget(project: Project, plan: Plan, wanted: list[Stage]) -> str:
     todo = to_do(project, plan)
     if not todo:
         return f"nothing to run: all {len(plan)} stages are fresh"
-    memory, disk = free_memory(), _free_disk(project.runs)
-    budget = make_budget(todo, wanted, this_machine(), memory=memory, disk=disk)
+    memory, disks = free_memory(), Disks(project.runs, _disk_of)
+    budget = make_budget(todo, wanted, this_machine(), memory=memory, disks=disks)
     if budget.left.keys() >= set(wanted):
         name, why = next((stage.name, why) for stage, why in budget.left.items())
         raise UsageError(f"this machine cannot hold {name}: {why}")
     _say_left(budget.left)
     if budget.stages:
-        tell(f"igpt: {budget.says(memory, disk)}")
+        tell(f"igpt: {budget.says(memory, disks)}")
     failures = []
     for name in budget.datasets():
         if not is_present(name):
@@ -123,6 +124,7 @@ def _say_left(left: dict[Stage, str]) -> None:
         tell(f"igpt: left: {'; '.join(stages)}: {why}")
 
 
-def _free_disk(folder: Path) -> int:
-    """Bytes that are free where a folder is, or is to be."""
-    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+def _disk_of(folder: Path) -> tuple[int, int]:
+    """The number of the disk on which a folder is, or is to be, and the bytes that are free there."""
+    place = next(place for place in (folder, *folder.parents) if place.exists())
+    return place.stat().st_dev, shutil.disk_usage(place).free

@@ -11,8 +11,8 @@ from igpt import sample
 from igpt.data import data_card
 from igpt.evaluate import feature_store
 from igpt.evaluate.logistic import ITERATIONS
-from igpt.experiments import needs
-from igpt.experiments.costs import downloads, lacking, run_hours, stage_cost, stage_hours, stage_work
+from igpt.experiments import costs, needs
+from igpt.experiments.costs import Cost, Disks, downloads, lacking, run_hours, stage_cost, stage_hours, stage_work, stages_disk
 from igpt.experiments.machines import A100, GIB, H100, RTX_4090, TWO_CORES, many_cores, this_machine
 from igpt.experiments.protocols import PROTOCOLS
 from igpt.experiments.work import DRAWN, expected_iterations, probe_work
@@ -24,6 +24,9 @@ from igpt.results.signature import Signer
 from igpt.stage import Literal, Stage
 from igpt.train.cost import forward_flops
 from igpt.train.recipes import recipe
+from igpt.weights.fetching import at_hand
+from igpt.weights.huggingface import TENSORS
+from igpt.weights.released import released_at
 
 SIGNER = Signer(ROOT / "notebooks")
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -149,12 +152,13 @@ def test_training_takes_what_a_card_has_and_what_does_not_fit_is_said() -> None:
     large, small = (stage_cost(full("fine_tune", model=f"igpt-{size}", dataset="cifar10"), H100) for size in "ls")
     assert 0.3 * 80 < large.card / GIB < 0.9 * 80
     assert lacking(large, H100) == lacking(small, H100) == ""
+    full_disk = Disks(Path("runs"), lambda folder: (0, 1e9))
     less = stage_cost(full("fine_tune", model="igpt-s", dataset="cifar10"), replace(H100, gib=12))
     assert less.card < 0.9 * 12 * GIB < small.card
     too_large = stage_cost(full("fine_tune", model="igpt-l", dataset="cifar10"), RTX_4090)
     assert lacking(too_large, RTX_4090).startswith("it needs 23.2 GiB on the card, of whose 24 GiB 90%")
-    assert lacking(small, H100, memory=GIB, disk=1e12).startswith("it needs 3.7 GiB of memory, and 1.0 GiB are free")
-    assert lacking(small, H100, memory=64 * GIB, disk=1e9).startswith("it needs 4.0 GB of disk, and 1.0 GB are free")
+    assert lacking(small, H100, memory=GIB).startswith("it needs 3.7 GiB of memory, and 1.0 GiB are free")
+    assert lacking(small, H100, memory=64 * GIB, disks=full_disk).startswith("it needs 4.0 GB of the disk of runs, and 1.0 GB")
 
 
 def test_a_processor_holds_everything_in_the_machines_memory() -> None:
@@ -169,11 +173,23 @@ def test_what_is_downloaded_counts_once() -> None:
     both = first + second
     assert both.to_fetch == first.to_fetch == 170_498_071
     assert both.exact
-    assert both.disk == 2 * first.disk
+    assert both.disk == first.disk  # the features of one are removed before the other's come
     assert both.room == both.disk + sum(each.disk for each in first.downloads)
     assert both.memory == max(first.memory, second.memory)
     assert stage_cost(full("linear_probe", model="laptop-l"), H100).to_fetch == 0  # the digits are here
     assert stage_cost(full("sgd_probe", model="igpt-s", dataset="imagenet"), H100).downloads == frozenset()  # by hand
+
+
+def test_what_stays_of_stages_adds_up_and_what_passes_counts_once() -> None:
+    sizes = ("igpt-s", "igpt-m", "igpt-l")
+    weights = [full("weights", model=size) for size in sizes]
+    probes = [full("linear_probe", model=size, dataset="cifar10", weights="released") for size in sizes]
+    tunes = [full("fine_tune", model=size, dataset="cifar10", weights="released") for size in sizes]
+    whole = sum((stage_cost(stage, H100) for stage in (*weights, *probes, *tunes)), Cost())
+    models = sum(4 * recipe(size).shape.parameters for size in sizes)
+    assert whole.kept == models
+    assert whole.disk == stages_disk([*weights, *probes, *tunes]) == models + 12 * recipe("igpt-l").shape.parameters * 4
+    assert whole.scratch == stage_cost(tunes[-1], H100).disk > stage_cost(probes[-1], H100).disk
 
 
 def test_released_weights_are_four_bytes_a_parameter_to_download() -> None:
@@ -181,6 +197,29 @@ def test_released_weights_are_four_bytes_a_parameter_to_download() -> None:
     [found] = [each for each in downloads(stage) if each.name == "igpt-l-bert"]
     assert found.bytes == 4 * recipe("igpt-l", "bert").shape.parameters
     assert not found.here
+
+
+@pytest.mark.parametrize("make", ["checkpoint", "safetensors", "pickle", "shards"])
+def test_released_weights_are_here_in_whatever_make_they_lie(make: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IGPT_WEIGHTS", str(tmp_path))
+    names = {
+        "checkpoint": [f"model.ckpt-1000000.{end}" for end in ("index", *(f"data-{n:05d}-of-00032" for n in range(32)))],
+        "safetensors": ["huggingface/config.json", "huggingface/model.safetensors"],
+        "pickle": ["huggingface/config.json", "huggingface/pytorch_model.bin"],
+        "shards": ["huggingface/config.json", "huggingface/model.safetensors.index.json"],
+    }[make]
+    stage = Stage.of("weights", model="igpt-s", objective="autoregressive", step=1_000_000, weights="released")
+    for name in names:
+        assert [each.here for each in downloads(stage)] == [False]
+        path = tmp_path / "igpt-s" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert stage_cost(stage, H100).to_fetch == 0
+    if make != "checkpoint":  # whose index is read there
+        assert at_hand(released_at("igpt-s", "autoregressive", 1_000_000)) == [tmp_path / "igpt-s" / "huggingface"]
+        other = Stage.of("weights", model="igpt-s", objective="bert", step=1_000_000, weights="released")
+        assert [each.here for each in downloads(other)] == [False]
+    assert costs.TENSORS == TENSORS
 
 
 def test_cards_have_their_data_sheets_rates() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from conftest import ROOT
 
 from igpt.experiments import declared_stages, experiments
-from igpt.experiments.costs import run_hours, with_parents
+from igpt.experiments.costs import run_hours, run_room, with_parents
 from igpt.project import Project
 from igpt.report.numbers import number
 from igpt.report.released import released_costs
@@ -35,6 +35,10 @@ def test_the_table_has_every_stage_once() -> None:
     *rows, whole = released_costs(PROJECT).rows
     stages = with_parents(declared_stages("released"), Signer(PROJECT.notebooks).in_full)
     assert sum(int(row[2].text) for row in rows) == int(whole[2].text) == len(stages)
+    fetched, disk = run_room(declared_stages("released"), Signer(PROJECT.notebooks).in_full)
+    assert whole[4].text == f"{disk / 1e9:,.1f}"  # as a plan says it where nothing is at hand
+    assert 1e9 * max(float(row[4].text.replace(",", "")) for row in rows) < disk < 1.5e11
+    assert whole[3].text == f"{fetched / 1e9:,.1f}+"
     assert whole[5].text == f"{float(f'{hours(stages):.2g}'):,.10g}"
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import WriteNotebook
 
 from igpt.errors import UsageError
-from igpt.experiments.costs import stage_hours
+from igpt.experiments.costs import Disks, downloads, stage_hours
 from igpt.experiments.machines import GIB, H100, RTX_4090
 from igpt.project import Project
 from igpt.results.plan import PlannedStage
 from igpt.results.signature import Signature, Signer
 from igpt.run.budget import Budget, is_released, make_budget
-from igpt.run.command import run_targets
+from igpt.run.command import _disk_of, run_targets
 from igpt.run.folder import finished_record
 from igpt.run.local import Room, plan_stages, shares
 from igpt.stage import Stage
+from igpt.train.recipes import recipe
 
 SMALL, LARGE = (Stage.of("pretrain", model=f"igpt-{size}", objective="autoregressive", seed=0) for size in "sl")
 
@@ -42,7 +46,14 @@ def planned(project: Project, *stages: Stage) -> list[PlannedStage]:
 
 PROBES = [on(SMALL, "linear_probe"), on(LARGE, "linear_probe")]
 TUNES = [on(SMALL, "fine_tune"), on(LARGE, "fine_tune")]
-ROOMY = {"memory": 512 * GIB, "disk": 1e13}
+
+
+def one_disk(free: float) -> Disks:
+    """All folders on one disk."""
+    return Disks(Path("runs"), lambda folder: (0, free))
+
+
+MEMORY, ROOMY = 512 * GIB, one_disk(1e13)
 
 
 def names(budget: Budget) -> list[str]:
@@ -51,7 +62,7 @@ def names(budget: Budget) -> list[str]:
 
 def test_the_cheapest_come_first_with_what_they_stand_on(project: Project) -> None:
     todo = planned(project, LARGE, SMALL, *PROBES, *TUNES)
-    budget = make_budget(todo, [*PROBES, *TUNES], H100, **ROOMY)
+    budget = make_budget(todo, [*PROBES, *TUNES], H100, memory=MEMORY, disks=ROOMY)
     assert not budget.left
     rank = budget.rank()
     order = sorted(rank, key=rank.__getitem__)
@@ -62,12 +73,14 @@ def test_the_cheapest_come_first_with_what_they_stand_on(project: Project) -> No
     assert rank[SMALL] == rank[PROBES[0]]  # the weights are fetched when the first that needs them has its turn
     whole = sum(stage_hours(p.in_full, H100) or math.nan for p in todo)
     assert budget.total.hours == pytest.approx(whole)
-    assert f"6 stages, about {whole:,.1f} hours one after the other (40% of the data sheet's" in budget.says(8 * GIB, 5e9)
+    assert f"6 stages, about {whole:,.1f} hours one after the other (40% of the data sheet's" in budget.says(
+        8 * GIB, one_disk(5e9)
+    )
 
 
 def test_what_a_machine_cannot_hold_is_left_with_its_reason_and_so_is_what_stands_on_it(project: Project) -> None:
     todo = planned(project, LARGE, SMALL, *PROBES, *TUNES)
-    budget = make_budget(todo, [*PROBES, *TUNES], RTX_4090, **ROOMY)
+    budget = make_budget(todo, [*PROBES, *TUNES], RTX_4090, memory=MEMORY, disks=ROOMY)
     assert names(budget) == ["pretrain igpt-s", "linear_probe igpt-s", "fine_tune igpt-s"]
     assert budget.left[LARGE].startswith("it needs 23.2 GiB on the card")
     assert budget.left[PROBES[1]] == f"it stands on {LARGE.name}, which is left"
@@ -75,7 +88,9 @@ def test_what_a_machine_cannot_hold_is_left_with_its_reason_and_so_is_what_stand
 
 def test_weights_that_nothing_needs_any_more_are_not_fetched(project: Project) -> None:
     todo = planned(project, LARGE, SMALL, PROBES[0], TUNES[1])
-    budget = make_budget(todo, [PROBES[0], TUNES[1]], H100, **ROOMY).without([TUNES[1]], "its data cannot be had")
+    budget = make_budget(todo, [PROBES[0], TUNES[1]], H100, memory=MEMORY, disks=ROOMY).without(
+        [TUNES[1]], "its data cannot be had"
+    )
     assert names(budget) == ["pretrain igpt-s", "linear_probe igpt-s"]
     assert budget.left == {TUNES[1]: "its data cannot be had"}
     assert budget.datasets() == ["imagenet", "cifar10"]  # of the training, and of the probe
@@ -83,11 +98,42 @@ def test_weights_that_nothing_needs_any_more_are_not_fetched(project: Project) -
 
 def test_the_disk_has_to_hold_a_stage_and_what_it_stands_on(project: Project) -> None:
     todo = planned(project, SMALL, PROBES[0])
-    together = make_budget(todo, [PROBES[0]], H100, **ROOMY).total.room
-    assert not make_budget(todo, [PROBES[0]], H100, memory=64 * GIB, disk=together).left
-    short = make_budget(todo, [PROBES[0]], H100, memory=64 * GIB, disk=together - 1)
+    together = make_budget(todo, [PROBES[0]], H100, memory=MEMORY, disks=ROOMY).total.room
+    assert not make_budget(todo, [PROBES[0]], H100, memory=64 * GIB, disks=one_disk(together)).left
+    short = make_budget(todo, [PROBES[0]], H100, memory=64 * GIB, disks=one_disk(together - 1))
     assert list(short.left) == PROBES[:1]
     assert not short.stages
+
+
+def test_each_disk_has_to_hold_what_is_written_to_it(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IGPT_WEIGHTS", "/weights")
+    monkeypatch.setenv("IGPT_DATA", "/data")
+    weights = Stage.of("weights", model="igpt-s", weights="released")
+    probe = Stage.of("linear_probe", model="igpt-s", dataset="cifar10", weights="released")
+    todo = [replace(p, parents=(weights,) if p.stage == probe else ()) for p in planned(project, weights, probe)]
+    size, [images] = 4 * recipe("igpt-s").shape.parameters, downloads(todo[1].in_full)
+    features = 25 * 60_000 * 512 * 4
+
+    def lent(**free: float) -> Disks:
+        """A disk for each of the folders, with so many bytes free."""
+        return Disks(Path("/runs"), lambda folder: (list(free).index(folder.parts[1]), free[folder.parts[1]]))
+
+    enough = {"runs": size + features, "weights": size, "data": images.disk}
+    budget = make_budget(todo, [probe], H100, memory=MEMORY, disks=lent(**enough))
+    assert not budget.left
+    said = budget.says(MEMORY, lent(**enough))
+    for name, free in enough.items():
+        assert re.search(rf"{free / 1e9:.1f} GB of the disk of /{name}[\w/-]*, of which {free / 1e9:.1f} are free", said)
+        left = make_budget(todo, [probe], H100, memory=MEMORY, disks=lent(**{**enough, name: free - 1})).left
+        assert f"GB of the disk of /{name}" in left[probe if name != "weights" else weights]
+        assert probe in left
+    apart = make_budget(todo, [probe], H100, memory=MEMORY, disks=one_disk(sum(enough.values()) - 1)).left
+    assert "GB of the disk of runs" in apart[probe]
+
+
+def test_a_folder_that_is_to_be_lies_on_the_disk_of_the_one_that_is_there(tmp_path: Path) -> None:
+    assert _disk_of(tmp_path / "runs" / "stage")[0] == tmp_path.stat().st_dev
+    assert _disk_of(tmp_path)[1] > 0
 
 
 def test_a_processor_gives_released_weights_all_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:

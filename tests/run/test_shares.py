@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from igpt import machine
+from igpt.experiments.costs import Disks
 from igpt.experiments.machines import GIB, H100
 from igpt.project import Project
 from igpt.run.budget import make_budget
@@ -92,7 +93,9 @@ def test_stages_at_once_have_the_memory_that_each_needs(project: Project) -> Non
     stages = [Stage.of("weights", model=f"igpt-{size}", objective=o) for size in "ml" for o in ("autoregressive", "bert")]
     plan = plan_stages(project, stages)
     room = Room(64, CARDS, memory=64 * GIB)
-    budget = make_budget(plan, [planned.stage for planned in plan], H100, memory=room.memory, disk=1e13)
+    budget = make_budget(
+        plan, [planned.stage for planned in plan], H100, memory=room.memory, disks=Disks(Path("runs"), lambda folder: (0, 1e13))
+    )
     takes = _taking(shares(room), budget)
     large = budget.total.memory
     for memory, together in ((64 * GIB, 4), (2 * large, 2), (large, 1)):
