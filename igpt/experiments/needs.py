@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from igpt.data import data_card
+from igpt.errors import UsageError
 from igpt.evaluate.linear_probe import STRENGTHS, chosen_layers
 from igpt.evaluate.logistic import problem_bytes
 from igpt.evaluate.sgd_probe import BLOCK
@@ -26,6 +27,7 @@ PYTHON = 1.0 * GIB  # of the machine: the libraries, a GPU's driver
 WIDEST = 2**28  # bytes of the widest activations of a pass over frozen weights: `igpt.evaluate.feature_store.AT_ONCE`
 # Arrays (positions, width) of an image that a pass has at once, four of them the widest activations: the peaks on a processor.
 PASSING = {"bfloat16": 18, "float32": 8}
+PRECISIONS = ("float32", "float16")  # of features on disk: `igpt.evaluate.feature_store.PRECISIONS`, which brings torch
 LOSS_BATCH = 64  # images of a pass in `released_loss`
 CHECKPOINT = 3  # copies of the weights: they and Adam's two moments
 KEPT = 3 * CHECKPOINT  # of a training: the newest two, and one from before the last good losses; one more is being written
@@ -85,7 +87,9 @@ def _loaded(plan: Recipe, images: float = 0, networks: int = 1) -> float:
 
 
 def _features(plan: Recipe, images: float, layers: int, precision: str = "float32") -> float:
-    """Bytes of features."""
+    """Bytes of features. Raises UsageError for a precision that they are not kept in."""
+    if precision not in PRECISIONS:
+        raise UsageError(f"features are kept in {' or '.join(PRECISIONS)}, not {precision!r}: choose one of these")
     return np.dtype(precision).itemsize * images * layers * plan.shape.n_embd
 
 

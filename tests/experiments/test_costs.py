@@ -247,6 +247,7 @@ def test_what_the_laptop_tier_took_was_expected_within_a_factor_of_three(path: P
 
 def test_a_pass_takes_the_memory_that_features_take() -> None:
     assert needs.WIDEST == feature_store.AT_ONCE
+    assert needs.PRECISIONS == feature_store.PRECISIONS
 
 
 def test_samples_are_priced_as_they_are_drawn() -> None:

@@ -184,3 +184,21 @@ def test_what_cannot_be_held_is_refused_alone_and_left_beside_what_is_finished(
         said = run_targets(["here,weights=released", large], None, [])
         assert said.startswith(f"{ran} stages run, {1 - ran} were fresh; 2 left: weights,model=igpt-l")
     assert "igpt: left: linear_probe,dataset=cifar10,model=igpt-l,seed=0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("notebook", "parameter", "says"),
+    [
+        ("linear_probe", "precision=foo", r"^features are kept in float32 or float16, not 'foo': choose one of these$"),
+        ("linear_probe", "precision=int8", r"^features are kept in float32 or float16, not 'int8': choose one of these$"),
+        ("loss_against_probe", "precision=foo", r"^features are kept in float32 or float16, not 'foo': choose one of these$"),
+        ("linear_probe", "layers=nonsense", r"^layers are 'nonsense', the model has layers 0 to 24: say all, or"),
+        ("linear_probe", "layers=", r"^layers are '', the model has layers 0 to 24: say all, or"),
+    ],
+)
+def test_a_parameter_that_cannot_be_priced_is_refused_in_a_sentence(
+    notebook: str, parameter: str, says: str, project: Project
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        run_targets([notebook], None, ["weights=released", "model=igpt-s", "dataset=cifar10", parameter])
+    assert not project.runs.exists()
