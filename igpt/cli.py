@@ -206,7 +206,7 @@ def train(
     seed: Annotated[int, typer.Option(metavar=SEEDS, callback=_seed, help="Of the first weights and of the batches.")] = 0,
     palette: Annotated[Path | None, typer.Option(help="The tokens' palette.npy; the released colours if left out.")] = None,
     micro_batch: Annotated[
-        int | None, typer.Option(min=1, help="Images at once on a device, to save memory; all if left out.")
+        int | None, typer.Option(min=1, help="Images at once on a device; as many as fit if left out.")
     ] = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Processes, one a GPU; all GPUs if left out.")] = None,
 ) -> None:

@@ -43,13 +43,15 @@ def train(
 ) -> tuple[str, int]:
     """Train or continue; what to say of it, and the exit code.
 
-    Raises UsageError for an unknown recipe, tokens that are not the recipe's, or a folder of another run.
+    micro_batch : images at once on a device; as many as its memory holds when None
+    Raises UsageError for an unknown recipe, tokens that are not the recipe's, a folder of another run, or a model of which
+    not even one image fits.
     """
     plan = recipe(name, objective)  # type: ignore[arg-type]  # refused there when it is no objective
     if steps is not None:
         plan = replace(plan, steps=steps, warmup=min(plan.warmup, max(steps // 20, 1)))
     group = Group.here(devices)
-    machine = replace(Machine.here(plan.shape), micro_batch=micro_batch)
+    machine = _fitted(plan, group) if micro_batch is None else replace(Machine.here(plan.shape), micro_batch=micro_batch)
     try:
         with _stop_by_signal() as stopping, _Bar(plan, out / "metrics.jsonl", machine, group) as bar:
             losses = train_store(
@@ -65,6 +67,13 @@ def train(
     except Stopped as stopped:
         return str(stopped), STOPPED
     return f"{name}: {losses.validation[-1]:.4f} nats per token held out; weights in {out / weights_name(plan.steps)}", 0
+
+
+def _fitted(plan: Recipe, group: Group) -> Machine:
+    """The machine here, with as many images at once as its memory holds; with no number where it holds all that a step has."""
+    found = Machine.here(plan.shape).fitted(plan.shape, batch=plan.batch, devices=group.devices, nodes=group.nodes)
+    whole = found.micro_batch == -(-plan.batch // (group.devices * group.nodes))
+    return replace(found, micro_batch=None) if whole else found
 
 
 @contextmanager

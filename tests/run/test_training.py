@@ -14,11 +14,14 @@ from conftest import PATIENCE
 from conftest import igpt_here as igpt
 
 from igpt.data.store import HEADER, Header, write_header, write_labels, write_shard
+from igpt.errors import UsageError
 from igpt.palette import Palette
 from igpt.project import Project
-from igpt.run.training import peak_rate, product_rate, token_flops
+from igpt.run.training import peak_rate, product_rate, token_flops, train
 from igpt.shape import ModelShape
-from igpt.train.loop import Machine
+from igpt.train.loop import Machine, Stopped
+from igpt.train.memory import USED, step_memory
+from igpt.train.recipes import recipe
 from igpt.weights.own import load_weights
 
 
@@ -108,6 +111,30 @@ def test_mistakes_are_one_sentence(project: Project, store: tuple[Path, Path], t
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
         assert not out.exists()
+
+
+@pytest.mark.parametrize(("holds", "taken"), [(16, None), (15, 8), (5, 4), (1, 1)])
+def test_as_many_images_go_through_at_once_as_fit(
+    holds: int, taken: int | None, store: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, machines = recipe("tiny-s").shape, []
+
+    def stopped(*_: object, machine: Machine, **__: object) -> None:
+        machines.append(machine)
+        raise Stopped("seen")
+
+    room = step_memory(shape, images=holds, half=Machine.here(shape).bfloat16).total + 1
+    monkeypatch.setattr("igpt.train.engine.free_memory", lambda: room / USED)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("igpt.run.training.train_store", stopped)
+    asked = {"data": store[0], "out": tmp_path / "out", "steps": 1, "seed": 0, "palette": store[1], "devices": 1}
+    for micro_batch in (None, 2):
+        assert train("tiny-s", "autoregressive", **asked, micro_batch=micro_batch) == ("seen", 75)
+    assert [machine.micro_batch for machine in machines] == [taken, 2]
+    assert not any(machine.recompute for machine in machines)
+    monkeypatch.setattr("igpt.train.engine.free_memory", lambda: 0.0)
+    with pytest.raises(UsageError, match="does not fit into the 0.0 GiB that the device has for it: take"):
+        train("tiny-s", "autoregressive", **asked, micro_batch=None)
 
 
 @pytest.mark.parametrize("rate", [1e9, 1e11, 1e13, 989e12])
