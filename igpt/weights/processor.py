@@ -28,6 +28,7 @@ _PROCESSOR: dict[str, Any] = {
     "do_color_quantize": True,
 }
 PROCESSOR = "preprocessor_config.json"
+NESTED = "processor_config.json"  # of newer versions, which describes the processors of all kinds of input
 BICUBIC = 3  # Pillow's number
 _ROUNDED = 1e-5  # two palettes that differ by less were written with fewer digits; a level of a pixel is 1 / 127.5
 
@@ -89,7 +90,7 @@ def write_processor(folder: Path, palette: Palette, *, side: int) -> None:
 
 def _read_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The configuration of the image processor, where transformers looks for it, and its file; empty without one."""
-    path = folder / "processor_config.json"  # of newer versions, which describes the processors of all kinds of input
+    path = folder / NESTED
     nested = _read_json(path).get("image_processor")
     if nested is None:
         path = folder / PROCESSOR

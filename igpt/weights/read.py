@@ -13,7 +13,7 @@ from igpt.weights.check import check_shape
 from igpt.weights.fetching import read_released
 from igpt.weights.huggingface import huggingface_files, huggingface_shape, is_huggingface, read_huggingface
 from igpt.weights.own import described, load_weights, released_palette
-from igpt.weights.processor import PROCESSOR, read_colours
+from igpt.weights.processor import NESTED, PROCESSOR, read_colours
 from igpt.weights.released import RELEASED, released_model
 from igpt.weights.tensorflow import index_path, needed_shards, read_index, read_tensorflow, shape_of
 
@@ -51,7 +51,7 @@ def weights_files(place: Path) -> list[Path]:
     Raises UsageError for one that is missing.
     """
     beside = place if place.is_dir() else place.parent
-    colours = [path for name in ("palette.npy", PROCESSOR) if (path := beside / name).exists()]
+    colours = [path for name in ("palette.npy", NESTED, PROCESSOR) if (path := beside / name).exists()]
     own = [place / name for name in ("config.json", "model.safetensors", "palette.npy")]
     if place.is_dir():
         files = huggingface_files(place) if is_huggingface(place) else own

@@ -24,6 +24,7 @@ from igpt.stage import Stage
 from igpt.train.recipes import recipe
 from igpt.weights.huggingface import write_huggingface
 from igpt.weights.own import load_weights, released_palette, save_weights
+from igpt.weights.processor import NESTED, PROCESSOR
 
 SHAPE = ModelShape(2, 16, 2, 16, 64)  # eight pixels a side, as the digits are
 CUSTOM = "custom-2x16x2-16-64"
@@ -107,6 +108,19 @@ def test_the_same_weights_elsewhere_are_the_same_and_others_are_not(project: Pro
     shutil.rmtree(folder)
     shutil.copytree(moved, folder)
     assert settled(project, folder)["weights"] == name and own_place(project, str(name)) == folder
+
+
+@pytest.mark.usefixtures("evaluate")
+@pytest.mark.parametrize("file", [PROCESSOR, NESTED])
+def test_colours_are_part_of_what_weights_are_in_whichever_file_they_stand(project: Project, tmp_path: Path, file: str) -> None:
+    folder = tmp_path / "theirs"
+    write_huggingface(folder, random_model(SHAPE))
+    names = []
+    for width in (1.0, 0.5):
+        processor = {"clusters": np.linspace([-width] * 3, [width] * 3, 16).tolist()}
+        (folder / file).write_text(json.dumps({"image_processor": processor} if file == NESTED else processor))
+        names.append(settled(project, folder, dataset="cifar10")["weights"])
+    assert names[0] != names[1]
 
 
 @pytest.mark.usefixtures("evaluate")
