@@ -1,7 +1,8 @@
-"""A user's own weights: a path on the command line becomes a name that holds the digest of their files.
+"""A user's own weights: a path on the command line becomes a name, their folder's and the digest of their files.
 
-What stands on them is named by what they are, not by where they lie. Which path, digest and shape a name stands for is
-kept in ``runs/weights/NAME.json``.
+A folder that is moved keeps its name as long as it is called the same: what stands on it stays. One that is renamed is
+other weights to every plan, though its digest says that they are the same. Which path, digest and shape a name stands for
+is kept in ``runs/weights/NAME.json``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from igpt.errors import UsageError
@@ -45,6 +48,7 @@ def settle(project: Project, stage: Stage) -> Stage:
     """
     defaults = read_notebook(project.notebooks, stage.notebook).defaults
     given = stage.parameters
+    _check_trained(given, defaults)
     if "weights" not in defaults or not isinstance(word := given.get("weights", defaults["weights"]), str):
         return stage  # what the plan says of a parameter that is unknown, or of another type
     if word == TRAINED:
@@ -53,7 +57,9 @@ def settle(project: Project, stage: Stage) -> Stage:
         return stage
     full = {**defaults, **given}
     if word == RELEASED:
-        _check_released(full)
+        if released := _released(full):
+            for dataset in needed_datasets(stage.notebook, full):
+                _check_data(dataset, f"OpenAI's {released.model}", released)
         return stage
     place = _registration(project, word)
     if NAME.fullmatch(word) and not place.exists() and "model" in given:
@@ -100,6 +106,7 @@ def hand_on(project: Project, home: Project) -> None:
 def _register(project: Project, word: str) -> tuple[str, Registered]:
     """Give the weights at a path their name."""
     from igpt.train.recipes import model_of
+    from igpt.weights.huggingface import has_output, is_huggingface
     from igpt.weights.read import read_palette, weights_shape
 
     path = whole_path("weights", word)
@@ -107,6 +114,11 @@ def _register(project: Project, word: str) -> tuple[str, Registered]:
         raise _unknown(project, word)
     if path.is_dir() and not (path / "config.json").exists() and (found := sorted(path.glob("*.index"))):
         raise UsageError(f"{path} holds TensorFlow checkpoints: give the path of one, such as {found[-1].with_suffix('')}")
+    if path.is_dir() and is_huggingface(path) and not has_output(path):
+        raise UsageError(
+            f"{path} holds weights without an output matrix, as a classifier's: igpt.ImageGPT.from_pretrained reads their"
+            " features, and no notebook takes them: give those of a generative model, with lm_head.weight"
+        )
     shape = weights_shape(path)
     palette = read_palette(path, shape)
     side, channels = math.isqrt(shape.n_ctx), palette.centres.shape[1]
@@ -135,13 +147,30 @@ def _unknown(project: Project, word: str) -> UsageError:
     return UsageError(f"there are no weights {word!r}{near}; or give a folder, or a TensorFlow checkpoint's path without .index")
 
 
-def _check_released(given: dict[str, Literal]) -> None:
-    """Raise UsageError for what OpenAI did not release; parameters of a wrong type are left to the plan."""
+def _check_trained(given: Mapping[str, Literal], defaults: Mapping[str, Literal]) -> None:
+    """Raise UsageError for a model that only a user's own weights have where none are given."""
+    from igpt.train.recipes import CUSTOM
+
+    model = str(given.get("model", ""))
+    if CUSTOM.fullmatch(model) and given.get("weights", TRAINED) == TRAINED:
+        ways = "give weights=FOLDER too, or another model" if "weights" in defaults else "choose another model"
+        raise UsageError(f"{model} is the shape of somebody's own weights, which no recipe trains: {ways}")
+
+
+def _released(given: Mapping[str, Literal]) -> Registered | None:
+    """What OpenAI's weights are; None where parameters are missing or of a wrong type, which is left to the plan.
+
+    Raises UsageError for what was not released.
+    """
+    from igpt.palette import RELEASED as RELEASED_COLOURS
     from igpt.weights.released import LAST_STEP, released_at
 
     step = given.get("step", LAST_STEP)
-    if isinstance(step, int) and "model" in given:  # a notebook of one's own may name none
-        released_at(str(given["model"]), str(given.get("objective", "autoregressive")), step)
+    if not isinstance(step, int) or "model" not in given:  # a notebook of one's own may name none
+        return None
+    model, objective = str(given["model"]), str(given.get("objective", "autoregressive"))
+    shape = released_at(model, objective, step).shape
+    return Registered("", "", model, objective, math.isqrt(shape.n_ctx), 3, RELEASED_COLOURS)
 
 
 def _check_notebook(notebook: str, defaults: dict[str, Literal], word: str, known: Registered) -> None:
@@ -199,7 +228,21 @@ def _is_there(path: Path) -> bool:
 
 def _digest(path: Path) -> str:
     """SHA-256 of what lies at a path. Raises UsageError where files are missing."""
-    from igpt.weights.existing import content_digest, file_sums
     from igpt.weights.read import weights_files
 
-    return content_digest(file_sums(weights_files(path)))
+    files = weights_files(path)
+    return _content(tuple((file, _state(file)) for file in files))
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    """What changes with a file's content."""
+    found = file.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@cache
+def _content(files: tuple[tuple[Path, tuple[int, ...]], ...]) -> str:
+    """SHA-256 of files in a state, read once: the stages of a plan stand on the same gigabytes."""
+    from igpt.weights.existing import content_digest, file_sums
+
+    return content_digest(file_sums(file for file, _ in files))

@@ -13,7 +13,7 @@ import math
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from reprlib import repr as shortly
 from typing import Any
@@ -94,7 +94,7 @@ def read_huggingface(folder: Path) -> ImageGPT:
     tensors = {name.removeprefix("transformer."): t for name, t in read.items()}
     if len(tensors) < len(read):
         raise UsageError(f"{folder} holds tensors both with and without the prefix transformer.: copy it again")
-    bare = "lm_head.weight" not in tensors and ("score.weight" in tensors or "wte.weight" in read)
+    bare = _is_bare(read)
     check_fits(path, shape, tensors=len(tensors), size=size, output=not bare)
     tensors = {name: t for name, t in tensors.items() if not _MASK.fullmatch(name) and not (bare and name == "score.weight")}
     with torch.device("meta"):
@@ -122,6 +122,14 @@ def huggingface_shape(path: Path) -> ModelShape:
         raise UsageError(f"{path} does not describe an Image GPT ({error}): copy it again") from None
     _check_arithmetic(config, path)
     return shape
+
+
+def has_output(folder: Path) -> bool:
+    """Whether a folder's weights predict colours; those of a classifier give features only.
+
+    Raises UsageError for weights that are missing or damaged.
+    """
+    return not _is_bare(_read_tensors(folder)[0])
 
 
 def huggingface_files(folder: Path) -> list[Path]:
@@ -178,6 +186,12 @@ def write_huggingface(folder: Path, model: ImageGPT, palette: Palette | None = N
         "torch_dtype": "float32",
     }
     write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
+
+
+def _is_bare(names: Collection[str]) -> bool:
+    """Whether tensors of these names are those of a classifier or a bare model: all but the output matrix."""
+    inner = {name.removeprefix("transformer.") for name in names}
+    return "lm_head.weight" not in inner and ("score.weight" in inner or "wte.weight" in names)
 
 
 def _their_shapes(ours: dict[str, torch.Size], tensors: dict[str, Tensor]) -> dict[str, torch.Size]:

@@ -60,7 +60,7 @@ def test_released_milestones_keep_their_places_in_figure_3(project: Project) -> 
     for index, step in enumerate(steps):
         folders[step] = finish(project, Stage.of("weights", model="igpt-s", step=step), {})
         finish(project, Stage.of("released_loss", model="igpt-s", step=step), loss(2.1 - index / 100))
-    found = open_stage("loss_against_probe", model="igpt-s", weights="released").milestones()
+    found = open_stage("loss_against_probe", model="igpt-s", dataset="cifar10", weights="released").milestones()
     assert [(m.index, m.step, m.loss) for m in found] == [
         (index + 1, step, pytest.approx(2.1 - index / 100)) for index, step in enumerate(steps)
     ]
@@ -69,7 +69,7 @@ def test_released_milestones_keep_their_places_in_figure_3(project: Project) -> 
 
 def test_an_evaluation_stands_on_the_last_released_weights(project: Project) -> None:
     folder = finish(project, Stage.of("weights", model="igpt-m", objective="bert"), {})
-    stage = open_stage("linear_probe", model="igpt-m", objective="bert", weights="released")
+    stage = open_stage("linear_probe", model="igpt-m", objective="bert", dataset="cifar10", weights="released")
     assert stage.weights() == project.runs / folder / "weights-1000000"
 
 

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, WriteNotebook, igpt, igpt_here, random_model
+from safetensors.torch import load_file, save_file
 
 from igpt.errors import UsageError
+from igpt.files import file_sha256
 from igpt.palette import Palette
 from igpt.project import Project
 from igpt.results.signature import Signer
@@ -22,7 +24,8 @@ from igpt.run.own_weights import hand_on, own_place, settle
 from igpt.shape import ModelShape
 from igpt.stage import Stage
 from igpt.train.recipes import recipe
-from igpt.weights.huggingface import write_huggingface
+from igpt.weights import existing
+from igpt.weights.huggingface import read_huggingface, write_huggingface
 from igpt.weights.own import load_weights, released_palette, save_weights
 from igpt.weights.processor import NESTED, PROCESSOR
 
@@ -225,12 +228,68 @@ def test_jobs_in_a_shared_folder_know_the_names_too(project: Project, folder: Pa
 
 def test_released_weights_are_of_the_models_that_were_released(project: Project, write_notebook: WriteNotebook) -> None:
     write_notebook("evaluate", EVALUATE, "")
-    assert settled(project, "released", model="igpt-l", objective="bert") == {
-        "model": "igpt-l", "objective": "bert", "weights": "released"
+    assert settled(project, "released", model="igpt-l", objective="bert", dataset="cifar10") == {
+        "model": "igpt-l", "objective": "bert", "weights": "released", "dataset": "cifar10"
     }  # fmt: skip
     assert "OpenAI released no autoregressive weights of tiny-s: choose one of igpt-s" in refused(project, "released")
     assert "no weights of igpt-s after 65,000 steps" in refused(project, "released", "weights", step=65_000)
     assert "takes weights that exist, not trained" in refused(project, "trained", "weights")
+
+
+def test_released_weights_are_held_against_the_data_before_they_are_fetched(
+    project: Project, write_notebook: WriteNotebook
+) -> None:
+    write_notebook("evaluate", EVALUATE, "")
+    assert refused(project, "released", model="igpt-m", dataset="digits") == (
+        "OpenAI's igpt-m reads colour images of 32 x 32 pixels, and digits has grey images of 8 x 8 pixels: choose another data"
+        " set (-p dataset=...)"
+    )
+    for dataset in ("cifar10", "stl10", "imagenet-tokens", "a typo, which the plan refuses"):
+        assert settled(project, "released", model="igpt-m", dataset=dataset)["dataset"] == dataset
+
+
+def test_a_model_that_is_nobodys_recipe_wants_weights(project: Project, write_notebook: WriteNotebook) -> None:
+    write_notebook("evaluate", EVALUATE, "")
+    assert refused(project, "trained", model=CUSTOM).endswith("no recipe trains: give weights=FOLDER too, or another model")
+    write_notebook("train", 'model = "tiny-s"', "")
+    with pytest.raises(UsageError, match=f"{CUSTOM} is the shape of somebody's own weights, .*: choose another model"):
+        settle(project, Stage.of("train", model=CUSTOM))
+
+
+@pytest.mark.usefixtures("evaluate")
+@pytest.mark.parametrize("make", ["safetensors", "bin"])
+def test_a_classifiers_weights_are_refused_at_once(project: Project, tmp_path: Path, shades: Palette, make: str) -> None:
+    folder = tmp_path / "classifier"
+    write_huggingface(folder, random_model(SHAPE), shades)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["score.weight"] = tensors.pop("lm_head.weight")[:10]
+    (folder / "model.safetensors").unlink()
+    if make == "bin":
+        torch.save(tensors, folder / "pytorch_model.bin")
+    else:
+        save_file(tensors, folder / "model.safetensors")
+    said = refused(project, folder)
+    assert f"{folder} holds weights without an output matrix" in said and "give those of a generative model" in said
+    assert not (project.runs / "weights").exists()
+    assert read_huggingface(folder).wtet is None  # of which features can be read
+
+
+@pytest.mark.usefixtures("evaluate")
+def test_a_folder_is_read_once_as_long_as_it_is_the_same(project: Project, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr(existing, "file_sha256", counted)
+    name = str(settled(project, folder)["weights"])
+    for _ in range(3):
+        assert settled(project, folder)["weights"] == name and own_place(project, name) == folder
+    assert len(read) == 3
+    content = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(f"{content} ")
+    assert settled(project, folder)["weights"] != name
 
 
 def test_a_typo_ends_in_a_sentence_before_anything_starts(project: Project, folder: Path) -> None:
