@@ -56,6 +56,19 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     sync_folder(path.parent)
 
 
+@contextmanager
+def refuse_full_disk(place: Path) -> Iterator[None]:
+    """Let a disk that takes no more be a UsageError, for what is written to ``place`` and continued by the same command."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise UsageError(
+            f"{place} could not be written ({error.strerror}): free some room, and the same command continues"
+        ) from None
+
+
 def check_place(path: Path, *, is_folder: bool = False) -> None:
     """Raise UsageError where no file can be written, or no folder: on what is of the other kind, or below a file."""
     if not is_folder and path.is_dir():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igpt.errors import UsageError
-from igpt.files import NO_ROOM, file_sha256, write_folder
+from igpt.files import file_sha256, refuse_full_disk, write_folder
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
@@ -35,7 +35,7 @@ class Existing:
         Raises UsageError where the disk is too full.
         """
         shutil.rmtree(folder, ignore_errors=True)
-        try:
+        with refuse_full_disk(folder):
             if (size := 4 * self.network.shape.parameters) > (free := shutil.disk_usage(folder.parent).free):
                 raise UsageError(
                     f"{folder} needs {size:,} bytes and its disk has {free:,} free: free {size - free:,} bytes, then the same"
@@ -43,12 +43,6 @@ class Existing:
                 )
             with write_folder(folder) as part:
                 save_weights(part, self.network, self.palette)
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            raise UsageError(
-                f"{folder} could not be written ({error.strerror}): free some room, then the same command continues"
-            ) from None
 
 
 def released_weights(model: str, objective: str, step: int, *, report: Report) -> Existing:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from igpt.errors import UsageError
 from igpt.fetch import Check, RemoteFile, Unavailable, fetch
-from igpt.files import NO_ROOM
+from igpt.files import refuse_full_disk
 from igpt.model import ImageGPT
 from igpt.weights.check import check_shape, shape_in_words
 from igpt.weights.huggingface import TENSORS, huggingface_shape, read_huggingface
@@ -197,15 +197,8 @@ def _fetch(
 
         for name in names:
             if name in missing:
-                try:
+                with refuse_full_disk(folder / name):
                     fetch(RemoteFile(name, (f"{address}/{name}",), None, None), folder, report=tell, check=check)
-                except OSError as error:
-                    if error.errno not in NO_ROOM:
-                        raise
-                    raise UsageError(
-                        f"{error.filename} could not be written ({error.strerror}): free some room, and the same command"
-                        " continues"
-                    ) from None
             come += (folder / name).stat().st_size
 
 
