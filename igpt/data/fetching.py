@@ -7,6 +7,7 @@ import hashlib
 import lzma
 import shutil
 import struct
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -24,8 +25,8 @@ from igpt.data.imagenet_tokens import check_released
 from igpt.data.order import index_digest
 from igpt.data.splits import held_out
 from igpt.errors import UsageError
-from igpt.fetch import RemoteFile, fetch
-from igpt.files import check_place, is_litter, sync_folder, wait_for_lock
+from igpt.fetch import RemoteFile, Unavailable, fetch
+from igpt.files import check_place, is_litter, refuse_full_disk, sync_folder, wait_for_lock
 
 Report = Callable[[int, int | None], None]
 DAMAGE = (  # what reading an archive raises when it is not whole, or its members lie in each other's place
@@ -38,34 +39,57 @@ def fetch_dataset(name: str, *, report: Report = lambda done, total: None) -> Pa
     """The folder of a data set, downloaded from its official address, verified and unpacked; at once if it is there.
 
     The archive is removed once its content stands. While another process fetches the same set, this one waits for it,
-    and continues when that process ends before the set stands. Raises UsageError for a data set that may only be had from its
-    owner, saying what to put where; otherwise as `igpt.fetch.fetch` does, and for an archive that is not as it should be.
+    and continues when that process ends before the set stands. Files that only come along, and cannot be had, are said on
+    stderr. Raises UsageError for a data set that may only be had from its owner, saying what to put where; for a full disk,
+    where what has come is kept; otherwise as `igpt.fetch.fetch` does, and for an archive that is not as it should be.
     """
     card = data_card(name)
     if not card.folder:
         raise UsageError(f"{card.short} come with scikit-learn: there is nothing to fetch")
     if card.loose:
-        for address in (*card.loose, *card.beside):
-            fetch(RemoteFile(address.rpartition("/")[2], (address,), None, None), card.place, report=report)
-        return card.place
-    if is_present(name):
-        return card.place
+        _fetch_loose(card, report)
+    elif not is_present(name):
+        with refuse_full_disk(card.place):
+            _fetch_archives(card, report)
+    return card.place
+
+
+def _fetch_loose(card: DataSet, report: Report) -> None:
+    """Have a data set's single files, then those beside them as far as they can be had."""
+
+    def have(address: str) -> None:
+        name = address.rpartition("/")[2]
+        with refuse_full_disk(card.place / name):
+            fetch(RemoteFile(name, (address,), None, None), card.place, report=report)
+
+    for address in card.loose:
+        have(address)
+    for address in card.beside:
+        try:
+            have(address)
+        except UsageError as error:
+            print(f"igpt: {card.title} is usable without: {error}", file=sys.stderr)
+            if not (isinstance(error, Unavailable) and error.is_missing):
+                break  # no network, say, which would be waited for again with each file
+
+
+def _fetch_archives(card: DataSet, report: Report) -> None:
+    """Have a data set out of its archives, verified and unpacked."""
     if card.place.exists():
         raise UsageError(
             f"{card.place} is there and is not {card.title} as published: move it away, and the same command fetches it"
         )
     if not all(archive.addresses for archive in card.archives):
-        raise UsageError(f"{card.title} may be had from its owner only, under {card.terms}: {by_hand(name)}")
+        raise UsageError(f"{card.title} may be had from its owner only, under {card.terms}: {by_hand(card.name)}")
     check_place(card.place, is_folder=True)
     data_home().mkdir(parents=True, exist_ok=True)
     held = f"{card.title} is being fetched by another process into {card.place}"
     with wait_for_lock(card.place.with_name(f".{card.place.name}.lock"), held):
-        for archive in card.archives if not is_present(name) else ():  # that process may have finished it
+        for archive in card.archives if not is_present(card.name) else ():  # that process may have finished it
             remote = RemoteFile(archive.name, archive.addresses, archive.bytes, archive.checksum)
             path = fetch(remote, data_home(), report=report)
             unpack(path, card.place, limit=card.unpacked_bytes)
             path.unlink()
-    return card.place
 
 
 def unpack(path: Path, folder: Path, *, limit: int) -> None:

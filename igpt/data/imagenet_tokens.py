@@ -21,7 +21,7 @@ from igpt.data.dataset import DataSet, SplitName
 from igpt.data.store import map_array, read_tokens
 from igpt.errors import UsageError
 from igpt.fetch import RemoteFile, fetch
-from igpt.files import file_sha256
+from igpt.files import file_sha256, refuse_full_disk
 from igpt.palette import RELEASED, Palette
 
 ADDRESS = "https://openaipublic.blob.core.windows.net/image-gpt/datasets"  # source: download.py of openai/image-gpt
@@ -108,9 +108,21 @@ def one_hot_labels(card: DataSet, path: Path, *, images: int, classes: int) -> N
 
 
 def check_released(card: DataSet) -> Iterator[str]:
-    """What a look at every token and label finds, a line a split. Raises UsageError for the first that is not as released."""
+    """What a look at every token and label finds, a line a split. Raises UsageError for the first that is not as released.
+
+    Splits that begin with the same images are one file under two names.
+    """
+    seen: list[ReleasedTokens] = []
     for split in SPLITS:
         tokens = ReleasedTokens(card, split)
+        for other in seen:
+            first = np.arange(min(SAMPLE, len(tokens), len(other)))
+            if np.array_equal(tokens[first], other[first]):
+                raise UsageError(
+                    f"{tokens.path} begins with the same images as {other.path}, so that one is a copy of the other:"
+                    f" {again(card)}"
+                )
+        seen.append(tokens)
         least, most = COLOURS, 0
         for start in range(0, len(tokens), PIECE):
             piece = tokens[np.arange(start, min(start + PIECE, len(tokens)))]
@@ -169,10 +181,12 @@ def _brought(card: DataSet, name: str) -> Path:
             bar.total, bar.n = total, done
             bar.refresh()
 
-        try:
-            return fetch(RemoteFile(name, (f"{ADDRESS}/{name}",), None, None), card.place, report=report)
-        except UsageError as error:
-            raise UsageError(f"released tokens cannot be had: {error}; or put {name} from {ADDRESS}/ into {card.place}") from None
+        with refuse_full_disk(path):
+            try:
+                return fetch(RemoteFile(name, (f"{ADDRESS}/{name}",), None, None), card.place, report=report)
+            except UsageError as error:
+                or_by_hand = f"or put {name} from {ADDRESS}/ into {card.place}"
+                raise UsageError(f"released tokens cannot be had: {error}; {or_by_hand}") from None
 
 
 def _addresses(name: str) -> tuple[str, ...]:

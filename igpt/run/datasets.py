@@ -42,7 +42,9 @@ def check(name: str) -> str:
         from igpt.weights.own import released_palette  # brings torch
 
         lines += compare_released(released_palette())
-    return "\n".join([f"{data_card(name).title} is as published", *(f"  {line}" for line in lines)])
+    card = data_card(name)
+    verdict = "is whole and consistent; nothing is published to compare it with" if card.loose else "is as published"
+    return "\n".join([f"{card.title} {verdict}", *(f"  {line}" for line in lines)])
 
 
 def tokenize(name: str, *, resolution: int | None, workers: int, crops: int, filter: str, seed: int, palette: Path | None) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import stat
@@ -20,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from official import Publish, cifar10_files, imagenet_folders, md5, pictures, refusal, tar_of, tiny_imagenet, tree, write
 
-from igpt.data import DATASETS, load_split
+from igpt.data import DATASETS, fetching, load_split
 from igpt.data.fetching import dataset_lines, fetch_dataset, unpack
 from igpt.errors import UsageError
 
@@ -374,3 +375,16 @@ def test_what_macos_and_windows_leave_in_an_archive_is_left_out(tmp_path: Path, 
     members: list[tuple[str, bytes]] = [*((name, b"\0\5\26\7") for name in dirt), *GOOD]
     unpack_bytes(tmp_path, tar_of(members) if form == "tar" else zip_of([*members]))
     assert tree(tmp_path / "set") == {"a": b"a" * 700, "b/c": b"c" * 1500, "d": b""}
+
+
+@pytest.mark.parametrize("at", ["fetch", "unpack"])
+def test_a_disk_that_is_full_is_said_in_a_sentence(home: Path, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+    monkeypatch.setattr(fetching, "fetch", lambda *_, **__: home / "archive")
+    monkeypatch.setattr(fetching, at, full)
+    said = refusal(fetch_dataset, "cifar10")
+    assert said.startswith(f"{home}") and said.endswith(
+        "could not be written (No space left on device): free some room, and the same command continues"
+    )

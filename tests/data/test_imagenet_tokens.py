@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import shutil
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from igpt.data.imagenet_tokens import released_path
 from igpt.data.splits import load_official
 from igpt.data.tokens import Wanted, make_store
 from igpt.errors import UsageError
+from igpt.fetch import _Part
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.run import datasets
@@ -277,6 +280,40 @@ def test_fetch_brings_all_files_and_leaves_those_that_are_here(site: Path) -> No
     assert Counting.served[12:] == ["imagenet_vaY.npy"] and len(check_dataset("imagenet-tokens")) == 3
 
 
+def test_files_that_only_come_along_hold_nothing_up(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (site / "cifar10_vaX.npy").write_bytes(b"of CIFAR-10")
+    fetch_dataset("imagenet-tokens")
+    assert len(check_dataset("imagenet-tokens")) == 3 and released_path("validation", of="cifar10").exists()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("igpt: ")]
+    assert len(lines) == 5 and "usable without: cifar10_trX.npy could not be fetched (http" in lines[0]
+    (site / "imagenet_vaX.npy").unlink()
+    released_path("validation").unlink()
+    assert "imagenet_vaX.npy could not be fetched" in refusal(fetch_dataset, "imagenet-tokens")
+
+
+@pytest.mark.usefixtures("site")
+def test_a_full_disk_is_a_sentence_and_the_same_call_continues(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: _Part, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Part, "become", full)
+        for read in (lambda: fetch_dataset("imagenet-tokens"), lambda: opened("test")):
+            said = refusal(read)
+            assert said.endswith("could not be written (No space left on device): free some room, and the same command continues")
+    assert not released_path("test").exists()
+    assert fetch_dataset("imagenet-tokens") and len(check_dataset("imagenet-tokens")) == 3
+
+
+@pytest.mark.parametrize(("copied", "onto"), [("trX", "vaX"), ("vaX", "trX"), ("teX", "vaX")])
+def test_a_file_copied_under_anothers_name_is_refused(copied: str, onto: str, released: Path) -> None:
+    shutil.copy(released / f"imagenet_{copied}.npy", released / f"imagenet_{onto}.npy")
+    labels = {"tr": "train", "va": "validation", "te": "test"}
+    shutil.copy(released_path(labels[copied[:2]], "Y"), released_path(labels[onto[:2]], "Y"))
+    said = refusal(check_dataset, "imagenet-tokens")
+    assert "begins with the same images as" in said and said.endswith(AGAIN)
+
+
 @pytest.mark.usefixtures("site")
 def test_what_is_asked_for_is_downloaded_once_and_labels_only_when_they_are() -> None:
     for _ in range(2):
@@ -303,7 +340,9 @@ def test_the_commands_fetch_check_and_list_them(site: Path, capsys: pytest.Captu
         (site / path.name).write_bytes(b"of CIFAR-10")
     assert datasets.fetch("imagenet-tokens").startswith("ImageNet as released tokens is in ")
     assert capsys.readouterr().err.startswith("ImageNet as released tokens: published by OpenAI with Image GPT; made from ")
-    assert datasets.check("imagenet-tokens").startswith("ImageNet as released tokens is as published\n  train: 20 images of ")
+    assert datasets.check("imagenet-tokens").startswith(
+        "ImageNet as released tokens is whole and consistent; nothing is published to compare it with\n  train: 20 images of "
+    )
     line = next(line for line in datasets.list_datasets().splitlines() if line.startswith("imagenet-tokens "))
     assert "12 files" in line and " here " in line
     assert "is tokens already" in refusal(
