@@ -10,14 +10,15 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from igpt.errors import UsageError
-from igpt.fetch import Check, RemoteFile, Unavailable, fetch
+from igpt.fetch import Changed, Check, RemoteFile, Unavailable, fetch
 from igpt.files import refuse_full_disk
 from igpt.model import ImageGPT
 from igpt.weights.check import check_shape, shape_in_words
-from igpt.weights.huggingface import TENSORS, huggingface_shape, read_huggingface
+from igpt.weights.huggingface import TENSORS, huggingface_shape, read_huggingface, tensors_fault
 from igpt.weights.released import Released
 from igpt.weights.tensorflow import (
     DamagedFile,
@@ -143,7 +144,12 @@ def _fetch_checkpoint(model: Released, report: Report | None) -> None:
         return "" if found == model.shape else f"is of another model ({shape_in_words(found)}), not of {model.label}"
 
     folder, path = model.prefix.parent, index_path(model.prefix)
-    _fetch(model, [path.name], model.address, folder, report, wrong_index)
+    try:
+        _fetch(model, [path.name], model.address, folder, report, wrong_index)
+    except Changed as error:
+        if model.mirror is None:
+            raise
+        raise Unavailable(str(error), is_missing=False) from None  # a proxy's page, say, on the way to this address
     index = _index(model)
     check_shape(model.label, shape_of(index), model.shape)
     shards = {index.shard(number).name: number for number in needed_shards(index)}
@@ -168,11 +174,11 @@ def _fetch_mirror(model: Released, report: Report | None) -> None:
     _fetch(model, ["config.json"], model.mirror, model.mirrored, report, wrong)
     safe, pickled = TENSORS
     try:
-        _fetch(model, [safe], model.mirror, model.mirrored, report)
+        _fetch(model, [safe], model.mirror, model.mirrored, report, partial(tensors_fault, safe, model.shape))
     except Unavailable as error:
         if not error.is_missing:
             raise
-        _fetch(model, [pickled], model.mirror, model.mirrored, report)
+        _fetch(model, [pickled], model.mirror, model.mirrored, report, partial(tensors_fault, pickled, model.shape))
 
 
 def _fetch(

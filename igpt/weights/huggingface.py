@@ -88,27 +88,46 @@ def read_huggingface(folder: Path) -> ImageGPT:
     ``wtet`` is None, and a classifier's own head is not read. Raises UsageError for a missing or damaged file, other tensors
     than the configuration says, tensors that are not of finite floats, or biases that are not zero.
     """
-    path = folder / "config.json"
-    shape = huggingface_shape(path)
-    read, size = _read_tensors(folder)
-    tensors = {name.removeprefix("transformer."): t for name, t in read.items()}
-    if len(tensors) < len(read):
-        raise UsageError(f"{folder} holds tensors both with and without the prefix transformer.: copy it again")
-    bare = _is_bare(read)
-    check_fits(path, shape, tensors=len(tensors), size=size, output=not bare)
-    tensors = {name: t for name, t in tensors.items() if not _MASK.fullmatch(name) and not (bare and name == "score.weight")}
-    with torch.device("meta"):
-        model = ImageGPT(shape)
-    if bare:
-        model.register_parameter("wtet", None)
-    check_weights(tensors, _their_shapes(shapes_of(model), tensors), folder)
-    if biased := sorted(name for name, t in tensors.items() if name.endswith("bias") and t.any()):
-        raise UsageError(f"{folder} has biases that are not zero ({biased[0]}): Image GPT as released has none")
+    shape = huggingface_shape(folder / "config.json")
+    model, tensors = _checked(folder, shape, *_read_tensors(folder))
     state = {name: _ours(tensors, name) for name in model.state_dict()}
     # Copies, so that the model does not end with its file: a tensor lies in the file until then, which others may replace.
     copies = {n: t.to(torch.float32, memory_format=torch.contiguous_format, copy=True) for n, t in state.items()}
     model.load_state_dict(copies, assign=True)
     return model.eval()
+
+
+def tensors_fault(name: str, shape: ModelShape, path: Path) -> str:
+    """What is wrong with the file at ``path`` as that of `TENSORS` called ``name``, of a model of a shape, or nothing."""
+    try:
+        read = _READERS[name](path)
+        if _is_bare(read):
+            return "has no output matrix"
+        _checked(path, shape, read, path.stat().st_size)
+    except UsageError as error:
+        return str(error).removeprefix(f"{path} ").rpartition(": ")[0]
+    return ""
+
+
+def _checked(where: Path, shape: ModelShape, read: dict[str, Tensor], size: int) -> tuple[ImageGPT, dict[str, Tensor]]:
+    """A model on the meta device, and its tensors out of those that were read, which are ``size`` bytes, by their plain names.
+
+    Raises UsageError for other tensors than such a model has.
+    """
+    tensors = {name.removeprefix("transformer."): t for name, t in read.items()}
+    if len(tensors) < len(read):
+        raise UsageError(f"{where} holds tensors both with and without the prefix transformer.: copy it again")
+    bare = _is_bare(read)
+    check_fits(where, shape, tensors=len(tensors), size=size, output=not bare)
+    tensors = {name: t for name, t in tensors.items() if not _MASK.fullmatch(name) and not (bare and name == "score.weight")}
+    with torch.device("meta"):
+        model = ImageGPT(shape)
+    if bare:
+        model.register_parameter("wtet", None)
+    check_weights(tensors, _their_shapes(shapes_of(model), tensors), where)
+    if biased := sorted(name for name, t in tensors.items() if name.endswith("bias") and t.any()):
+        raise UsageError(f"{where} has biases that are not zero ({biased[0]}): Image GPT as released has none")
+    return model, tensors
 
 
 def huggingface_shape(path: Path) -> ModelShape:
@@ -223,7 +242,7 @@ def _ours(tensors: dict[str, Tensor], name: str) -> Tensor:
 
 def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], int]:
     """The tensors by their names, and the bytes of their files; where there are several, that which transformers takes."""
-    for name, read in zip(TENSORS, (_safe, _unpickled), strict=True):
+    for name, read in _READERS.items():
         path, index = folder / name, folder / f"{name}.index.json"
         if path.exists():
             return read(path), path.stat().st_size
@@ -283,6 +302,9 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     if odd := sorted(name for name, t in found.items() if t.layout != torch.strided or t.is_nested or t.is_meta):
         raise UsageError(f"{path} holds tensors that are not dense ({odd[0]}): save dense ones")
     return found
+
+
+_READERS = dict(zip(TENSORS, (_safe, _unpickled), strict=True))
 
 
 def _check_pickle(path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from igpt import ImageGPT, Palette
 from igpt.errors import UsageError
@@ -185,7 +185,7 @@ def test_an_index_that_is_none_is_set_aside(checkpoint: Path, content: bytes, fa
     kept = index.read_bytes()
     index.write_bytes(content)
     assert f"what came {fault}" in failure("igpt-s")
-    assert Quiet.served == [index.name]
+    assert Quiet.served == [index.name, "config.json"]  # of Hugging Face, who does not have it here
     index.write_bytes(kept)
     read_weights("igpt-s")
 
@@ -195,7 +195,7 @@ def test_a_checkpoint_of_another_size_under_the_name_is_known_by_its_index(check
     for wrong in (replace(right.shape, n_head=2), replace(right.shape, n_layer=9)):
         RELEASED["igpt-s"] = replace(right, shape=wrong)
         assert "what came is of another model (3 blocks" in failure("igpt-s")
-    assert set(Quiet.served) == {f"{STEP}.index"}  # before its shards are
+    assert set(Quiet.served) == {f"{STEP}.index", "config.json"}  # before its shards are
     RELEASED["igpt-s"] = right
     read_weights("igpt-s")
 
@@ -317,6 +317,34 @@ def test_another_model_at_the_second_address_is_set_aside(checkpoint: Path, mirr
     assert "what came is of another model (3 blocks" in failure("igpt-s") and "model.safetensors" not in Quiet.served
     RELEASED["igpt-s"] = right
     read_weights("igpt-s")
+
+
+def test_a_page_instead_of_the_index_leads_to_the_second_address(checkpoint: Path, mirror: Path) -> None:
+    (checkpoint / f"{STEP}.index").write_bytes(b"<html>you are not logged in</html>")
+    assert torch.equal(read_weights("igpt-s").wte, read_tensorflow(FIXTURE / STEP).wte)
+    assert (RELEASED["igpt-s"].mirrored / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("make", ["safetensors", "bin"])
+@pytest.mark.parametrize("fault", ["a page", "another model", "a classifier"])
+def test_other_weights_at_the_second_address_never_get_the_name(checkpoint: Path, mirror: Path, fault: str, make: str) -> None:
+    shutil.rmtree(checkpoint)
+    tensors = load_file(mirror / "model.safetensors")
+    if fault == "another model":
+        tensors = {name: tensor[:-1] if name == "lm_head.weight" else tensor for name, tensor in tensors.items()}
+    elif fault == "a classifier":
+        tensors["score.weight"] = tensors.pop("lm_head.weight")
+    save_file(tensors, mirror / "model.safetensors")
+    if make == "bin":
+        pickled(mirror)
+    [file] = mirror.glob("*model.*")
+    if fault == "a page":
+        file.write_bytes(b"<html>you are not logged in</html>")
+    says = {"a page": "is a text that begins with", "another model": "shape", "a classifier": "has no output matrix"}
+    message = failure("igpt-s")
+    assert f"{file.name} could not be fetched" in message and f"{says[fault]}" in message.partition("what came ")[2]
+    folder = RELEASED["igpt-s"].mirrored
+    assert not (folder / file.name).exists() and (folder / f"{file.name}.wrong").exists()
 
 
 def test_what_lies_here_in_both_makes_must_be_the_same(checkpoint: Path, mirror: Path) -> None:
