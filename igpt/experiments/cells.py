@@ -23,6 +23,11 @@ def check_measures(rows: Iterable[Published], tiers: Iterable[Tier]) -> None:
 
 check_measures(published_rows(), TIERS.values())
 
+UNMEASURED = {  # metrics that no run measures, in any tier
+    "learning rate": "a learning rate is chosen, not measured",
+    "compute": "a cost is spent, not measured",
+}
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -50,7 +55,7 @@ def experiments() -> tuple[Experiment, ...]:
 
 def why_not(row: Published, tier: Tier) -> str:
     """Why a row of ours has no run in a tier, in a sentence; nothing where it has one, and where there is no more to say."""
-    return tier.unpublished.get(_published_model(row)) or tier.lacks.get(row.measure) or ""
+    return UNMEASURED.get(row.metric) or tier.unpublished.get(_published_model(row)) or tier.lacks.get(row.measure) or ""
 
 
 def _published_model(row: Published) -> str:

@@ -11,7 +11,7 @@ from igpt.claim import Run
 from igpt.data import DATASETS
 from igpt.errors import UsageError
 from igpt.experiments import TABLES, TIERS, Experiment, experiments
-from igpt.experiments.cells import why_not
+from igpt.experiments.cells import UNMEASURED, why_not
 from igpt.experiments.costs import InFull, run_hours, run_room, with_parents
 from igpt.experiments.machines import H100, TWO_CORES
 from igpt.experiments.protocols import needed_datasets
@@ -32,7 +32,6 @@ CLAIMS = {"reproduced": "claim holds", "differs": "claim fails", "undecided": "u
 NUMBERS = {"reproduced": "reproduced", "differs": "differs", "undecided": "undecided", "shown": "shown"}
 WORDS = {tier: NUMBERS if TIERS[tier].numbers else CLAIMS for tier in TIER_TITLES}
 SHORT = {"": "none", **{name: card.short for name, card in DATASETS.items()}}
-NOT_MEASURED = ("learning rate", "compute")  # a rate is chosen, a cost is spent
 EVALUATIONS = {"none": "", "pre-train": "pre-training"}
 
 
@@ -69,7 +68,7 @@ def result_table(name: str, project: Project, yours: ReaderStore | None = None) 
     if table is None:
         raise UsageError(f"there is no table {name!r}{near_misses(name, table_names())}")
     members = table.experiments()
-    measurable = any(e.published.ours and e.published.metric not in NOT_MEASURED for e in members)
+    measurable = any(e.published.ours and e.published.metric not in UNMEASURED for e in members)
     tiers = [t for t in TIER_TITLES if any(e.run_in(t) for e in members) or (t == "paper" and measurable)]
     extra = [column for column in _EXTRA if len({_EXTRA[column](e.published) for e in members}) > 1]
     beside = _tiers_of(members, yours)
@@ -107,7 +106,7 @@ def tier_cell(experiment: Experiment, tier: str, store: RecordStore) -> Cell:
     """What a tier says of a published number: value, interval, seeds and verdict; or pending, with its price."""
     run = experiment.run_in(tier)
     if run is None:
-        if tier == "paper" and experiment.published.ours and experiment.published.metric not in NOT_MEASURED:
+        if tier == "paper" and experiment.published.ours and experiment.published.metric not in UNMEASURED:
             return Cell("pending", (("Status", "no experiment is declared for it yet"),), "pending", word="pending")
         reason = why_not(experiment.published, TIERS[tier]) if experiment.published.ours else ""
         return Cell("–", (("Status", f"not measured in this tier: {reason}"),) if reason else ())

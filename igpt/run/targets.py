@@ -37,12 +37,14 @@ def _stages_of(target: str, tier: str | None, project: Project) -> list[Stage]:
             stages = [s for e in members if (run := e.run_in(candidate)) for s in run.stages()]
             if stages:
                 return stages
-        reasons = [why for e in members if tier in TIERS and (why := why_not(e.published, TIERS[tier]))]
-        if reasons:
-            raise UsageError(f"{target} has nothing to run in tier {tier}: {reasons[0]}")
+        ours = [e.published for e in members if e.published.ours]
+        places = [TIERS[name] for name in ([tier] if tier else TIERS) if name in TIERS]
+        nothing = f"{target} has nothing to run{f' in tier {tier}' if tier else ''}"
+        if reasons := [why for row in ours for place in places if (why := why_not(row, place))]:
+            raise UsageError(f"{nothing}: {reasons[0]}")
         others = sorted({run.tier for e in members for run in e.runs})
         has = f"its runs are in tier {' and '.join(others)}" if others else "it is another system's, or has no run declared"
-        raise UsageError(f"{target} has nothing to run{f' in tier {tier}' if tier else ''}: {has}")
+        raise UsageError(f"{nothing}: {has}")
     head, *words = Stage.words(target)
     if head in notebooks:
         return [settle(project, Stage.of(head, **parameters_of(project, head, words)))]

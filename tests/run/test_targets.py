@@ -42,6 +42,8 @@ def test_a_number_with_one_tier_needs_no_tier(project: Project) -> None:
         ("headline-002", None, "headline-002 has nothing to run: it is another system's"),
         ("transfer-019", "tiny", "transfer-019 has nothing to run in tier tiny: its runs are in tier paper and released"),
         ("headline-007", "released", "headline-007 has nothing to run in tier released: iGPT-XL's weights were not published"),
+        ("compute-128", "released", "compute-128 has nothing to run in tier released: a cost is spent, not measured"),
+        ("learning-rate-160", None, "learning-rate-160 has nothing to run: a learning rate is chosen, not measured"),
         ("linear_probe,model", None, "given as NAME=VALUE, not as 'model'"),
     ],
 )
