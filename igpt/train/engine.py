@@ -86,11 +86,11 @@ class Machine:
         return cls(bfloat16=half and worth, compiled=worth)
 
     def fitted(
-        self, shape: ModelShape, *, batch: int, folder: Path, classes: int = 0, devices: int = 1, nodes: int = 1
+        self, shape: ModelShape, *, batch: int, folder: Path | None = None, classes: int = 0, devices: int = 1, nodes: int = 1
     ) -> Machine:
         """The same with as many images at once as the memory holds, which is asked for now; recomputing where it must.
 
-        The choice is kept in ``folder``: a run that is continued there on such a device cuts its batches as before, so that
+        The choice is kept in ``folder``, if there is one: a run that is continued there on such a device cuts its batches as before, so that
         it rounds as before.
 
         batch : images of a step on all devices; classes : of a head; devices : of each node
@@ -105,7 +105,7 @@ class Machine:
             room -= FLOAT * shape.parameters if classes else 0  # a copy of a model is fine-tuned
         key = [self.device, *card, self.bfloat16, batch, classes, devices, nodes, shape.as_dict()]
         with suppress(OSError, ValueError, KeyError, TypeError):
-            found = read_json(folder / FIT)
+            found = read_json(folder / FIT) if folder else {}
             if found["key"] == key:
                 return replace(self, **found["fit"])
         count = devices * nodes
@@ -124,9 +124,10 @@ class Machine:
                 f"a step of this model ({shape.parameters:,} parameters) does not fit into the {room / GIB:.1f} GiB that"
                 f" {'the device has' if count == 1 else f'each of {count} devices has'} for it: take more devices or larger ones"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        chosen = {"micro_batch": fit.images, "shard": fit.shard, "recompute": fit.recompute}
-        write_text(folder / FIT, json.dumps({"key": key, "fit": chosen}))
+        if folder:
+            chosen = {"micro_batch": fit.images, "shard": fit.shard, "recompute": fit.recompute}
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / FIT, json.dumps({"key": key, "fit": chosen}))
         return replace(self, micro_batch=fit.images, shard=fit.shard, recompute=fit.recompute)
 
 
