@@ -90,8 +90,8 @@ class Machine:
     ) -> Machine:
         """The same with as many images at once as the memory holds, which is asked for now; recomputing where it must.
 
-        The choice is kept in ``folder``, if there is one: a run that is continued there on such a device cuts its batches as before, so that
-        it rounds as before.
+        The choice is kept in ``folder``, if there is one: a run that is continued there on such a device cuts its batches as
+        before, so that it rounds as before.
 
         batch : images of a step on all devices; classes : of a head; devices : of each node
         Raises UsageError when not even one image fits.
