@@ -5,6 +5,7 @@ Pure: nothing is measured, fetched or run here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -77,6 +78,15 @@ class Budget:
             f" {'' if whole.exact else 'at least '}{fetched}; at most {disk},"
             f" and {whole.memory / GIB:,.1f} GiB of memory, of which {memory / GIB:,.1f} are"
         )
+
+    def spare(self, disks: Disks) -> float:
+        """Bytes on the disk of the stages' folders for what passes there, of as many stages at once as that holds.
+
+        Free beside all that stays; at least what one stage takes.
+        """
+        whole = self.total
+        [(_, size, free), *_] = disks.taken(whole)
+        return max(free - (size - whole.scratch), math.ceil(whole.scratch))
 
     def _chain(self, planned: PlannedStage) -> Cost:
         """What a stage costs with all that it stands on and that is to be carried out too."""

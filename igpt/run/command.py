@@ -95,6 +95,7 @@ def _run_by_budget(project: Project, plan: Plan, wanted: list[Stage]) -> str:
         name, why = next((stage.name, why) for stage, why in budget.left.items())
         raise UsageError(f"this machine cannot hold {name}: {why}")
     _say_left(budget.left)
+    room = Room(cores(), tuple(gpus()), memory, budget.spare(disks))
     if budget.stages:
         tell(f"igpt: {budget.says(memory, disks)}")
     failures = []
@@ -107,7 +108,6 @@ def _run_by_budget(project: Project, plan: Plan, wanted: list[Stage]) -> str:
                 fewer = budget.without(budget.reading(name), str(error))
                 _say_left({stage: why for stage, why in fewer.left.items() if stage not in budget.left})
                 budget = fewer
-    room = Room(cores(), tuple(gpus()), memory)
     ran = run_plan(project, plan, room=room, budget=budget) if budget.stages else 0
     if failures:
         raise failures[0]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from igpt.errors import StageError, UsageError
 from igpt.experiments import declared_stages
-from igpt.experiments.costs import stage_hours
+from igpt.experiments.costs import Cost, stage_hours
 from igpt.experiments.machines import H100, many_cores
 from igpt.experiments.protocols import expected_seconds, needed_recipes, prior_datasets, spreads, uses_network
 from igpt.experiments.tiers import tier_of
@@ -31,27 +31,31 @@ from igpt.run.progress import Progress
 from igpt.stage import Stage
 
 Needs = Callable[[Stage], tuple[int, int]]  # cores and GPUs of a stage
+Takes = Callable[[Stage], tuple[int, int, int, int]]  # and bytes of memory and of disk
 START = 4  # seconds of a kernel
 AT_ONCE = 4  # stages that share the cores of a machine without GPUs: as many models as the laptop tier trains
 
 
 @dataclass(frozen=True)
 class Room:
-    """What of this machine the stages share; ``gpus`` as CUDA_VISIBLE_DEVICES names them, ``memory`` in bytes."""
+    """What of this machine the stages share; ``gpus`` as CUDA_VISIBLE_DEVICES names them, the rest in bytes."""
 
     cores: int
     gpus: tuple[str, ...] = ()
     memory: float = math.inf
+    disk: float = math.inf  # for what is removed when a stage ends
 
-    def take(self, cores: int, gpus: int, memory: int = 0) -> tuple[Room, Room] | None:
+    def take(self, cores: int, gpus: int, memory: int = 0, disk: int = 0) -> tuple[Room, Room] | None:
         """A part for one stage and the rest; None when there is not enough."""
-        if self.cores < cores or len(self.gpus) < gpus or self.memory < memory:
+        if self.cores < cores or len(self.gpus) < gpus or self.memory < memory or self.disk < disk:
             return None
-        return Room(cores, self.gpus[:gpus], memory), Room(self.cores - cores, self.gpus[gpus:], self.memory - memory)
+        rest = Room(self.cores - cores, self.gpus[gpus:], self.memory - memory, self.disk - disk)
+        return Room(cores, self.gpus[:gpus], memory, disk), rest
 
     def give_back(self, part: Room) -> Room:
         """The room with a part that is free again."""
-        return Room(self.cores + part.cores, (*self.gpus, *part.gpus), self.memory + part.memory)
+        gpus, memory = (*self.gpus, *part.gpus), self.memory + part.memory
+        return Room(self.cores + part.cores, gpus, memory, self.disk + part.disk)
 
 
 def shares(room: Room) -> Needs:
@@ -127,7 +131,7 @@ def run_plan(
 
     ``wanted`` names stages whose outputs must be there although their records are fresh. ``room`` is what may be used,
     this machine when left out, and ``needs`` what each stage takes of it, as `shares` says when left out. With a ``budget``
-    its stages alone are run, the cheapest first, and each takes of the room's memory what it says; without one, what the
+    its stages alone are run, the cheapest first, and each takes of the room's memory and disk what it says; without one, what the
     longest chain waits for. A stage that
     fails holds up what stands on it and nothing else. Raises the first UsageError as it came, or one
     StageError for all failures, once everything else is done; KeyboardInterrupt after killing the kernels.
@@ -241,16 +245,17 @@ def _expecting(needs: Needs) -> Callable[[PlannedStage], float]:
     return seconds
 
 
-def _taking(needs: Needs, budget: Budget | None) -> Callable[[Stage], tuple[int, int, int]]:
-    """What a stage takes of a room: cores, GPUs, and bytes of memory, which only a budget tells."""
+def _taking(needs: Needs, budget: Budget | None) -> Takes:
+    """What a stage takes of a room; bytes of memory and of disk are told by a budget alone."""
 
-    def takes(stage: Stage) -> tuple[int, int, int]:
-        return *needs(stage), math.ceil(budget.costs[stage].memory) if budget else 0
+    def takes(stage: Stage) -> tuple[int, int, int, int]:
+        cost = budget.costs[stage] if budget else Cost()
+        return *needs(stage), math.ceil(cost.memory), math.ceil(cost.scratch)
 
     return takes
 
 
-def _fitting(todo: list[PlannedStage], room: Room, takes: Callable[[Stage], tuple[int, int, int]]) -> int:
+def _fitting(todo: list[PlannedStage], room: Room, takes: Takes) -> int:
     """How many of the stages the room holds at once; at least one."""
     count = 0
     for planned in todo:

@@ -13,9 +13,11 @@ from igpt import machine
 from igpt.experiments.costs import Disks
 from igpt.experiments.machines import GIB, H100
 from igpt.project import Project
+from igpt.results.signature import Signer
 from igpt.run.budget import make_budget
 from igpt.run.local import Room, _fitting, _taking, own_threads, plan_stages, shares
 from igpt.stage import Stage
+from igpt.train.recipes import recipe
 
 CARDS = ("0", "1", "2", "3", "4", "5", "6", "7")
 TINY = Stage.of("pretrain", model="tiny-l", objective="autoregressive", seed=0)
@@ -103,6 +105,22 @@ def test_stages_at_once_have_the_memory_that_each_needs(project: Project) -> Non
     part, rest = room.take(1, 1, 60 * GIB) or (room, room)
     assert rest.take(1, 1, 5 * GIB) is None
     assert rest.give_back(part) == replace(room, gpus=(*CARDS[1:], CARDS[0]))
+
+
+def test_stages_at_once_have_the_disk_that_each_needs(project: Project) -> None:
+    stages = [Stage.of("linear_probe", model="igpt-l", dataset=name, weights="released") for name in ("cifar10", "cifar100")]
+    plan, room, signer = plan_stages(project, stages), Room(64, CARDS), Signer(project.notebooks)
+    model, features = 4 * recipe("igpt-l").shape.parameters, 49 * 60_000 * 1536 * 4
+
+    def lent(free: float) -> Disks:
+        return Disks(Path("runs"), lambda folder: (0, free) if folder == Path("runs") else (1, 1e13))
+
+    budget = make_budget(plan, map(signer.canonical, stages), H100, memory=room.memory, disks=lent(1e13))
+    probes = [planned for planned in budget.stages if planned.stage.notebook == "linear_probe"]
+    for free, together in ((2 * features, 2), (2 * features - 1, 1), (0, 1)):
+        left = replace(room, disk=budget.spare(lent(model + free)))
+        assert _fitting(probes, left, _taking(shares(room), budget)) == together
+        assert left.take(*_taking(shares(room), budget)(probes[0].stage))
 
 
 def test_a_training_takes_as_many_devices_as_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
