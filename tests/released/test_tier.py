@@ -120,3 +120,15 @@ def test_tokens_of_another_length_are_refused_and_once_they_are_moved_away_the_s
     assert not list(toy.root.glob("runs/released_loss*/record.json"))
     (toy.root / "data" / "imagenet-tokens" / "imagenet_teX.npy").unlink()
     assert "1 stages run" in succeeded(toy.igpt("run", "released_loss,model=igpt-s"))
+
+
+def test_the_first_loss_is_compared_and_no_optional_file_fails_the_weights(toy: Toy) -> None:
+    path = toy.root / "data" / "imagenet-tokens" / "imagenet_teX.npy"
+    path.parent.mkdir(parents=True)
+    for name, count, says in (
+        ("igpt-s", TOKENS[2] - 1, "igpt: the loss on the first images is left out: .*imagenet_teX.npy has the tokens of 49"),
+        ("igpt-m", TOKENS[2], r"igpt: the loss of igpt-m on the first 8 images is 6\.\d\d .* 2\.06 is published: are these the right"),
+    ):
+        np.save(path, np.zeros((count, 64), np.int64))
+        done = toy.igpt("run", f"weights,model={name}")
+        assert "1 stages run" in succeeded(done) and re.search(says, done.stderr), done.stderr
