@@ -68,10 +68,6 @@ class Unavailable(UsageError):
         self.is_missing = is_missing
 
 
-class Changed(UsageError):
-    """A file for which an address sends another one, which is set aside."""
-
-
 def fetch(
     file: RemoteFile,
     folder: Path,
@@ -90,8 +86,8 @@ def fetch(
     attempts : tries in a row without progress before an address is given up for the next
     wait : seconds before the second try, doubled before each further one
     While another process fetches the file, this one waits for it, and continues what has come when that process ends early.
-    Raises Unavailable when no address gives a file, and Changed when one sends another; UsageError when another file stands
-    under the name, and for too little free space; OSError with its file's name when writing fails. What has come is kept for the
+    Raises Unavailable when no address gives a file; UsageError when one sends another file, when another file stands under
+    the name, and for too little free space; OSError with its file's name when writing fails. What has come is kept for the
     next call, also when this one is stopped or killed.
     """
     path = folder / file.name
@@ -216,7 +212,7 @@ def _fetch_from_any(file: RemoteFile, part: _Part, path: Path, manner: _Manner) 
         changed = True
     tried = f"{file.name} could not be fetched ({'; '.join(failures)})"
     if changed:
-        raise Changed(
+        raise UsageError(
             f"{tried}: either a proxy on the way or the site has changed the file, which is kept as {wrong}; "
             "look into it, then the same command tries again"
         )

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from igpt.errors import UsageError
-from igpt.fetch import Changed, Check, RemoteFile, Unavailable, fetch
+from igpt.fetch import Check, RemoteFile, Unavailable, fetch
 from igpt.files import refuse_full_disk
 from igpt.model import ImageGPT
 from igpt.weights.check import check_shape, shape_in_words
@@ -131,23 +131,30 @@ def _damaged(error: DamagedFile) -> UsageError:
     return UsageError(f"{error.path} {error.fault}: delete it, and the same command fetches it again")
 
 
+def _index_fault(model: Released, path: Path) -> str:
+    """What is wrong with the file at ``path`` as a model's index, or nothing."""
+    try:
+        found = shape_of(read_index(model.prefix, path))
+    except DamagedFile as error:
+        return error.fault
+    except UsageError:
+        return "is no index of an Image GPT"
+    return "" if found == model.shape else f"is of another model ({shape_in_words(found)}), not of {model.label}"
+
+
 def _fetch_checkpoint(model: Released, report: Report | None) -> None:
     """Have the index and each shard that holds weights."""
+    faults = []
 
     def wrong_index(path: Path) -> str:
-        try:
-            found = shape_of(read_index(model.prefix, path))
-        except DamagedFile as error:
-            return error.fault
-        except UsageError:
-            return "is no index of an Image GPT"
-        return "" if found == model.shape else f"is of another model ({shape_in_words(found)}), not of {model.label}"
+        faults.append(_index_fault(model, path))
+        return faults[-1]
 
     folder, path = model.prefix.parent, index_path(model.prefix)
     try:
         _fetch(model, [path.name], model.address, folder, report, wrong_index)
-    except Changed as error:
-        if model.mirror is None:
+    except UsageError as error:
+        if not any(faults) or model.mirror is None:
             raise
         raise Unavailable(str(error), is_missing=False) from None  # a proxy's page, say, on the way to this address
     index = _index(model)

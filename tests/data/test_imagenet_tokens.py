@@ -305,11 +305,11 @@ def test_a_full_disk_is_a_sentence_and_the_same_call_continues(monkeypatch: pyte
     assert fetch_dataset("imagenet-tokens") and len(check_dataset("imagenet-tokens")) == 3
 
 
-@pytest.mark.parametrize(("copied", "onto"), [("trX", "vaX"), ("vaX", "trX"), ("teX", "vaX")])
-def test_a_file_copied_under_anothers_name_is_refused(copied: str, onto: str, released: Path) -> None:
-    shutil.copy(released / f"imagenet_{copied}.npy", released / f"imagenet_{onto}.npy")
-    labels = {"tr": "train", "va": "validation", "te": "test"}
-    shutil.copy(released_path(labels[copied[:2]], "Y"), released_path(labels[onto[:2]], "Y"))
+@pytest.mark.usefixtures("released")
+@pytest.mark.parametrize(("copied", "onto"), [("train", "validation"), ("validation", "train"), ("test", "validation")])
+def test_a_file_copied_under_anothers_name_is_refused(copied: SplitName, onto: SplitName) -> None:
+    for end in imagenet_tokens.ENDS:
+        shutil.copy(released_path(copied, end), released_path(onto, end))
     said = refusal(check_dataset, "imagenet-tokens")
     assert "begins with the same images as" in said and said.endswith(AGAIN)
 

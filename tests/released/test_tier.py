@@ -127,7 +127,11 @@ def test_the_first_loss_is_compared_and_no_optional_file_fails_the_weights(toy: 
     path.parent.mkdir(parents=True)
     for name, count, says in (
         ("igpt-s", TOKENS[2] - 1, "igpt: the loss on the first images is left out: .*imagenet_teX.npy has the tokens of 49"),
-        ("igpt-m", TOKENS[2], r"igpt: the loss of igpt-m on the first 8 images is 6\.\d\d .* 2\.06 is published: are these the right"),
+        (
+            "igpt-m",
+            TOKENS[2],
+            r"igpt: the loss of igpt-m on the first 8 images is 6\.\d\d .* 2\.06 is published: are these the right",
+        ),
     ):
         np.save(path, np.zeros((count, 64), np.int64))
         done = toy.igpt("run", f"weights,model={name}")
