@@ -79,7 +79,7 @@ def test_a_second_run_finds_nothing_to_do(project: Project, write_notebook: Writ
         ),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", StageError, "its kernel was killed"),
         ("pass", StageError, "ended without a record of its signature"),
-        ("from igpt.errors import UsageError\nraise UsageError('do this')", UsageError, "^do this$"),
+        ("from igpt.train.checkpoint import OtherRun\nraise OtherRun('do this')", UsageError, "^do this$"),  # one kind of it
         ("raise OSError(28, 'No space left on device')", StageError, "No space left on device"),
     ],
 )
