@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Official = Literal["train", "test"]  # the splits that a data set itself has; validation is a part of train
 SplitName = Literal["train", "validation", "test"]
+TOKEN, ONE_HOT = 2, 1  # bytes, the least of a released token and of an element of its label; their types are not published
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,15 @@ class DataSet:
     def validation(self) -> int:
         """Images of train held out for choosing."""
         return round(self.train * self.held_out)
+
+    @property
+    def loose_bytes(self) -> int:
+        """The least that its loose files, tokens and labels, can have."""
+        return (self.train + self.test) * (self.height**2 * TOKEN + self.classes * ONE_HOT) if self.loose else 0
+
+    def count(self, images: int) -> str:
+        """A number of images in words: how many the rows of loose files are is not published."""
+        return f"{'about ' if self.loose else ''}{images:,}"
 
     @property
     def place(self) -> Path:

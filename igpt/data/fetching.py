@@ -243,16 +243,22 @@ def dataset_lines() -> list[tuple[str, str, str, str, str]]:
     for name, card in DATASETS.items():
         here = "here" if is_present(name) else "not here"
         rows.append(
-            (name, f"{card.train + card.test:,}", _download(card), here, str(card.place) if card.folder else "in scikit-learn")
+            (
+                name,
+                card.count(card.train + card.test),
+                download(card),
+                here,
+                str(card.place) if card.folder else "in scikit-learn",
+            )
         )
     return rows
 
 
-def _download(card: DataSet) -> str:
+def download(card: DataSet) -> str:
     """How much is to be downloaded, and by whom."""
     if not card.folder:
         return "none"
     if card.loose:
-        return f"{len(card.loose) + len(card.beside)} files"
+        return f"at least {card.loose_bytes / 1e9:.1f} GB"
     size = sum(archive.bytes for archive in card.archives) / 1e9
     return f"{size:.2f} GB" if all(archive.addresses for archive in card.archives) else f"{size:.0f} GB, by hand"

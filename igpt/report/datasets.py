@@ -13,7 +13,7 @@ def datasets_table(_: Project) -> ResultTable:
     rows = []
     for name, card in DATASETS.items():
         held_out = "as released" if card.read is None else f"{card.validation:,}"
-        counts = (f"{card.train:,}", held_out, *(f"{n:,}" for n in (card.test, card.classes, card.height)))
+        counts = (card.count(card.train), held_out, card.count(card.test), f"{card.classes:,}", str(card.height))
         digest = card.split[:12] or ("none" if card.read is None else "by class")
         rows.append((Cell(card.title), Cell(name), *map(Cell, counts), Cell(digest)))
     return ResultTable("data-sets", "The data sets and their splits", columns, tuple(rows))

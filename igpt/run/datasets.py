@@ -10,9 +10,9 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from igpt.data import DATASETS, data_card
-from igpt.data.cards import by_hand
+from igpt.data.cards import by_hand, is_present
 from igpt.data.cifar_tokens import compare_released, released_at_hand
-from igpt.data.fetching import check_dataset, dataset_lines, fetch_dataset
+from igpt.data.fetching import check_dataset, dataset_lines, download, fetch_dataset
 from igpt.data.tokens import Wanted, check_stores, make_store
 from igpt.palette import Palette
 from igpt.run.bar import Bar
@@ -29,7 +29,8 @@ def list_datasets() -> str:
 def fetch(name: str) -> str:
     """Bring a data set here; what to say of it."""
     card = data_card(name)
-    print(f"{card.title}: {card.terms}", file=sys.stderr)
+    size = "" if is_present(name) else f"{download(card)}; "
+    print(f"{'fetching ' if size else ''}{card.title} ({size}terms: {card.terms})", file=sys.stderr)
     with _Bytes(name) as bar:
         folder = fetch_dataset(name, report=bar.report)
     return f"{card.title} is in {folder}"

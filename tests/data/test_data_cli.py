@@ -109,7 +109,7 @@ def test_fetch_says_the_terms_and_leaves_what_is_here(say: Say, home: Path, publ
     before = tree(home)
     code, out, err = say("data", "fetch", "cifar10")
     assert (code, out) == (0, f"CIFAR-10 is in {home / 'cifar-10-batches-py'}\n")
-    assert err.startswith("CIFAR-10: no explicit licence; cite Krizhevsky") and err.count("\n") == 1
+    assert err.startswith("CIFAR-10 (terms: no explicit licence; cite Krizhevsky") and err.count("\n") == 1
     assert tree(home) == before
 
 

@@ -339,12 +339,15 @@ def test_the_commands_fetch_check_and_list_them(site: Path, capsys: pytest.Captu
     for path in (released_path(split, end, of="cifar10") for split in SPLITS for end in imagenet_tokens.ENDS):
         (site / path.name).write_bytes(b"of CIFAR-10")
     assert datasets.fetch("imagenet-tokens").startswith("ImageNet as released tokens is in ")
-    assert capsys.readouterr().err.startswith("ImageNet as released tokens: published by OpenAI with Image GPT; made from ")
+    assert capsys.readouterr().err.startswith(
+        "fetching ImageNet as released tokens (at least 0.0 GB; terms: published by OpenAI with Image GPT; made from "
+    )
     assert datasets.check("imagenet-tokens").startswith(
-        "ImageNet as released tokens is whole and consistent; nothing is published to compare it with\n  train: 20 images of "
+        "ImageNet as released tokens is whole and consistent; nothing is published to compare it with
+  train: 20 images of "
     )
     line = next(line for line in datasets.list_datasets().splitlines() if line.startswith("imagenet-tokens "))
-    assert "12 files" in line and " here " in line
+    assert "about " in line and "at least " in line and " here " in line
     assert "is tokens already" in refusal(
         datasets.tokenize, "imagenet-tokens", resolution=None, workers=1, crops=0, filter="bicubic", seed=0, palette=None
     )

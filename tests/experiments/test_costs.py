@@ -222,6 +222,11 @@ def test_released_weights_are_here_in_whatever_make_they_lie(make: str, tmp_path
     assert costs.TENSORS == TENSORS
 
 
+def test_the_token_files_are_priced_as_the_list_of_data_sets_says() -> None:
+    [found] = [each for each in downloads(full("sgd_probe", model="igpt-s", dataset="imagenet-tokens")) if not each.exact]
+    assert found.bytes == data_card("imagenet-tokens").loose_bytes
+
+
 def test_cards_have_their_data_sheets_rates() -> None:
     assert H100.rates.half == pytest.approx(0.4 * 989e12)
     assert A100.rates.half / H100.rates.half == pytest.approx(312 / 989)
