@@ -6,15 +6,18 @@ import re
 from collections.abc import Iterable
 
 from conftest import ROOT
+from pytest import approx
 
 from igpt.experiments import declared_stages, experiments
-from igpt.experiments.costs import run_hours, run_room, with_parents
+from igpt.experiments.costs import Cost, run_hours, run_room, stage_cost, with_parents
+from igpt.experiments.machines import GIB, RTX_4090, Card, many_cores
 from igpt.project import Project
 from igpt.report.numbers import number
 from igpt.report.released import released_costs
 from igpt.report.tables import tier_cell
 from igpt.results.signature import Signer
 from igpt.results.store import RecordStore
+from igpt.run.targets import find_stages
 from igpt.stage import Stage
 
 PROJECT = Project(ROOT)
@@ -45,9 +48,7 @@ def test_the_table_has_every_stage_once() -> None:
 def test_the_readme_says_what_one_card_reproduces_as_it_is_declared_priced_and_recorded() -> None:
     runs = [run for experiment in experiments() if (run := experiment.run_in("released"))]
     untuned = [run for run in runs if all(stage.notebook != "fine_tune" for stage in run.stages())]
-    sentence = (
-        r"(\d+) of the (\d+) published numbers .* the (\d+) that need no fine-tuning take about (\d+) hours, all about (\d+)"
-    )
+    sentence = r"(\d+) of the (\d+) published numbers .* the (\d+) outside the fine-tuning tables take about (\d+) hours, all about (\d+)"
     (found,) = re.findall(sentence, " ".join(README.split()))
     assert list(found[:3]) == [
         *(number(f"fact {name}.numbers", PROJECT).text for name in ("released", "published")),
@@ -64,3 +65,27 @@ def test_the_readme_says_what_one_card_reproduces_as_it_is_declared_priced_and_r
         assert value == by_name[name].published.value
         assert about(said, run.stages()), name
         assert status == tier_cell(by_name[name], "released", RecordStore(PROJECT)).text
+
+
+def cost(stages: Iterable[Stage], card: Card) -> Cost:
+    """What stages and all that they depend on take of a card."""
+    return sum((stage_cost(stage, card) for stage in with_parents(stages, Signer(PROJECT.notebooks).in_full)), Cost())
+
+
+def test_the_readme_says_what_a_consumers_card_and_a_laptop_can_do() -> None:
+    sentences = (
+        r"`headline-001` downloads ([\d.]+) GB and takes about ([\d.]+) hours of an RTX 4090 \(([\d.]+) GiB of its memory,"
+        r" ([\d.]+) GiB of the machine's\).*takes about ([\d.]+) hours of (\d+) cores, ([\d.]+) GiB of memory and a download"
+        r" of ([\d.]+) GB"
+    )
+    (found,) = re.findall(sentences, " ".join(README.split()))
+    download, hours, card, memory, slow, cores, small, little = map(float, found)
+    one = cost(find_stages(["headline-001"], "released", PROJECT), RTX_4090)
+    probe = Stage.of("linear_probe", model="igpt-s", weights="released", dataset="cifar10")
+    laptop = cost([probe], many_cores(int(cores)))
+    assert (download, hours, card, memory) == approx(
+        (sum(each.bytes for each in one.downloads) / 1e9, one.hours, one.card / GIB, one.memory / GIB), rel=0.1
+    )
+    assert (slow, small, little) == approx(
+        (laptop.hours, laptop.memory / GIB, sum(each.bytes for each in laptop.downloads) / 1e9), rel=0.1
+    )
