@@ -80,13 +80,15 @@ TopKOption = Annotated[int | None, typer.Option(min=1, help="Draw from the k lik
 TopPOption = Annotated[float | None, typer.Option(help="Draw from the fewest tokens that reach this probability.")]
 OutOption = Annotated[Path, typer.Option(help="The PNG to write.")]
 TAKES = " ".join(f"{tier.name}: {tier.takes}." for tier in TIERS.values())
-TierOption = Annotated[Tier | None, typer.Option(help=f"{TAKES} If left out: the first of these that has runs of what is named.")]
+TierOption = Annotated[Tier | None, typer.Option(help=f"{TAKES} Default: the smallest tier that has a run of the target.")]
 
 
 @app.command()
 def plan(
     targets: Annotated[list[str] | None, typer.Argument(help=f"{TARGETS}everything if left out.")] = None,
-    tier: Annotated[Tier | None, typer.Option(help=f"{TAKES} All if no target is named either, else tiny.")] = None,
+    tier: Annotated[
+        Tier | None, typer.Option(help=f"{TAKES} Default: all tiers; with targets, the smallest that has them.")
+    ] = None,
     why: Annotated[bool, typer.Option("--why", help="Name the inputs that changed since each record.")] = False,
     cost: Annotated[
         bool, typer.Option("--cost", help="Show hours, memory, disk and downloads; without targets and tier, of every recipe.")
