@@ -18,6 +18,11 @@ def visible(text: str, *, limit: int | None = None) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number with its noun, as ``1 stage`` and ``2 stages``; ``many`` where an s at the end does not make it."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
 def listed(items: Sequence[str], *, most: int) -> str:
     """Items with commas between them, the first ``most`` and how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""

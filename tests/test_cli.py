@@ -138,7 +138,7 @@ def test_a_run_replaces_damaged_records_in_its_folder_and_in_the_book(project: P
     for path in (published, kept):
         path.write_bytes(whole[:100])
     done = igpt("run", "palette,seed=0", root=project.root)
-    assert (done.returncode, done.stdout) == (0, "1 stages run, 0 were fresh\n")
+    assert (done.returncode, done.stdout) == (0, "1 stage run, 0 fresh\n")
     assert json.loads(published.read_bytes())["values"] == json.loads(kept.read_bytes())["values"] == json.loads(whole)["values"]
 
 

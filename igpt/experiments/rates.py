@@ -18,6 +18,7 @@ from igpt.fast import packed
 from igpt.machine import cores
 from igpt.model import ImageGPT
 from igpt.shape import ModelShape
+from igpt.text import counted
 from igpt.train.cost import forward_flops
 from igpt.train.loop import Machine
 
@@ -88,7 +89,7 @@ def main() -> None:
     """Print a line with name and GiB, and one with the rates as well."""
     if "OMP_NUM_THREADS" not in os.environ:  # a user's own number counts for stages too
         torch.set_num_threads(cores())
-    found: dict[str, object] = {"name": f"a processor with {torch.get_num_threads()} threads", "gib": 0.0}
+    found: dict[str, object] = {"name": f"a processor with {counted(torch.get_num_threads(), 'thread')}", "gib": 0.0}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         found = {"name": properties.name, "gib": properties.total_memory / 2**30}

@@ -12,7 +12,7 @@ from igpt.experiments.machines import GIB, Card
 from igpt.results.plan import Plan, State
 from igpt.results.signature import Signer
 from igpt.stage import Stage
-from igpt.text import visible
+from igpt.text import counted, visible
 
 NAME = 34  # characters of a stage's name in a table
 
@@ -35,7 +35,7 @@ def plan_text(plan: Plan, signer: Signer, *, why: bool) -> str:
     for planned in plan:
         lines.append(f"{planned.state:8} {planned.stage.name:{width}}{'  ' + visible(planned.why) if why else ''}".rstrip())
     counts = [f"{sum(p.state == state for p in plan)} {state}" for state in ("fresh", "stale", "missing")]
-    return "\n".join([*lines, "", f"{len(plan)} stages: {', '.join(counts)}; nothing was run"])
+    return "\n".join([*lines, "", f"{counted(len(plan), 'stage')}: {', '.join(counts)}; nothing was run"])
 
 
 def _worst(states: list[State | None]) -> str:
@@ -74,7 +74,7 @@ def cost_text(plan: Plan, signer: Signer, cards: Sequence[Card]) -> str:
             *(f"{table}\n" for table in tables),
             "Hours on one card; a dash where its memory is too small. Downloads count once in the whole; + means at least.",
             *(f"{card.title}: {card.source}{'' if card.measured else ', not measured'}" for card in cards),
-            f"{len(plan)} stages, of which {fresh} are finished; nothing was run",
+            f"{counted(len(plan), 'stage')}, {fresh} finished; nothing was run",
         ]
     )
 

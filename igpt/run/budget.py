@@ -15,6 +15,7 @@ from igpt.experiments.protocols import prior_datasets
 from igpt.experiments.tiers import tier_of
 from igpt.results.plan import PlannedStage
 from igpt.stage import Stage
+from igpt.text import counted
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Budget:
             for folder, size, free in disks.taken(whole)
         )
         return (
-            f"{len(self.stages)} stages, about {hours} one after the other ({self.card.source});"
+            f"{counted(len(self.stages), 'stage')}, about {hours} one after the other ({self.card.source});"
             f" {'' if whole.exact else 'at least '}{fetched}; at most {disk},"
             f" and {whole.memory / GIB:,.1f} GiB of memory, of which {memory / GIB:,.1f} are"
         )
@@ -131,7 +132,7 @@ def _settled(budget: Budget) -> Budget:
     for planned in budget.stages:  # parents come first
         lost = next((parent for parent in planned.parents if parent in left), None)
         if lost is not None and planned.stage not in left:
-            left[planned.stage] = f"it stands on {lost.name}, which is left"
+            left[planned.stage] = f"{lost.name} is skipped"
     needed: set[Stage] = set()
     for planned in reversed(budget.stages):
         if planned.stage not in left and (planned.stage in budget.wanted or planned.stage in needed):

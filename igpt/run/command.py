@@ -22,6 +22,7 @@ from igpt.run.local import Room, plan_stages, run_plan, to_do
 from igpt.run.own_weights import settle
 from igpt.run.targets import find_stages, parameters_of
 from igpt.stage import Stage
+from igpt.text import counted
 
 
 def plan_targets(targets: list[str], tier: str | None) -> tuple[Plan, Signer]:
@@ -77,7 +78,7 @@ def run_targets(targets: list[str], tier: str | None, overrides: list[str]) -> s
         done = _run_by_budget(project, plan, [signer.canonical(stage) for stage in stages])
     else:
         ran = run_plan(project, plan)
-        done = f"{ran} stages run, {len(plan) - ran} were fresh" if ran else f"nothing to run: all {len(plan)} stages are fresh"
+        done = f"{counted(ran, 'stage')} run, {len(plan) - ran} fresh" if ran else _nothing(plan)
     if overrides:
         places = [run_folder(project, signer.canonical(s), signer.sign(s)) / "record.json" for s in stages]
         return "\n".join([done, *(f"record: {place}" for place in dict.fromkeys(places))])
@@ -88,7 +89,7 @@ def _run_by_budget(project: Project, plan: Plan, wanted: list[Stage]) -> str:
     """Run of stages on weights that exist what this machine can hold; what to say when all is done."""
     todo = to_do(project, plan)
     if not todo:
-        return f"nothing to run: all {len(plan)} stages are fresh"
+        return _nothing(plan)
     memory, disks = free_memory(), Disks(project.runs, _disk_of)
     budget = make_budget(todo, wanted, this_machine(), memory=memory, disks=disks)
     if budget.left.keys() >= set(wanted):
@@ -111,17 +112,22 @@ def _run_by_budget(project: Project, plan: Plan, wanted: list[Stage]) -> str:
     ran = run_plan(project, plan, room=room, budget=budget) if budget.stages else 0
     if failures:
         raise failures[0]
-    left = f"; {len(budget.left)} left: {', '.join(stage.name for stage in budget.left)}" if budget.left else ""
-    return f"{ran} stages run, {len(plan) - len(todo)} were fresh{left}"
+    skipped = f"; {len(budget.left)} skipped: {', '.join(stage.name for stage in budget.left)}" if budget.left else ""
+    return f"{counted(ran, 'stage')} run, {len(plan) - len(todo)} fresh{skipped}"
+
+
+def _nothing(plan: Plan) -> str:
+    """What to say of a plan whose stages are all finished."""
+    return f"nothing to run: {counted(len(plan), 'stage is fresh', 'stages are fresh')}"
 
 
 def _say_left(left: dict[Stage, str]) -> None:
-    """One line on each reason, with the stages that are left for it."""
+    """One line on each reason, with the stages that are skipped for it."""
     names: dict[str, list[str]] = {}
     for stage, why in left.items():
         names.setdefault(why, []).append(stage.name)
     for why, stages in names.items():
-        tell(f"igpt: left: {'; '.join(stages)}: {why}")
+        tell(f"igpt: skipped, since {why}: {'; '.join(stages)}")
 
 
 def _disk_of(folder: Path) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from rich.progress import Progress as Bars
 from igpt.results.plan import PlannedStage
 from igpt.run.folder import read_fraction
 from igpt.stage import Stage
+from igpt.text import counted
 
 
 class Progress:
@@ -43,14 +44,14 @@ class Progress:
             TextColumn("{task.percentage:>3.0f} %  {task.fields[left]}"),
         )
         self._bars = Bars(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
-        self._total = self._bars.add_task(f"{len(todo)} stages", total=len(todo), left="")
+        self._total = self._bars.add_task(counted(len(todo), "stage"), total=len(todo), left="")
         self._ended = 0
 
     def __enter__(self) -> Progress:
         """Begin to draw."""
         self._bars.start()
         if not self._console.is_terminal:
-            self._say(f"{len(self._left)} stages to run, {_clock(self._seconds_left())} expected")
+            self._say(f"{counted(len(self._left), 'stage')} to run, {_clock(self._seconds_left())} expected")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -31,6 +31,7 @@ from igpt.slurm.scheduler import SECONDS, call, cancel, job_parameters, look, re
 from igpt.slurm.shell import plain_shell
 from igpt.slurm.snapshot import check_clean, take_snapshot
 from igpt.stage import Stage
+from igpt.text import counted
 
 FREE_GIB = 5.0  # below which a folder is said to be nearly full
 
@@ -57,7 +58,7 @@ def examine(
         ]
     )
     if profile.scheduler == "local":
-        found += ask([("this machine", lambda: f"{cores()} cores, {len(gpus())} GPUs")])
+        found += ask([("this machine", lambda: f"{counted(cores(), 'core')}, {counted(len(gpus()), 'GPU')}")])
         found += ask(data_questions(planned.stage for planned in todo))
     else:
         found += ask([("scheduler", _answers)])

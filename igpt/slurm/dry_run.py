@@ -15,6 +15,7 @@ from igpt.slurm.batches import Batch
 from igpt.slurm.profile import Profile, Resources
 from igpt.slurm.scheduler import Queued
 from igpt.stage import Stage
+from igpt.text import counted
 from igpt.train.cost import CARD, UTILISATION
 
 LISTED = 40  # stages by name
@@ -88,8 +89,11 @@ def describe(profile: Profile, batches: list[Batch], active: dict[Stage, Queued]
     lines += [_whole(profile, batches, expected)] if rows else []
     hours = sum(each.gpu_hours for each in expected.values())
     disk = sum(disk_gib(p.in_full) for batch in batches for p in batch.stages)
-    said = f"{len(expected)} jobs in {len(rows)} arrays, {hours:,.1f} GPU-hours of an {CARD}, {disk:,.2f} GiB of disk"
-    return "\n".join([*lines, f"{said}; {len(active)} stages are queued or running, {fresh} finished; nothing was submitted"])
+    said = (
+        f"{counted(len(expected), 'job')} in {counted(len(rows), 'array')}, {hours:,.1f} GPU-hours of an {CARD},"
+        f" {disk:,.2f} GiB of disk; {counted(len(active), 'stage')} queued or running, {fresh} finished; nothing was submitted"
+    )
+    return "\n".join([*lines, said])
 
 
 def _place(wanted: Resources) -> str:
@@ -119,9 +123,10 @@ def _whole(profile: Profile, batches: list[Batch], expected: dict[Stage, Expecte
     if unknown == len(expected):
         return "expected wall time: unknown"
     row = sum(expected[stage].jobs for stage in chain)
-    beside = f", beside {unknown} stages whose time is unknown" if unknown else ""
+    beside = f", beside {counted(unknown, 'stage')} whose time is unknown" if unknown else ""
     return (
-        f"expected wall time: {_hours(max(ends.values()))} hours and what the queue takes{beside}; {row} jobs in a row decide it:"
+        f"expected wall time: {_hours(max(ends.values()))} hours and what the queue takes{beside};"
+        f" {counted(row, 'job in a row decides', 'jobs in a row decide')} it:"
         f" {', then '.join(stage.name for stage in reversed(chain))} (at {UTILISATION:.0%} of an {CARD}'s peak; another card"
         " takes another time)"
     )

@@ -8,6 +8,7 @@ from igpt.project import Project
 from igpt.results.plan import Plan
 from igpt.run.local import Room, run_plan
 from igpt.slurm.profile import Profile
+from igpt.text import counted
 
 
 def run_here(project: Project, plan: Plan, profile: Profile, *, dry_run: bool) -> str:
@@ -20,10 +21,14 @@ def run_here(project: Project, plan: Plan, profile: Profile, *, dry_run: bool) -
     for stage, asked in wanted.items():
         if asked.gpus > len(room.gpus):
             raise UsageError(
-                f"{stage.name} asks for {asked.gpus} GPUs and this machine has {len(room.gpus)}: lower stages.{stage.notebook}"
+                f"{stage.name} asks for {counted(asked.gpus, 'GPU')} and this machine has {len(room.gpus)}: lower"
+                f" stages.{stage.notebook}"
             )
     if dry_run:
         waiting = sum(planned.state != "fresh" for planned in plan)
-        return f"{waiting} stages would run here on {room.cores} cores and {len(room.gpus)} GPUs; nothing was run"
+        here = f"{counted(room.cores, 'core')} and {counted(len(room.gpus), 'GPU')}"
+        return f"{counted(waiting, 'stage')} would run here on {here}; nothing was run"
     ran = run_plan(project, plan, room=room, needs=lambda stage: (min(wanted[stage].cpus, room.cores), wanted[stage].gpus))
-    return f"{ran} stages run, {len(plan) - ran} were finished" if ran else f"nothing to run: all {len(plan)} stages are finished"
+    if not ran:
+        return f"nothing to run: {counted(len(plan), 'stage is finished', 'stages are finished')}"
+    return f"{counted(ran, 'stage')} run, {len(plan) - ran} finished before"

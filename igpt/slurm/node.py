@@ -20,6 +20,7 @@ from igpt.results.plan import Plan
 from igpt.results.signature import Signature
 from igpt.run.local import plan_stages
 from igpt.stage import Stage
+from igpt.text import counted
 from igpt.weights.released import Released, released_at
 
 Question = tuple[str, Callable[[], str]]
@@ -77,7 +78,7 @@ class NodeCheck:
             )
         if not self.stages:
             return "not compared: no stage of the targets would run here"
-        return f"the same as where you submit, for {len(self.stages)} stages"
+        return f"the same as where you submit, for {counted(len(self.stages), 'stage')}"
 
 
 def ask(questions: Iterable[Question]) -> list[Answer]:

@@ -53,7 +53,7 @@ from igpt.slurm.scheduler import (
     settled_by,
 )
 from igpt.slurm.targets import Jobs, chosen, chosen_now
-from igpt.text import visible
+from igpt.text import counted, visible
 
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 ENDS = {"OUT_OF_MEMORY": MEMORY, "NODE_FAIL": NODE, "PREEMPTED": "preempted"}  # and how it says that a job has ended
@@ -125,7 +125,7 @@ def _text(seen: Look, *, every: bool) -> str:
     table = [head, rule, *(line for job, row in zip(lines, shown, strict=False) for line in (job.rstrip(), *_details(row)))]
     counts = [f"{n} {state}" for state in STATES if (n := sum(row.state == state for row in seen.rows))]
     used, planned = sum(row.used for row in seen.rows), sum(row.planned for row in seen.rows)
-    said = f"{len(seen.rows)} jobs: {', '.join(counts)}; {used:.2f} GPU-hours used, {planned:.2f} planned"
+    said = f"{counted(len(seen.rows), 'job')}: {', '.join(counts)}; {used:.2f} GPU-hours used, {planned:.2f} planned"
     return "\n".join([*([*table, ""] if shown else []), *([*_wrapped(seen.unasked), ""] if seen.unasked else []), said])
 
 
@@ -476,7 +476,9 @@ def cancel_targets(targets: list[str]) -> str:
             count += len(active)
             left += _not_cancelled(ledger, mine, queue)
     done = (
-        f"{count} jobs cancelled; `igpt resume` queues them again" if count else "nothing to cancel: no job is queued or running"
+        f"{counted(count, 'job')} cancelled; `igpt resume` queues them again"
+        if count
+        else "nothing to cancel: no job is queued or running"
     )
     return "; ".join([done, *left[:1], *([f"and {len(left) - 1} more like it"] if len(left) > 1 else [])])
 
@@ -525,7 +527,8 @@ def collect() -> str:
             taken += 1
             break
     pending = len(plan) - taken - fresh
-    said = f"{taken} records collected, {fresh} were there, {pending} of the book's {len(plan)} stages have none of this code"
+    missing = f"{pending} of the book's {len(plan)} stages have none of this code"
+    said = f"{counted(taken, 'record')} collected, {fresh} there already, {missing}"
     if refused:
         raise StageError(f"{said}; not accepted: {'; '.join(refused)}")
     return said

@@ -32,6 +32,7 @@ from igpt.slurm.scheduler import HIDDEN, Queued, Unanswered, look, number_of, re
 from igpt.slurm.snapshot import check_clean, take_snapshot
 from igpt.slurm.targets import Jobs, chosen, chosen_now
 from igpt.stage import Stage
+from igpt.text import counted
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,13 @@ def submit_targets(targets: list[str], tier: str | None, profile_name: str, *, d
         remember_home(project, home)  # also when another clone has submitted all of it
         decided = prepare(profile_name, profile, plan, ledger)
         if not decided.batches:
-            waiting = f", {len(decided.active)} are queued or running" if decided.active else ""
-            return f"nothing to submit: {decided.fresh} of {len(plan)} stages are finished{waiting}{hidden_ones(decided)}"
+            waiting = f", {len(decided.active)} queued or running" if decided.active else ""
+            return f"nothing to submit: {decided.fresh} of {counted(len(plan), 'stage')} finished{waiting}{hidden_ones(decided)}"
         code_folder = take_snapshot(project, home, code)
         jobs = carry_out(decided, ledger, code_folder)
     count = sum(len(batch.stages) for batch in decided.batches)
-    said = f"{count} jobs submitted in {len(decided.batches)} arrays ({', '.join(jobs)}); `igpt status` shows them"
+    arrays = f"{counted(len(decided.batches), 'array')} ({', '.join(jobs)})"
+    said = f"{counted(count, 'job')} submitted in {arrays}; `igpt status` shows them"
     return f"{said}{hidden_ones(decided)}"
 
 
@@ -236,7 +238,11 @@ def resume(targets: list[str]) -> str:
                 numbers = carry_out(decided, ledger, code)
                 count += sum(len(batch.stages) for batch in decided.batches)
                 said += numbers
-    done = f"{count} jobs submitted again ({', '.join(said)})" if count else "nothing to resume: no job has failed or is lost"
+    done = (
+        f"{counted(count, 'job')} submitted again ({', '.join(said)})"
+        if count
+        else "nothing to resume: no job has failed or is lost"
+    )
     return "; ".join([done, *(f"job {job.job} is {job.held}" for job in waiting)])
 
 

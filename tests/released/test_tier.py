@@ -107,7 +107,7 @@ def test_what_is_faulty_or_does_not_fit_is_refused_in_a_sentence_and_the_same_co
     assert shards[0] in standing(place) and shards[1] not in standing(place)
     assert [wanted for path, wanted in toy.mirror.asked if path.endswith(shards[0])][-1] == "bytes=5000-"
     assert not list(toy.root.glob("runs/weights*/record.json"))
-    assert "1 stages run" in succeeded(toy.igpt("run", EARLY))
+    assert "1 stage run" in succeeded(toy.igpt("run", EARLY))
     assert all((place / name).read_bytes() == (published / name).read_bytes() for name in (index, *shards))
 
 
@@ -119,7 +119,7 @@ def test_tokens_of_another_length_are_refused_and_once_they_are_moved_away_the_s
     assert "imagenet_teX.npy has the tokens of 49 images, the released one of 50: move it away, and" in said
     assert not list(toy.root.glob("runs/released_loss*/record.json"))
     (toy.root / "data" / "imagenet-tokens" / "imagenet_teX.npy").unlink()
-    assert "1 stages run" in succeeded(toy.igpt("run", "released_loss,model=igpt-s"))
+    assert "1 stage run" in succeeded(toy.igpt("run", "released_loss,model=igpt-s"))
 
 
 def test_the_first_loss_is_compared_and_no_optional_file_fails_the_weights(toy: Toy) -> None:
@@ -135,4 +135,4 @@ def test_the_first_loss_is_compared_and_no_optional_file_fails_the_weights(toy: 
     ):
         np.save(path, np.zeros((count, 64), np.int64))
         done = toy.igpt("run", f"weights,model={name}")
-        assert "1 stages run" in succeeded(done) and re.search(says, done.stderr), done.stderr
+        assert "1 stage run" in succeeded(done) and re.search(says, done.stderr), done.stderr

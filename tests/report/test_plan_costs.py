@@ -37,7 +37,7 @@ def test_every_cell_and_every_stage_has_a_line_and_the_whole_counts_downloads_on
     assert 1 < passing < float(probe[1])
     assert float(found["headline-001"][1]) == pytest.approx(float(training[1]) - passing + float(probe[1]), abs=0.11)
     assert found["headline-001"][3] == "840"
-    assert text.endswith("3 stages, of which 0 are finished; nothing was run")
+    assert text.endswith("3 stages, 0 finished; nothing was run")
 
 
 def test_a_card_that_is_too_small_has_a_dash_and_every_card_says_where_its_rates_are_from(project: Project) -> None:

@@ -83,7 +83,7 @@ def test_what_a_machine_cannot_hold_is_left_with_its_reason_and_so_is_what_stand
     budget = make_budget(todo, [*PROBES, *TUNES], RTX_4090, memory=MEMORY, disks=ROOMY)
     assert names(budget) == ["pretrain igpt-s", "linear_probe igpt-s", "fine_tune igpt-s"]
     assert budget.left[LARGE].startswith("it needs 23.2 GiB on the card")
-    assert budget.left[PROBES[1]] == f"it stands on {LARGE.name}, which is left"
+    assert budget.left[PROBES[1]] == f"{LARGE.name} is skipped"
 
 
 def test_weights_that_nothing_needs_any_more_are_not_fetched(project: Project) -> None:
@@ -163,10 +163,13 @@ def test_data_that_cannot_be_had_hold_up_their_own_stages_only(
         run_targets(words, None, [])
     said = capsys.readouterr().err
     assert "igpt: 2 stages, about" in said
-    assert "igpt: left: nowhere,seed=0: ImageNet (ILSVRC 2012) may be had from its owner only" in said
+    assert (
+        "igpt: skipped, since ImageNet (ILSVRC 2012) may be had from its owner only" in said
+        and said.count(": nowhere,seed=0\n") == 1
+    )
     [done] = plan_stages(project, [Stage.of("here")])
     assert finished_record(project, done.stage, done.signature) is not None
-    assert run_targets(words[:1], None, []) == "nothing to run: all 1 stages are fresh"
+    assert run_targets(words[:1], None, []) == "nothing to run: 1 stage is fresh"
 
 
 def test_what_cannot_be_held_is_refused_alone_and_left_beside_what_is_finished(
@@ -182,8 +185,8 @@ def test_what_cannot_be_held_is_refused_alone_and_left_beside_what_is_finished(
     assert not project.runs.exists()
     for ran in (1, 0):
         said = run_targets(["here,weights=released", large], None, [])
-        assert said.startswith(f"{ran} stages run, {1 - ran} were fresh; 2 left: weights,model=igpt-l")
-    assert "igpt: left: linear_probe,dataset=cifar10,model=igpt-l,seed=0" in capsys.readouterr().err
+        assert said.startswith(f"{ran} stage{'s' * (not ran)} run, {1 - ran} fresh; 2 skipped: weights,model=igpt-l")
+    assert ": linear_probe,dataset=cifar10,model=igpt-l,seed=0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

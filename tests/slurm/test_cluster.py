@@ -99,7 +99,7 @@ def test_a_plan_runs_in_its_order_from_the_commit_that_was_submitted(cluster: Cl
     assert checkout.submit(PROBE, profile=checkout.profile(options={"hold": True})).startswith("3 jobs submitted in 3 arrays")
     commit = checkout.git("rev-parse", "HEAD").strip()
     again = checkout.submit(PROBE)
-    assert again == "nothing to submit: 0 of 3 stages are finished, 3 are queued or running"
+    assert again == "nothing to submit: 0 of 3 stages finished, 3 queued or running"
     row = checkout.row("palette")
     assert (row.state, row.why) == ("held", f"held by its owner: `scontrol release {row.job}` releases it (JobHeldUser)")
     palette = checkout.root / "notebooks" / "palette.ipynb"
@@ -115,12 +115,12 @@ def test_a_plan_runs_in_its_order_from_the_commit_that_was_submitted(cluster: Cl
     assert record is not None
     assert (record.receipt.commit, record.receipt.dirty) == (commit, False)
     assert (checkout.folder(PROBE) / "notebook.ipynb").exists()
-    assert checkout.submit(PROBE) == "nothing to submit: 3 of 3 stages are finished"
+    assert checkout.submit(PROBE) == "nothing to submit: 3 of 3 stages finished"
     assert status_text([], every=False) == "3 jobs: 3 done; 0.00 GPU-hours used, 0.00 planned"
     path = checkout.folder(PROBE) / "record.json"
     path.write_text(path.read_text()[:100])
     checkout.wait_for(PROBE, "failed")  # once its job has ended too
-    assert resume([]).startswith("1 jobs submitted again")
+    assert resume([]).startswith("1 job submitted again")
     release(checkout.row(PROBE).job)
     checkout.wait_for(PROBE, "done", "failed", "cancelled", "lost")
     assert found(checkout, PROBE) == {"answer": total_of(8) + 0.5}
@@ -140,7 +140,7 @@ def break_code(checkout: Checkout) -> None:
 def test_the_same_plan_here_and_on_the_cluster_gives_the_same_records(
     cluster: Cluster, checkout: Checkout, tmp_path: Path
 ) -> None:
-    assert checkout.submit(PROBE, profile="local") == "3 stages run, 0 were finished"
+    assert checkout.submit(PROBE, profile="local") == "3 stages run, 0 finished before"
     here = found(checkout, PROBE)
     shutil.rmtree(checkout.root / "book" / "records")
     shared = type(checkout)(tmp_path / "shared")  # another disk, which the nodes see
@@ -149,8 +149,8 @@ def test_the_same_plan_here_and_on_the_cluster_gives_the_same_records(
     assert found(shared, PROBE) == here
     assert status_text([], every=False).startswith("3 jobs: ")
     shutil.rmtree(checkout.folder(PROBE))
-    assert collect().startswith("3 records collected, 0 were there")
-    assert collect().startswith("0 records collected, 3 were there")
+    assert collect().startswith("3 records collected, 0 there already")
+    assert collect().startswith("0 records collected, 3 there already")
 
 
 def test_each_failure_says_why_and_holds_up_only_what_stands_on_it(cluster: Cluster, checkout: Checkout) -> None:
@@ -262,7 +262,7 @@ def test_a_disk_that_is_full_ends_a_job_in_a_sentence_and_with_room_it_goes_on(
     # By whether there was room for the job to say so itself.
     assert row.why == "its disk was full: make room; `igpt resume` continues it" or "No space left on device" in row.why
     ballast.unlink()
-    assert resume([LONG]).startswith("1 jobs submitted again")
+    assert resume([LONG]).startswith("1 job submitted again")
     checkout.wait_for(LONG, "done", "failed")
     assert found(checkout, LONG) == {"total": total_of()}
 
@@ -274,7 +274,7 @@ def test_cancelled_jobs_stay_so_and_are_resumed(
     checkout.submit(waiting, profile=checkout.profile(options={"hold": True}))
     checkout.submit(LONG)
     job = checkout.wait_for_step(LONG, 15).job
-    assert cancel_targets([waiting]) == "1 jobs cancelled; `igpt resume` queues them again"
+    assert cancel_targets([waiting]) == "1 job cancelled; `igpt resume` queues them again"
     subprocess.run(["scancel", job], check=True)
     for name in (LONG, waiting):
         row = checkout.wait_for(name, "cancelled", "lost", "stopped")
@@ -287,8 +287,8 @@ def test_cancelled_jobs_stay_so_and_are_resumed(
         patch.setenv("PATH", str(tmp_path), prepend=":")
         assert {checkout.row(name).state for name in (LONG, waiting)} == {"cancelled"}
     break_code(checkout)  # what is resumed is planned and run by the code that was submitted
-    assert resume([LONG]).startswith("1 jobs submitted again")
-    assert cancel_targets([LONG]).startswith("1 jobs")
+    assert resume([LONG]).startswith("1 job submitted again")
+    assert cancel_targets([LONG]).startswith("1 job")
 
 
 def test_two_who_submit_at_once_submit_each_stage_once(cluster: Cluster, checkout: Checkout) -> None:
@@ -312,14 +312,14 @@ def test_jobs_are_resumed_by_their_profile_from_anywhere_and_when_its_file_has_g
     shutil.copy(given, named)
     for profile, path in (("mycluster", named), (given.name, given)):
         monkeypatch.chdir(given.parent)
-        assert checkout.submit(palette, profile=profile).startswith("1 jobs submitted")
+        assert checkout.submit(palette, profile=profile).startswith("1 job submitted")
         monkeypatch.chdir(tmp_path / "elsewhere")
-        assert cancel_targets([]).startswith("1 jobs cancelled")
-        assert resume([]).startswith("1 jobs submitted again")
+        assert cancel_targets([]).startswith("1 job cancelled")
+        assert resume([]).startswith("1 job submitted again")
         path.unlink()
-        assert cancel_targets([]).startswith("1 jobs cancelled")
-        assert resume([]).startswith("1 jobs submitted again")
-        assert cancel_targets([]).startswith("1 jobs cancelled")
+        assert cancel_targets([]).startswith("1 job cancelled")
+        assert resume([]).startswith("1 job submitted again")
+        assert cancel_targets([]).startswith("1 job cancelled")
 
 
 def test_a_submission_cut_off_before_it_knew_its_number_is_found_again(cluster: Cluster, checkout: Checkout) -> None:

@@ -62,10 +62,10 @@ def test_the_whole_takes_as_long_as_its_longest_chain() -> None:
     text = describe(profile, make_batches(todo, profile), {}, 2)
     whole = training + 2 * probe  # three probes, two of them at once
     assert (
-        f"\nexpected wall time: {whole:.1f} hours and what the queue takes, beside 1 stages whose time is unknown; 7 jobs" in text
+        f"\nexpected wall time: {whole:.1f} hours and what the queue takes, beside 1 stage whose time is unknown; 7 jobs" in text
     )
     assert f" jobs in a row decide it: palette,seed=0, then {LARGE.name}, then {PROBES[2].name} (" in text
-    assert text.endswith("0 stages are queued or running, 2 finished; nothing was submitted")
+    assert text.endswith("0 stages queued or running, 2 finished; nothing was submitted")
     unknown = describe(profile, make_batches([planned(PALETTE)], profile), {}, 0)
     assert "\nexpected wall time: unknown\n" in unknown
 
@@ -85,6 +85,6 @@ def test_the_disk_of_an_array_is_that_of_its_stages() -> None:
 
 def test_nothing_to_submit_has_no_time() -> None:
     assert describe(Profile(), [], {}, 3) == (
-        "0 jobs in 0 arrays, 0.0 GPU-hours of an H100, 0.00 GiB of disk; 0 stages are queued or running, 3 finished;"
+        "0 jobs in 0 arrays, 0.0 GPU-hours of an H100, 0.00 GiB of disk; 0 stages queued or running, 3 finished;"
         " nothing was submitted"
     )

@@ -38,4 +38,4 @@ def test_cells_of_the_released_tier_run_as_jobs(cluster: Cluster, tmp_path: Path
         for job in jobs:
             assert checkout.wait_for(job, "done", "failed", "cancelled", "lost").state == "done", checkout.logs()
         assert toy.igpt("collect").stdout.startswith("3 records collected")
-        assert toy.igpt(*submit).stdout.startswith("nothing to submit: 3 of 3 stages are finished")
+        assert toy.igpt(*submit).stdout.startswith("nothing to submit: 3 of 3 stages finished")

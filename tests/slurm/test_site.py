@@ -145,7 +145,7 @@ def test_what_is_resumed_finds_the_data_of_its_submission(
     monkeypatch.delenv("IGPT_DATA")
     for _ in range(2):
         cancel_targets([])
-        assert resume([]).startswith("1 jobs submitted again")
+        assert resume([]).startswith("1 job submitted again")
         array = checkout.ledger.arrays()[-1]
         scripts = list(checkout.ledger.logs(array.token).glob("*submission*.sh"))
         assert scripts
@@ -226,7 +226,7 @@ def test_the_doctor_starts_python_on_a_node_and_looks_at_the_data_there(
     assert code == 0, text
     assert re.search(rf"^ok     node for default: Python: 3\.\d+\.\d+ at {sys.executable} on \S+, torch \d", text, re.MULTILINE)
     assert re.search(r"^ok     node for default: code: of [0-9a-f]{12}, as submitted$", text, re.MULTILINE)
-    assert "ok     node for default: packages: the same as where you submit, for 1 stages" in text
+    assert "ok     node for default: packages: the same as where you submit, for 1 stage" in text
     assert "ok     node for default: data set digits: comes with scikit-learn" in text
     assert list(checkout.project.runs.glob(".doctor/*")) == []
     text, code = examine(profile, ["palette,dataset=cifar10", "weights"])

@@ -87,7 +87,7 @@ def test_only_a_valid_record_of_the_stage_is_done(
         assert row(checkout.ledger).why == f"{path} is not a valid record; `igpt resume` sets it aside and runs the stage again"
         assert f"wrong  earlier jobs: {path} is not a valid record (1 in all)" in examine("local")[0]
         (text,) = watch_status([], every=False)  # and there is nothing to wait for
-        assert text.endswith("1 jobs: 1 failed; 0.00 GPU-hours used, 0.50 planned")
+        assert text.endswith("1 job: 1 failed; 0.00 GPU-hours used, 0.50 planned")
     path.unlink()
     assert (row(checkout.ledger).state, row(checkout.ledger).why) == ("lost", "its record is gone; `igpt resume` runs it again")
     write_record(path, record)
@@ -118,7 +118,7 @@ def test_a_cancelled_job_stays_so_when_the_scheduler_has_forgotten_it(
         log(ledger, array, by_hand)
     else:
         answers.say(f"{array.title}|7|N/A|PENDING|0:00||Priority")
-        assert cancel_targets([NAME]).startswith("1 jobs cancelled")
+        assert cancel_targets([NAME]).startswith("1 job cancelled")
         assert answers.cancelled() == ["--quiet", "7"]
         answers.say()
     assert (row(ledger).state, row(ledger).why) == ("cancelled", why)
@@ -184,7 +184,7 @@ def test_a_held_job_says_what_lets_it_go_on_and_nobody_waits_for_it(
     answers.say(f"{array.title}|7|N/A|{state}|0:00||{reason}")
     assert (row(checkout.ledger).state, row(checkout.ledger).why) == ("held", why)
     (text,) = watch_status([], every=False)
-    assert text.endswith("1 jobs: 1 held; 0.00 GPU-hours used, 0.50 planned")
+    assert text.endswith("1 job: 1 held; 0.00 GPU-hours used, 0.50 planned")
     assert resume([]) == f"nothing to resume: no job has failed or is lost; job 7 is {why}"
     answers.say(f"{array.title}|7|N/A|PENDING|0:00||BeginTime")
     assert (row(checkout.ledger).state, row(checkout.ledger).why) == ("queued", "ended by the scheduler: queued again")
@@ -520,7 +520,7 @@ def test_jobs_in_two_shared_folders_are_found_by_what_names_them(checkout: Check
         for ask in (lambda t: status_text(t, every=False), cancel_targets, resume):
             with pytest.raises(UsageError, match=f"nothing was submitted under '{targets[-1]}'"):
                 ask(targets)
-    assert cancel_targets(["8"]).startswith("1 jobs cancelled")
+    assert cancel_targets(["8"]).startswith("1 job cancelled")
     assert answers.cancelled() == ["--quiet", "8"]
 
 
@@ -538,7 +538,7 @@ def test_another_clone_sees_the_jobs_of_the_shared_folder_of_its_profiles(
         (tmp_path / "again").symlink_to(tmp_path / "shared")
         share(type(checkout)(other), "again", tmp_path / "again")  # the same by another path counts once
         assert len(homes(Project(other))) == 2
-        assert "1 jobs: " in status_text([NAME], every=False)
+        assert "1 job: " in status_text([NAME], every=False)
 
 
 def test_another_clone_sees_the_jobs_that_it_would_have_submitted(checkout: Checkout, answers: Answers, tmp_path: Path) -> None:
@@ -549,5 +549,5 @@ def test_another_clone_sees_the_jobs_that_it_would_have_submitted(checkout: Chec
     shared.write(array.model_copy(update={"stages": (Listed(name=planned.stage.name, folder=folder, planned=0.5),)}))
     answers.say(f"{array.title}|7|N/A|PENDING|0:00||Priority")
     said = checkout.submit(NAME, profile=checkout.profile(shared_folder=str(shared.home.root)))
-    assert said == "nothing to submit: 0 of 1 stages are finished, 1 are queued or running"
-    assert status_text([], every=False).endswith("1 jobs: 1 queued; 0.00 GPU-hours used, 0.50 planned")
+    assert said == "nothing to submit: 0 of 1 stage finished, 1 queued or running"
+    assert status_text([], every=False).endswith("1 job: 1 queued; 0.00 GPU-hours used, 0.50 planned")

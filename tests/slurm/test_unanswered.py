@@ -123,11 +123,11 @@ def test_the_status_is_told_without_the_controller_and_again_with_it(
     with stopped_controller(cluster, tmp_path, monkeypatch):
         said = " ".join(status_text([], every=False).split())
         assert "the scheduler could not be asked: SLURM's controller, slurmctld, does not answer: try again when" in said
-        assert said.endswith("1 jobs: 1 unknown; 0.00 GPU-hours used, 0.00 planned")
+        assert said.endswith("1 job: 1 unknown; 0.00 GPU-hours used, 0.00 planned")
         with pytest.raises(UsageError, match="^SLURM's controller, slurmctld, does not answer"):
             cancel_targets([])
     assert checkout.row(PALETTE).why == "waits for its start time (BeginTime)"
-    assert cancel_targets([]).startswith("1 jobs cancelled")
+    assert cancel_targets([]).startswith("1 job cancelled")
 
 
 def test_a_submission_killed_after_sbatch_was_called_is_found_and_cancelled(
@@ -137,7 +137,7 @@ def test_a_submission_killed_after_sbatch_was_called_is_found_and_cancelled(
         replace_program(tmp_path / "programs", "sbatch", '$REAL "$@"; kill -9 $PPID', patch)
         submit_and_die(checkout, waits(checkout))
     assert the_array(checkout).job is None
-    assert cancel_targets([]) == "1 jobs cancelled; `igpt resume` queues them again"
+    assert cancel_targets([]) == "1 job cancelled; `igpt resume` queues them again"
     row = checkout.wait_for(PALETTE, "cancelled")
     assert row.job == the_array(checkout).job
 
@@ -194,9 +194,9 @@ def test_a_submission_killed_before_it_called_sbatch_is_resumed_at_once(
         checkout.submit(PALETTE, profile=waits(checkout))
     assert the_array(checkout).job is None
     assert checkout.row(PALETTE).state == "lost"
-    assert resume([]).startswith("1 jobs submitted again")
+    assert resume([]).startswith("1 job submitted again")
     assert the_array(checkout).job
-    assert cancel_targets([]).startswith("1 jobs cancelled")
+    assert cancel_targets([]).startswith("1 job cancelled")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_an_answer_that_was_lost_is_made_up_for_at_once(
     said = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
     replace_program(tmp_path / "programs", "sbatch", f"$REAL \"$@\" > /dev/null; echo '{said}' >&2; exit 1", monkeypatch)
     stages = [f"palette,seed={seed}" for seed in range(3)]  # one array
-    assert checkout.submit(*stages).startswith("3 jobs submitted in 1 arrays")
+    assert checkout.submit(*stages).startswith("3 jobs submitted in 1 array")
     for seed, stage in enumerate(stages):
         assert checkout.wait_for(stage, "done", "failed", "lost").state == "done", checkout.logs()
         record = read_record(checkout.folder(stage) / "record.json")
@@ -272,7 +272,7 @@ def test_anothers_job_that_the_scheduler_hides_counts_as_at_work_until_something
         return submit_targets([PALETTE], None, profile, dry_run=False, dirty=False)
 
     hidden = rf"{PALETTE} is job {mine.job}, a job of anna that PrivateData hides: it counts as queued or running until \S+ \S+, or until anna runs `igpt cancel`"
-    assert re.fullmatch(rf"nothing to submit: 0 of 1 stages are finished, 1 are queued or running; {hidden}", submit())
+    assert re.fullmatch(rf"nothing to submit: 0 of 1 stage finished, 1 queued or running; {hidden}", submit())
     assert resume([]) == "nothing to resume: no job has failed or is lost"
     assert re.fullmatch(f"nothing to cancel: no job is queued or running; {hidden}", cancel_targets([]))
     row = checkout.row(PALETTE)
@@ -302,7 +302,7 @@ def test_anothers_job_that_the_scheduler_hides_counts_as_at_work_until_something
     (ledger.logs(mine.token) / "end-0").unlink()
     age(checkout, 86400 * HIDDEN_DAYS + 1)
     assert checkout.row(PALETTE).state == "lost"
-    assert submit().startswith("1 jobs submitted")
+    assert submit().startswith("1 job submitted")
     subprocess.run(["scancel", *(str(array.job) for array in ledger.arrays())], check=True)
 
 
@@ -329,5 +329,5 @@ def test_anothers_submission_without_an_answer_is_left_to_them(checkout: Checkou
     with pytest.raises(UsageError, match=f"{PALETTE} was submitted at .* without an answer, .* or have anna run it"):
         checkout.submit(PALETTE, profile=profile)
     age(checkout, 86400 * HIDDEN_DAYS + 1)
-    assert checkout.submit(PALETTE, profile=profile).startswith("1 jobs submitted")
+    assert checkout.submit(PALETTE, profile=profile).startswith("1 job submitted")
     subprocess.run(["scancel", *(str(array.job) for array in checkout.ledger.arrays())], check=True)

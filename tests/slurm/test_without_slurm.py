@@ -64,12 +64,12 @@ def test_what_a_run_publishes_is_collected_the_parents_with_it(project: Project,
     published = {path: path.read_bytes() for path in project.records.glob("*/*.json")}
     assert sorted(path.stem.partition(",")[0] for path in published) == ["linear_probe", "palette", "pretrain"]
     shutil.rmtree(project.records / "tiny")
-    assert collect().startswith("3 records collected, 0 were there")
+    assert collect().startswith("3 records collected, 0 there already")
     assert {path: path.read_bytes() for path in project.records.glob("*/*.json")} == published
-    assert collect().startswith("0 records collected, 3 were there")
+    assert collect().startswith("0 records collected, 3 there already")
     damaged = next(iter(published))
     damaged.write_bytes(published[damaged][:50])
-    assert collect().startswith("1 records collected, 2 were there")
+    assert collect().startswith("1 record collected, 2 there already")
 
 
 def test_what_jobs_wrote_reaches_the_terminal_as_text(project: Project) -> None:
