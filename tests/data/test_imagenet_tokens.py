@@ -343,8 +343,7 @@ def test_the_commands_fetch_check_and_list_them(site: Path, capsys: pytest.Captu
         "fetching ImageNet as released tokens (at least 0.0 GB; terms: published by OpenAI with Image GPT; made from "
     )
     assert datasets.check("imagenet-tokens").startswith(
-        "ImageNet as released tokens is whole and consistent; nothing is published to compare it with
-  train: 20 images of "
+        "ImageNet as released tokens is whole and consistent; nothing is published to compare it with\n  train: 20 images of "
     )
     line = next(line for line in datasets.list_datasets().splitlines() if line.startswith("imagenet-tokens "))
     assert "about " in line and "at least " in line and " here " in line
