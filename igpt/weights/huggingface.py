@@ -118,7 +118,7 @@ def _checked(where: Path, shape: ModelShape, read: dict[str, Tensor], size: int)
     if len(tensors) < len(read):
         raise UsageError(f"{where} holds tensors both with and without the prefix transformer.: copy it again")
     bare = _is_bare(read)
-    check_fits(where, shape, tensors=len(tensors), size=size, output=not bare)
+    check_fits(where / "config.json" if where.is_dir() else where, shape, tensors=len(tensors), size=size, output=not bare)
     tensors = {name: t for name, t in tensors.items() if not _MASK.fullmatch(name) and not (bare and name == "score.weight")}
     with torch.device("meta"):
         model = ImageGPT(shape)
