@@ -125,7 +125,7 @@ def run(
 ) -> None:
     """Run what is missing or stale, on this machine.
 
-    What the targets stand on runs first. A second run does nothing; an interrupted one continues.
+    The targets' dependencies run first. A second run does nothing; an interrupted one continues.
     Records go to book/records, artifacts to runs/. Of stages on released or own weights only those are run that this
     machine can hold, the cheapest first; the others are named with the reason, which is no failure.
     """

@@ -216,7 +216,8 @@ def _fetch_from_any(file: RemoteFile, part: _Part, path: Path, manner: _Manner) 
             f"{tried}: either a proxy on the way or the site has changed the file, which is kept as {wrong}; "
             "look into it, then the same command tries again"
         )
-    raise Unavailable(f"{tried}: what has come is kept, and the same command continues", is_missing=missing)
+    again = "what has come is kept, and the same command continues" if part.size() else "the same command tries again"
+    raise Unavailable(f"{tried}: {again}", is_missing=missing)
 
 
 def _fetch_from(address: str, file: RemoteFile, part: _Part, manner: _Manner) -> None:

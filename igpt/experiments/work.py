@@ -97,7 +97,7 @@ def _whole_passes(plan: Recipe, images: float) -> Work:
 
 
 def _views(given: Given) -> int:
-    """Looks at each test image."""
+    """Passes over each test image."""
     return int(given["views"]) if given["objective"] == "bert" else 1
 
 
@@ -178,7 +178,7 @@ def sgd_probe(given: Given, plan: Recipe) -> Work:
     card = data_card(str(given["dataset"]))
     subset, steps = min(int(given["subset"]), card.train - card.validation), int(given["iterations"])
     outputs, width = (len(SGD_RATES) + 1) * card.classes, int(given["count"]) * plan.shape.n_embd
-    # Of bytes: the weights and their speeds, six times.
+    # Of bytes: the weights and momentum, six times.
     trained = Work(single=4 * BATCH * outputs * width * steps, bytes=4 * 6 * outputs * width * steps)
     chosen = _probed(given, width=plan.shape.n_embd, problems=plan.shape.n_layer + 1, images=subset)
     return _passes(plan, 1.25 * subset + card.train + _views(given) * card.test) + chosen + trained

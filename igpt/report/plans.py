@@ -44,7 +44,7 @@ def _worst(states: list[State | None]) -> str:
 
 
 def cost_text(plan: Plan, signer: Signer, cards: Sequence[Card]) -> str:
-    """What each cell that the plan's stages fill costs with all that it stands on, each stage alone, and the whole.
+    """What each cell that the plan's stages fill costs with all its dependencies, each stage alone, and the whole.
 
     cards : one column of hours each; the first is this machine, whose memory is counted
     """
@@ -63,7 +63,7 @@ def cost_text(plan: Plan, signer: Signer, cards: Sequence[Card]) -> str:
     tables = [
         tabulate(rows, (first, *heads), disable_numparse=True, colalign=("left", *["right"] * len(heads)))
         for first, rows in (
-            ("Cell, with all it stands on", [(name, *numbers) for (name, _), numbers in cells.items()]),
+            ("Cell, with its dependencies", [(name, *numbers) for (name, _), numbers in cells.items()]),
             ("Stage, alone", [*stages, whole]),
         )
         if rows

@@ -42,16 +42,16 @@ class Budget:
         return 3600 * self.costs[planned.stage].hours
 
     def rank(self) -> dict[Stage, float]:
-        """The least comes first: hours of a wanted stage with what it stands on, or of the cheapest that needs it."""
+        """The least comes first: hours of a wanted stage with its dependencies, or of the cheapest that needs it."""
         found: dict[Stage, float] = {}
-        for planned in reversed(self.stages):  # heirs before their parents
-            heirs = [found[other.stage] for other in self.stages if planned.stage in other.parents and other.stage in found]
+        for planned in reversed(self.stages):  # dependents before their parents
+            dependents = [found[other.stage] for other in self.stages if planned.stage in other.parents and other.stage in found]
             own = [self._chain(planned).hours] if planned.stage in self.wanted else []
-            found[planned.stage] = min(own + heirs)
+            found[planned.stage] = min(own + dependents)
         return found
 
     def without(self, stages: Iterable[Stage], why: str) -> Budget:
-        """The same without some stages, and without what stands on them or was for them only."""
+        """The same without some stages, and without their dependents and what was for them only."""
         return _settled(replace(self, left={**self.left, **dict.fromkeys(stages, why)}))
 
     def reading(self, dataset: str) -> list[Stage]:
@@ -90,7 +90,7 @@ class Budget:
         return max(free - (size - whole.scratch), math.ceil(whole.scratch))
 
     def _chain(self, planned: PlannedStage) -> Cost:
-        """What a stage costs with all that it stands on and that is to be carried out too."""
+        """What a stage costs with all its dependencies that are to be carried out too."""
         needed = {planned.stage}
         for other in reversed(self.stages):
             if other.stage in needed:
@@ -113,7 +113,7 @@ def make_budget(todo: Iterable[PlannedStage], wanted: Iterable[Stage], card: Car
     costs = {planned.stage: _cost(planned.in_full, card) for planned in stages}
     left = {stage: why for stage, cost in costs.items() if (why := lacking(cost, card, memory, disks))}
     budget = _settled(Budget(card, stages, costs, frozenset(wanted) & costs.keys(), left))
-    # Each by itself has room; with what it stands on it may have none.
+    # Each by itself has room; with its dependencies it may have none.
     full = {p.stage: why for p in budget.stages if (why := lacking(budget._chain(p), card, memory, disks))}
     return _settled(replace(budget, left={**budget.left, **full}))
 
@@ -127,7 +127,7 @@ def _cost(stage: Stage, card: Card) -> Cost:
 
 
 def _settled(budget: Budget) -> Budget:
-    """The same less what is left, what stands on it, and what nothing that remains stands on."""
+    """The same less what is left, its dependents, and what nothing that remains depends on."""
     left = dict(budget.left)
     for planned in budget.stages:  # parents come first
         lost = next((parent for parent in planned.parents if parent in left), None)

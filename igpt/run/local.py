@@ -194,7 +194,7 @@ def _walk(
                     progress.start(waiting.pop(planned.stage))
                     running[pool.submit(execute, planned, project, kernels, environment=told(taken[0]))] = planned
                 if not running:
-                    break  # what still waits stands on something that failed
+                    break  # what still waits depends on something that failed
                 done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
                 progress.refresh()
                 for future in done:
@@ -209,7 +209,7 @@ def _walk(
                         failures.append(error)
                         progress.end(planned, "stopped" if isinstance(error, StageStopped) else "failed")
                         for stage in _descendants(planned.stage, waiting):
-                            progress.end(waiting.pop(stage), "not run: it stands on a stage that failed")
+                            progress.end(waiting.pop(stage), f"not run, since {planned.stage.name} failed:")
                     else:
                         kernels.stop()
                         raise error

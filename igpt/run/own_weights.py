@@ -144,7 +144,8 @@ def _unknown(project: Project, word: str) -> UsageError:
         pass
     names = [path.stem for path in _registration(project, "").parent.glob("*.json")]
     near = near_misses(word, [TRAINED, RELEASED, *sorted(names)])
-    return UsageError(f"there are no weights {word!r}{near}; or give a folder, or a TensorFlow checkpoint's path without .index")
+    ways = "give a folder, or a TensorFlow checkpoint's path without .index"
+    return UsageError(f"there are no weights {word!r}{near.rstrip('?')}{', or' if near else ':'} {ways}")
 
 
 def _check_trained(given: Mapping[str, Literal], defaults: Mapping[str, Literal]) -> None:

@@ -35,7 +35,7 @@ class Progress:
         self._expected = expected
         self._workers = workers
         self._left = {planned.stage: expected(planned) for planned in todo}
-        self._heirs = {p.stage: [c for c in todo if p.stage in c.parents] for p in todo}
+        self._dependents = {p.stage: [c for c in todo if p.stage in c.parents] for p in todo}
         self._running: dict[Stage, tuple[PlannedStage, float, TaskID]] = {}
         self._console = Console(stderr=True)
         columns = (
@@ -60,7 +60,7 @@ class Progress:
 
     def priority(self, planned: PlannedStage) -> float:
         """Seconds of the longest chain that waits for this stage, itself included."""
-        return self._expected(planned) + max(map(self.priority, self._heirs[planned.stage]), default=0)
+        return self._expected(planned) + max(map(self.priority, self._dependents[planned.stage]), default=0)
 
     def start(self, planned: PlannedStage) -> None:
         """A stage begins."""

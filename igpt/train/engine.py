@@ -269,7 +269,7 @@ class _Run:
             self._save()
 
     def _save(self) -> None:
-        """A checkpoint. Raises Diverged instead of keeping weights that are no numbers."""
+        """A checkpoint. Raises Diverged instead of keeping weights that are NaN or infinite."""
         if not self.spread.finite():
             self._give_up("the weights are NaN or infinite")
         if self.folder is not None:
@@ -314,7 +314,7 @@ class _Run:
         return total.item() / spread.size
 
     def _look(self) -> None:
-        """Note a window's mean loss. Raises Diverged when it is no number, or far above the lowest before it."""
+        """Note a window's mean loss. Raises Diverged when it is NaN or infinite, or far above the lowest before it."""
         progress = self.progress
         mean = math.fsum(progress.window) / len(progress.window)
         if not math.isfinite(mean):

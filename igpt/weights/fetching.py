@@ -201,7 +201,8 @@ def _fetch(
 
     if not (missing := [name for name in names if not (folder / name).exists()]):
         return
-    print(f"igpt: fetching {model.label} from {address} into {folder}", file=sys.stderr)
+    what = missing[0] if len(missing) == 1 else f"{len(missing)} files"
+    print(f"igpt: fetching {model.label} ({what}) from {address} into {folder}", file=sys.stderr)
     total, come = 4 * model.shape.parameters, 0  # of other files' sizes nothing is known
     with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1000, file=sys.stderr, disable=None, leave=False) as bar:
 
