@@ -170,6 +170,10 @@ def test_bytes_without_a_validator_or_a_readable_note_are_not_continued(tmp_path
     assert server.ranges() == [None, None, "bytes=200000-", None]
 
 
+def test_nothing_is_said_to_be_kept_where_nothing_came(tmp_path: Path, start: Start) -> None:
+    assert failure(remote(start(Answer(status=404))), tmp_path).endswith("): the same command tries again")
+
+
 def test_bytes_are_continued_where_they_began_before_any_other_address(tmp_path: Path, start: Start) -> None:
     first, second = start(*[Answer(status=404)] * 9), start(Answer(cut=100_000), Answer(status=403))
     assert "what has come is kept" in failure(remote(first, second), tmp_path)

@@ -73,7 +73,7 @@ def cost_text(plan: Plan, signer: Signer, cards: Sequence[Card]) -> str:
         [
             *(f"{table}\n" for table in tables),
             "Hours on one card; a dash where its memory is too small. Downloads count once in the whole; + means at least.",
-            *(f"{card.title}: {card.source}{'' if card.measured else ', not measured'}" for card in cards),
+            *map(_rates, cards),
             f"{counted(len(plan), 'stage')}, {fresh} finished; nothing was run",
         ]
     )
@@ -95,6 +95,14 @@ def _numbers(each: Sequence[Sequence[Cost]], cards: Sequence[Card], *, partly: b
         f"{(here.memory if cards[0].is_processor else here.card) / GIB:,.1f}",
         *hours,
     ]
+
+
+def _rates(card: Card) -> str:
+    """Where a card's rates are from, and the one at which losses and samples are computed."""
+    how = ", not measured"
+    if card.measured:
+        how = "; other work on this machine makes this too slow" if card.title == "here" else ""
+    return f"{card.title}: {card.source}{how}; losses and samples in float32, at {card.rates.single / 1e12:.2g} TFLOP/s"
 
 
 def _short(stage: Stage) -> str:

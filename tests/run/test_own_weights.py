@@ -188,7 +188,7 @@ def test_some_notebooks_take_no_weights_of_one_step_or_of_bert(
 
 @pytest.mark.usefixtures("evaluate")
 def test_a_word_that_names_no_weights_is_answered_by_what_was_meant(project: Project, folder: Path, tmp_path: Path) -> None:
-    assert "there are no weights 'releases'; did you mean released" in refused(project, "releases")
+    assert "there are no weights 'releases'; did you mean released, or give a folder, or a" in refused(project, "releases")
     name = str(settled(project, folder)["weights"])
     assert f"did you mean {name}" in refused(project, f"{name[:-1]}/")
     assert "give weights=released, model=igpt-s and objective=bert" in refused(project, "igpt-s-bert")
