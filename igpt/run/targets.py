@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from igpt.errors import UsageError
 from igpt.experiments import TABLES, TIERS, declared_stages, experiments
 from igpt.experiments.cells import why_not
@@ -49,7 +51,14 @@ def _stages_of(target: str, tier: str | None, project: Project) -> list[Stage]:
     if head in notebooks:
         return [settle(project, Stage.of(head, **parameters_of(project, head, words)))]
     known = list(dict.fromkeys([*tables, *by_name, *notebooks]))  # a table and a notebook may share a name
-    raise UsageError(f"there is no experiment, table or notebook {target!r}{near_misses(target, known)}")
+    same = next((name for name in by_name if _plain(name) == _plain(target)), None)
+    near = f"; did you mean {same}?" if same else near_misses(target, known)
+    raise UsageError(f"there is no experiment, table or notebook {target!r}{near}")
+
+
+def _plain(name: str) -> str:
+    """A name whose number is written without zeros before it."""
+    return re.sub(r"-0+(?=\d+$)", "-", name)
 
 
 def parameters_of(project: Project, notebook: str, words: list[str]) -> dict[str, Literal]:

@@ -39,6 +39,7 @@ def test_a_number_with_one_tier_needs_no_tier(project: Project) -> None:
     ("target", "tier", "message"),
     [
         ("linear-prob", None, "no experiment, table or notebook 'linear-prob'; did you mean linear-probes"),
+        ("headline-01", None, r"no experiment, table or notebook 'headline-01'; did you mean headline-001\?$"),
         ("headline-002", None, "headline-002 has nothing to run: it is another system's"),
         ("transfer-019", "tiny", "transfer-019 has nothing to run in tier tiny: its runs are in tier paper and released"),
         ("headline-007", "released", "headline-007 has nothing to run in tier released: iGPT-XL's weights were not published"),
