@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -154,11 +155,12 @@ def test_a_run_at_work_keeps_its_files_and_a_dead_one_does_not(project: Project,
     assert sorted(path.name for path in folder.iterdir()) == [".lock", ".owner", "notebook.ipynb", "record.json"]
 
 
-def test_what_stands_on_a_failed_stage_is_not_run(project: Project) -> None:
+def test_what_depends_on_a_failed_stage_is_not_run(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     palette = project.notebooks / "palette.ipynb"
     palette.write_text(palette.read_text().replace("import numpy as np", "raise RuntimeError('no palette')"))
     with pytest.raises(StageError, match="no palette"):
         run(project, Stage.of("pretrain", model="tiny-s"))
+    assert re.search(r"^not run, since palette,\S* failed: pretrain,", capsys.readouterr().err, re.MULTILINE)
     assert [path.name.partition(",")[0] for path in project.runs.iterdir()] == ["palette"]
 
 
