@@ -67,11 +67,11 @@ def expected_iterations(strength: float, classes: int) -> float:
 
 
 def probe_work(*, images: int, width: int, classes: int, problems: int = 1, strengths: tuple[float, ...] = STRENGTHS) -> Work:
-    """Solving ``problems`` of this size, at all strengths side by side; one look at the objective an iteration."""
+    """Solving ``problems`` of this size, at all strengths side by side; one pass over the objective an iteration."""
     inner = min(images, width)  # fewer images than features: a probe of their span
     turns = [expected_iterations(strength, classes) for strength in strengths]
     unknowns, outputs = classes * (inner + 1), images * classes
-    # A look is two products. The features are read for both, for all strengths that go on at once; logits are passed eight
+    # A pass is two products. The features are read for both, for all strengths that go on at once; logits are passed eight
     # times; L-BFGS passes its 20 steps and 20 changes of the gradient four times.
     double = 4 * outputs * inner * sum(turns) + 4 * images * inner * width  # and covariance and rotation, before
     moved = 16 * images * inner * max(turns) + 8 * (8 * outputs + 4 * 40 * unknowns) * sum(turns)
@@ -133,12 +133,12 @@ def concatenated(given: Given, plan: Recipe) -> Work:
 
 
 def released_steps(given: Given) -> tuple[int, ...]:
-    """The steps after which weights that exist are looked at along pre-training: all that were published, or a user's own."""
+    """The steps after which weights that exist are evaluated along pre-training: all that were published, or a user's own."""
     return STEPS if given["weights"] == "released" else STEPS[-1:]
 
 
 def looks_along(given: Given, plan: Recipe) -> int:
-    """How many weights are looked at along pre-training: the recipe's milestones, or as `released_steps` says."""
+    """How many weights are evaluated along pre-training: the recipe's milestones, or as `released_steps` says."""
     return len(plan.milestones) if given.get("weights", "trained") == "trained" else len(released_steps(given))
 
 
