@@ -97,13 +97,13 @@ def own_threads() -> int | None:
 
 
 def plan_stages(project: Project, stages: Iterable[Stage]) -> Plan:
-    """The plan of ``stages``, and of what they stand on, against the published records."""
+    """The plan of ``stages``, and of their dependencies, against the published records."""
     store = RecordStore(project)
     return make_plan(stages, store.signer, store.read)
 
 
 def publishable_stages(project: Project) -> Plan:
-    """The plan of all stages whose records belong into the book: the declared ones, and what they stand on."""
+    """The plan of all stages whose records belong into the book: the declared ones, and their dependencies."""
     return plan_stages(project, declared_stages())
 
 
