@@ -233,8 +233,8 @@ def _each_shard(
         return
     context = multiprocessing.get_context("spawn")  # a fork would share what torch's threads hold
     with ProcessPoolExecutor(min(workers, len(todo)), context, _keep, kept) as pool:
-        running: set[Future[int]] = {pool.submit(_make_kept, place, _part(pictures, place, images)) for place in todo}
         try:
+            running: set[Future[int]] = {pool.submit(_make_kept, place, _part(pictures, place, images)) for place in todo}
             while running:
                 ended, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in ended:

@@ -139,4 +139,7 @@ def _hours(hours: float) -> str:
 
 def disk_gib(stage: Stage) -> float:
     """What a stage, all of whose parameters are named, takes of the disk in its folder."""
-    return stage_needs(stage).disk / 2**30
+    try:
+        return stage_needs(stage).disk / 2**30
+    except KeyError:  # a notebook of one's own, or one without the parameters that this stands on
+        return 0.0

@@ -92,7 +92,7 @@ def test_what_is_faulty_or_does_not_fit_is_refused_in_a_sentence_and_the_same_co
         toy.mirror.faults[str((published / name).relative_to(toy.mirror.folder))] = list(faults)
 
     small_disk(toy.root / "weights", "64k")
-    assert re.search("need [0-9,]+ more bytes and .*igpt-s has [0-9,]+ free", refusal(toy.igpt("run", EARLY)))
+    assert re.search(r"it needs [\d.]+ GB of the disk of .*igpt-s, and [\d.]+ GB are free", refusal(toy.igpt("run", EARLY)))
     subprocess.run(["mount", "-o", "remount,size=16m", str(toy.root / "weights")], check=True)
     larger = write_checkpoint(toy.root / "larger", 131_000, variables_of(toy_model("igpt-m")), shards=SHARDS)
     serve(index, Fault(content=larger.with_name(index).read_bytes()))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import PATIENCE
 from conftest import igpt_here as igpt
 
@@ -125,6 +126,7 @@ def test_as_many_images_go_through_at_once_as_fit(
 
     room = step_memory(shape, images=holds, half=Machine.here(shape).bfloat16).total + 1
     monkeypatch.setattr("igpt.train.engine.free_memory", lambda: room / USED)
+    monkeypatch.setattr("igpt.train.engine.cores", torch.get_num_threads)  # no part of it is for others
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("igpt.run.training.train_store", stopped)
     asked = {"data": store[0], "out": tmp_path / "out", "steps": 1, "seed": 0, "palette": store[1], "devices": 1}

@@ -53,8 +53,8 @@ def test_what_a_run_publishes_is_collected_the_parents_with_it(project: Project,
             'stage.parent("palette")',
         ),
         "linear_probe": (
-            'model = "tiny-s"\nobjective = "autoregressive"\ndataset = "digits"\nseed = 0',
-            "model=model, objective=objective, dataset=dataset, seed=seed",
+            'model = "tiny-s"\nobjective = "autoregressive"\ndataset = "digits"\nweights = "trained"\nseed = 0',
+            "model=model, objective=objective, dataset=dataset, weights=weights, seed=seed",
             'stage.parent("pretrain")',
         ),
     }
