@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from igpt.data.cards import data_card, is_present
+from igpt.data.dataset import TOKEN
 from igpt.data.imagenet_tokens import released_path
 from igpt.experiments.machines import GIB, H100, Card
 from igpt.experiments.needs import Needs, Training
@@ -24,7 +25,6 @@ from igpt.train.recipes import recipe
 from igpt.weights.released import Released, released_at
 
 TENSORS = ("model.safetensors", "pytorch_model.bin")  # `igpt.weights.huggingface.TENSORS`, which brings torch
-TOKEN, ONE_HOT = 2, 1  # bytes, the least of a released token and of an element of its label; their types are not published
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,7 @@ def _dataset(name: str, test_only: bool) -> Download | None:
         least = card.test * card.height**2 * TOKEN
         return Download(f"{name} (test)", least, least, False, released_path("test").exists(), card.place)
     if card.loose:
-        least = (card.train + card.test) * (card.height**2 * TOKEN + card.classes * ONE_HOT)
-        return Download(name, least, least, False, is_present(name), card.place)
+        return Download(name, card.loose_bytes, card.loose_bytes, False, is_present(name), card.place)
     if not card.archives or not all(archive.addresses for archive in card.archives):
         return None
     size = sum(archive.bytes for archive in card.archives)
