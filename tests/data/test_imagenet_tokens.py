@@ -2,16 +2,14 @@ from __future__ import annotations
 
 import errno
 import shutil
-import threading
 import tracemalloc
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import Counting, counting
 from numpy.typing import NDArray
 from official import COLOURS, Publish, publish_cifar10, refusal
 
@@ -239,33 +237,16 @@ def test_what_has_no_pictures_is_refused_as_such(released: Path) -> None:
     assert not (released.parent / "tokens").exists()
 
 
-class Counting(SimpleHTTPRequestHandler):
-    """Serves files and counts them."""
-
-    served: list[str]
-
-    def do_GET(self) -> None:
-        self.served.append(Path(self.path).name)
-        super().do_GET()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def site(released: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A server that stands in for OpenAI's, with the files that are nowhere else then; the folder it shows."""
     folder = released.parent.parent / "site"
     released.rename(folder)
-    Counting.served = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Counting, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(imagenet_tokens, "ADDRESS", f"http://127.0.0.1:{server.server_port}")
-    publish("imagenet-tokens", loose=imagenet_tokens._addresses("imagenet"), beside=imagenet_tokens._addresses("cifar10"))
-    yield folder
-    server.shutdown()
-    server.server_close()
+    with counting(folder) as address:
+        monkeypatch.setattr(imagenet_tokens, "ADDRESS", address)
+        publish("imagenet-tokens", loose=imagenet_tokens._addresses("imagenet"), beside=imagenet_tokens._addresses("cifar10"))
+        yield folder
 
 
 def test_fetch_brings_all_files_and_leaves_those_that_are_here(site: Path) -> None:

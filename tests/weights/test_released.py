@@ -3,15 +3,14 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import Counting, counting
 from safetensors.torch import load_file, save_file
 
 from igpt import ImageGPT, Palette
@@ -30,33 +29,16 @@ STEP = f"model.ckpt-{released.LAST_STEP}"
 FIXTURE = Path(__file__).parent / "released_format" / "autoregressive"
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    """Serves files and counts them."""
-
-    served: list[str]
-
-    def do_GET(self) -> None:
-        self.served.append(Path(self.path).name)
-        super().do_GET()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A server that stands in for OpenAI's; the folder it shows. Weights are looked for beside it."""
     (tmp_path / "site").mkdir()
-    Quiet.served = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "site")))
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    monkeypatch.setattr(released, "ADDRESS", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(released, "MIRROR", f"http://127.0.0.1:{server.server_port}/openai")
-    monkeypatch.setattr(fetching, "fetch", partial(fetch, wait=0))
-    monkeypatch.setenv("IGPT_WEIGHTS", str(tmp_path / "weights"))
-    yield tmp_path / "site"
-    server.shutdown()
-    server.server_close()
+    with counting(tmp_path / "site") as address:
+        monkeypatch.setattr(released, "ADDRESS", address)
+        monkeypatch.setattr(released, "MIRROR", f"{address}/openai")
+        monkeypatch.setattr(fetching, "fetch", partial(fetch, wait=0))
+        monkeypatch.setenv("IGPT_WEIGHTS", str(tmp_path / "weights"))
+        yield tmp_path / "site"
 
 
 def failure(name: str) -> str:
@@ -91,10 +73,10 @@ def test_a_released_model_is_downloaded_once_and_read(checkpoint: Path) -> None:
     original = read_tensorflow(checkpoint / f"model.ckpt-{released.LAST_STEP}")
     for name, tensor in original.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor)
-    files = len(Quiet.served)
+    files = len(Counting.served)
     assert files == RELEASED["igpt-s"].shards + 1
     read_weights("igpt-s")
-    assert len(Quiet.served) == files
+    assert len(Counting.served) == files
 
 
 def test_the_names_promise_the_published_numbers_of_parameters() -> None:
@@ -148,10 +130,10 @@ def test_a_download_that_stopped_between_files_continues_there(checkpoint: Path)
     kept = last.read_bytes()
     last.unlink()
     assert "HTTP 404" in failure("igpt-s")
-    before = len(Quiet.served)
+    before = len(Counting.served)
     last.write_bytes(kept)
     read_weights("igpt-s")
-    assert Quiet.served[before:] == [last.name]
+    assert Counting.served[before:] == [last.name]
 
 
 def test_a_shard_that_came_wrong_is_set_aside_and_the_same_command_goes_on(checkpoint: Path) -> None:
@@ -161,9 +143,9 @@ def test_a_shard_that_came_wrong_is_set_aside_and_the_same_command_goes_on(check
     home = RELEASED["igpt-s"].prefix.parent
     assert (home / f"{shard.name}.wrong").exists() and not (home / shard.name).exists()
     damage(checkpoint)  # and back
-    before = len(Quiet.served)
+    before = len(Counting.served)
     read_weights("igpt-s")
-    assert Quiet.served[before] == shard.name  # what had come stayed
+    assert Counting.served[before] == shard.name  # what had come stayed
 
 
 def test_a_shard_that_is_damaged_here_is_named_and_comes_again_once_it_is_deleted(checkpoint: Path) -> None:
@@ -174,9 +156,9 @@ def test_a_shard_that_is_damaged_here_is_named_and_comes_again_once_it_is_delete
         assert message.startswith(f"{shard} is damaged (model/")
         assert message.endswith("): delete it, and the same command fetches it again")
     shard.unlink()
-    before = len(Quiet.served)
+    before = len(Counting.served)
     read_weights("igpt-s")
-    assert Quiet.served[before:] == [shard.name]
+    assert Counting.served[before:] == [shard.name]
 
 
 @pytest.mark.parametrize(("content", "fault"), [(b"<html>no such file</html>", "is a text that begins with"), (b"", "is empty")])
@@ -185,7 +167,7 @@ def test_an_index_that_is_none_is_set_aside(checkpoint: Path, content: bytes, fa
     kept = index.read_bytes()
     index.write_bytes(content)
     assert f"what came {fault}" in failure("igpt-s")
-    assert Quiet.served == [index.name, "config.json"]  # of Hugging Face, who does not have it here
+    assert Counting.served == [index.name, "config.json"]  # of Hugging Face, who does not have it here
     index.write_bytes(kept)
     read_weights("igpt-s")
 
@@ -195,7 +177,7 @@ def test_a_checkpoint_of_another_size_under_the_name_is_known_by_its_index(check
     for wrong in (replace(right.shape, n_head=2), replace(right.shape, n_layer=9)):
         RELEASED["igpt-s"] = replace(right, shape=wrong)
         assert "what came is of another model (3 blocks" in failure("igpt-s")
-    assert set(Quiet.served) == {f"{STEP}.index", "config.json"}  # before its shards are
+    assert set(Counting.served) == {f"{STEP}.index", "config.json"}  # before its shards are
     RELEASED["igpt-s"] = right
     read_weights("igpt-s")
 
@@ -205,7 +187,7 @@ def test_a_disk_too_full_is_said_before_anything_is_asked(checkpoint: Path, monk
     real = shutil.disk_usage
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=size - 1))
     message = failure("igpt-s")
-    assert f"need {size:,} more bytes" in message and "free 1 bytes" in message and not Quiet.served
+    assert f"need {size:,} more bytes" in message and "free 1 bytes" in message and not Counting.served
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=size))
     read_weights("igpt-s")
 
@@ -290,10 +272,10 @@ def test_hugging_face_is_asked_where_the_first_address_lacks_a_file(checkpoint: 
         pickled(mirror)
     found = read_weights("igpt-s").state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    before = len(Quiet.served)
-    assert Quiet.served[-1] == ("model.safetensors" if make == "safetensors" else "pytorch_model.bin")
+    before = len(Counting.served)
+    assert Counting.served[-1] == ("model.safetensors" if make == "safetensors" else "pytorch_model.bin")
     read_weights("igpt-s")
-    assert len(Quiet.served) == before
+    assert len(Counting.served) == before
 
 
 def test_where_nobody_has_the_weights_both_are_named(checkpoint: Path, mirror: Path) -> None:
@@ -307,14 +289,14 @@ def test_where_nobody_has_the_weights_both_are_named(checkpoint: Path, mirror: P
 
 def test_only_the_last_autoregressive_weights_have_a_second_address(checkpoint: Path, mirror: Path) -> None:
     assert [name for name, model in RELEASED.items() if model.mirror] == ["igpt-s", "igpt-m", "igpt-l"]
-    assert "openai" not in failure("igpt-s@131000") and "config.json" not in Quiet.served
+    assert "openai" not in failure("igpt-s@131000") and "config.json" not in Counting.served
 
 
 def test_another_model_at_the_second_address_is_set_aside(checkpoint: Path, mirror: Path, model: Model) -> None:
     shutil.rmtree(checkpoint)
     right = RELEASED["igpt-s"]
     RELEASED["igpt-s"] = replace(right, shape=replace(right.shape, n_layer=9))
-    assert "what came is of another model (3 blocks" in failure("igpt-s") and "model.safetensors" not in Quiet.served
+    assert "what came is of another model (3 blocks" in failure("igpt-s") and "model.safetensors" not in Counting.served
     RELEASED["igpt-s"] = right
     read_weights("igpt-s")
 
