@@ -234,7 +234,7 @@ def _each_shard(
     context = multiprocessing.get_context("spawn")  # a fork would share what torch's threads hold
     with ProcessPoolExecutor(min(workers, len(todo)), context, _keep, kept) as pool:
         try:
-            running: set[Future[int]] = {pool.submit(_make_kept, place, _part(pictures, place, images)) for place in todo}
+            running = {_submitted(pool, place, _part(pictures, place, images)) for place in todo}
             while running:
                 ended, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in ended:
@@ -246,6 +246,18 @@ def _each_shard(
         except BaseException:
             pool.shutdown(cancel_futures=True)  # and wait for the shards at work, so that the lock outlives them
             raise
+
+
+def _submitted(pool: ProcessPoolExecutor, place: int, pictures: Pictures) -> Future[int]:
+    """A shard given to the pool. Raises BrokenProcessPool if a worker cannot be started.
+
+    A worker that is killed while others start closes the pipes that these would inherit, which Python tells as OSError or
+    ValueError.
+    """
+    try:
+        return pool.submit(_make_kept, place, pictures)
+    except (OSError, ValueError) as error:
+        raise BrokenProcessPool(str(error)) from error
 
 
 _KEPT: list[tuple[Wanted, Palette, Path]] = []  # in a worker: what all its shards have in common, sent once

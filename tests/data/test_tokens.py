@@ -235,6 +235,16 @@ def test_a_worker_that_is_killed_is_told() -> None:
         list(tokens._each_shard([0, 1], np.zeros((32, 8, 8, 1), np.uint8), 32, (SMALL, COLOURS, _Deadly()), 2))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("error", [ValueError("bad value(s) in fds_to_keep"), OSError("cannot allocate memory")])
+def test_a_worker_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def refuse(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor.submit", refuse)
+    with pytest.raises(UsageError, match="a worker was killed, for memory perhaps"):
+        list(tokens._each_shard([0, 1], np.zeros((32, 8, 8, 1), np.uint8), 32, (SMALL, COLOURS, Path()), 2))
+
+
 class _Deadly:
     """A folder that ends whichever process unpickles it."""
 
