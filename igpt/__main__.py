@@ -1,5 +1,5 @@
 """``python -m igpt`` is the command ``igpt``."""
 
-from igpt.cli import main
+from igpt.companion.cli import main
 
 main()

@@ -36,20 +36,20 @@ class Linear(nn.Linear):
     def __init__(self, inputs: int, outputs: int, *, gelu: bool = False) -> None:
         super().__init__(inputs, outputs, bias=False)
         self.gelu = gelu
-        self.packed: Tensor | None = None  # inside `packed` only; of 1.702 W when a gelu follows
+        self.prepacked: Tensor | None = None  # inside `packed` only; of 1.702 W when a gelu follows
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """Of x (..., inputs): (..., outputs), and ``add`` of that shape on top."""
-        if self.packed is None:
+        if self.prepacked is None:
             y = F.linear(x, self.weight)
             if self.gelu:
                 y = y * torch.sigmoid(GELU * y)
             return y if add is None else add + y
         if add is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.packed, None, "add")  # type: ignore[no-any-return]
+            return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.prepacked, None, "add")  # type: ignore[no-any-return]
         if self.gelu:  # swish(1.702 x) / 1.702, and oneDNN puts the swish into the product
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "swish", [], "").mul_(1 / GELU)  # type: ignore[no-any-return]
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")  # type: ignore[no-any-return]
+            return torch.ops.mkldnn._linear_pointwise(x, self.prepacked, None, "swish", [], "").mul_(1 / GELU)  # type: ignore[no-any-return]
+        return torch.ops.mkldnn._linear_pointwise(x, self.prepacked, None, "none", [], "")  # type: ignore[no-any-return]
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def packed(model: nn.Module) -> Iterator[None]:
+def prepacked(model: nn.Module) -> Iterator[None]:
     """A block of work without gradients, in which the model's products take oneDNN's layout of its weights.
 
     On a CPU, in float32 or bfloat16, this costs the weights' memory once more and about a pass over them; elsewhere
@@ -137,16 +137,16 @@ def packed(model: nn.Module) -> Iterator[None]:
     >>> with packed(model):
     ...     tokens = sample(model, n=2, seed=0)
     """
-    layers = [m for m in model.modules() if isinstance(m, Linear) and m.packed is None and _gains(m.weight)]
+    layers = [m for m in model.modules() if isinstance(m, Linear) and m.prepacked is None and _gains(m.weight)]
     with torch.no_grad():
         try:
             for layer in layers:
                 weight = layer.weight * GELU if layer.gelu else layer.weight
-                layer.packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+                layer.prepacked = torch.ops.mkldnn._reorder_linear_weight(weight)
             yield
         finally:
             for layer in layers:
-                layer.packed = None
+                layer.prepacked = None
 
 
 def _gains(weight: Tensor) -> bool:

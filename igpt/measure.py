@@ -71,7 +71,7 @@ def sample_deviation(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
 
 
-Seconds = dict[str, list[float]]  # of a speed comparison: by contestant, one a round
+Seconds = dict[str, list[float]]  # of a speed comparison: by candidate, one a round
 
 
 def ratios(seconds: Seconds, slower: str, faster: str) -> tuple[float, float, float]:

@@ -40,7 +40,7 @@ class ImageGPT(Model):
         Raises UsageError when there is none, when it is damaged, and when another model lies under the name. Weights of a
         classifier have no output matrix: their model gives features, and raises UsageError for logits, loss and samples.
         """
-        from igpt.run.samples import weights_place
+        from igpt.companion.run.samples import weights_place
 
         found = read_weights(*weights_place(where))
         with torch.device("meta"):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from igpt.captured import continue_captured
 from igpt.errors import UsageError
-from igpt.fast import packed
+from igpt.fast import prepacked
 from igpt.model import Cache, ImageGPT
 from igpt.seeds import check_seed
 
@@ -88,7 +88,7 @@ def complete(
         return _draw(_restrict(logits, top_k=top_k, top_p=top_p), drawn)
 
     parts, done = [], 0
-    with packed(model):
+    with prepacked(model):
         for some, drawn in zip(given.split(AT_ONCE), uniform.split(AT_ONCE), strict=True):
 
             def report_part(positions: int, before: int = done, rows: int = len(some)) -> None:

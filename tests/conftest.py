@@ -23,14 +23,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from igpt.companion.results.record import SCHEMA, Receipt, Record, Value, write_record
+from igpt.companion.results.signature import Signature, Signer
+from igpt.companion.run.folder import run_folder
+from igpt.companion.stage import Stage
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.project import Project
-from igpt.results.record import SCHEMA, Receipt, Record, Value, write_record
-from igpt.results.signature import Signature, Signer
-from igpt.run.folder import run_folder
 from igpt.shape import ModelShape
-from igpt.stage import Stage
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -57,14 +57,24 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFil
         """Whole folders where a folder shares, else whole files. (Groups by a mark are lost in pytest 9.2's node ids.)"""
 
         def _split_scope(self, nodeid: str) -> str:
-            shared = (folder for folder in ("tests/book/", "tests/slurm/") if nodeid.startswith(folder))
+            shared = (folder for folder in ("tests/book/", "tests/companion/slurm/") if nodeid.startswith(folder))
             return next(shared, super()._split_scope(nodeid))
 
     return Together(config, log)
 
 
 # Work in the order of its length, so that no worker is left with the longest. (xdist's own is by number of tests.)
-LONGEST = ("slurm/", "book/", "notebooks/", "run/", "train/", "test_cli", "bench/", "weights/", "results/")
+LONGEST = (
+    "companion/slurm",
+    "book",
+    "notebooks",
+    "companion/run",
+    "train",
+    "test_cli",
+    "companion/bench",
+    "weights",
+    "companion/results",
+)
 
 
 @pytest.hookimpl(trylast=True)
@@ -274,7 +284,7 @@ def igpt(*words: str, root: Path, **environment: str) -> subprocess.CompletedPro
 
 def igpt_here(*words: str, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The same within this process, so that Python and its libraries need not start; for commands that run no stage."""
-    from igpt import cli
+    from igpt.companion import cli
 
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):

@@ -43,7 +43,7 @@ def test_the_command_starts(project: Project) -> None:
 
 def test_help_and_plan_import_no_torch(project: Project) -> None:
     for words in (["--help"], ["plan", "--tier", "tiny"], ["table", "headline"]):
-        code = f"import sys; sys.argv = ['igpt', *{words!r}]\ntry:\n from igpt.cli import main; main()\nexcept SystemExit as e: code = e.code\n"
+        code = f"import sys; sys.argv = ['igpt', *{words!r}]\ntry:\n from igpt.companion.cli import main; main()\nexcept SystemExit as e: code = e.code\n"
         code += "print('torch' in sys.modules, 'matplotlib' in sys.modules, file=sys.stderr)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stderr == "False False\n", words
@@ -143,9 +143,9 @@ def test_a_run_replaces_damaged_records_in_its_folder_and_in_the_book(project: P
 
 
 def test_a_bug_keeps_its_traceback(project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from igpt import cli
+    from igpt.companion import cli
 
-    monkeypatch.setattr("igpt.run.command.plan_targets", lambda *_: 1 / 0)
+    monkeypatch.setattr("igpt.companion.run.command.plan_targets", lambda *_: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["igpt", "plan"])
     with pytest.raises(ZeroDivisionError):
         cli.main()
@@ -154,12 +154,12 @@ def test_a_bug_keeps_its_traceback(project: Project, monkeypatch: pytest.MonkeyP
 def test_a_full_disk_is_one_sentence_and_exit_1(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from igpt import cli
+    from igpt.companion import cli
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "some/record.json")
 
-    monkeypatch.setattr("igpt.run.command.run_targets", full)
+    monkeypatch.setattr("igpt.companion.run.command.run_targets", full)
     monkeypatch.setattr(sys, "argv", ["igpt", "run"])
     with pytest.raises(SystemExit) as caught:
         cli.main()

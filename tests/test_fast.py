@@ -8,7 +8,7 @@ from conftest import random_model
 from torch.testing import assert_close
 
 from igpt import fast
-from igpt.fast import Linear, packed
+from igpt.fast import Linear, prepacked
 from igpt.model import Cache, ImageGPT
 from igpt.sample import complete
 from igpt.shape import ModelShape
@@ -27,13 +27,13 @@ def pixels() -> torch.Tensor:
 
 
 def is_packed(model: ImageGPT) -> set[bool]:
-    return {layer.packed is not None for layer in model.modules() if isinstance(layer, Linear)}
+    return {layer.prepacked is not None for layer in model.modules() if isinstance(layer, Linear)}
 
 
 def test_packed_products_give_the_same_logits_and_features(wide: ImageGPT, pixels: torch.Tensor) -> None:
     with torch.no_grad():
         plain, features = wide(pixels), wide.features(pixels)
-    with packed(wide):
+    with prepacked(wide):
         assert is_packed(wide) == {True}, "oneDNN's operators are missing from this torch: igpt.fast falls back"
         assert_close(wide(pixels), plain, atol=1e-4, rtol=1e-4)
         for layer, found in wide.features(pixels).items():
@@ -47,7 +47,7 @@ def test_the_gelu_and_the_sum_are_those_of_the_formula(pixels: torch.Tensor) -> 
         product = x.double() @ layer.weight.double().T
         expected = product * torch.sigmoid(1.702 * product) if gelu else product
         for inside in (False, True):
-            with packed(layer) if inside else torch.no_grad():
+            with prepacked(layer) if inside else torch.no_grad():
                 assert_close(layer(x).double(), expected, atol=1e-5, rtol=1e-5)
                 if not gelu:
                     assert_close(layer(x, add=add).double(), expected + add, atol=1e-5, rtol=1e-5)
@@ -55,9 +55,9 @@ def test_the_gelu_and_the_sum_are_those_of_the_formula(pixels: torch.Tensor) -> 
 
 def test_bfloat16_is_near_float32(wide: ImageGPT, pixels: torch.Tensor) -> None:
     half = copy.deepcopy(wide).bfloat16()
-    with packed(wide):
+    with prepacked(wide):
         expected = wide.features(pixels)
-    with packed(half):
+    with prepacked(half):
         for layer, found in half.features(pixels).items():
             assert found.dtype == torch.float32
             assert (found - expected[layer]).abs().max() < 0.02 * expected[layer].abs().max() + 0.01
@@ -65,31 +65,31 @@ def test_bfloat16_is_near_float32(wide: ImageGPT, pixels: torch.Tensor) -> None:
 
 
 def test_the_layout_is_dropped_with_the_block_even_when_it_raises(wide: ImageGPT) -> None:
-    with pytest.raises(RuntimeError, match="inside"), packed(wide):
+    with pytest.raises(RuntimeError, match="inside"), prepacked(wide):
         raise RuntimeError("inside")
     assert is_packed(wide) == {False}
     assert torch.is_grad_enabled()
 
 
 def test_a_block_within_a_block_drops_nothing(wide: ImageGPT) -> None:
-    with packed(wide):
-        with packed(wide):
+    with prepacked(wide):
+        with prepacked(wide):
             pass
         assert is_packed(wide) == {True}
 
 
 def test_weights_changed_between_blocks_count(wide: ImageGPT, pixels: torch.Tensor) -> None:
     changed = copy.deepcopy(wide)
-    with packed(changed):
+    with prepacked(changed):
         before = changed(pixels)
     with torch.no_grad():
         changed.blocks[0].c_fc.weight.data.mul_(2)  # type: ignore[union-attr, operator]
-    with packed(changed):
+    with prepacked(changed):
         assert not torch.allclose(changed(pixels), before)
 
 
 def test_no_gradient_is_taken_inside_and_every_one_outside(wide: ImageGPT, pixels: torch.Tensor) -> None:
-    with packed(wide):
+    with prepacked(wide):
         assert not wide.loss(pixels).requires_grad
     wide.loss(pixels).backward()
     assert all(p.grad is not None for p in wide.parameters())
@@ -99,13 +99,13 @@ def test_no_gradient_is_taken_inside_and_every_one_outside(wide: ImageGPT, pixel
 def test_small_weights_and_missing_operators_stay_plain(
     model: ImageGPT, wide: ImageGPT, pixels: torch.Tensor, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with packed(model):
+    with prepacked(model):
         assert is_packed(model) == {False}
         model(tokens)
     with torch.no_grad():
         plain = wide(pixels)
     monkeypatch.setattr(fast, "OPERATORS", ("no_such_operator",))
-    with packed(wide):
+    with prepacked(wide):
         assert is_packed(wide) == {False}
         assert torch.equal(wide(pixels), plain)
 
@@ -122,7 +122,7 @@ def test_cached_logits_on_packed_weights_are_the_uncached_ones(wide: ImageGPT, p
     with torch.no_grad():
         expected = wide(pixels)
     cache = Cache(WIDE, len(pixels), like=wide.wte)
-    with packed(wide):
+    with prepacked(wide):
         for position in range(5, 16):
             found = wide.next_logits(pixels[:, :position], cache)
             assert_close(found, expected[:, position], atol=1e-4, rtol=0)

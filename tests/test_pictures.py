@@ -75,10 +75,10 @@ def write_tiff(path: Path, pixels: np.ndarray, *, photometric: int = 1, order: s
     at = 8 + len(data) + len(data) % 2
     after, directory, more = at + 2 + 12 * len(entries) + 4, b"", b""
     for tag, (code, values) in sorted(entries.items()):
-        packed = struct.pack(order + {short: "H", long: "I", double: "d"}[code] * len(values), *values)
-        if len(packed) > 4:
-            more, packed = more + packed, struct.pack(order + "I", after + len(more))
-        directory += struct.pack(order + "HHI", tag, code, len(values)) + packed.ljust(4, b"\0")
+        prepacked = struct.pack(order + {short: "H", long: "I", double: "d"}[code] * len(values), *values)
+        if len(prepacked) > 4:
+            more, prepacked = more + prepacked, struct.pack(order + "I", after + len(more))
+        directory += struct.pack(order + "HHI", tag, code, len(values)) + prepacked.ljust(4, b"\0")
     head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, at)
     content = head + data + b"\0" * (len(data) % 2) + struct.pack(order + "H", len(entries)) + directory + b"\0" * 4 + more
     path.write_bytes(content)
@@ -146,8 +146,8 @@ def test_twelve_bits_are_scaled_by_their_own_range(tmp_path: Path) -> None:
     levels = np.round(RAMP * 4095).astype(int)
     pairs = levels.reshape(8, 4, 2)
     first, second = pairs[..., 0], pairs[..., 1]
-    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=-1).astype(np.uint8).reshape(8, 12)
-    write_tiff(tmp_path / "a.tif", packed, bits=12, width=8)
+    prepacked = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=-1).astype(np.uint8).reshape(8, 12)
+    write_tiff(tmp_path / "a.tif", prepacked, bits=12, width=8)
     np.testing.assert_allclose(grey(tmp_path / "a.tif"), np.rint(255 * RAMP), atol=1)
 
 
@@ -561,13 +561,13 @@ def test_nothing_is_printed_of_a_cut_tiff_beside_the_sentence(
 def test_a_grey_png_of_few_bits_has_its_levels_and_its_clear_one(tmp_path: Path, bits: int, noise: int) -> None:
     white = 2**bits - 1
     values = np.arange(64).reshape(8, 8) % (white + 1)
-    packed = np.packbits(np.unpackbits(values.astype(np.uint8)[..., None], axis=-1)[..., -bits:].reshape(8, -1), axis=-1)
-    png(tmp_path / "a.png", packed.tobytes(), size=(8, 8), colour_type=0, bits=bits)
+    prepacked = np.packbits(np.unpackbits(values.astype(np.uint8)[..., None], axis=-1)[..., -bits:].reshape(8, -1), axis=-1)
+    png(tmp_path / "a.png", prepacked.tobytes(), size=(8, 8), colour_type=0, bits=bits)
     expected = values * 255 // white
     np.testing.assert_array_equal(grey(tmp_path / "a.png"), expected)
     clear = 1 if bits > 1 else 0
     chunk = {b"tRNS": struct.pack(">H", clear | (noise if bits > 1 else 0))}
-    png(tmp_path / "a.png", packed.tobytes(), size=(8, 8), colour_type=0, bits=bits, chunks=chunk)
+    png(tmp_path / "a.png", prepacked.tobytes(), size=(8, 8), colour_type=0, bits=bits, chunks=chunk)
     np.testing.assert_array_equal(grey(tmp_path / "a.png"), np.where(values == clear, 255, expected))
 
 
@@ -576,9 +576,9 @@ def test_a_grey_png_of_few_bits_has_its_levels_and_its_clear_one(tmp_path: Path,
 def test_a_palette_png_is_laid_on_white_as_its_table_says(tmp_path: Path, bits: int, alpha: bytes) -> None:
     table = np.uint8([[10, 20, 30], [200, 100, 50]])
     values = np.indices((8, 8)).sum(0) % 2
-    packed = np.packbits(np.unpackbits(values.astype(np.uint8)[..., None], axis=-1)[..., -bits:].reshape(8, -1), axis=-1)
+    prepacked = np.packbits(np.unpackbits(values.astype(np.uint8)[..., None], axis=-1)[..., -bits:].reshape(8, -1), axis=-1)
     chunks = {b"PLTE": table.tobytes(), b"tRNS": alpha}
-    png(tmp_path / "a.png", packed.tobytes(), size=(8, 8), colour_type=3, bits=bits, chunks=chunks)
+    png(tmp_path / "a.png", prepacked.tobytes(), size=(8, 8), colour_type=3, bits=bits, chunks=chunks)
     opaque = np.frombuffer(alpha.ljust(2, b"\xff"), np.uint8)[:, None] / 255
     expected = (opaque * table + (1 - opaque) * 255)[values]
     np.testing.assert_allclose(read_picture(tmp_path / "a.png", side=8, channels=3), expected, atol=1)

@@ -67,9 +67,11 @@ def test_a_path_may_start_elsewhere_than_here() -> None:
 SAYS = "import os, {module}; print(*(os.environ.get(name) for name in {names}), sep='\\n')"
 
 
-@pytest.mark.parametrize("module", ["igpt.cli", "igpt.slurm.job", "igpt.train.group", "igpt.bench.worker"])
+@pytest.mark.parametrize(
+    "module", ["igpt.companion.cli", "igpt.companion.slurm.job", "igpt.train.launch", "igpt.companion.bench.worker"]
+)
 def test_every_process_settles_its_environment_before_torch(module: str, tmp_path: Path) -> None:
-    """The command, a job of SLURM's, a node of a group, a contestant."""
+    """The command, a job of SLURM's, a node of a group, a candidate."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | {"PYTHONPATH": str(ROOT)}
     code = "import sys\nclass Torch:\n def find_spec(self, name, *_):\n  "
     code += "if name == 'torch': import os; os.write(1, (os.environ.get('OMP_WAIT_POLICY', '') + ' before torch\\n').encode())\n"

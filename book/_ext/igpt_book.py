@@ -28,21 +28,21 @@ from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
+from igpt.companion.experiments.tiers import tier_of
+from igpt.companion.report.api import public_names
+from igpt.companion.report.bookfigures import FIGURES, draw_figure, figure_note
+from igpt.companion.report.costs import memory_table, recipe_table
+from igpt.companion.report.datasets import datasets_table, terms_table
+from igpt.companion.report.drills import drills_table
+from igpt.companion.report.formats import render
+from igpt.companion.report.numbers import number
+from igpt.companion.report.palettes import released_palette_json
+from igpt.companion.report.provenance import provenance_table, reader_records, record_schema, records_table, yours_table
+from igpt.companion.report.released import released_costs
+from igpt.companion.report.speed import seconds_table, speed_table
+from igpt.companion.report.tables import Cell, ResultTable, result_table, score_counts, table_names
 from igpt.errors import UsageError
-from igpt.experiments.tiers import tier_of
 from igpt.project import Project
-from igpt.report.api import public_names
-from igpt.report.bookfigures import FIGURES, draw_figure, figure_note
-from igpt.report.costs import memory_table, recipe_table
-from igpt.report.datasets import datasets_table, terms_table
-from igpt.report.drills import drills_table
-from igpt.report.formats import render
-from igpt.report.numbers import number
-from igpt.report.palettes import released_palette_json
-from igpt.report.provenance import provenance_table, reader_records, record_schema, records_table, yours_table
-from igpt.report.released import released_costs
-from igpt.report.speed import seconds_table, speed_table
-from igpt.report.tables import Cell, ResultTable, result_table, score_counts, table_names
 from igpt.text import visible
 
 PROJECT = Project.here()

@@ -6,7 +6,7 @@ from igpt.data.augment import shifted
 from igpt.data.cards import DATASETS, data_card, split_digest
 from igpt.data.dataset import DataSet, SplitName
 from igpt.data.labelled import LabelledTokens
-from igpt.data.splits import Split, a_part, held_out, load_split, low_data_subset, tokenize
+from igpt.data.splits import Split, held_out, load_split, low_data_subset, subsample, tokenize
 from igpt.data.tokens import labelled_tokens
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "LabelledTokens",
     "Split",
     "SplitName",
-    "a_part",
     "data_card",
     "held_out",
     "labelled_tokens",
@@ -23,5 +22,6 @@ __all__ = [
     "low_data_subset",
     "shifted",
     "split_digest",
+    "subsample",
     "tokenize",
 ]

@@ -117,7 +117,7 @@ def low_data_subset(labels: NDArray[np.int64], *, per_class: int, draw: int) -> 
 Images = TypeVar("Images", Split, LabelledTokens)
 
 
-def a_part(train: Images, validation: Images, *, images: int, seed: int) -> tuple[Images, Images]:
+def subsample(train: Images, validation: Images, *, images: int, seed: int) -> tuple[Images, Images]:
     """Random images of both, ``images`` together and in proportion, in their order; all of them for 0."""
     if not images:
         return train, validation

@@ -52,7 +52,7 @@ Report = Callable[[int, int], None]  # images done, images in all
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TokenizeSettings:
     """What is to be tokenised, and how."""
 
     dataset: str
@@ -85,14 +85,14 @@ def labelled_tokens(dataset: str, split: SplitName, *, side: int, palette: Palet
         loaded = load_split(dataset, split, side=side)
         memory = TokensInMemory(palette.quantize(loaded.images).reshape(len(loaded), -1), loaded.labels)
         return LabelledTokens.of(memory, np.arange(len(memory)), classes=card.classes)
-    store, _ = make_store(Wanted(dataset, "test" if split == "test" else "train", side), palette)
+    store, _ = make_store(TokenizeSettings(dataset, "test" if split == "test" else "train", side), palette)
     if split == "test":
         return LabelledTokens.of(store, np.arange(len(store)), classes=card.classes)
     part = train_parts(store)[split == "validation"]
     return LabelledTokens.of(store, part.places, classes=card.classes)
 
 
-def store_folder(wanted: Wanted, palette: Palette) -> Path:
+def store_folder(wanted: TokenizeSettings, palette: Palette) -> Path:
     """Where a store lies: below the data home, under a name that says what it is."""
     crops = f"-{wanted.crops}-crops-seed-{wanted.seed}" if wanted.crops else ""
     words = f"{wanted.dataset}-{wanted.split}-{wanted.resolution}-{wanted.filter}{crops}-{palette.digest[:8]}"
@@ -100,7 +100,7 @@ def store_folder(wanted: Wanted, palette: Palette) -> Path:
 
 
 def make_store(
-    wanted: Wanted, palette: Palette, *, workers: int = 1, report: Report = lambda done, total: None
+    wanted: TokenizeSettings, palette: Palette, *, workers: int = 1, report: Report = lambda done, total: None
 ) -> tuple[TokenStore, float]:
     """The store of what is wanted, made or continued; and how many images a second this call tokenised (0 if none).
 
@@ -122,11 +122,11 @@ def make_store(
         return _make(wanted, palette, folder, workers=workers, report=report)
 
 
-def _open_store(folder: Path, wanted: Wanted, palette: Palette) -> TokenStore:
+def _open_store(folder: Path, wanted: TokenizeSettings, palette: Palette) -> TokenStore:
     """A finished store, held against what is wanted: its folder's name may have been given to another."""
     store = TokenStore(folder)
     header = store.header
-    found = Wanted(header.dataset, header.split, header.resolution, header.crops, header.filter, header.seed)
+    found = TokenizeSettings(header.dataset, header.split, header.resolution, header.crops, header.filter, header.seed)
     if (found, header.palette_sha256) != (wanted, palette.digest):
         raise UsageError(f"{folder} holds other tokens than its name says: move it away, then tokenise again")
     store.check_for(palette, positions=wanted.resolution**2)
@@ -166,7 +166,7 @@ def train_parts(store: TokenStore) -> tuple[StorePart, StorePart]:
     return StorePart(store, np.flatnonzero(~validation)), StorePart(store, np.flatnonzero(validation))
 
 
-def _make(wanted: Wanted, palette: Palette, folder: Path, *, workers: int, report: Report) -> tuple[TokenStore, float]:
+def _make(wanted: TokenizeSettings, palette: Palette, folder: Path, *, workers: int, report: Report) -> tuple[TokenStore, float]:
     """Make the missing shards, then the header."""
     card = data_card(wanted.dataset)
     assert card.read is not None  # looked at by _check
@@ -224,7 +224,7 @@ Pictures: TypeAlias = "Jpegs | NDArray[np.uint8]"
 
 
 def _each_shard(
-    todo: list[int], pictures: Pictures, images: int, kept: tuple[Wanted, Palette, Path], workers: int
+    todo: list[int], pictures: Pictures, images: int, kept: tuple[TokenizeSettings, Palette, Path], workers: int
 ) -> Iterator[int]:
     """Make shards, here or in ``workers`` processes; each one's place as it is done."""
     if workers == 1 or len(todo) < 2:
@@ -260,10 +260,10 @@ def _submitted(pool: ProcessPoolExecutor, place: int, pictures: Pictures) -> Fut
         raise BrokenProcessPool(str(error)) from error
 
 
-_KEPT: list[tuple[Wanted, Palette, Path]] = []  # in a worker: what all its shards have in common, sent once
+_KEPT: list[tuple[TokenizeSettings, Palette, Path]] = []  # in a worker: what all its shards have in common, sent once
 
 
-def _keep(wanted: Wanted, palette: Palette, folder: Path) -> None:
+def _keep(wanted: TokenizeSettings, palette: Palette, folder: Path) -> None:
     """Set a worker up."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _KEPT[:] = [(wanted, palette, folder)]
@@ -288,7 +288,7 @@ def _part(pictures: Pictures, place: int, images: int) -> Pictures:
     return pictures[indices] if isinstance(pictures, np.ndarray) else pictures.take(indices)
 
 
-def make_shard(place: int, pictures: Pictures, wanted: Wanted, palette: Palette, folder: Path) -> int:
+def make_shard(place: int, pictures: Pictures, wanted: TokenizeSettings, palette: Palette, folder: Path) -> int:
     """Tokenise and write one shard out of its pictures; its place. In memory at a time are some of its images only."""
     tokens = np.empty((len(pictures), wanted.resolution**2), np.uint16)
     for start in range(0, len(pictures), AT_ONCE):
@@ -304,7 +304,7 @@ def make_shard(place: int, pictures: Pictures, wanted: Wanted, palette: Palette,
     return place
 
 
-def _cropped(jpegs: Jpegs, wanted: Wanted, row: int, index: int) -> NDArray[np.uint8]:
+def _cropped(jpegs: Jpegs, wanted: TokenizeSettings, row: int, index: int) -> NDArray[np.uint8]:
     """One stored image, the ``index``-th. Random crops depend on seed and index alone."""
     picture = jpegs.picture(row)
     if not wanted.crops:
@@ -313,7 +313,7 @@ def _cropped(jpegs: Jpegs, wanted: Wanted, row: int, index: int) -> NDArray[np.u
     return random_crop(picture, side=wanted.resolution, filter=wanted.filter, generator=generator)
 
 
-def _check(wanted: Wanted, palette: Palette, workers: int) -> None:
+def _check(wanted: TokenizeSettings, palette: Palette, workers: int) -> None:
     """Refuse what cannot be made, before anything is opened."""
     card = data_card(wanted.dataset)
     if card.read is None:

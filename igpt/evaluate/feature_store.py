@@ -23,7 +23,7 @@ from igpt.data import LabelledTokens
 from igpt.data.store import TokenStore
 from igpt.errors import UsageError
 from igpt.evaluate.features import masked_features
-from igpt.fast import packed
+from igpt.fast import prepacked
 from igpt.files import read_json, remove_parts, wait_for_lock, write_array, write_text
 from igpt.model import ImageGPT
 
@@ -129,7 +129,7 @@ def store_features(
         mode = "r+" if done else "w+"
         maps = {n: np.lib.format.open_memmap(folder / f"layer-{n:03d}.npy", mode, dtype, size) for n in layers}
         noted, generator = time.monotonic(), _masks(mask_seed, done, batch, model.shape.n_ctx)
-        with packed(model):
+        with prepacked(model):
             while done < len(order):
                 ahead = batch - done % batch
                 if ahead == batch:
@@ -242,7 +242,7 @@ def say_effort(
 def images_per_second(model: ImageGPT, tokens: Tokens) -> float:
     """The rate at which this machine computes features, measured: twice as many images each time, up to some seconds."""
     count, most = 1, min(images_at_once(model), len(tokens))
-    with packed(model):
+    with prepacked(model):
 
         def seconds() -> float:
             part = torch.from_numpy(tokens[np.arange(count)].astype(np.int64)).to(model.wte.device)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from igpt.errors import UsageError
 from igpt.evaluate.kept import Kept
-from igpt.fast import packed
+from igpt.fast import prepacked
 from igpt.model import ImageGPT, draw_mask
 from igpt.shape import ModelShape
 
@@ -38,7 +38,7 @@ def extract_features(
     """
     generator = torch.Generator().manual_seed(mask_seed)
     parts = []
-    with packed(model):
+    with prepacked(model):
         for part in tokens.split(batch):
             found = masked_features(model, part.to(model.wte.device), generator=generator, mask_rate=mask_rate)
             parts.append(torch.stack([found[layer] for layer in sorted(found)]).cpu())
@@ -90,7 +90,7 @@ def _faster(shape: ModelShape) -> str:
     best = dict.fromkeys(models, math.inf)
     for _ in range(3):  # in turns, of which the first makes what later ones find made
         for dtype, model in models.items():
-            with packed(model):
+            with prepacked(model):
                 start = time.perf_counter()
                 model.features(tokens)
                 best[dtype] = min(best[dtype], time.perf_counter() - start)

@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from igpt.data import LabelledTokens, a_part, data_card, labelled_tokens
+from igpt.data import LabelledTokens, data_card, labelled_tokens, subsample
 from igpt.data.augment import augmented
 from igpt.data.labelled import TokensInMemory
 from igpt.errors import StageError, UsageError
@@ -46,10 +46,10 @@ from igpt.seeds import check_seed
 from igpt.shape import ModelShape
 from igpt.train import engine
 from igpt.train.checkpoint import Losses
-from igpt.train.engine import Batch, Diverged, Machine, Report, Task
-from igpt.train.group import Group, together
+from igpt.train.distributed import Distributed, Loss, from_first, sum_over
+from igpt.train.engine import Batch, Diverged, Report, Runtime, Task
+from igpt.train.launch import Launch, together
 from igpt.train.loop import passes, take
-from igpt.train.spread import Loss, Spread, from_first, sum_over
 from igpt.weights.own import load_weights
 
 FINISHED = "finished.json"  # in a run's folder, what came of it; the run's name with it
@@ -74,9 +74,9 @@ class FineTuneSettings:
 class Classifier(nn.Module):
     """A model and a linear head on its pooled final features, without bias, zero at the start (as released)."""
 
-    def __init__(self, model: ImageGPT, classes: int, *, machine: Machine | None = None) -> None:
+    def __init__(self, model: ImageGPT, classes: int, *, machine: Runtime | None = None) -> None:
         super().__init__()
-        self.model, self._machine = model, machine or Machine(device=model.wte.device.type)
+        self.model, self._machine = model, machine or Runtime(device=model.wte.device.type)
         self.head = nn.Linear(model.shape.n_embd, classes, bias=False)
         nn.init.zeros_(self.head.weight)
 
@@ -157,7 +157,7 @@ def search(
     settings: Sequence[FineTuneSettings],
     seed: int,
     folder: Path | None = None,
-    machine: Machine | None = None,
+    machine: Runtime | None = None,
     report: Report = lambda done, total: None,
 ) -> Search:
     """Run each of ``settings`` and choose by validation accuracy; the first and the earliest of equals.
@@ -188,7 +188,7 @@ def fine_tune(
     settings: FineTuneSettings,
     seed: int,
     folder: Path | None = None,
-    machine: Machine | None = None,
+    machine: Runtime | None = None,
     report: Report = lambda done, total: None,
 ) -> Classifier:
     """A copy of ``model`` with a head, trained on every image once an epoch; ``model`` itself is left alone.
@@ -228,12 +228,12 @@ class Tuning:
     scratch_rate: float
     views: int = 1
 
-    def run(self, folder: Path, machine: Machine, report: Report) -> Tuned:
+    def run(self, folder: Path, machine: Runtime, report: Report) -> Tuned:
         """Carry it out, with the others."""
         seed = self.seed
         model, palette = load_weights(self.weights, self.shape)
         side = math.isqrt(self.shape.n_ctx)
-        train, validation = a_part(
+        train, validation = subsample(
             *(labelled_tokens(self.dataset, name, side=side, palette=palette) for name in ("train", "validation")),
             images=self.images,
             seed=seed,
@@ -266,14 +266,14 @@ class Tuning:
 
 
 def tune(
-    tuning: Tuning, *, folder: Path, machine: Machine, group: Group | None = None, report: Report = lambda done, total: None
+    tuning: Tuning, *, folder: Path, machine: Runtime, group: Launch | None = None, report: Report = lambda done, total: None
 ) -> Tuned:
     """Carry out a `Tuning` on every device of the group, with as many images at once as fit when ``machine`` does not say.
 
     folder : where each run has a folder of its own; runs that have ended are not repeated
     Raises what `search` raises, and UsageError when a step does not fit into memory.
     """
-    group = group or Group()
+    group = group or Launch()
     if machine.micro_batch is None:
         batch, classes = tuning.settings[0].batch, data_card(tuning.dataset).classes
         machine = machine.fitted(
@@ -291,7 +291,7 @@ class _Run:
     settings: FineTuneSettings
     seed: int
     folder: Path | None
-    machine: Machine | None
+    machine: Runtime | None
 
     def accuracies(self, validation: LabelledTokens, report: Report) -> list[float]:
         """The validation accuracy after each epoch, up to where it diverges."""
@@ -330,7 +330,7 @@ class _Run:
         an_epoch = -(-len(data) // settings.batch)
         steps = an_epoch * settings.epochs
 
-        def accuracy(spread: Spread) -> float:
+        def accuracy(spread: Distributed) -> float:
             assert validation is not None
             return float((classifier.predict(validation, mask_rate=settings.mask_rate) == validation.labels).mean())
 
@@ -375,9 +375,9 @@ class _Run:
                 yield tokens, masked, torch.from_numpy(data.labels[index.numpy()])
 
     @property
-    def _machine(self) -> Machine:
+    def _machine(self) -> Runtime:
         """As given, or plainly where the model is."""
-        return self.machine or Machine(device=self.start.wte.device.type)
+        return self.machine or Runtime(device=self.start.wte.device.type)
 
     @cached_property
     def name(self) -> str:

@@ -29,8 +29,8 @@ from igpt.files import read_json, remove_parts, try_lock, write_text
 from igpt.machine import cores, free_memory
 from igpt.shape import ModelShape
 from igpt.train.checkpoint import Losses, Progress, checkpoints, load_checkpoint, save_checkpoint, step_of
+from igpt.train.distributed import Distributed, Loss
 from igpt.train.memory import FLOAT, GIB, USED, fitting
-from igpt.train.spread import Loss, Spread
 
 Report = Callable[[int, int], None]  # steps done, steps in all
 Batch = tuple[Tensor | None, ...]  # what a loss takes; the images are the first dimension of each
@@ -55,12 +55,12 @@ class Diverged(StageError):
 
 
 @dataclass(frozen=True)
-class Machine:
+class Runtime:
     """How a run uses the machine that it is on; none of it is part of what is computed, but for rounding.
 
     bfloat16 : products in half precision, on float32 weights and moments
     micro_batch : images that go through the model at once, to save memory; all that fall to this process when None
-    compiled, recompute, shard : as in `igpt.train.spread.Spread`
+    compiled, recompute, shard : as in `igpt.train.distributed.Distributed`
     minutes : between two checkpoints
     """
 
@@ -74,7 +74,7 @@ class Machine:
     stop: Callable[[], bool] = field(default=lambda: False)  # asked after every step
 
     @classmethod
-    def here(cls, shape: ModelShape) -> Machine:
+    def here(cls, shape: ModelShape) -> Runtime:
         """The GPU where there is one, else the processor; in half precision where it has products of that.
 
         The compiler's quarter of a minute is spent on models that are worth it.
@@ -87,7 +87,7 @@ class Machine:
 
     def fitted(
         self, shape: ModelShape, *, batch: int, folder: Path | None = None, classes: int = 0, devices: int = 1, nodes: int = 1
-    ) -> Machine:
+    ) -> Runtime:
         """The same with as many images at once as the memory holds, which is asked for now; recomputing where it must.
 
         The choice is kept in ``folder``, if there is one: a run that is continued there on such a device cuts its batches as
@@ -154,15 +154,15 @@ class Task:
     rate: Callable[[int], float]
     draw: Callable[[int], Batch]
     milestones: Collection[int] = ()
-    measure: Callable[[Spread], float] = lambda spread: 0.0
-    keep: Callable[[Spread, int], None] = lambda spread, step: None
+    measure: Callable[[Distributed], float] = lambda spread: 0.0
+    keep: Callable[[Distributed, int], None] = lambda spread, step: None
     start: float | None = None
     rise: float = math.inf
 
 
 def train(
-    task: Task, *, folder: Path | None, machine: Machine, report: Report = lambda done, total: None
-) -> tuple[Losses, Spread]:
+    task: Task, *, folder: Path | None, machine: Runtime, report: Report = lambda done, total: None
+) -> tuple[Losses, Distributed]:
     """Train, and what was measured at the milestones; the network is trained in place.
 
     folder : continues from the newest good checkpoint there, and writes ``metrics.jsonl``; nothing is kept when None
@@ -197,13 +197,13 @@ class _Run:
 
     task: Task
     folder: Path | None
-    machine: Machine
+    machine: Runtime
     report: Report
 
     def __post_init__(self) -> None:
         """Start: 1. from the folder's own newest checkpoint, 2. from the network as it is."""
         task, machine = self.task, self.machine
-        self.spread = Spread(
+        self.spread = Distributed(
             task.loss,
             learning_rate=task.rate(0),
             betas=task.betas,
@@ -222,7 +222,7 @@ class _Run:
             self.spread.restore(state)
         self.metrics = None if self.mine is None else Metrics(self.mine / "metrics.jsonl", self.progress)
 
-    def finish(self) -> tuple[Losses, Spread]:
+    def finish(self) -> tuple[Losses, Distributed]:
         """Take the steps that are missing."""
         task, progress = self.task, self.progress
         losses = progress.losses

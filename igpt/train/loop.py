@@ -25,12 +25,12 @@ from igpt.model import ImageGPT, draw_mask
 from igpt.palette import Palette
 from igpt.seeds import check_seed
 from igpt.train.checkpoint import Losses
-from igpt.train.engine import WINDOW, Machine, Report, Stopped, Task, train
+from igpt.train.distributed import Distributed, GenerativeLoss
+from igpt.train.engine import WINDOW, Report, Runtime, Stopped, Task, train
 from igpt.train.recipe import Recipe
-from igpt.train.spread import GenerativeLoss, Spread
 from igpt.weights.own import save_weights
 
-__all__ = ["WINDOW", "Machine", "Stopped", "evaluate_loss", "pretrain", "schedule", "weights_name"]
+__all__ = ["WINDOW", "Runtime", "Stopped", "evaluate_loss", "pretrain", "schedule", "weights_name"]
 
 DRAWN = 256  # images whose masks are drawn together when they are evaluated
 RISE = 1.0  # nats by which the mean loss of a window may stand above the lowest one before it
@@ -47,7 +47,7 @@ def pretrain(
     palette: Palette,
     seed: int,
     folder: Path,
-    machine: Machine | None = None,
+    machine: Runtime | None = None,
     report: Report = lambda done, total: None,
 ) -> Losses:
     """Train from ``recipe`` and keep the weights of each milestone under ``folder / weights_name(step)``.
@@ -57,12 +57,12 @@ def pretrain(
     Raises what `igpt.train.engine.train` raises, when the loss has risen by a nat too, and UsageError for tokens that are
     not the recipe's or a number that is no seed.
     """
-    machine = machine or Machine()
+    machine = machine or Runtime()
     seed = check_seed(seed)
     _check(recipe, tokens, machine)
     model = ImageGPT(recipe.shape, seed=seed)
 
-    def held_out(spread: Spread) -> float:
+    def held_out(spread: Distributed) -> float:
         """The held-out loss, in the precision that is trained in; each process takes its part of the images."""
         with torch.autocast(machine.device, torch.bfloat16, enabled=machine.bfloat16):
             total = evaluate_loss(
@@ -74,7 +74,7 @@ def pretrain(
             )
         return spread.sum([total])[0]
 
-    def keep(spread: Spread, step: int) -> None:
+    def keep(spread: Distributed, step: int) -> None:
         """The weights of a milestone."""
         weights = spread.weights()
         if spread.rank == 0:
@@ -205,7 +205,7 @@ def _identity(tokens: Tokens) -> str:
     return hashlib.sha256(np.ascontiguousarray(np.asarray(tokens, dtype=np.int64)).tobytes()).hexdigest()
 
 
-def _check(recipe: Recipe, tokens: Tokens, machine: Machine) -> None:
+def _check(recipe: Recipe, tokens: Tokens, machine: Runtime) -> None:
     """Refuse tokens of another size, and a batch that the processes or the micro-batch do not divide."""
     positions = len(tokens[np.arange(1)][0])
     if positions != recipe.shape.n_ctx:

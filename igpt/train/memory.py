@@ -47,7 +47,7 @@ def step_memory(
     kept: Kept | None = None,
     classes: int = 0,
 ) -> Memory:
-    """Memory of a step on each of ``devices``; ``images`` go through each at once, see `igpt.train.spread.Spread`.
+    """Memory of a step on each of ``devices``; ``images`` go through each at once, see `igpt.train.distributed.Distributed`.
 
     kept : what `kept_per_image` found, where it has been counted already
     classes : of the head that a fine-tune has on the pooled features, beside the generative loss

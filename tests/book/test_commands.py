@@ -15,13 +15,13 @@ import pytest
 from conftest import ROOT, random_model
 from typer.main import get_command
 
-from igpt import cli
+from igpt.companion import cli
+from igpt.companion.experiments import TABLES
+from igpt.companion.experiments.speed import SPEED_STAGES
+from igpt.companion.run.targets import find_stages
 from igpt.data.cards import data_card
-from igpt.experiments import TABLES
-from igpt.experiments.speed import SPEED_STAGES
 from igpt.palette import Palette
 from igpt.project import Project
-from igpt.run.targets import find_stages
 from igpt.shape import ModelShape
 from igpt.train.recipes import recipe
 from igpt.weights.own import save_weights

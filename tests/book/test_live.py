@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route
 
+from igpt.companion.run.samples import find_weights
 from igpt.data import tokenize
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.pictures import read_picture
-from igpt.run.samples import find_weights
 from igpt.sample import complete
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]

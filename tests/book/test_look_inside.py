@@ -12,8 +12,8 @@ from chromium import watched
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
+from igpt.companion.report.tables import TIER_TITLES
 from igpt.pictures import read_picture
-from igpt.report.tables import TIER_TITLES
 from igpt.weights.own import released_palette
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]

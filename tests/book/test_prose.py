@@ -70,7 +70,7 @@ def test_every_printed_make_target_is_one() -> None:
 
 
 def test_every_figure_has_a_caption_and_words_for_who_cannot_see_it() -> None:
-    from igpt.report.bookfigures import FIGURES
+    from igpt.companion.report.bookfigures import FIGURES
 
     shown = set()
     for page in PAGES:

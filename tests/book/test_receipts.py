@@ -9,8 +9,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from conftest import ROOT
 
+from igpt.companion.report.tables import Cell, ResultTable
 from igpt.project import Project
-from igpt.report.tables import Cell, ResultTable
 
 NASTY = "<script>a</script>\"><img src=x>' & \x1b[2J\u202e"
 

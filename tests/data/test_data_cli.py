@@ -12,7 +12,7 @@ import pytest
 from conftest import igpt_here as igpt
 from official import COLOURS, WNIDS, Publish, imagenet_folders, publish_cifar10, publish_imagenet, tree, write
 
-from igpt import cli
+from igpt.companion import cli
 from igpt.data import tokens
 from igpt.data.store import TokenStore
 from igpt.palette import Palette
@@ -48,7 +48,7 @@ def test_help_reads_well(tmp_path: Path, command: str) -> None:
 
 
 def test_data_imports_no_torch(home: Path) -> None:
-    code = "import sys; sys.argv = ['igpt', 'data', 'list']\ntry:\n from igpt.cli import main; main()\nexcept SystemExit: pass\n"
+    code = "import sys; sys.argv = ['igpt', 'data', 'list']\ntry:\n from igpt.companion.cli import main; main()\nexcept SystemExit: pass\n"
     code += "print('torch' in sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "False\n"
@@ -230,7 +230,7 @@ def test_a_full_disk_is_a_sentence_and_exit_1(say: Say, home: Path, publish: Pub
 
 
 def test_a_bug_keeps_its_traceback(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("igpt.run.datasets.check_dataset", lambda name: 1 / 0)
+    monkeypatch.setattr("igpt.companion.run.datasets.check_dataset", lambda name: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["igpt", "data", "check", "digits"])
     with pytest.raises(ZeroDivisionError):
         cli.main()

@@ -13,19 +13,19 @@ from conftest import Counting, counting
 from numpy.typing import NDArray
 from official import COLOURS, Publish, publish_cifar10, refusal
 
+from igpt.companion.run import datasets
+from igpt.companion.run.loss import loss_line
 from igpt.data import LabelledTokens, SplitName, imagenet_tokens, labelled_tokens, load_split
 from igpt.data.cards import check_present, data_card, is_present
 from igpt.data.cifar_tokens import compare_released
 from igpt.data.fetching import check_dataset, fetch_dataset
 from igpt.data.imagenet_tokens import released_path
 from igpt.data.splits import load_official
-from igpt.data.tokens import Wanted, make_store
+from igpt.data.tokens import TokenizeSettings, make_store
 from igpt.errors import UsageError
 from igpt.fetch import _Part
 from igpt.model import ImageGPT
 from igpt.palette import Palette
-from igpt.run import datasets
-from igpt.run.loss import loss_line
 from igpt.shape import ModelShape
 from igpt.train.loop import evaluate_loss
 from igpt.weights.own import load_weights, released_palette, save_weights
@@ -229,7 +229,7 @@ def test_a_large_file_is_never_in_memory(released: Path, publish: Publish, monke
 
 def test_what_has_no_pictures_is_refused_as_such(released: Path) -> None:
     assert "has no pictures, only tokens" in refusal(load_split, "imagenet-tokens", "test")
-    assert "is tokens already" in refusal(make_store, Wanted("imagenet-tokens", "test", 32), released_palette())
+    assert "is tokens already" in refusal(make_store, TokenizeSettings("imagenet-tokens", "test", 32), released_palette())
     text = refusal(labelled_tokens, "imagenet-tokens", "test", side=48, palette=released_palette())
     assert "is 32 x 32 of the released palette, the model takes 48 x 48: take imagenet" in text
     text = refusal(labelled_tokens, "imagenet-tokens", "test", side=32, palette=COLOURS)

@@ -19,11 +19,11 @@ from official import (
     write,
 )
 
-from igpt.data import LabelledTokens, SplitName, a_part, data_card, labelled_tokens, load_split, tokenize
+from igpt.data import LabelledTokens, SplitName, data_card, labelled_tokens, load_split, subsample, tokenize
 from igpt.data.labelled import TokensInMemory
 from igpt.data.splits import load_official
 from igpt.data.store import TokenStore
-from igpt.data.tokens import Wanted, make_store, train_parts
+from igpt.data.tokens import TokenizeSettings, make_store, train_parts
 from igpt.palette import Palette
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -62,7 +62,7 @@ def test_they_are_the_tokens_of_the_splits_images(name: str) -> None:
 
 @pytest.mark.usefixtures("every_set")
 def test_those_of_imagenet_are_on_disk_and_its_parts_are_the_stores() -> None:
-    store, test = (make_store(Wanted("imagenet", split, 4), COLOURS)[0] for split in ("train", "test"))
+    store, test = (make_store(TokenizeSettings("imagenet", split, 4), COLOURS)[0] for split in ("train", "test"))
     train, validation = train_parts(store)
     parts = [labelled_tokens("imagenet", split, side=4, palette=COLOURS) for split in SPLITS]
     for found, where, places in zip(parts, (store, store, test), (train.places, validation.places, np.arange(6)), strict=True):
@@ -110,7 +110,7 @@ def test_a_part_of_them_is_of_the_same_images() -> None:
     pair = [labelled_tokens("digits", split, side=8, palette=GREYS) for split in SPLITS[:2]]
     images = [load_split("digits", split) for split in SPLITS[:2]]
     for found, expected in zip(
-        a_part(pair[0], pair[1], images=100, seed=3), a_part(images[0], images[1], images=100, seed=3), strict=True
+        subsample(pair[0], pair[1], images=100, seed=3), subsample(images[0], images[1], images=100, seed=3), strict=True
     ):
         np.testing.assert_array_equal(found[:], tokenize(expected.images, GREYS).numpy())
         np.testing.assert_array_equal(found.labels, expected.labels)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpt import data
-from igpt.data import DATASETS, a_part, load_split, low_data_subset, shifted, tokenize
+from igpt.data import DATASETS, load_split, low_data_subset, shifted, subsample, tokenize
 from igpt.data.digits import split_by_class
 from igpt.errors import UsageError
 from igpt.palette import Palette
@@ -129,10 +129,10 @@ def test_the_split_digest_names_what_decides_the_split() -> None:
 
 def test_a_part_is_random_in_proportion_and_all_of_it_for_nothing() -> None:
     train, validation = load_split("digits", "train"), load_split("digits", "validation")
-    some, held = a_part(train, validation, images=200, seed=3)
+    some, held = subsample(train, validation, images=200, seed=3)
     total = len(train) + len(validation)
     assert (len(some), len(held)) == (len(train) * 200 // total, len(validation) * 200 // total)
     assert len(np.unique(some.labels)) == 10
-    assert np.array_equal(a_part(train, validation, images=200, seed=3)[0].images, some.images)
-    assert not np.array_equal(a_part(train, validation, images=200, seed=4)[0].images, some.images)
-    assert a_part(train, validation, images=0, seed=3) == (train, validation)
+    assert np.array_equal(subsample(train, validation, images=200, seed=3)[0].images, some.images)
+    assert not np.array_equal(subsample(train, validation, images=200, seed=4)[0].images, some.images)
+    assert subsample(train, validation, images=0, seed=3) == (train, validation)

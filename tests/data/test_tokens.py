@@ -35,12 +35,12 @@ from igpt.data.jpegs import Jpegs
 from igpt.data.resize import centre_crop, random_crop, reduced
 from igpt.data.splits import load_split
 from igpt.data.store import HEADER, TokenStore, read_header, shard_path
-from igpt.data.tokens import PLAN, Wanted, check_stores, make_store, store_folder, train_parts
+from igpt.data.tokens import PLAN, TokenizeSettings, check_stores, make_store, store_folder, train_parts
 from igpt.errors import UsageError
 from igpt.palette import Palette
 
-SMALL = Wanted("cifar10", "train", 4)
-CROPS = Wanted("imagenet", "train", 4, crops=5, seed=3)
+SMALL = TokenizeSettings("cifar10", "train", 4)
+CROPS = TokenizeSettings("imagenet", "train", 4, crops=5, seed=3)
 
 
 @pytest.fixture(autouse=True)
@@ -89,15 +89,15 @@ def test_a_finished_store_with_a_token_that_the_palette_lacks_is_refused(home: P
 
 def test_images_at_their_own_size_and_digits_are_tokenised_as_they_are(home: Path, publish: Publish, greys: Palette) -> None:
     publish_cifar10(publish, home, train=20, test=10)
-    found, _ = make_store(Wanted("cifar10", "test", 32), COLOURS)
+    found, _ = make_store(TokenizeSettings("cifar10", "test", 32), COLOURS)
     np.testing.assert_array_equal(found[np.arange(10)], COLOURS.quantize(pictures(10, seed=1)).reshape(10, -1))
-    digits, _ = make_store(Wanted("digits", "test", 8), greys)
+    digits, _ = make_store(TokenizeSettings("digits", "test", 8), greys)
     assert len(digits) == 360 and digits.positions == 64
 
 
 def test_central_crops_of_imagenet(home: Path, publish: Publish) -> None:
     publish_imagenet(publish, home, imagenet_tars())
-    found, _ = make_store(Wanted("imagenet", "test", 4), COLOURS)
+    found, _ = make_store(TokenizeSettings("imagenet", "test", 4), COLOURS)
     jpegs = open_jpegs("imagenet", "test")
     crops = np.stack([centre_crop(jpegs.picture(index), side=4) for index in range(6)])
     np.testing.assert_array_equal(found[np.arange(6)], COLOURS.quantize(crops).reshape(6, 16))
@@ -112,7 +112,7 @@ def test_random_crops_depend_on_seed_and_index_only(home: Path, publish: Publish
     for index in range(45):
         crop = random_crop(jpegs.picture(index % 9), side=4, generator=np.random.default_rng([3, index]))
         np.testing.assert_array_equal(found[np.array([index])][0], COLOURS.quantize(crop[None]).reshape(-1))
-    other, _ = make_store(Wanted("imagenet", "train", 4, crops=5, seed=4), COLOURS)
+    other, _ = make_store(TokenizeSettings("imagenet", "train", 4, crops=5, seed=4), COLOURS)
     assert (other[np.arange(45)] != found[np.arange(45)]).any()
 
 
@@ -132,7 +132,7 @@ def slow(folder, place, found):
         sys.stdin.read()
     write(folder, place, found)
 tokens.write_shard = slow
-tokens.make_store(tokens.Wanted("imagenet", "train", 4, crops=5, seed=3), COLOURS)
+tokens.make_store(tokens.TokenizeSettings("imagenet", "train", 4, crops=5, seed=3), COLOURS)
 """
 
 
@@ -194,7 +194,7 @@ def test_a_picture_that_is_none_ends_the_work_of_workers_in_a_sentence(
     for module in (store, tokens):
         monkeypatch.setattr(module, "SHARD", 4096)
     publish_imagenet(publish, home, imagenet_folders() | {f"train/{WNIDS[0]}/{WNIDS[0]}_10.JPEG": b"words"})
-    wanted = Wanted("imagenet", "train", 4, crops=500)
+    wanted = TokenizeSettings("imagenet", "train", 4, crops=500)
     assert f"{WNIDS[0]}_10.JPEG is not an image" in refusal(make_store, wanted, COLOURS, workers=2)
     assert [name for name in final(store_folder(wanted, COLOURS)) if name == HEADER] == []
     for child in multiprocessing.active_children():
@@ -262,7 +262,7 @@ store.SHARD = tokens.SHARD = 512
 def report(done, total):
     print(done, flush=True)
     sys.stdin.readline() if {stays} and done == 512 else None
-print(tokens.make_store(tokens.Wanted("digits", "train", 8), Palette.load(Path({palette!r})), report=report)[1] > 0)
+print(tokens.make_store(tokens.TokenizeSettings("digits", "train", 8), Palette.load(Path({palette!r})), report=report)[1] > 0)
 """
 
 
@@ -289,9 +289,11 @@ def test_a_second_process_waits_for_the_store_that_a_first_one_makes(home: Path,
     def report(done: int, total: int) -> None:
         if not second:
             second.append(maker(home / "palette.npy", stays=False))
-            assert str(store_folder(Wanted("digits", "train", 8), greys)) in told(second[0], "is being made by another process")
+            assert str(store_folder(TokenizeSettings("digits", "train", 8), greys)) in told(
+                second[0], "is being made by another process"
+            )
 
-    first, rate = make_store(Wanted("digits", "train", 8), greys, report=report)
+    first, rate = make_store(TokenizeSettings("digits", "train", 8), greys, report=report)
     said, _ = second[0].communicate(timeout=PATIENCE)
     assert said == "False\n" and second[0].returncode == 0 and rate > 0  # it has made nothing itself
     assert len(first) == 1437
@@ -304,17 +306,19 @@ def test_a_process_that_waits_continues_the_store_of_one_that_is_killed(home: Pa
         assert [first.stdout.readline() for _ in range(2)] == ["0\n", "512\n"]
         with maker(home / "palette.npy", stays=False) as second:
             told(second, "is being made by another process")
-            (store_folder(Wanted("digits", "train", 8), greys) / ".tokens-00001.npy.1.part").touch()  # what a kill leaves
+            (
+                store_folder(TokenizeSettings("digits", "train", 8), greys) / ".tokens-00001.npy.1.part"
+            ).touch()  # what a kill leaves
             first.kill()
             assert second.communicate(timeout=PATIENCE)[0] == "512\n1024\n1437\nTrue\n"
-    folder = store_folder(Wanted("digits", "train", 8), greys)
+    folder = store_folder(TokenizeSettings("digits", "train", 8), greys)
     assert sorted(final(folder)) == [HEADER, "labels.npy", *(f"tokens-{n:05d}.npy" for n in range(3))]
     assert not list(folder.glob("*.part"))
 
 
 def test_a_command_that_waits_is_stopped_by_ctrl_c(home: Path, greys: Palette) -> None:
     greys.save(home / "palette.npy")
-    folder = store_folder(Wanted("digits", "train", 8), greys)
+    folder = store_folder(TokenizeSettings("digits", "train", 8), greys)
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "igpt", "data", "tokenize", "digits", "--palette", str(home / "palette.npy")]
     with FileLock(folder / ".lock"), subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as second:
@@ -421,21 +425,21 @@ def test_a_list_of_imagenets_size_is_small(home: Path, publish: Publish) -> None
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
-        (Wanted("cifar10", "train", 33), "choose a resolution from 1 to 32"),
-        (Wanted("cifar10", "train", 0), "choose a resolution from 1 to 32"),
-        (Wanted("cifar10", "train", 4, filter="best"), "no filter 'best'; choose one of bicubic, box"),
-        (Wanted("cifar10", "train", 4, crops=2), "random crops are taken of ImageNet's training images"),
-        (Wanted("imagenet", "test", 4, crops=2), "random crops are taken of ImageNet's training images"),
-        (Wanted("imagenet", "train", 4, crops=-1), "crops are at least 0"),
-        (Wanted("imagenet", "train", 4, crops=1, seed=-1), "a seed is a whole number from 0 to 4294967295, not -1"),
-        (Wanted("mnist", "train", 4), "no data set 'mnist'"),
-        (Wanted("cifar100", "train", 4), "`igpt data fetch cifar100` brings it"),
-        (Wanted("digits", "train", 8), "the palette has 3 channels"),
+        (TokenizeSettings("cifar10", "train", 33), "choose a resolution from 1 to 32"),
+        (TokenizeSettings("cifar10", "train", 0), "choose a resolution from 1 to 32"),
+        (TokenizeSettings("cifar10", "train", 4, filter="best"), "no filter 'best'; choose one of bicubic, box"),
+        (TokenizeSettings("cifar10", "train", 4, crops=2), "random crops are taken of ImageNet's training images"),
+        (TokenizeSettings("imagenet", "test", 4, crops=2), "random crops are taken of ImageNet's training images"),
+        (TokenizeSettings("imagenet", "train", 4, crops=-1), "crops are at least 0"),
+        (TokenizeSettings("imagenet", "train", 4, crops=1, seed=-1), "a seed is a whole number from 0 to 4294967295, not -1"),
+        (TokenizeSettings("mnist", "train", 4), "no data set 'mnist'"),
+        (TokenizeSettings("cifar100", "train", 4), "`igpt data fetch cifar100` brings it"),
+        (TokenizeSettings("digits", "train", 8), "the palette has 3 channels"),
     ],
     ids=lambda value: None if isinstance(value, str) else f"{value.dataset} {value.resolution} {value.crops}",
 )
 def test_what_cannot_be_made_is_refused_before_anything_is_written(
-    home: Path, publish: Publish, wanted: Wanted, words: str
+    home: Path, publish: Publish, wanted: TokenizeSettings, words: str
 ) -> None:
     publish_cifar10(publish, home)
     publish_imagenet(publish, home, imagenet_folders())
@@ -468,7 +472,7 @@ def test_the_real_cifar10_has_the_tokens_described(real_cifar10: Path, monkeypat
     }
     palette = released_palette()
     for split, expected in sums.items():
-        found, _ = make_store(Wanted("cifar10", split, 32), palette)  # type: ignore[arg-type]
+        found, _ = make_store(TokenizeSettings("cifar10", split, 32), palette)  # type: ignore[arg-type]
         every = found[np.arange(len(found))].astype("<u2")
         assert hashlib.sha256(every.tobytes()).hexdigest() == expected
         first = [89, 166, 219, 198, 288, 485, 110, 354] if split == "train" else 8 * [372]
@@ -477,16 +481,16 @@ def test_the_real_cifar10_has_the_tokens_described(real_cifar10: Path, monkeypat
 
 def test_a_store_under_anothers_name_is_not_taken_for_it(home: Path) -> None:
     palette = Palette(np.linspace(-1, 1, 16, dtype=np.float32)[:, None])
-    wanted = Wanted("digits", "test", 8)
+    wanted = TokenizeSettings("digits", "test", 8)
     store, _ = make_store(wanted, palette)
-    store.folder.rename(store_folder(Wanted("digits", "test", 4), palette))
+    store.folder.rename(store_folder(TokenizeSettings("digits", "test", 4), palette))
     with pytest.raises(UsageError, match="holds other tokens than its name says: move it away"):
-        make_store(Wanted("digits", "test", 4), palette)
+        make_store(TokenizeSettings("digits", "test", 4), palette)
 
 
 def test_a_bit_that_flipped_on_disk_is_found_by_a_check(home: Path) -> None:
     palette = Palette(np.linspace(-1, 1, 16, dtype=np.float32)[:, None])
-    store, _ = make_store(Wanted("digits", "test", 8), palette)
+    store, _ = make_store(TokenizeSettings("digits", "test", 8), palette)
     assert check_stores("digits") == [f"tokens: {store.folder.name}, 360 images, every shard as it was written"]
     path = shard_path(store.folder, 0)
     content = bytearray(path.read_bytes())
@@ -498,11 +502,11 @@ def test_a_bit_that_flipped_on_disk_is_found_by_a_check(home: Path) -> None:
 
 def test_training_never_sees_the_held_out_images(home: Path) -> None:
     palette = Palette(np.linspace(-1, 1, 16, dtype=np.float32)[:, None])
-    store, _ = make_store(Wanted("digits", "train", 8), palette)
+    store, _ = make_store(TokenizeSettings("digits", "train", 8), palette)
     training, validation = train_parts(store)
     assert (len(training), len(validation)) == (1293, 144)
     assert not set(training.places) & set(validation.places)
     held = load_split("digits", "validation").images
     assert (validation[np.arange(144)] == palette.quantize(held).reshape(144, -1)).all()
     with pytest.raises(UsageError, match="holds the test images of digits"):
-        train_parts(make_store(Wanted("digits", "test", 8), palette)[0])
+        train_parts(make_store(TokenizeSettings("digits", "test", 8), palette)[0])

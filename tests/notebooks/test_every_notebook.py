@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from conftest import PATIENCE, ROOT, igpt
 
+from igpt.companion.results.notebooks import read_notebook
+from igpt.companion.results.signature import Signer
+from igpt.companion.run.folder import run_folder
+from igpt.companion.stage import Stage
 from igpt.project import Project
-from igpt.results.notebooks import read_notebook
-from igpt.results.signature import Signer
-from igpt.run.folder import run_folder
-from igpt.stage import Stage
 
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 SMALLER = {"speed": ["-p", "task", "tokenise", "-p", "rounds", "1", "-p", "toy", "True"]}  # its default takes half an hour

@@ -15,17 +15,17 @@ from conftest import PATIENCE, ROOT
 from torch import Tensor, nn
 
 from igpt import fast
+from igpt.companion.run.notebook import hardware
 from igpt.fast import UNCOMPILED, compile_module, note_uncompiled, uncompiled
-from igpt.run.notebook import hardware
 
 TRAINS = """
 import sys
 sys.path[:0] = {folders!r}
 from test_loop import *
 torch.set_num_threads(1)
-from igpt.run.notebook import hardware
+from igpt.companion.run.notebook import hardware
 for part in ("one", "two"):
-    compiled = run(Path(sys.argv[1]) / part, Palette(np.linspace(-1, 1, 8, dtype=np.float32)[:, None]), machine=Machine(compiled=True))
+    compiled = run(Path(sys.argv[1]) / part, Palette(np.linspace(-1, 1, 8, dtype=np.float32)[:, None]), machine=Runtime(compiled=True))
 plain = run(Path(sys.argv[1]) / "plain", Palette(np.linspace(-1, 1, 8, dtype=np.float32)[:, None]))
 print(compiled == plain, hardware().endswith("; not compiled"))
 """

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from igpt.companion.report import costs
+from igpt.companion.report.costs import CARD_GIB
 from igpt.errors import UsageError
 from igpt.machine import free_memory
 from igpt.model import ImageGPT
-from igpt.report import costs
-from igpt.report.costs import CARD_GIB
 from igpt.shape import ModelShape
-from igpt.train.engine import Machine
+from igpt.train.engine import Runtime
 from igpt.train.memory import GIB, USED, fitting, kept_per_image, step_memory
 from igpt.train.recipes import PAPER, recipe
 
@@ -28,7 +28,7 @@ import torch
 from igpt.model import ImageGPT
 from igpt.shape import ModelShape
 from igpt.evaluate.fine_tune import Classifier, JointLoss
-from igpt.train.spread import GenerativeLoss, Spread
+from igpt.train.distributed import GenerativeLoss, Distributed
 
 def status(name):
     return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
@@ -36,7 +36,7 @@ def status(name):
 def steps(shape, images, recompute, classes):
     model = ImageGPT(shape)
     loss = JointLoss(Classifier(model, classes), weight=1.0) if classes else GenerativeLoss(model)
-    spread = Spread(loss, learning_rate=0.1, betas=(0.9, 0.95), device="cpu", recompute=recompute)
+    spread = Distributed(loss, learning_rate=0.1, betas=(0.9, 0.95), device="cpu", recompute=recompute)
     tokens = torch.zeros(images, shape.n_ctx, dtype=torch.int64)
     batch = (tokens, None, tokens[:, 0]) if classes else (tokens,)
     for _ in range(2):
@@ -127,7 +127,7 @@ def test_a_machine_takes_what_fits_and_says_when_nothing_does(tmp_path: Path, mo
         monkeypatch.setattr("igpt.train.engine.free_memory", lambda: free / USED)
 
     monkeypatch.setattr("igpt.train.engine.cores", torch.get_num_threads)
-    machine = Machine(minutes=1.0)
+    machine = Runtime(minutes=1.0)
     room(step_memory(SHAPE, images=4, classes=10, half=False).total + 4 * SHAPE.parameters + 1)  # beside what is tuned
     assert machine.fitted(SHAPE, batch=8, classes=10, folder=tmp_path) == replace(machine, micro_batch=4)
     with monkeypatch.context() as less:

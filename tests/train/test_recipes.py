@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from igpt.companion.experiments.published import published_rows
 from igpt.errors import UsageError
-from igpt.experiments.published import published_rows
 from igpt.train.cost import forward_flops, gpu_hours, pretraining_flops
 from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY, recipe
 

@@ -11,10 +11,10 @@ import pytest
 from conftest import igpt_here as igpt
 from PIL import Image
 
+from igpt.companion.run.samples import Draw, export_weights, find_weights, write_completions
 from igpt.errors import UsageError
 from igpt.model import ImageGPT
 from igpt.palette import Palette
-from igpt.run.samples import Draw, export_weights, find_weights, write_completions
 from igpt.weights.huggingface import write_huggingface
 from igpt.weights.own import released_palette
 from igpt.weights.processor import read_colours, read_resample

@@ -9,10 +9,10 @@ import torch
 from conftest import random_model
 
 from igpt import ImageGPT, Palette
+from igpt.companion.run.samples import find_weights
 from igpt.errors import UsageError
 from igpt.model import ImageGPT as Model
 from igpt.project import Project
-from igpt.run.samples import find_weights
 from igpt.shape import ModelShape
 from igpt.train.recipes import recipe
 from igpt.weights.own import save_weights

@@ -14,10 +14,10 @@ from conftest import Counting, counting
 from safetensors.torch import load_file, save_file
 
 from igpt import ImageGPT, Palette
+from igpt.companion.run.samples import find_weights
 from igpt.errors import UsageError
 from igpt.fetch import RemoteFile, Unavailable, fetch
 from igpt.model import ImageGPT as Model
-from igpt.run.samples import find_weights
 from igpt.weights import fetching, released
 from igpt.weights.huggingface import write_huggingface
 from igpt.weights.own import save_weights

@@ -1,0 +1,114 @@
+"""Contestants in turns: each in a process of its own, one round after the other, so that a disturbance meets all of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from igpt.companion.bench import worker
+from igpt.companion.bench.work import TUNED, Candidate, Task, load_task
+from igpt.errors import UsageError
+from igpt.fast import note_uncompiled
+from igpt.measure import Seconds
+
+
+def compare(
+    name: str, *, rounds: int, toy: bool = False, report: Callable[[int, int], None] = lambda done, total: None
+) -> Seconds:
+    """Seconds of every candidate of a task in every round.
+
+    Raises UsageError for an unknown task, fewer than one round, or a peer that is not installed; RuntimeError when a
+    candidate's answer is not the first one's, or its process ends.
+    """
+    if rounds < 1:
+        raise UsageError(f"a comparison takes at least one round, not {rounds}")
+    task = load_task(name)
+    if toy:  # the same programs with another allocator show nothing more there
+        task = replace(task, candidates=tuple(c for c in task.candidates if not _is_twin(c, task)))
+    seconds: Seconds = {candidate.name: [] for candidate in task.candidates}
+    with ExitStack() as stack:
+        workers = {c.name: stack.enter_context(_worker(name, c, toy=toy)) for c in task.candidates}
+        _same_answers(task, {who: found.answer for who, found in workers.items()})
+        total = rounds * len(workers)
+        for done in range(total):
+            who = task.candidates[done % len(workers)].name
+            seconds[who].append(workers[who].once())
+            report(done + 1, total)
+    return seconds
+
+
+def _is_twin(candidate: Candidate, task: Task) -> bool:
+    """Whether it is another one with the allocator tuned."""
+    return any(f"{other.name}, tuned" == candidate.name for other in task.candidates)
+
+
+class _Worker:
+    """A candidate's process, ready to work."""
+
+    def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
+        self.name, self._process = name, process
+        first = self._read()
+        if "refused" in first:
+            raise UsageError(str(first["refused"]))
+        note_uncompiled(str(first.get("uncompiled", "")))
+        self.answer: list[float] = first["answer"]  # type: ignore[assignment]
+
+    def once(self) -> float:
+        """Do the work once; the seconds it took."""
+        assert self._process.stdin is not None
+        print(file=self._process.stdin, flush=True)
+        return float(self._read()["seconds"])  # type: ignore[arg-type]
+
+    def _read(self) -> dict[str, object]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process of {self.name} ended with code {self._process.wait()}")
+        found: dict[str, object] = json.loads(line)
+        return found
+
+
+@contextmanager
+def _worker(task: str, candidate: Candidate, *, toy: bool) -> Iterator[_Worker]:
+    """The process of a candidate; it ends with the block. What it says on stderr is shown when it fails."""
+    environment = {k: v for k, v in os.environ.items() if k not in TUNED and k != "OMP_NUM_THREADS"}
+    if candidate.tuned:
+        environment |= TUNED
+    command = [sys.executable, "-m", worker.__name__, task, candidate.name, *(["toy"] if toy else [])]
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=environment
+        )
+        try:
+            yield _Worker(candidate.name, process)
+        except RuntimeError as error:
+            said.seek(0)
+            raise RuntimeError(f"{error}\n{said.read()[-2000:]}") from None
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Let a candidate end by itself, so that it removes what it wrote, and make it where it does not."""
+    try:
+        process.communicate(timeout=10)  # no further line: it leaves its loop
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+
+
+def _same_answers(task: Task, answers: dict[str, list[float]]) -> None:
+    """Refuse to compare those that do not do the same."""
+    first = answers[task.candidates[0].name]
+    for candidate in task.candidates:
+        found = answers[candidate.name]
+        apart = max((abs(a - b) for a, b in zip(found, first, strict=bool(found))), default=0.0)
+        if not all(map(math.isfinite, found)) or apart > candidate.tolerance * max(map(abs, first), default=0.0):
+            raise RuntimeError(f"{candidate.name} finds {found}, {task.candidates[0].name} {first}: they do not do the same")

@@ -1,0 +1,97 @@
+"""Tokenising JPEG files: ours from the file to the shard on disk, and Pillow's decoding and resizing alone."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from igpt.companion.bench.work import Candidate, Task, Work
+from igpt.data.jpegs import Jpegs, decode
+from igpt.data.resize import centre_crop
+from igpt.data.store import shard_path
+from igpt.data.tokens import TokenizeSettings, make_shard
+from igpt.weights.own import released_palette
+
+SIZE = (500, 375)  # ImageNet's commonest
+SIDE = 32
+
+
+def _files(toy: bool) -> tuple[Jpegs, tempfile.TemporaryDirectory[str]]:
+    """JPEG files of smooth random pictures, the same for everybody; and their folder, which goes when that does."""
+    kept = tempfile.TemporaryDirectory(prefix="igpt-bench-")
+    folder = Path(kept.name)
+    count, generator = (8 if toy else 400), np.random.default_rng(0)
+    for number in range(count):
+        coarse = generator.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC)
+        noise = generator.normal(0, 6, (SIZE[1], SIZE[0], 3))  # or they would compress too well to be like photographs
+        pixels = (np.asarray(picture) + noise).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:04d}.jpeg", quality=92)
+    names = np.array([path.name.encode() for path in sorted(folder.glob("*.jpeg"))])
+    zeros = np.zeros(count, np.int64)
+    return Jpegs(folder, names, np.arange(count), zeros, zeros - 1, zeros), kept
+
+
+def _ours(toy: bool) -> Work:
+    (jpegs, kept), palette = _files(toy), released_palette()
+    wanted = TokenizeSettings("imagenet", "train", SIDE)
+
+    def run() -> tempfile.TemporaryDirectory[str]:
+        make_shard(0, jpegs, wanted, palette, jpegs.folder)
+        return kept
+
+    run()
+    return Work(run, _digest(np.load(shard_path(jpegs.folder, 0))))
+
+
+def _pillow(toy: bool) -> Work:
+    jpegs, kept = _files(toy)
+
+    def run() -> list[NDArray[np.uint8]]:
+        return [centre_crop(decode(path.read_bytes()), side=SIDE) for path in _paths(jpegs, kept)]
+
+    return Work(run, _digest(released_palette().quantize(np.stack(run())).reshape(len(jpegs), -1)))
+
+
+def _plain(toy: bool) -> Work:
+    """As a user of Pillow would write it: open, resize the short side, crop, resize; the tokens differ a little."""
+    jpegs, kept = _files(toy)
+
+    def run() -> list[Image.Image]:
+        found = []
+        for path in _paths(jpegs, kept):
+            with Image.open(path) as file:
+                picture = file.convert("RGB")
+            width, height = picture.size
+            scale = 224 / min(width, height)
+            picture = picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+            left, top = (picture.width - 224) // 2, (picture.height - 224) // 2
+            found.append(picture.crop((left, top, left + 224, top + 224)).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+        return found
+
+    return Work(run, [])
+
+
+def _paths(jpegs: Jpegs, kept: tempfile.TemporaryDirectory[str]) -> list[Path]:
+    """The files, in their folder as long as it is kept."""
+    return [Path(kept.name) / name.decode() for name in jpegs.files]
+
+
+def _digest(tokens: NDArray[np.uint16]) -> list[float]:
+    """What the tokens are, in a few numbers."""
+    return [float(byte) for byte in hashlib.sha256(tokens.tobytes()).digest()[:8]]
+
+
+TASK = Task(
+    "Tokenising 400 JPEG files of 500 x 375 pixels at 32 x 32, one process",
+    (
+        Candidate("igpt", _ours),
+        Candidate("the same decoding and resizing, no tokens", _pillow),
+        Candidate("Pillow, resized whole, then cropped", _plain),
+    ),
+)

@@ -1,0 +1,36 @@
+"""One candidate in a process of its own: says that it is ready, then does its work once for every line it reads."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import torch
+
+from igpt.companion.bench.work import load_task
+from igpt.errors import UsageError
+from igpt.fast import uncompiled
+from igpt.machine import cores
+
+
+def main() -> None:
+    """``python -m igpt.companion.bench.worker TASK CONTESTANT [toy]``; one JSON object a line on stdout."""
+    task, name, *toy = sys.argv[1:]
+    stdout, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    torch.set_num_threads(cores())  # every candidate uses them all
+    try:
+        work = load_task(task).candidate(name).prepare(bool(toy))
+    except UsageError as error:
+        print(json.dumps({"refused": str(error)}), file=stdout, flush=True)
+        return
+    print(json.dumps({"answer": work.answer, "uncompiled": uncompiled()}), file=stdout, flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        work.run()
+        seconds = work.times * (time.perf_counter() - start)
+        print(json.dumps({"seconds": seconds}), file=stdout, flush=True)
+
+
+if __name__ == "__main__":
+    main()

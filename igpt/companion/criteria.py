@@ -1,0 +1,52 @@
+"""What is claimed before a run: a quantity to measure, and the rule that judges it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from igpt.companion.stage import Stage
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value of each seed's record; ``minus`` another one, seed by seed, when there is one."""
+
+    stages: tuple[Stage, ...]  # one a seed
+    key: str  # among the record's values
+    minus: Metric | None = None
+
+    def all_stages(self) -> tuple[Stage, ...]:
+        """The stages whose records decide it."""
+        return self.stages + (self.minus.all_stages() if self.minus else ())
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """When a claim counts as reproduced; written before the run, in words and as data.
+
+    matches : the mean lies within ``margin`` of the published value
+    above, below : the 95 % interval over seeds of the quantity minus ``against`` lies on that side of zero; notebooks
+    give every value of such a rule an interval of its own, which decides where there is one seed
+    inside : every seed's value lies strictly between 0 and 1
+    shown : nothing is claimed in this tier; the value is shown
+    """
+
+    kind: Literal["matches", "above", "below", "inside", "shown"]
+    claim: str
+    against: Metric | None = None
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How one tier measures one published number."""
+
+    tier: str
+    quantity: Metric
+    rule: Criterion
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Every stage the value and its verdict need, once each."""
+        against = self.rule.against.all_stages() if self.rule.against else ()
+        return tuple(dict.fromkeys(self.quantity.all_stages() + against))

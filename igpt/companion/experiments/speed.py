@@ -1,0 +1,63 @@
+"""What this code is to be faster than, and by how much: written before the records, after a first look at what is possible.
+
+Factors are those of two cores without a GPU, but where a task is named for one; peers as they are installed, and with
+glibc's allocator tuned, which helps them more than us. Where the aim is a fraction of the machine's limit, the limit
+is measured in the same run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from igpt.companion.stage import Stage
+
+
+@dataclass(frozen=True)
+class Aim:
+    """``peer`` is to take at least ``factor`` times as long as ``ours``, both named as in `igpt.companion.bench`."""
+
+    task: str
+    ours: str
+    peer: str
+    factor: float
+
+    @property
+    def stage(self) -> Stage:
+        """The stage whose record decides it."""
+        return Stage.of("speed", task=self.task)
+
+
+AIMS = (
+    Aim("sampling", "igpt", "transformers", 3.5),
+    Aim("sampling", "igpt, tuned", "transformers, tuned", 1.7),
+    Aim("sampling", "igpt", "a full forward pass a pixel", 150),
+    Aim("features", "igpt", "transformers", 1.7),
+    Aim("features", "igpt, tuned", "transformers, tuned", 1.25),
+    Aim("features", "igpt, tuned", "limit: matrix products", 0.8),
+    Aim("features", "igpt in bfloat16, tuned", "transformers, tuned", 2.8),
+    Aim("quantise", "igpt", "transformers", 100),
+    Aim("probe", "igpt", "scikit-learn to the same objective", 5),
+    Aim("probe_layers", "reading the layer's features", "igpt", 20),
+    Aim("loading", "loading the batch", "a training step on it", 100),
+    Aim("tokens", "reading the batch", "a training step on it", 100),
+    Aim("tokens", "reading it from the disk", "a training step on it", 2),
+    Aim("training", "igpt, tuned", "nanoGPT's step, tuned", 1.0),
+    Aim("training", "igpt, tuned", "transformers, tuned", 1.4),
+    Aim("training", "igpt in bfloat16, tuned", "nanoGPT's step in bfloat16, tuned", 1.15),
+    Aim("training", "the loop around a step", "igpt, tuned", 50),
+    Aim("training_s", "igpt, tuned", "nanoGPT's step, tuned", 1.0),
+    Aim("training_s", "igpt in bfloat16, tuned", "nanoGPT's step in bfloat16, tuned", 1.0),
+    Aim("tuning", "a fine-tuning step, tuned", "a training step, tuned", 0.95),
+    Aim("tuning", "a fine-tuning step in bfloat16, tuned", "a training step in bfloat16, tuned", 0.95),
+    Aim("tokenise", "igpt", "the same decoding and resizing, no tokens", 0.9),
+    # On a GPU, in bfloat16; written without one at hand.
+    Aim("sampling_gpu", "igpt", "transformers", 3.5),
+    Aim("sampling_gpu", "igpt", "limit: copying the memory", 0.3),
+    Aim("features_gpu", "igpt", "transformers", 1.25),
+    Aim("features_gpu", "igpt", "limit: matrix products", 0.45),
+    Aim("training_gpu", "iGPT-S", "limit: matrix products of iGPT-S", 0.45),
+    Aim("training_gpu", "iGPT-L", "limit: matrix products of iGPT-L", 0.45),
+    Aim("training_gpu", "fine-tuning iGPT-S", "iGPT-S", 0.95),
+    Aim("training_gpu", "fine-tuning iGPT-L", "iGPT-L", 0.95),
+)
+SPEED_STAGES = tuple(dict.fromkeys(aim.stage for aim in AIMS))

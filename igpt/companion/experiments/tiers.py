@@ -1,0 +1,190 @@
+"""The tiers: how much of the paper a run is. Each is one declaration, and everything else reads it here.
+
+The rules of a tier (see `igpt.companion.experiments.measures`) were written before the records that they judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from igpt.companion.experiments.measures import Value, of
+from igpt.companion.stage import Literal, Stage
+from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY
+from igpt.weights.released import STEPS
+
+
+@dataclass(frozen=True)
+class Tier:
+    """One tier.
+
+    title : of its column; takes : its data and time, in a few words
+    seeds : one run each
+    models : recipes by published model and resolution, such as ``iGPT-L 32x32``
+    stands_for : the data set that takes the place of a published one; what is not named has no counterpart
+    overrides : parameters of a notebook that differ from its defaults
+    weights : what the evaluations read: ``trained`` here, or ``released`` by OpenAI
+    numbers : whether a cell is compared with the published number itself; else the claim behind it is tested
+    lacks : measures without a counterpart, each with the reason; by their name in published.csv
+    unpublished : why a published model, by its name in ``models``, has no counterpart
+    instead : another value for a measure
+    cores : whether its pending cells are priced on two cores, not on a card
+    extra : stages that fill figures, and no cell
+    """
+
+    name: str
+    title: str
+    takes: str
+    seeds: tuple[int, ...]
+    models: Mapping[str, str]
+    stands_for: Mapping[str, str]
+    overrides: Mapping[str, Mapping[str, Literal]] = field(default_factory=dict)
+    weights: str = "trained"
+    numbers: bool = False
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    unpublished: Mapping[str, str] = field(default_factory=dict)
+    instead: Mapping[str, Value] = field(default_factory=dict)
+    cores: bool = False
+    extra: tuple[Stage, ...] = ()
+
+    def stage(self, notebook: str, /, **given: Literal) -> Stage:
+        """A stage with the tier's overrides."""
+        return Stage.of(notebook, **{**given, **self.overrides.get(notebook, {})})
+
+    def figure_stages(self, notebook: str = "") -> tuple[Stage, ...]:
+        """The stages that fill figures and no cell, of one notebook or of all."""
+        return tuple(self.stage(s.notebook, **s.parameters) for s in self.extra if notebook in ("", s.notebook))
+
+
+def _sizes(prefix: str) -> dict[str, str]:
+    """Models of ours for the published ones; the largest stands for iGPT-XL too."""
+    sizes = {"iGPT-S 32x32": "s", "iGPT-M 32x32": "m", "iGPT-L 32x32": "l", "iGPT-XL 64x64": "l"}
+    return {published: f"{prefix}-{size}" for published, size in sizes.items()}
+
+
+def _extra(tier: str, dataset: str) -> tuple[Stage, ...]:
+    """Samples of a tier's largest model, and what the paper leaves open in its probe."""
+    large = f"{tier}-l"
+    return Stage.of("samples", model=large), Stage.of("probe_settings", model=large, dataset=dataset)
+
+
+def _searches(tier: str) -> tuple[Stage, ...]:
+    """The searches behind a tier's learning rates: of each size, and of the largest one's BERT."""
+    sizes = tuple(Stage.of("rate_search", model=f"{tier}-{size}", seed=100) for size in "sml")
+    return (*sizes, Stage.of("rate_search", model=f"{tier}-l", seed=100, objective="bert"))
+
+
+PUBLISHED_SETS = ("cifar10", "cifar100", "stl10")
+TOO_LARGE = ("imagenet", "imagenet-tokens")  # for L-BFGS (section 3.4): there, sgd_probe takes these notebooks' place
+BY_SGD: dict[str, dict[str, Literal]] = {"linear_probe": {}, "concatenated_features": {"count": 5}}
+
+TIERS = {
+    tier.name: tier
+    for tier in (
+        Tier(
+            "tiny",
+            title="Tiny tier (digits)",
+            takes="digits, minutes",
+            seeds=(0, 1, 2),
+            models=_sizes("tiny"),
+            stands_for={"cifar10": "digits", "imagenet": "digits"},
+            lacks=dict.fromkeys(("few-4000", "few-4000-deviation"), "the digits hold too few images for so many labels"),
+            cores=True,
+            extra=_extra("tiny", "digits"),
+        ),
+        Tier(
+            "laptop",
+            title="Laptop tier (CIFAR-10, 16x16)",
+            takes="CIFAR-10, hours of two cores",
+            seeds=(0,),
+            models=_sizes("laptop"),
+            stands_for={"cifar10": "cifar10", "imagenet": "cifar10"},
+            # Two cores fine-tune for hours on all of CIFAR-10; and of samples a reader pages through more than the default.
+            overrides={
+                "fine_tune": {"images": 6_000, "epochs": 2},
+                "loss_against_probe": {"images": 10_000},
+                "samples": {"images": 32},
+            },
+            cores=True,
+            extra=(*_extra("laptop", "cifar10"), *_searches("laptop")),
+        ),
+        Tier(
+            "small",
+            title="Small tier (Tiny ImageNet)",
+            takes="Tiny ImageNet, a GPU-hour",
+            seeds=(0,),
+            models=_sizes("small"),
+            stands_for={"cifar10": "cifar10", "imagenet": "tiny-imagenet"},
+            # Fine-tuning on more would take two hours of the tier's GPU.
+            overrides={
+                "fine_tune": {"images": 10_000, "epochs": 3},
+                "rate_search": {"steps": 200},
+                "samples": {"images": 32},
+            },
+            extra=(*_extra("small", "cifar10"), *_searches("small")),
+        ),
+        Tier(
+            "released",
+            title="Released weights",
+            takes="OpenAI's weights, evaluated on one GPU",
+            seeds=(0,),
+            models={"iGPT-S 32x32": "igpt-s", "iGPT-M 32x32": "igpt-m", "iGPT-L 32x32": "igpt-l"},
+            stands_for={**{name: name for name in PUBLISHED_SETS}, "imagenet": "imagenet-tokens", "": ""},
+            weights="released",
+            numbers=True,
+            lacks=dict.fromkeys(("probe@0", "loss@0"), "weights after 65,000 steps were not published"),
+            unpublished={
+                "iGPT-L 48x48": "the weights of the 48x48 model were not published",
+                "iGPT-XL 64x64": "iGPT-XL's weights were not published",
+                "iGPT-XL 32x32": "iGPT-XL's weights were not published",
+            },
+            overrides={"samples": {"images": 32}},
+            instead={
+                "parameters": of("weights.parameters"),
+                **{f"loss@{i}": of("released_loss.nats", step=step) for i, step in enumerate(STEPS, start=1)},
+            },
+            extra=(
+                # Whose ImageNet images are tokens, and of the depth curve the two sizes that figure 2 leaves out.
+                Stage.of("samples", model="igpt-l", weights="released", dataset="imagenet-tokens"),
+                *(
+                    Stage.of("linear_probe", model=model, dataset="cifar10", weights="released", seed=0)
+                    for model in ("igpt-s", "igpt-m")
+                ),
+            ),
+        ),
+        Tier(
+            "paper",
+            title="Paper's scale",
+            takes="as published, from nothing",
+            seeds=(0,),
+            models={
+                "iGPT-S 32x32": "igpt-s",
+                "iGPT-M 32x32": "igpt-m",
+                "iGPT-L 32x32": "igpt-l",
+                "iGPT-L 48x48": "igpt-l-48",
+                "iGPT-XL 64x64": "igpt-xl",
+                "iGPT-XL 32x32": "igpt-xl",  # of which only the parameters are published
+            },
+            stands_for={name: name for name in (*PUBLISHED_SETS, "imagenet", "")},
+            numbers=True,
+        ),
+    )
+}
+# A recipe is of one tier; the published ones are of the paper's, unless a stage reads weights that exist.
+_RECIPES: dict[str, Iterable[str]] = {"tiny": TINY, "laptop": LAPTOP, "small": SMALL, "paper": PAPER}
+_TIER_OF = {name: tier for tier, rows in _RECIPES.items() for name in rows}
+OWN = "own"  # stages on a user's own weights, and on recipes of their own: of no tier
+
+
+def tier_of(stage: Stage) -> str:
+    """The tier of a stage, or ``speed`` for a comparison of speed, and `OWN` for what no tier has."""
+    given = stage.parameters
+    if stage.notebook == "speed":
+        return "speed"
+    default = "released" if stage.notebook in ("weights", "released_loss") else "trained"
+    weights = given.get("weights", default)
+    if weights != "trained":
+        return "released" if weights == "released" else OWN
+    if "model" in given:
+        return _TIER_OF.get(str(given["model"]), OWN)
+    return "tiny" if stage.notebook != "parameters" and given.get("dataset", "digits") == "digits" else "paper"

@@ -1,0 +1,119 @@
+"""A plan in words: every cell, every stage, what holds them up, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from igpt.companion.experiments import experiments
+from igpt.companion.experiments.costs import Cost, lacking, stage_cost, with_parents
+from igpt.companion.experiments.machines import GIB, Card
+from igpt.companion.results.plan import Plan, State
+from igpt.companion.results.signature import Signer
+from igpt.companion.stage import Stage
+from igpt.text import counted, visible
+
+NAME = 34  # characters of a stage's name in a table
+
+
+def plan_text(plan: Plan, signer: Signer, *, why: bool) -> str:
+    """One line a cell that the plan's stages fill, one a stage, and the counts.
+
+    A cell is as its worst stage: missing, stale, or fresh. ``why`` adds to each stage the inputs that
+    changed since its record.
+    """
+    width = max((len(planned.stage.name) for planned in plan), default=0)
+    lines = ["Cells"]
+    states = {planned.stage: planned.state for planned in plan}
+    for experiment in experiments():
+        for run in experiment.runs:
+            mine = [states.get(signer.canonical(stage)) for stage in run.stages()]
+            if all(mine):
+                lines.append(f"{_worst(mine):8} {run.tier:6} {experiment.name}")
+    lines += ["", "Stages"]
+    for planned in plan:
+        lines.append(f"{planned.state:8} {planned.stage.name:{width}}{'  ' + visible(planned.why) if why else ''}".rstrip())
+    counts = [f"{sum(p.state == state for p in plan)} {state}" for state in ("fresh", "stale", "missing")]
+    return "\n".join([*lines, "", f"{counted(len(plan), 'stage')}: {', '.join(counts)}; nothing was run"])
+
+
+def _worst(states: list[State | None]) -> str:
+    """The state that decides a cell's."""
+    return next(state for state in ("missing", "stale", "fresh") if state in states)
+
+
+def cost_text(plan: Plan, signer: Signer, cards: Sequence[Card]) -> str:
+    """What each cell that the plan's stages fill costs with all its dependencies, each stage alone, and the whole.
+
+    cards : one column of hours each; the first is this machine, whose memory is counted
+    """
+    in_plan = {planned.stage for planned in plan}
+    costs = {p.stage: [stage_cost(p.in_full, card) for card in cards] for p in plan}
+    cells = {}
+    for experiment in experiments():
+        for run in experiment.runs:
+            if in_plan.issuperset(signer.canonical(stage) for stage in run.stages()):
+                needed = frozenset(signer.canonical(stage) for stage in with_parents(run.stages(), signer.in_full))
+                cells[experiment.name, needed] = _numbers([costs[stage] for stage in needed], cards)
+    stages = [(_short(stage), *_numbers([found], cards)) for stage, found in costs.items()]
+    whole = ("all that a machine holds", *_numbers(list(costs.values()), cards, partly=True))
+    memory = "Mem GiB" if cards[0].is_processor else "Card GiB"
+    heads = ("Get GB", "Disk GB", memory, *(card.title for card in cards))
+    tables = [
+        tabulate(rows, (first, *heads), disable_numparse=True, colalign=("left", *["right"] * len(heads)))
+        for first, rows in (
+            ("Cell, with its dependencies", [(name, *numbers) for (name, _), numbers in cells.items()]),
+            ("Stage, alone", [*stages, whole]),
+        )
+        if rows
+    ]
+    fresh = sum(planned.state == "fresh" for planned in plan)
+    return "\n".join(
+        [
+            *(f"{table}\n" for table in tables),
+            "Hours on one card; a dash where its memory is too small. Downloads count once in the whole; + means at least.",
+            *map(_rates, cards),
+            f"{counted(len(plan), 'stage')}, {fresh} finished; nothing was run",
+        ]
+    )
+
+
+def _numbers(each: Sequence[Sequence[Cost]], cards: Sequence[Card], *, partly: bool = False) -> list[str]:
+    """Download, disk, memory on the first card, and hours on every card, of stages that run one after the other.
+
+    partly : whether a card that is too small for some of them has the hours of the others, or none
+    """
+    here = sum((costs[0] for costs in each), Cost())
+    hours = []
+    for place, card in enumerate(cards):
+        held = [costs[place].hours for costs in each if not lacking(costs[place], card)]
+        hours.append(_hours(sum(held)) if partly or len(held) == len(each) else "-")
+    return [
+        f"{here.to_fetch / 1e9:,.1f}{'' if here.exact else '+'}" if here.to_fetch else "-",
+        f"{here.room / 1e9:,.1f}",
+        f"{(here.memory if cards[0].is_processor else here.card) / GIB:,.1f}",
+        *hours,
+    ]
+
+
+def _rates(card: Card) -> str:
+    """Where a card's rates are from, and the one at which losses and samples are computed."""
+    how = ", not measured"
+    if card.measured:
+        how = "; other work on this machine makes this too slow" if card.title == "here" else ""
+    return f"{card.title}: {card.source}{how}; losses and samples in float32, at {card.rates.single / 1e12:.2g} TFLOP/s"
+
+
+def _short(stage: Stage) -> str:
+    """A stage's name in a table: what all of a tier's have in common is left out."""
+    named = ("model", "dataset", "objective", "step")
+    given = {name: value for name, value in stage.given if (name, value) not in (("seed", 0), ("weights", "released"))}
+    words = [stage.notebook, *(str(given.pop(name)) for name in named if name in given)]
+    text = " ".join([*words, *(f"{name}={value}" for name, value in given.items())])
+    return text if len(text) <= NAME else f"{text[: NAME - 1]}…"
+
+
+def _hours(hours: float) -> str:
+    """Hours to two significant digits."""
+    return "<0.01" if 0 < hours < 0.01 else f"{float(f'{hours:.2g}'):,.10g}"

@@ -1,0 +1,101 @@
+"""A notebook's source as data: its parameters, its code, and what is wrong with either.
+
+papermill only warns about unknown parameters and runs a notebook without a parameters cell on its
+defaults, so both are checked here, on the syntax tree of the tagged cell, before anything starts.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from igpt.companion.stage import Literal, Stage
+from igpt.errors import UsageError
+from igpt.files import read_json
+from igpt.seeds import check_seed
+
+LARGEST = 2**26  # bytes of a notebook, pictures included
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """One notebook: its defaults by parameter, and its code cells as one module's syntax tree."""
+
+    name: str
+    defaults: dict[str, Literal]
+    tree: ast.Module
+
+
+def read_notebook(folder: Path, name: str) -> Notebook:
+    """Read ``folder / name.ipynb``. Raises UsageError when it is missing, damaged or without parameters."""
+    path = folder / f"{name}.ipynb"
+    try:
+        cells = [cell for cell in read_json(path, most=LARGEST)["cells"] if cell["cell_type"] == "code"]
+        sources = ["".join(cell["source"]) for cell in cells]
+        tagged = [s for cell, s in zip(cells, sources, strict=True) if "parameters" in cell["metadata"].get("tags", [])]
+    except FileNotFoundError:
+        known = sorted(p.stem for p in folder.glob("*.ipynb"))
+        raise UsageError(f"there is no notebook {name!r}{near_misses(name, known)}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is not a notebook ({error}): restore it") from None
+    if len(tagged) != 1:
+        raise UsageError(f"{path} has {len(tagged)} cells tagged 'parameters' and needs exactly one: tag the cell that sets them")
+    try:
+        return Notebook(name, _literals(ast.parse(tagged[0])), ast.parse("\n".join(sources)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UsageError(f"{path} cannot be read as Python ({error}): mend the cell") from None
+
+
+def check_stage(notebook: Notebook, stage: Stage) -> Stage:
+    """The stage under its one name.
+
+    Raises UsageError for an unknown parameter, another type, a seed out of range, and a count that is negative or, where the
+    default is not 0, none.
+    """
+    for name, value in stage.given:
+        if name not in notebook.defaults:
+            raise UsageError(f"notebook {notebook.name} has no parameter {name!r}{near_misses(name, list(notebook.defaults))}")
+        default = notebook.defaults[name]
+        if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
+            raise UsageError(
+                f"parameter {name} of notebook {notebook.name} is {_article(default)} such as {default!r}, not {value!r}"
+            )
+        if name == "seed" or name.endswith("_seed"):
+            check_seed(value)
+        elif type(default) is int and type(value) is int and value < min(default, 1):  # a count, of which 0 may be all
+            raise UsageError(f"parameter {name} of notebook {notebook.name} is at least {min(default, 1)}, not {value}")
+    return stage.canonical(notebook.defaults)
+
+
+def near_misses(word: str, known: list[str]) -> str:
+    """The end of a sentence about an unknown word: the near misses, or the words there are."""
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; choose one of {', '.join(known)}" if len(known) <= 12 else ""
+
+
+def _literals(cell: ast.Module) -> dict[str, Literal]:
+    """Names and values of the parameters cell's assignments. Raises ValueError for anything else in it."""
+    found: dict[str, Literal] = {}
+    for node in cell.body:
+        if isinstance(node, ast.Assign):
+            targets, value = node.targets, ast.literal_eval(node.value)
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            targets, value = [node.target], ast.literal_eval(node.value)
+        else:
+            raise ValueError(f"line {node.lineno} of the parameters cell assigns no literal")
+        if not isinstance(value, str | int | float | bool):
+            raise ValueError(f"line {node.lineno} of the parameters cell is not a string, a number or True or False")
+        for target in targets:
+            if not isinstance(target, ast.Name):
+                raise ValueError(f"line {node.lineno} of the parameters cell assigns to no plain name")
+            found[target.id] = value
+    return found
+
+
+def _article(default: Literal) -> str:
+    """The type of a parameter in words."""
+    return {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}[type(default)]

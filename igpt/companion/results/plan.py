@@ -1,0 +1,109 @@
+"""Plans: stages and the records on disk give what is fresh, what is stale and why, what is missing.
+
+Pure: nothing is run or written. The order is a topological one, parents before children.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from typing import Literal
+
+from igpt.companion.results.record import Record
+from igpt.companion.results.signature import Signature, Signer
+from igpt.companion.stage import Stage
+
+State = Literal["fresh", "stale", "missing"]
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of a plan: its signature now, its parents, its record if any, and its state."""
+
+    stage: Stage
+    signature: Signature
+    parents: tuple[Stage, ...]
+    record: Record | None
+    state: State
+    changed: tuple[str, ...]  # names of the signature's parts that differ from the record's
+
+    @property
+    def in_full(self) -> Stage:
+        """The stage with all its parameters, as its signature has them."""
+        kind = "parameter "
+        given = {name.removeprefix(kind): json.loads(v) for name, v in self.signature.parts.items() if name.startswith(kind)}
+        return Stage.of(self.stage.notebook, **given)
+
+    @property
+    def why(self) -> str:
+        """One line on the state."""
+        if self.state == "missing":
+            return "no record"
+        return f"changed: {', '.join(self.changed)}" if self.changed else "nothing changed"
+
+
+class Plan:
+    """Stages in an order that respects their parents."""
+
+    def __init__(self, stages: dict[Stage, PlannedStage]) -> None:
+        self._stages = stages
+
+    def __iter__(self) -> Iterator[PlannedStage]:
+        """The planned stages, parents first."""
+        return iter(self._stages.values())
+
+    def __len__(self) -> int:
+        """Number of stages."""
+        return len(self._stages)
+
+    def __getitem__(self, stage: Stage) -> PlannedStage:
+        """What the plan says of one stage, under its canonical name."""
+        return self._stages[stage]
+
+    def to_run(self, finished: Callable[[PlannedStage], bool], wanted: Iterable[Stage] = ()) -> list[PlannedStage]:
+        """The stages to carry out, parents first.
+
+        Those neither fresh nor ``finished`` (whole in their run folder), those of ``wanted`` whose run folder
+        is not whole, and the parents whose outputs these read and whose run folder is not whole.
+        """
+        needed: set[Stage] = set()
+        wanted = set(wanted)
+
+        def need(planned: PlannedStage) -> None:
+            if planned.stage not in needed and not finished(planned):
+                needed.add(planned.stage)
+                for parent in planned.parents:
+                    need(self[parent])
+
+        for planned in self:
+            if planned.state != "fresh" or planned.stage in wanted:
+                need(planned)
+        return [planned for planned in self if planned.stage in needed]
+
+
+def make_plan(stages: Iterable[Stage], signer: Signer, record_of: Callable[[Stage], Record | None]) -> Plan:
+    """The plan of ``stages`` and all that they stand on.
+
+    Raises UsageError for an unknown notebook or parameter, or a record that cannot be read.
+    """
+    parents: dict[Stage, tuple[Stage, ...]] = {}
+    queue = sorted({signer.canonical(stage) for stage in stages})
+    while queue:
+        stage = queue.pop()
+        if stage not in parents:
+            parents[stage] = tuple(signer.parents(stage).values())
+            queue += parents[stage]
+    order = TopologicalSorter({stage: parents[stage] for stage in sorted(parents)}).static_order()
+    return Plan({stage: _look_up(stage, parents[stage], signer, record_of(stage)) for stage in order})
+
+
+def _look_up(stage: Stage, parents: tuple[Stage, ...], signer: Signer, record: Record | None) -> PlannedStage:
+    """One stage held against its record."""
+    signature = signer.sign(stage)
+    if record is None:
+        return PlannedStage(stage, signature, parents, None, "missing", ())
+    if record.signature == signature.digest:
+        return PlannedStage(stage, signature, parents, record, "fresh", ())
+    return PlannedStage(stage, signature, parents, record, "stale", tuple(signature.difference(record.parts)))

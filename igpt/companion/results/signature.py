@@ -1,0 +1,192 @@
+"""Signatures: everything a stage's result depends on, as named parts and one digest over them.
+
+What can change a number is a part, and nothing else is. Parts are the parameters, the recipe, the notebook's code,
+each module of igpt that the notebook reaches, the data's digests, the parents' signatures, and the major versions of
+those libraries that decide numbers and are reached. Code counts in the normal form of `igpt.companion.results.code`, so a
+comment or a message changes nothing; a data set's reader counts for the stages that read the set. Defaults count at
+their values: a changed default is a changed result.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from igpt.companion.experiments.protocols import chosen_modules, needed_datasets, needed_recipes, needed_stages
+from igpt.companion.results.code import code_digest
+from igpt.companion.results.notebooks import Notebook, check_stage, read_notebook
+from igpt.companion.stage import Stage
+from igpt.data import split_digest
+from igpt.errors import UsageError
+
+# The companion decides no result, but for the timed work of a speed record, whose modules are named below `INSIDE`.
+OUTSIDE = (
+    *("igpt.companion", "igpt.project"),
+    # A recipe is a part by itself, and so is what decides a data set's splits: others may change beside them. The module
+    # that reads a data set is named by its stages; `igpt.data.cards` imports them all.
+    *("igpt.train.recipes", "igpt.data.cards", "igpt.data.dataset", "igpt.fetch"),
+)
+INSIDE = ("igpt.companion.bench",)
+# The libraries that decide numbers, by the name under which they are imported.
+LIBRARIES = {"torch": "torch", "numpy": "numpy", "scipy": "scipy", "sklearn": "scikit-learn", "PIL": "pillow"}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The parts by name, each a short text, and the SHA-256 over their canonical JSON."""
+
+    parts: dict[str, str]
+
+    @cached_property
+    def digest(self) -> str:
+        """The stage's identity."""
+        return hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()
+
+    def difference(self, other: dict[str, str]) -> list[str]:
+        """Names of the parts that differ from ``other``, in order."""
+        return sorted(n for n in self.parts.keys() | other.keys() if self.parts.get(n) != other.get(n))
+
+
+class Signer:
+    """Signs stages; reads each notebook and each module once."""
+
+    def __init__(self, notebooks: Path) -> None:
+        self.folder = notebooks
+        self._notebooks: dict[str, Notebook] = {}
+        self._signatures: dict[Stage, Signature] = {}
+        self._code: dict[tuple[str, ...], dict[str, str]] = {}
+
+    def notebook(self, name: str) -> Notebook:
+        """A notebook's defaults and code."""
+        if name not in self._notebooks:
+            self._notebooks[name] = read_notebook(self.folder, name)
+        return self._notebooks[name]
+
+    def canonical(self, stage: Stage) -> Stage:
+        """The stage under its one name. Raises UsageError for what its notebook does not take."""
+        return check_stage(self.notebook(stage.notebook), stage)
+
+    def parameters(self, stage: Stage) -> dict[str, str | int | float | bool]:
+        """All parameters of a stage, its notebook's defaults included."""
+        return {**self.notebook(stage.notebook).defaults, **stage.parameters}
+
+    def in_full(self, stage: Stage) -> Stage:
+        """A stage that names all its parameters."""
+        return Stage.of(stage.notebook, **self.parameters(stage))
+
+    def parents(self, stage: Stage) -> dict[str, Stage]:
+        """The stages whose outputs this one reads, by notebook."""
+        needed = needed_stages(stage.notebook, self.parameters(stage))
+        return {name: self.canonical(parent) for name, parent in needed.items()}
+
+    def sign(self, stage: Stage) -> Signature:
+        """The signature of a stage as the checkout stands now."""
+        stage = self.canonical(stage)
+        if stage not in self._signatures:
+            parameters = self.parameters(stage)
+            parts = {f"parameter {name}": json.dumps(value) for name, value in parameters.items()}
+            parts |= {f"data {name}": split_digest(name) for name in needed_datasets(stage.notebook, parameters)}
+            recipes = needed_recipes(stage.notebook, parameters)
+            parts |= {f"recipe {plan.name}": json.dumps(asdict(plan), sort_keys=True) for plan in recipes}
+            parts |= {f"stage {parent.name}": self.sign(parent).digest for parent in self.parents(stage).values()}
+            self._signatures[stage] = Signature(
+                {**parts, **self._reached_code(stage.notebook, *chosen_modules(stage.notebook, parameters))}
+            )
+        return self._signatures[stage]
+
+    def _reached_code(self, name: str, *chosen: str) -> dict[str, str]:
+        """Digests of the notebook's code and of every igpt module it reaches, by import or by choice; the libraries."""
+        key = (name, *chosen)
+        if key not in self._code:
+            tree = self.notebook(name).tree
+            modules = reached_modules(tree, *chosen)
+            try:
+                code = {"notebook": code_digest(tree)}
+            except RecursionError:
+                raise UsageError(f"notebook {name} is nested too deeply to be signed: split its longest expression") from None
+            code |= {f"module {module}": module_digest(module) for module in modules}
+            code |= {f"library {library}": major_version(library) for library in reached_libraries(tree, modules)}
+            self._code[key] = code
+        return self._code[key]
+
+
+@cache  # read from files, which a plan of a thousand stages would do four thousand times
+def major_version(library: str) -> str:
+    """A library's version up to its first point."""
+    return version(library).split(".")[0]
+
+
+@cache
+def module_digest(module: str) -> str:
+    """SHA-256 of a module's code, found without importing it."""
+    spec = find_spec(module)
+    assert spec is not None and spec.origin is not None
+    return code_digest(ast.parse(Path(spec.origin).read_text()))
+
+
+def reached_modules(tree: ast.Module, *chosen: str) -> list[str]:
+    """The igpt modules that code imports or has chosen, directly or through others, less those that decide no result."""
+    graph = _import_graph()
+    if unknown := [name for name in chosen if name not in graph]:
+        raise UsageError(f"there is no module {unknown[0]}: give a parameter that names one")
+    queue = [*(_imported(tree, graph) & graph.keys()), *chosen]
+    reached: set[str] = set()
+    while queue:
+        module = queue.pop()
+        if module not in reached and not _is_outside(module):
+            reached.add(module)
+            queue += graph[module]
+    return sorted(name for name in reached if name.partition(".")[0] == "igpt")
+
+
+def reached_libraries(tree: ast.Module, modules: Iterable[str]) -> list[str]:
+    """Of the libraries that decide numbers, those that code imports itself or by the igpt modules that it reaches."""
+    graph = _import_graph()
+    imported = _imported(tree, graph).union(*(graph[module] for module in modules))
+    return sorted(LIBRARIES[name] for name in {name.partition(".")[0] for name in imported} & LIBRARIES.keys())
+
+
+def _is_outside(module: str) -> bool:
+    """Whether a module, or a package that it lies in, decides no result."""
+    return _within(module, OUTSIDE) and not _within(module, INSIDE)
+
+
+def _within(module: str, packages: tuple[str, ...]) -> bool:
+    """Whether a module is one of these or lies in one."""
+    return any(module == name or module.startswith(f"{name}.") for name in packages)
+
+
+_GRAPH: dict[str, set[str]] = {}
+
+
+def _import_graph() -> dict[str, set[str]]:
+    """Direct imports of igpt's modules, those for type checkers alone left out; built once a process."""
+    if not _GRAPH:
+        import grimp
+
+        graph = grimp.build_graph("igpt", include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None)
+        _GRAPH.update({module: graph.find_modules_directly_imported_by(module) for module in graph.modules})
+    return _GRAPH
+
+
+def _imported(tree: ast.Module, modules: Iterable[str]) -> set[str]:
+    """Modules that a syntax tree imports itself; names in one of ``modules``, and igpt's public ones, by their own module."""
+    from igpt import _PUBLIC
+
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                home = _PUBLIC.get(alias.name, "igpt") if node.module == "igpt" else node.module
+                child = f"{node.module}.{alias.name}"
+                found.add(child if child in modules else home)
+    return found

@@ -1,0 +1,145 @@
+"""The published records of a checkout, by stage."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from igpt.companion.experiments.tiers import tier_of
+from igpt.companion.results.record import Record, claims_to_be_record, read_record, tell, usable_record
+from igpt.companion.results.signature import Signer
+from igpt.companion.stage import Stage
+from igpt.errors import UsageError
+from igpt.project import Project
+
+
+def record_path(project: Project, stage: Stage) -> Path:
+    """Where the record of a stage, under its canonical name, is published."""
+    return project.records / tier_of(stage) / f"{stage.name}.json"
+
+
+class RecordStore:
+    """Reads each published record once."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self.signer = Signer(project.notebooks)
+        self._read: dict[Stage, Record | None] = {}
+
+    def path(self, stage: Stage) -> Path:
+        """Where a stage's record is, or would be."""
+        return record_path(self.project, self.signer.canonical(stage))
+
+    def read(self, stage: Stage) -> Record | None:
+        """A stage's record; None when there is none, or a damaged one, which is told of: the next run replaces it."""
+        if stage not in self._read:
+            self._read[stage] = usable_record(self.path(stage))
+        return self._read[stage]
+
+    def place(self, stage: Stage) -> str:
+        """Where a stage's record is, as the book's links have it: below its folder of records."""
+        return str(self.path(stage).relative_to(self.project.records))
+
+    def changed(self, stage: Stage) -> list[str]:
+        """Names of the inputs that changed since a stage's record was made; none when there is no record."""
+        record, signature = self.read(stage), self.signer.sign(stage)
+        if record is None or record.signature == signature.digest:
+            return []
+        return signature.difference(record.parts) or ["signature"]
+
+
+class ReaderStore(RecordStore):
+    """A reader's own records, from a folder of any layout: of `book/records`, of ``runs/``, or all in one place.
+
+    Of two records of one stage the later one counts. Where there is none of a stage on OpenAI's weights, that of the same
+    evaluation on the reader's own weights of the same model stands in its place. Other JSON files are passed over; a
+    damaged record is told of, on stderr, and left out. Raises UsageError for a folder that is none or holds no record.
+    """
+
+    def __init__(self, project: Project, folder: Path) -> None:
+        super().__init__(project)
+        self.folder = folder
+        self.all: list[tuple[Path, Record]] = []
+        if not folder.is_dir():
+            raise UsageError(f"there is no folder of records at {folder}: name one that holds records as JSON files")
+        damaged = []
+        for path in _json_files(folder):
+            if claims_to_be_record(path):
+                try:
+                    record = read_record(path)
+                except UsageError as error:
+                    damaged.append(str(error))
+                    continue
+                if record is not None:
+                    self.all.append((path, record))
+        if not self.all:
+            found = f" that can be read ({damaged[0]})" if damaged else ""
+            raise UsageError(f"{folder} holds no records{found}: name a folder that holds records as JSON files")
+        for sentence in damaged:
+            tell(f"igpt: {sentence}; it is left out")
+        in_order = sorted(self.all, key=lambda found: _finished(found[1]))
+        self._latest = {record.stage: (path, record) for path, record in in_order}
+        self._own = {name: (path, record) for path, record in in_order if (name := self._on_released(record))}
+
+    @property
+    def label(self) -> str:
+        """What its columns are called."""
+        return f"Yours ({self.folder.name})"
+
+    def _find(self, stage: Stage) -> tuple[Path, Record] | None:
+        """A stage's record and its place."""
+        name = self.signer.canonical(stage).name
+        return self._latest.get(name) or self._own.get(name)
+
+    def _on_released(self, record: Record) -> str:
+        """The name of the same evaluation on OpenAI's weights; nothing for a record on no weights of the reader's own."""
+        if not own_weights(record):
+            return ""
+        try:
+            given = {**record.parameters, "weights": "released"}
+            return self.signer.canonical(Stage.of(record.stage.partition(",")[0], **given)).name
+        except UsageError:  # of a notebook that is not here
+            return ""
+
+    def changed(self, stage: Stage) -> list[str]:
+        """As of the base class, of the stage that the record is of."""
+        record = self.read(stage)
+        return super().changed(Stage.of(stage.notebook, **record.parameters) if record and own_weights(record) else stage)
+
+    def read(self, stage: Stage) -> Record | None:
+        """A stage's record; None when the folder has none."""
+        found = self._find(stage)
+        return found[1] if found else None
+
+    def path(self, stage: Stage) -> Path:
+        """Where a stage's record is, or would be."""
+        found = self._find(stage)
+        return found[0] if found else self.folder / f"{self.signer.canonical(stage).name}.json"
+
+    def place(self, stage: Stage) -> str:
+        """Where the book puts it: never among its own."""
+        return f"../yours/{self.path(stage).relative_to(self.folder)}"
+
+
+def own_weights(record: Record) -> str:
+    """The name of the weights of a user's own that a record is on; nothing for any other."""
+    weights = str(record.parameters.get("weights", "trained"))
+    return "" if weights in ("trained", "released") else weights
+
+
+def _finished(record: Record) -> float:
+    """When a record was finished, in seconds of the epoch; before all others for what is no time."""
+    try:
+        return datetime.fromisoformat(record.receipt.finished).timestamp()
+    except ValueError:
+        return -math.inf
+
+
+def _json_files(folder: Path) -> Iterator[Path]:
+    """The JSON files below a folder, in order, less what begins with a dot; linked folders and closed ones are passed over."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place) / name for name in sorted(names) if name.endswith(".json") and not name.startswith("."))

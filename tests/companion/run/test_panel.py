@@ -1,0 +1,131 @@
+"""What the book's panel loads: made once, from weights at hand, within what a reader may be asked to wait for."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from conftest import some_receipt
+
+from igpt.companion.results.record import SCHEMA, Record, write_record
+from igpt.companion.run import live
+from igpt.companion.stage import Stage
+from igpt.errors import UsageError
+from igpt.model import ImageGPT
+from igpt.palette import Palette
+from igpt.project import Project
+from igpt.train.recipes import recipe
+from igpt.weights.own import released_palette, save_weights
+
+
+@pytest.fixture
+def ready(project: Project, model: ImageGPT, greys: Palette) -> Project:
+    """A project with a runtime of a few bytes and a folder of weights called ``nine``."""
+    runtime = project.root / "node_modules" / "onnxruntime-web"
+    (runtime / "dist").mkdir(parents=True)
+    (runtime / "package.json").write_text('{"name": "onnxruntime-web", "version": "1.2.3", "license": "MIT"}')
+    for names in live.RUNTIMES.values():
+        for name in names:
+            (runtime / "dist" / name).write_text(name)
+    (project.root / "package-lock.json").write_text("{}")
+    save_weights(project.root / "nine", model, greys)
+    return project
+
+
+def record_of(project: Project, original: list[int]) -> None:
+    stage = Stage.of("samples", model="nine", seed=0)
+    rows = [{"image": image, "kept": 4, "original": original, "tokens": original} for image in range(2)]
+    record = Record(
+        schema_version=SCHEMA,
+        stage=stage.name,
+        parameters=stage.parameters,
+        signature="0" * 64,
+        parts={},
+        values={},
+        series={"completions": rows},
+        receipt=some_receipt(stage),
+    )
+    write_record(project.records / "small" / f"{stage.name}.json", record)
+
+
+def made(project: Project) -> dict[str, object]:
+    found: dict[str, object] = json.loads((live.live_folder(project) / "live.json").read_text())
+    return found
+
+
+def test_every_file_is_what_its_description_says(ready: Project) -> None:
+    record_of(ready, [0, 1, 2, 3, 4, 5, 6, 7, 0])
+    live.prepare_live(str(ready.root / "nine"))
+    about = made(ready)
+    assert (about["model"], about["side"], about["channels"], about["n_vocab"]) == ("nine", 3, 1, 8)
+    assert about["images"] == [[0, 1, 2, 3, 4, 5, 6, 7, 0]] * 2
+    assert about["record"] == "small/samples,model=nine,seed=0.json"
+    runtime, model_files = about["runtime"], about["model_files"]
+    assert isinstance(runtime, dict)
+    assert isinstance(model_files, list)
+    assert (runtime["version"], runtime["license"]) == ("1.2.3", "MIT")
+    for file in [*model_files, *(f for files in runtime["backends"].values() for f in files)]:
+        content = (live.live_folder(ready) / file["name"]).read_bytes()
+        assert len(content) == file["bytes"]
+        assert file["integrity"] == "sha384-" + base64.b64encode(hashlib.sha384(content).digest()).decode()
+    prepacked = live.live_folder(ready) / "ort-wasm-simd-threaded.wasm.gz"
+    assert gzip.decompress(prepacked.read_bytes()) == b"ort-wasm-simd-threaded.wasm"
+
+
+def test_it_is_made_again_when_an_input_has_changed_and_only_then(ready: Project) -> None:
+    model = str(ready.root / "nine")
+    live.prepare_live(model)
+    assert made(ready)["images"] == []  # no record of its samples, so no held-out image
+    assert "as it was" in live.prepare_live(model)
+    record_of(ready, [0] * 9)
+    assert "as it was" not in live.prepare_live(model)
+    (ready.root / "package-lock.json").write_text('{"other": 1}')
+    assert "as it was" not in live.prepare_live(model)
+    assert "as it was" in live.prepare_live(model)
+
+
+def test_weights_that_half_precision_holds_are_stored_in_it(ready: Project, model: ImageGPT, greys: Palette) -> None:
+    live.prepare_live(str(ready.root / "nine"))
+    whole = (live.live_folder(ready) / "weights.bin").stat().st_size
+    save_weights(ready.root / "nine", model.half().float(), greys)
+    live.prepare_live(str(ready.root / "nine"))
+    assert (live.live_folder(ready) / "weights.bin").stat().st_size < 0.6 * whole
+
+
+def test_without_npm_the_book_goes_without(ready: Project) -> None:
+    live.prepare_live(str(ready.root / "nine"))
+    (ready.root / "node_modules" / "onnxruntime-web" / "package.json").unlink()
+    assert "install npm" in live.prepare_live(str(ready.root / "nine"))
+    assert not live.live_folder(ready).exists()
+
+
+def test_what_is_too_large_for_a_reader_or_of_another_size_is_refused_and_leaves_what_stood(
+    ready: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = str(ready.root / "nine")
+    live.prepare_live(model)
+    before = made(ready)
+    record_of(ready, [0] * 4)
+    with pytest.raises(UsageError, match="another size"):
+        live.prepare_live(model)
+    record_of(ready, [0] * 9)
+    monkeypatch.setattr(live, "MOST", 1000)
+    (ready.root / "package-lock.json").write_text('{"other": 1}')
+    with pytest.raises(UsageError, match="would download"):
+        live.prepare_live(model)
+    assert made(ready) == before
+    assert not Path(ready.root / "book" / ".live.part").exists()
+
+
+def test_a_published_model_counts_by_its_files(ready: Project) -> None:
+    shape = recipe("laptop-s").shape
+    save_weights(ready.models / "laptop-s", ImageGPT(shape), released_palette())
+    live.prepare_live("laptop-s")
+    assert live.prepare_live("laptop-s").startswith("the book's panel is as it was")
+    path = ready.models / "laptop-s" / "config.json"
+    path.write_text(path.read_text() + "\n")
+    assert live.prepare_live("laptop-s").startswith("the book's panel has laptop-s")

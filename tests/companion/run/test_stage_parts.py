@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from igpt.companion.run import open_stage
+from igpt.companion.run.folder import STOP, read_fraction, release
+from igpt.companion.run.notebook import OpenStage
+from igpt.project import Project
+from igpt.train.loop import Stopped
+
+
+@pytest.fixture
+def stage(project: Project) -> Iterator[OpenStage]:
+    opened = open_stage("palette", seed=7)
+    yield opened
+    release(opened.folder)
+
+
+def test_parts_of_the_work_add_up_to_the_whole(stage: OpenStage) -> None:
+    for part in range(3):
+        stage.part(part, 3)(2, 2)
+        stage._reported = 0.0  # long ago
+        stage.part(part, 3)(1, 2)
+        assert read_fraction(stage.folder) == (2 * part + 1) / 6
+    stage.part(2, 3)(2, 2)
+    assert read_fraction(stage.folder) == 1
+
+
+def test_a_part_that_is_asked_to_stop_raises_so_at_its_next_report(stage: OpenStage) -> None:
+    report = stage.part(0, 2)
+    report(1, 1)
+    (stage.folder / STOP).touch()
+    with pytest.raises(Stopped, match="stopped; the same command continues"):
+        report(1, 1)
