@@ -1,4 +1,4 @@
-"""What is claimed before a run: a quantity to measure, and the rule that judges it."""
+"""What is claimed before a run: a metric to measure, and the criterion that judges it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Criterion:
     """When a claim counts as reproduced; written before the run, in words and as data.
 
     matches : the mean lies within ``margin`` of the published value
-    above, below : the 95 % interval over seeds of the quantity minus ``against`` lies on that side of zero; notebooks
-    give every value of such a rule an interval of its own, which decides where there is one seed
+    above, below : the 95 % interval over seeds of the metric minus ``against`` lies on that side of zero; notebooks
+    give every value of such a criterion an interval of its own, which decides where there is one seed
     inside : every seed's value lies strictly between 0 and 1
     shown : nothing is claimed in this tier; the value is shown
     """
@@ -43,10 +43,10 @@ class Measurement:
     """How one tier measures one published number."""
 
     tier: str
-    quantity: Metric
-    rule: Criterion
+    metric: Metric
+    criterion: Criterion
 
     def stages(self) -> tuple[Stage, ...]:
         """Every stage the value and its verdict need, once each."""
-        against = self.rule.against.all_stages() if self.rule.against else ()
-        return tuple(dict.fromkeys(self.quantity.all_stages() + against))
+        against = self.criterion.against.all_stages() if self.criterion.against else ()
+        return tuple(dict.fromkeys(self.metric.all_stages() + against))

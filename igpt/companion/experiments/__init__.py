@@ -13,7 +13,7 @@ __all__ = ["TABLES", "TIERS", "Experiment", "Table", "declared_stages", "experim
 
 def declared_stages(tier: str | None = None) -> list[Stage]:
     """The stages of every experiment and figure, of one tier or of all; parents are not listed."""
-    found = {stage: None for e in experiments() for run in e.runs if tier in (None, run.tier) for stage in run.stages()}
+    found = {stage: None for e in experiments() for run in e.measurements if tier in (None, run.tier) for stage in run.stages()}
     figures = {**{name: each.figure_stages() for name, each in TIERS.items()}, "speed": SPEED_STAGES}
     for name, stages in figures.items():
         if tier in (None, name):

@@ -34,16 +34,16 @@ class Experiment:
     """One published number and the runs that are to measure it, one a tier."""
 
     published: Published
-    runs: tuple[Measurement, ...]
+    measurements: tuple[Measurement, ...]
 
     @property
     def name(self) -> str:
         """The published row's id."""
         return self.published.row_id
 
-    def run_in(self, tier: str) -> Measurement | None:
+    def measurement(self, tier: str) -> Measurement | None:
         """The run of a tier, if the number has one there."""
-        return next((run for run in self.runs if run.tier == tier), None)
+        return next((run for run in self.measurements if run.tier == tier), None)
 
 
 @cache
@@ -78,22 +78,22 @@ def _has_counterpart(row: Published, measure: Measure, tier: Tier) -> bool:
 
 
 def _run(row: Published, measure: Measure, tier: Tier) -> Measurement:
-    """What measures a row in a tier, and the rule that judges it."""
+    """What measures a row in a tier, and the criterion that judges it."""
 
-    def quantity(value: Value | None) -> Metric | None:
+    def metric(value: Value | None) -> Metric | None:
         if value is None:
             return None
         stages = tuple(dict.fromkeys(_stage(row, value, tier, seed) for seed in tier.seeds))
-        return Metric(stages, value.key.format(model=tier.models[_published_model(row)]), quantity(value.minus))
+        return Metric(stages, value.key.format(model=tier.models[_published_model(row)]), metric(value.minus))
 
-    measured = quantity(tier.instead.get(row.measure, measure.value))
+    measured = metric(tier.instead.get(row.measure, measure.value))
     assert measured is not None
     claim = measure.claim
-    rule = Criterion(claim.kind, claim.words, quantity(claim.against), claim.margin)
+    criterion = Criterion(claim.kind, claim.words, metric(claim.against), claim.margin)
     if tier.numbers and claim.kind != "matches":
         margin = measure.margin or ACCURACY_MARGIN
-        rule = Criterion("matches", f"the mean lies within {margin:g} of the published value", margin=margin)
-    return Measurement(tier.name, measured, rule)
+        criterion = Criterion("matches", f"the mean lies within {margin:g} of the published value", margin=margin)
+    return Measurement(tier.name, measured, criterion)
 
 
 def _stage(row: Published, value: Value, tier: Tier, seed: int) -> Stage:

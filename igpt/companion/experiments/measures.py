@@ -32,7 +32,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Claim:
-    """A rule as `igpt.companion.criteria.Criterion` has it, with values for quantities."""
+    """A criterion as `igpt.companion.criteria.Criterion` has it, with values for metrics."""
 
     kind: Kind
     words: str

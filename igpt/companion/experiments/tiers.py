@@ -1,6 +1,6 @@
 """The tiers: how much of the paper a run is. Each is one declaration, and everything else reads it here.
 
-The rules of a tier (see `igpt.companion.experiments.measures`) were written before the records that they judge.
+The criteria of a tier (see `igpt.companion.experiments.measures`) were written before the records that they judge.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ class BookFigure:
 def _released(table: str) -> tuple[Stage, ...]:
     """The probes with which the released tier fills a table of the book."""
     members = next(each for each in TABLES if each.name == table).experiments()
-    runs = [run for e in members if e.published.evaluation == "linear-probe" and (run := e.run_in("released"))]
-    return tuple(dict.fromkeys(stage for run in runs for stage in run.quantity.stages))
+    runs = [run for e in members if e.published.evaluation == "linear-probe" and (run := e.measurement("released"))]
+    return tuple(dict.fromkeys(stage for run in runs for stage in run.metric.stages))
 
 
 def _of(stages: tuple[Stage, ...], *, draw: str = "", whole: bool = True, page: int | None = None) -> BookFigure:

@@ -38,7 +38,7 @@ def number(name: str, project: Project) -> Cell:
                 return published_cell(found)
         case "measured", [row_id, tier]:
             experiment = next((e for e in experiments() if e.name == row_id), None)
-            if experiment is not None and experiment.run_in(tier):
+            if experiment is not None and experiment.measurement(tier):
                 return tier_cell(experiment, tier, RecordStore(project))
         case "live", [key]:
             return live_number(key, project)
@@ -88,7 +88,7 @@ def _facts() -> dict[str, str]:
         "picture.megapixels": str(MEGAPIXELS),
         "picture.memory": f"{BYTES * MEGAPIXELS / 1000:.1f} GB",
         "published.numbers": str(sum(e.published.ours for e in experiments())),
-        "released.numbers": str(sum(e.run_in("released") is not None for e in experiments())),
+        "released.numbers": str(sum(e.measurement("released") is not None for e in experiments())),
         "seeds": str(len(TIERS["tiny"].seeds)),
         "level": f"{100 * LEVEL:.0f} %",
         "imagenet.held-out": f"{data_card('imagenet').held_out:.0%}",

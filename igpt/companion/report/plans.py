@@ -27,7 +27,7 @@ def plan_text(plan: Plan, signer: Signer, *, why: bool) -> str:
     lines = ["Cells"]
     states = {planned.stage: planned.state for planned in plan}
     for experiment in experiments():
-        for run in experiment.runs:
+        for run in experiment.measurements:
             mine = [states.get(signer.canonical(stage)) for stage in run.stages()]
             if all(mine):
                 lines.append(f"{_worst(mine):8} {run.tier:6} {experiment.name}")
@@ -52,7 +52,7 @@ def cost_text(plan: Plan, signer: Signer, cards: Sequence[Card]) -> str:
     costs = {p.stage: [stage_cost(p.in_full, card) for card in cards] for p in plan}
     cells = {}
     for experiment in experiments():
-        for run in experiment.runs:
+        for run in experiment.measurements:
             if in_plan.issuperset(signer.canonical(stage) for stage in run.stages()):
                 needed = frozenset(signer.canonical(stage) for stage in with_parents(run.stages(), signer.in_full))
                 cells[experiment.name, needed] = _numbers([costs[stage] for stage in needed], cards)

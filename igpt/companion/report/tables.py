@@ -69,7 +69,7 @@ def result_table(name: str, project: Project, yours: ReaderStore | None = None) 
         raise UsageError(f"there is no table {name!r}{near_misses(name, table_names())}")
     members = table.experiments()
     measurable = any(e.published.ours and e.published.metric not in UNMEASURED for e in members)
-    tiers = [t for t in TIER_TITLES if any(e.run_in(t) for e in members) or (t == "paper" and measurable)]
+    tiers = [t for t in TIER_TITLES if any(e.measurement(t) for e in members) or (t == "paper" and measurable)]
     extra = [column for column in _EXTRA if len({_EXTRA[column](e.published) for e in members}) > 1]
     beside = _tiers_of(members, yours)
     columns = ("System", "Data", "Published", *(TIER_TITLES[t] for t in tiers), *_titles(beside, yours), *extra)
@@ -104,14 +104,14 @@ def published_cell(row: Published) -> Cell:
 
 def tier_cell(experiment: Experiment, tier: str, store: RecordStore) -> Cell:
     """What a tier says of a published number: value, interval, seeds and verdict; or pending, with its price."""
-    run = experiment.run_in(tier)
+    run = experiment.measurement(tier)
     if run is None:
         if tier == "paper" and experiment.published.ours and experiment.published.metric not in UNMEASURED:
             return Cell("pending", (("Status", "no experiment is declared for it yet"),), "pending", word="pending")
         reason = why_not(experiment.published, TIERS[tier]) if experiment.published.ours else ""
         return Cell("–", (("Status", f"not measured in this tier: {reason}"),) if reason else ())
-    found = outcome(run.quantity, store.read)
-    verdict = judge(run.quantity, run.rule, store.read, published=experiment.published.number)
+    found = outcome(run.metric, store.read)
+    verdict = judge(run.metric, run.criterion, store.read, published=experiment.published.number)
     if found is None:
         return Cell("pending", _price(experiment, run, store.signer.in_full), "pending", word="pending")
     if verdict.word == "pending":
@@ -156,7 +156,7 @@ def _tiers_of(members: Iterable[Experiment], yours: ReaderStore | None) -> list[
     """The tiers of which a reader has records for any of the experiments."""
     if yours is None:
         return []
-    runs = [run for e in members for run in e.runs if any(yours.read(stage) for stage in run.stages())]
+    runs = [run for e in members for run in e.measurements if any(yours.read(stage) for stage in run.stages())]
     return [tier for tier in TIER_TITLES if any(run.tier == tier for run in runs)]
 
 
@@ -167,8 +167,8 @@ def _titles(tiers: Sequence[str], yours: ReaderStore | None) -> list[str]:
 
 def _your_cell(experiment: Experiment, tier: str, yours: ReaderStore, store: RecordStore) -> Cell:
     """What a reader's records say of a published number, and whether that agrees with ours."""
-    run = experiment.run_in(tier)
-    if run is None or (found := outcome(run.quantity, yours.read)) is None:
+    run = experiment.measurement(tier)
+    if run is None or (found := outcome(run.metric, yours.read)) is None:
         return Cell("–")
     cell = tier_cell(experiment, tier, yours)
     lines: tuple[tuple[str, str], ...] = (
@@ -185,15 +185,15 @@ def _your_cell(experiment: Experiment, tier: str, yours: ReaderStore, store: Rec
 def disagreement(run: Measurement, yours: RecordStore, ours: RecordStore) -> str:
     """Where a reader's records disagree with ours beyond their intervals, in words; nothing where they do not."""
     found = []
-    mine, theirs = outcome(run.quantity, ours.read), outcome(run.quantity, yours.read)
+    mine, theirs = outcome(run.metric, ours.read), outcome(run.metric, yours.read)
     if mine is not None and theirs is not None and outcomes_apart(mine, theirs):
         found.append(
             f"the mean is {theirs.mean:.4f} in yours and {mine.mean:.4f} in ours, and the intervals over seeds do not meet"
         )
-    for stage in run.quantity.stages:
+    for stage in run.metric.stages:
         here, there = ours.read(stage), yours.read(stage)
-        if here is not None and there is not None and run.quantity.key in differing_values(here, there):
-            pair = there.values[run.quantity.key].value, here.values[run.quantity.key].value
+        if here is not None and there is not None and run.metric.key in differing_values(here, there):
+            pair = there.values[run.metric.key].value, here.values[run.metric.key].value
             found.append(f"{stage.name} has {pair[0]:.4f} in yours and {pair[1]:.4f} in ours, and their intervals do not meet")
     return "; ".join(found)
 
@@ -254,9 +254,9 @@ def _receipt(found: Outcome, verdict: Verdict, run: Measurement, stale: Sequence
 def _price(experiment: Experiment, run: Measurement, in_full: InFull) -> tuple[tuple[str, str], ...]:
     """A pending cell's command and cost."""
     command = ("Command", f"igpt run {experiment.name} --tier {run.tier}")
-    rule = ("Rule", run.rule.claim)
+    criterion = ("Criterion", run.criterion.claim)
     if run.tier == "tiny":  # too small to be priced
-        return (("Status", "not run yet"), rule, ("Cost", "minutes on two cores, the whole tier together"), command)
+        return (("Status", "not run yet"), criterion, ("Cost", "minutes on two cores, the whole tier together"), command)
     unit, card = ("Hours of two cores", TWO_CORES) if TIERS[run.tier].cores else (f"{CARD}-hours", H100)
     pretraining, rest = run_hours(run.stages(), in_full, card)
     work = f"{_hours(pretraining)} of pre-training, {_hours(rest)} of everything after it" if pretraining else _hours(rest)
@@ -265,7 +265,7 @@ def _price(experiment: Experiment, run: Measurement, in_full: InFull) -> tuple[t
     cost = f"{unit}: {work}; {', '.join([*room, f'{disk / 1e9:.1f} GB of disk'])}"
     used = {d for s in with_parents(run.stages(), in_full) for d in needed_datasets(s.notebook, s.parameters)}
     status = f"not run: it needs {' and '.join(sorted(SHORT[name] for name in used))}, and the hours below"
-    return (("Status", status), rule, ("Cost", cost), command)
+    return (("Status", status), criterion, ("Cost", cost), command)
 
 
 def _hours(hours: float) -> str:

@@ -1,4 +1,4 @@
-"""Verdicts: the rule of an experiment applied to its records. Computed, never stored."""
+"""Verdicts: the criterion of an experiment applied to its records. Computed, never stored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RecordOf = Callable[[Stage], Record | None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """A quantity over its seeds: values, mean, 95 % interval; nothing when a record is missing.
+    """A metric over its seeds: values, mean, 95 % interval; nothing when a record is missing.
 
     The interval is over seeds; of a single one, over what its record gives an interval over (test images, draws of
     labels), and infinite where it gives none.
@@ -39,72 +39,72 @@ class Verdict:
     sentence: str
 
 
-def outcome(quantity: Metric, record_of: RecordOf) -> Outcome | None:
-    """A quantity's values, seed by seed; None when any record it needs is missing."""
-    found = _measured(quantity, record_of)
+def outcome(metric: Metric, record_of: RecordOf) -> Outcome | None:
+    """A metric's values, seed by seed; None when any record it needs is missing."""
+    found = _measured(metric, record_of)
     if found is None:
         return None
-    records = tuple(record for record in map(record_of, quantity.all_stages()) if record is not None)
+    records = tuple(record for record in map(record_of, metric.all_stages()) if record is not None)
     return Outcome(tuple(value for value, _ in found), *_interval(found), records)
 
 
-def judge(quantity: Metric, rule: Criterion, record_of: RecordOf, *, published: float) -> Verdict:
-    """The verdict of a rule; pending until every record it needs stands.
+def judge(metric: Metric, criterion: Criterion, record_of: RecordOf, *, published: float) -> Verdict:
+    """The verdict of a criterion; pending until every record it needs stands.
 
     A claim of a side (above, below) is reproduced when the interval (see `Outcome`) lies on it, differs when it lies
     on the other, and is undecided when it holds zero. With a single seed every value must have an interval of its own:
     a record that lacks it was made before its notebook wrote one, and the claim is pending until it is made again.
     """
-    measured = _measured(quantity, record_of)
+    measured = _measured(metric, record_of)
     if measured is None:
         return Verdict("pending", "not run")
-    if rule.kind == "shown":
-        return Verdict("shown", rule.claim)
-    if rule.kind == "matches":
+    if criterion.kind == "shown":
+        return Verdict("shown", criterion.claim)
+    if criterion.kind == "matches":
         mean, _, _ = _interval(measured)
-        word: Word = "reproduced" if abs(mean - published) <= rule.margin else "differs"
-        return Verdict(word, f"{rule.claim}: {mean:.6g} against {published:.6g}")
-    if rule.kind == "inside":
+        word: Word = "reproduced" if abs(mean - published) <= criterion.margin else "differs"
+        return Verdict(word, f"{criterion.claim}: {mean:.6g} against {published:.6g}")
+    if criterion.kind == "inside":
         inside = [0 < value < 1 for value, _ in measured]
-        return Verdict("reproduced" if all(inside) else "differs", f"{rule.claim}: in {sum(inside)} of {len(inside)} seeds")
-    against = _measured(rule.against, record_of) if rule.against else [(0.0, 0.0)] * len(measured)
+        return Verdict("reproduced" if all(inside) else "differs", f"{criterion.claim}: in {sum(inside)} of {len(inside)} seeds")
+    against = _measured(criterion.against, record_of) if criterion.against else [(0.0, 0.0)] * len(measured)
     if against is None:
         return Verdict("pending", "what it is compared with has not run")
-    lacking = _without_interval(quantity, record_of) or (rule.against and _without_interval(rule.against, record_of))
+    lacking = _without_interval(metric, record_of) or (criterion.against and _without_interval(criterion.against, record_of))
     if len(measured) == 1 and lacking:
         key, stage = lacking
         return Verdict("pending", f"{key} has no interval, since its record is of an older version: igpt run {stage.name}")
     mean, low, high = _interval([_less(a, b) for a, b in zip(measured, against, strict=True)])
     over = f"over {len(measured)} seeds" if len(measured) > 1 else "with one seed, the interval over test images or draws"
-    sentence = f"{rule.claim}: difference {_span(mean, low, high)} {over}"
+    sentence = f"{criterion.claim}: difference {_span(mean, low, high)} {over}"
     if low <= 0 <= high:
         return Verdict("undecided", sentence)
-    return Verdict("reproduced" if (low > 0) == (rule.kind == "above") else "differs", sentence)
+    return Verdict("reproduced" if (low > 0) == (criterion.kind == "above") else "differs", sentence)
 
 
 Uncertain = tuple[float, float]  # a value, and half the width of its own 95 % interval
 
 
-def _measured(quantity: Metric, record_of: RecordOf) -> list[Uncertain] | None:
+def _measured(metric: Metric, record_of: RecordOf) -> list[Uncertain] | None:
     """One value a seed, None when a record is missing or was made before the value was measured."""
-    records = [record for stage in quantity.stages if (record := record_of(stage)) is not None]
-    found = [value for record in records if (value := record.values.get(quantity.key)) is not None]
-    if len(found) < len(quantity.stages):
+    records = [record for stage in metric.stages if (record := record_of(stage)) is not None]
+    found = [value for record in records if (value := record.values.get(metric.key)) is not None]
+    if len(found) < len(metric.stages):
         return None
     mine = [(v.value, _half(v)) for v in found]
-    if quantity.minus is None:
+    if metric.minus is None:
         return mine
-    others = _measured(quantity.minus, record_of)
+    others = _measured(metric.minus, record_of)
     return None if others is None else [_less(a, b) for a, b in zip(mine, others, strict=True)]
 
 
-def _without_interval(quantity: Metric, record_of: RecordOf) -> tuple[str, Stage] | None:
+def _without_interval(metric: Metric, record_of: RecordOf) -> tuple[str, Stage] | None:
     """The first value that has no interval of its own, by its key and stage."""
-    for stage in quantity.stages:
+    for stage in metric.stages:
         record = record_of(stage)
-        if record is not None and math.isinf(_half(record.values[quantity.key])):
-            return quantity.key, stage
-    return _without_interval(quantity.minus, record_of) if quantity.minus else None
+        if record is not None and math.isinf(_half(record.values[metric.key])):
+            return metric.key, stage
+    return _without_interval(metric.minus, record_of) if metric.minus else None
 
 
 def _half(value: Value) -> float:

@@ -36,7 +36,7 @@ def _stages_of(target: str, tier: str | None, project: Project) -> list[Stage]:
     if target in by_name or target in tables:
         members = tables.get(target) or (by_name[target],)
         for candidate in [tier] if tier else TIERS:
-            stages = [s for e in members if (run := e.run_in(candidate)) for s in run.stages()]
+            stages = [s for e in members if (run := e.measurement(candidate)) for s in run.stages()]
             if stages:
                 return stages
         ours = [e.published for e in members if e.published.ours]
@@ -44,7 +44,7 @@ def _stages_of(target: str, tier: str | None, project: Project) -> list[Stage]:
         nothing = f"{target} has nothing to run{f' in tier {tier}' if tier else ''}"
         if reasons := [why for row in ours for place in places if (why := why_not(row, place))]:
             raise UsageError(f"{nothing}: {reasons[0]}")
-        others = sorted({run.tier for e in members for run in e.runs})
+        others = sorted({run.tier for e in members for run in e.measurements})
         has = f"its runs are in tier {' and '.join(others)}" if others else "it is another system's, or has no run declared"
         raise UsageError(f"{nothing}: {has}")
     head, *words = Stage.words(target)

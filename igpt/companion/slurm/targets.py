@@ -59,7 +59,7 @@ def _names(target: str, latest: list[Jobs]) -> set[str | None]:
 
 def _tiers() -> list[str]:
     """All tiers that any experiment has."""
-    return sorted({run.tier for experiment in experiments() for run in experiment.runs})
+    return sorted({run.tier for experiment in experiments() for run in experiment.measurements})
 
 
 def _stages_of(target: str, tier: str, project: Project) -> list[Stage]:

@@ -27,19 +27,19 @@ SIGNER = Signer(ROOT / "notebooks")
 
 
 def compared_values() -> list[tuple[str, str]]:
-    """Every notebook's value that some rule holds against another one, in any tier."""
+    """Every notebook's value that some criterion holds against another one, in any tier."""
     found = set()
 
-    def add(quantity: Metric | None) -> None:
-        if quantity is not None:
-            found.update((stage.notebook, quantity.key) for stage in quantity.stages)
-            add(quantity.minus)
+    def add(metric: Metric | None) -> None:
+        if metric is not None:
+            found.update((stage.notebook, metric.key) for stage in metric.stages)
+            add(metric.minus)
 
     for experiment in experiments():
-        for run in experiment.runs:
-            if run.rule.kind in ("above", "below"):
-                add(run.quantity)
-                add(run.rule.against)
+        for run in experiment.measurements:
+            if run.criterion.kind in ("above", "below"):
+                add(run.metric)
+                add(run.criterion.against)
     return sorted(found)
 
 
@@ -65,7 +65,7 @@ def written_values(tree: ast.Module) -> Iterator[tuple[re.Pattern[str], str]]:
 
 
 def test_every_number_of_ours_but_settings_and_costs_has_an_experiment() -> None:
-    without = [e.published for e in experiments() if e.published.ours and not e.runs]
+    without = [e.published for e in experiments() if e.published.ours and not e.measurements]
     # A rate is chosen and a cost is spent, not measured.
     assert {row.table for row in without} == {"learning-rate", "compute", "fine-tune-paper"}
     assert [row.row_id for row in without if row.table == "fine-tune-paper"] == ["fine-tune-paper-098"]
@@ -79,7 +79,7 @@ def test_a_fine_tune_is_priced_at_the_rates_and_refits_that_its_notebook_runs() 
 def test_other_systems_rows_have_no_runs() -> None:
     others = [e for e in experiments() if not e.published.method.startswith("iGPT")]
     assert len(others) > 40
-    assert not any(e.runs for e in others)
+    assert not any(e.measurements for e in others)
 
 
 @pytest.mark.parametrize("stage", declared_stages(), ids=lambda stage: stage.name)
@@ -94,29 +94,29 @@ def test_every_declared_stage_is_one_its_notebook_takes(stage: Stage) -> None:
 def test_the_tiny_tier_has_three_seeds_everywhere_and_its_own_models() -> None:
     assert len(TIERS["tiny"].seeds) >= 3
     for experiment in experiments():
-        run = experiment.run_in("tiny")
-        if run and run.quantity.stages[0].notebook != "parameters":
-            assert len(run.quantity.stages) == len(TIERS["tiny"].seeds), experiment.name
+        run = experiment.measurement("tiny")
+        if run and run.metric.stages[0].notebook != "parameters":
+            assert len(run.metric.stages) == len(TIERS["tiny"].seeds), experiment.name
             assert {tier_of(stage) for stage in run.stages()} == {"tiny"}
 
 
 def test_at_the_papers_scale_the_number_itself_is_judged() -> None:
-    runs = [run for e in experiments() if (run := e.run_in("paper"))]
+    runs = [run for e in experiments() if (run := e.measurement("paper"))]
     assert len(runs) > 80
-    assert {run.rule.kind for run in runs} == {"matches"}
-    assert all(run.rule.margin > 0 for run in runs)
+    assert {run.criterion.kind for run in runs} == {"matches"}
+    assert all(run.criterion.margin > 0 for run in runs)
 
 
 def test_claims_of_the_tiny_tier_name_what_they_compare_with() -> None:
     kinds = Counter()
     for experiment in experiments():
-        if run := experiment.run_in("tiny"):
-            kinds[run.rule.kind] += 1
-            if run.rule.kind in ("above", "below"):
-                difference = run.quantity.minus is not None
-                assert run.rule.against is not None or difference, experiment.name
-                if run.rule.against is not None:
-                    assert len(run.rule.against.stages) == len(run.quantity.stages)
+        if run := experiment.measurement("tiny"):
+            kinds[run.criterion.kind] += 1
+            if run.criterion.kind in ("above", "below"):
+                difference = run.metric.minus is not None
+                assert run.criterion.against is not None or difference, experiment.name
+                if run.criterion.against is not None:
+                    assert len(run.criterion.against.stages) == len(run.metric.stages)
     assert kinds["above"] > 10
     assert kinds["below"] > 2
 
@@ -141,14 +141,14 @@ def test_a_notebook_gives_every_value_that_a_rule_compares_an_interval(notebook:
 
 def test_the_published_records_have_every_interval_that_their_rules_need() -> None:
     store = RecordStore(Project(ROOT))
-    runs = [(e, run) for e in experiments() for run in e.runs if run.rule.kind in ("above", "below")]
-    verdicts = [judge(run.quantity, run.rule, store.read, published=e.published.number) for e, run in runs]
+    runs = [(e, run) for e in experiments() for run in e.measurements if run.criterion.kind in ("above", "below")]
+    verdicts = [judge(run.metric, run.criterion, store.read, published=e.published.number) for e, run in runs]
     assert [verdict.sentence for verdict in verdicts if "no interval" in verdict.sentence] == []
     assert any(verdict.word == "reproduced" for verdict in verdicts)
 
 
 def test_the_papers_stages_cost_what_their_parts_cost() -> None:
-    run = next(e for e in experiments() if e.name == "headline-001").run_in("paper")
+    run = next(e for e in experiments() if e.name == "headline-001").measurement("paper")
     assert run is not None
     stages = with_parents(run.stages(), SIGNER.in_full)
     assert {stage.notebook for stage in stages} == {"linear_probe", "pretrain"}  # on the released palette

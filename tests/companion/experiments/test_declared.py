@@ -1,6 +1,6 @@
 """The whole plan as it is declared, line by line, against the one that stands in ``plan.txt``.
 
-Code is left out, which may change; whoever changes a cell, a rule or a dependency on purpose writes the file anew with
+Code is left out, which may change; whoever changes a cell, a criterion or a dependency on purpose writes the file anew with
 ``python tests/companion/experiments/test_declared.py``.
 """
 
@@ -26,21 +26,23 @@ DECLARED = Path(__file__).with_name("plan.txt")
 SIGNER = Signer(Project.here().notebooks)
 
 
-def quantity_text(quantity: Metric) -> str:
-    """A quantity with all its stages."""
-    stages = "; ".join(SIGNER.canonical(stage).name for stage in quantity.stages)
-    return f"{quantity.key} of [{stages}]{f' less {quantity_text(quantity.minus)}' if quantity.minus else ''}"
+def metric_text(metric: Metric) -> str:
+    """A metric with all its stages."""
+    stages = "; ".join(SIGNER.canonical(stage).name for stage in metric.stages)
+    return f"{metric.key} of [{stages}]{f' less {metric_text(metric.minus)}' if metric.minus else ''}"
 
 
-def rule_text(rule: Criterion) -> str:
-    """A rule in one line."""
-    return f"{rule.kind} {rule.margin:g} ({rule.claim}){f' against {quantity_text(rule.against)}' if rule.against else ''}"
+def criterion_text(criterion: Criterion) -> str:
+    """A criterion in one line."""
+    return f"{criterion.kind} {criterion.margin:g} ({criterion.claim}){f' against {metric_text(criterion.against)}' if criterion.against else ''}"
 
 
 def plan_lines() -> list[str]:
     """A line a cell and tier, and a line a stage with its parents and what else decides it."""
     lines = [
-        f"{e.name} | {run.tier} | {quantity_text(run.quantity)} | {rule_text(run.rule)}" for e in experiments() for run in e.runs
+        f"{e.name} | {run.tier} | {metric_text(run.metric)} | {criterion_text(run.criterion)}"
+        for e in experiments()
+        for run in e.measurements
     ]
     for planned in make_plan(declared_stages(), SIGNER, lambda stage: None):
         parents = "; ".join(stage.name for stage in planned.parents)

@@ -46,7 +46,7 @@ def test_the_table_has_every_stage_once() -> None:
 
 
 def test_the_readme_says_what_one_card_reproduces_as_it_is_declared_priced_and_recorded() -> None:
-    runs = [run for experiment in experiments() if (run := experiment.run_in("released"))]
+    runs = [run for experiment in experiments() if (run := experiment.measurement("released"))]
     untuned = [run for run in runs if all(stage.notebook != "fine_tune" for stage in run.stages())]
     sentence = r"(\d+) of the (\d+) published numbers .* the (\d+) outside the fine-tuning tables take about (\d+) hours, all about (\d+)"
     (found,) = re.findall(sentence, " ".join(README.split()))
@@ -60,7 +60,7 @@ def test_the_readme_says_what_one_card_reproduces_as_it_is_declared_priced_and_r
     rows = re.findall(r"^\| `([\w-]+)` \|[^|]+\| ([\d.]+) % \| ([\d.]+) \| ([^|]+) \|$", README, re.MULTILINE)
     assert len(rows) == 6
     for name, value, said, status in rows:
-        run = by_name[name].run_in("released")
+        run = by_name[name].measurement("released")
         assert run is not None
         assert value == by_name[name].published.value
         assert about(said, run.stages()), name

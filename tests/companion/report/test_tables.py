@@ -26,7 +26,7 @@ ACCURACY = {0: 0.90, 1: 0.92, 2: 0.94}
 def write_records(project: Project, name: str, *, dirty: bool = False, signature: str | None = None, tier: str = "tiny") -> None:
     """Records for one tier's run of an experiment, by hand: every value 0.5, ``accuracy`` as above."""
     signer = Signer(project.notebooks)
-    run = next(e for e in experiments() if e.name == name).run_in(tier)
+    run = next(e for e in experiments() if e.name == name).measurement(tier)
     assert run is not None
     for stage in map(signer.canonical, run.stages()):
         seed = int(stage.parameters["seed"])
@@ -60,7 +60,7 @@ def test_without_records_every_cell_of_ours_is_pending_with_its_rule_cost_and_co
     receipt = dict(cell.receipt)
     assert cell.text == "pending"
     assert receipt["Command"] == "igpt run headline-001 --tier paper"
-    assert receipt["Rule"] == "the mean lies within 0.005 of the published value"
+    assert receipt["Criterion"] == "the mean lies within 0.005 of the published value"
     assert receipt["Cost"].startswith("H100-hours: 830 of pre-training")
 
 

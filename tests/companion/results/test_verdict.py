@@ -21,8 +21,8 @@ def store(*rows: tuple[float, float]) -> dict[Stage, Record]:
     return {stage: record(value=value, other=other) for stage, (value, other) in zip(STAGES, rows, strict=False)}
 
 
-def word(rule: Criterion, *rows: tuple[float, float], quantity: Metric = VALUE, published: float = 0.9) -> str:
-    return judge(quantity, rule, store(*rows).get, published=published).word
+def word(criterion: Criterion, *rows: tuple[float, float], metric: Metric = VALUE, published: float = 0.9) -> str:
+    return judge(metric, criterion, store(*rows).get, published=published).word
 
 
 ABOVE, BELOW = Criterion("above", "more", OTHER), Criterion("below", "less", OTHER)
@@ -31,7 +31,7 @@ MIXED = ((0.9, 0.5), (0.5, 0.6), (0.6, 0.61))
 
 
 @pytest.mark.parametrize(
-    ("rule", "rows", "expected"),
+    ("criterion", "rows", "expected"),
     [
         (ABOVE, CLEAR, "reproduced"),
         (BELOW, CLEAR, "differs"),
@@ -45,9 +45,9 @@ MIXED = ((0.9, 0.5), (0.5, 0.6), (0.6, 0.61))
     ],
 )
 def test_a_side_is_decided_by_the_interval_over_seeds(
-    rule: Criterion, rows: tuple[tuple[float, float], ...], expected: str
+    criterion: Criterion, rows: tuple[tuple[float, float], ...], expected: str
 ) -> None:
-    assert word(rule, *rows) == expected
+    assert word(criterion, *rows) == expected
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=3))
@@ -57,17 +57,17 @@ def test_above_and_below_never_agree(rows: list[tuple[float, float]]) -> None:
 
 
 def test_a_value_matches_within_its_margin() -> None:
-    rule = Criterion("matches", "close", margin=0.005)
+    criterion = Criterion("matches", "close", margin=0.005)
     rows = ((0.890, 0), (0.895, 0), (0.900, 0))
-    assert word(rule, *rows, published=0.8995) == "reproduced"
-    assert word(rule, *rows, published=0.901) == "differs"
+    assert word(criterion, *rows, published=0.8995) == "reproduced"
+    assert word(criterion, *rows, published=0.901) == "differs"
 
 
 def test_every_seed_must_lie_inside() -> None:
-    rule = Criterion("inside", "inside")
-    assert word(rule, (0.5, 0), (0.1, 0), (0.9, 0)) == "reproduced"
-    assert word(rule, (0.5, 0), (0.0, 0), (0.9, 0)) == "differs"
-    assert word(rule, (0.5, 0), (1.0, 0), (0.9, 0)) == "differs"
+    criterion = Criterion("inside", "inside")
+    assert word(criterion, (0.5, 0), (0.1, 0), (0.9, 0)) == "reproduced"
+    assert word(criterion, (0.5, 0), (0.0, 0), (0.9, 0)) == "differs"
+    assert word(criterion, (0.5, 0), (1.0, 0), (0.9, 0)) == "differs"
 
 
 def test_a_difference_is_taken_seed_by_seed() -> None:
@@ -76,7 +76,7 @@ def test_a_difference_is_taken_seed_by_seed() -> None:
     assert found is not None
     assert found.values == pytest.approx((0.4, 0.41, 0.42))
     assert (found.mean, found.low, found.high) == pytest.approx(mean_interval([0.4, 0.41, 0.42]))
-    assert word(Criterion("above", "more"), *CLEAR, quantity=difference) == "reproduced"
+    assert word(Criterion("above", "more"), *CLEAR, metric=difference) == "reproduced"
 
 
 def test_the_sentence_carries_the_difference_and_the_seeds() -> None:
@@ -116,9 +116,9 @@ def test_with_one_seed_the_values_own_intervals_decide_and_without_one_the_claim
     expected: str,
     as_minus: bool,
 ) -> None:
-    quantity = Metric(STAGES[:1], "value", minus=ONE_OTHER) if as_minus else ONE_VALUE
-    rule = Criterion("above", "more") if as_minus else Criterion("above", "more", ONE_OTHER)
-    verdict = judge(quantity, rule, single(value=value, other=other), published=0.9)
+    metric = Metric(STAGES[:1], "value", minus=ONE_OTHER) if as_minus else ONE_VALUE
+    criterion = Criterion("above", "more") if as_minus else Criterion("above", "more", ONE_OTHER)
+    verdict = judge(metric, criterion, single(value=value, other=other), published=0.9)
     assert verdict.word == expected
     if expected == "pending":
         bare = "value" if len(value) == 1 else "other"
@@ -128,5 +128,5 @@ def test_with_one_seed_the_values_own_intervals_decide_and_without_one_the_claim
 
 
 def test_a_record_from_before_a_value_was_measured_leaves_it_pending() -> None:
-    assert word(Criterion("shown", "shown"), *CLEAR, quantity=Metric(STAGES, "newer")) == "pending"
+    assert word(Criterion("shown", "shown"), *CLEAR, metric=Metric(STAGES, "newer")) == "pending"
     assert word(Criterion("above", "more", Metric(STAGES, "newer")), *CLEAR) == "pending"
