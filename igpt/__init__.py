@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from igpt.project import settle_places
+from igpt.project import resolve_folders
 
 if TYPE_CHECKING:
     from igpt.palette import Palette as Palette
@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 # Threads that wait for others leave the core: beside other work on two cores, sixteen samples took 13 s and not 44, and
 # alone as long as before. libgomp reads this once, when it is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-settle_places()
+resolve_folders()
 
 # Public names and where they live; importing igpt alone stays light (no torch).
 _PUBLIC = {"ImageGPT": "igpt.pretrained", "Palette": "igpt.palette"}

@@ -37,9 +37,9 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     """A binary stream whose content stands under ``path`` once the block ends well, and never in part.
 
     The temporary file lies beside ``path`` and is removed when the block raises; an OSError (a full disk,
-    say) passes through with whatever stood under ``path`` before left as it was. Raises UsageError as `check_place` does.
+    say) passes through with whatever stood under ``path`` before left as it was. Raises UsageError as `check_writable` does.
     """
-    check_place(path)
+    check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -69,7 +69,7 @@ def refuse_full_disk(place: Path) -> Iterator[None]:
         ) from None
 
 
-def check_place(path: Path, *, is_folder: bool = False) -> None:
+def check_writable(path: Path, *, is_folder: bool = False) -> None:
     """Raise UsageError where no file can be written, or no folder: on what is of the other kind, or below a file."""
     if not is_folder and path.is_dir():
         raise UsageError(f"{path} is a folder: name a file to write")
@@ -83,9 +83,9 @@ def write_folder(folder: Path) -> Iterator[Path]:
 
     It lies beside ``folder`` until then and is removed when the block raises; one that a killed process left is cleared
     first. An OSError (a full disk, or something that stands under the name by then) passes through.
-    Raises UsageError while another process writes the same folder, and as `check_place` does.
+    Raises UsageError while another process writes the same folder, and as `check_writable` does.
     """
-    check_place(folder, is_folder=True)
+    check_writable(folder, is_folder=True)
     part, lock = (folder.with_name(f".{folder.name}.{ending}") for ending in ("part", "lock"))
     folder.parent.mkdir(parents=True, exist_ok=True)
     held = try_lock(lock)

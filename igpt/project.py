@@ -10,10 +10,10 @@ from pathlib import Path
 
 from igpt.errors import UsageError
 
-PLACES = ("IGPT_ROOT", "IGPT_DATA", "IGPT_WEIGHTS", "IGPT_RECORDS")  # variables that name a folder
+FOLDER_VARIABLES = ("IGPT_ROOT", "IGPT_DATA", "IGPT_WEIGHTS", "IGPT_RECORDS")  # variables that name a folder
 
 
-def place(variable: str, default: str) -> Path:
+def configured_folder(variable: str, default: str) -> Path:
     """The folder that an environment variable names, else the default. Raises UsageError as `whole_path` does."""
     return whole_path(variable, os.environ.get(variable) or default)
 
@@ -34,9 +34,9 @@ def whole_path(setting: str, value: str, base: Path | None = None) -> Path:
     return Path(os.path.normpath((base or Path()).absolute() / found))
 
 
-def settle_places() -> None:
+def resolve_folders() -> None:
     """Make the folders that the environment names whole, so that child processes, which work elsewhere, find the same."""
-    for variable in PLACES:
+    for variable in FOLDER_VARIABLES:
         if value := os.environ.get(variable):
             with suppress(UsageError):  # said where it is used
                 os.environ[variable] = str(whole_path(variable, value))
@@ -54,7 +54,7 @@ class Project:
 
         Raises UsageError where that variable names no folder.
         """
-        root = place("IGPT_ROOT", str(Path(__file__).resolve().parents[1]))
+        root = configured_folder("IGPT_ROOT", str(Path(__file__).resolve().parents[1]))
         if not root.is_dir():
             raise UsageError(f"IGPT_ROOT is {root}, and there is no such folder: name a checkout of igpt, or unset it")
         return cls(root)

@@ -13,7 +13,7 @@ from conftest import ROOT, igpt_here
 
 from igpt.data.cards import data_home
 from igpt.errors import UsageError
-from igpt.project import PLACES, Project, settle_places, whole_path
+from igpt.project import FOLDER_VARIABLES, Project, resolve_folders, whole_path
 from igpt.weights.released import weights_home
 
 HOMES: dict[str, Callable[[], Path]] = {"IGPT_DATA": data_home, "IGPT_WEIGHTS": weights_home}
@@ -47,7 +47,7 @@ def test_a_folder_is_the_one_that_the_shell_meant(
 def test_an_unknown_user_or_variable_is_said(value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, home in HOMES.items():
         monkeypatch.setenv(name, value)
-        settle_places()  # says nothing: the command may not need the folder
+        resolve_folders()  # says nothing: the command may not need the folder
         with pytest.raises(UsageError, match=f"^{name} is .*, which names an unknown variable or user: write the full path$"):
             home()
     done = igpt_here("data", "list", root=tmp_path, IGPT_DATA=value)
@@ -75,10 +75,10 @@ def test_every_process_settles_its_environment_before_torch(module: str, tmp_pat
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | {"PYTHONPATH": str(ROOT)}
     code = "import sys\nclass Torch:\n def find_spec(self, name, *_):\n  "
     code += "if name == 'torch': import os; os.write(1, (os.environ.get('OMP_WAIT_POLICY', '') + ' before torch\\n').encode())\n"
-    code += "sys.meta_path.insert(0, Torch())\n" + SAYS.format(module=module, names=("OMP_WAIT_POLICY", *PLACES))
+    code += "sys.meta_path.insert(0, Torch())\n" + SAYS.format(module=module, names=("OMP_WAIT_POLICY", *FOLDER_VARIABLES))
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env=environment | dict.fromkeys(PLACES, "mine"),
+        env=environment | dict.fromkeys(FOLDER_VARIABLES, "mine"),
         cwd=tmp_path,
         capture_output=True,
         text=True,

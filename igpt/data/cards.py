@@ -37,20 +37,20 @@ def data_card(name: str) -> DataSet:
 
 def data_folder(name: str) -> Path:
     """Where a data set's files lie, or would."""
-    return data_card(name).place
+    return data_card(name).folder
 
 
 def is_present(name: str) -> bool:
     """Whether a data set's files are at hand; they are not opened."""
     card = data_card(name)
-    if not card.folder:
+    if not card.subfolder:
         return True
     if wanted := [*card.files, *(address.rpartition("/")[2] for address in card.loose)]:
-        return all((card.place / file).is_file() for file in wanted)
+        return all((card.folder / file).is_file() for file in wanted)
     if (pictures_folder(card) / "train").is_dir():
         return True
     in_place = [archive for archive in card.archives if not archive.addresses]  # ImageNet's are read as they are
-    return bool(in_place) and all((card.place / archive.name).is_file() for archive in in_place)
+    return bool(in_place) and all((card.folder / archive.name).is_file() for archive in in_place)
 
 
 def check_present(name: str) -> None:
@@ -60,7 +60,7 @@ def check_present(name: str) -> None:
         return
     if not card.loose and not any(archive.addresses for archive in card.archives):
         raise UsageError(f"{card.title} is not here: {by_hand(name)}")
-    raise UsageError(f"{card.title} is not here: `igpt data fetch {name}` brings it into {card.place}")
+    raise UsageError(f"{card.title} is not here: `igpt data fetch {name}` brings it into {card.folder}")
 
 
 def by_hand(name: str) -> str:

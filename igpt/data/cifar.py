@@ -34,7 +34,7 @@ def read_cifar(card: DataSet, split: Official) -> tuple[NDArray[np.uint8], NDArr
     """
     images, labels = [], []
     for part in PARTS[card.name][split]:
-        path = card.place / part
+        path = card.folder / part
         batch = read_batch(path, checked_bytes(path, card.files[part]))
         try:
             data, found = batch[b"data"], _labels(batch[LABELS[card.name]], card.classes)
@@ -55,7 +55,7 @@ def _labels(found: object, classes: int) -> NDArray[np.int64]:
 def read_names(card: DataSet) -> list[str]:
     """The classes' names, by label."""
     part, key = NAMES[card.name]
-    path = card.place / part
+    path = card.folder / part
     found = read_batch(path, checked_bytes(path, card.files[part])).get(key)
     if not isinstance(found, list) or not all(isinstance(word, bytes) and word.isascii() for word in found):
         found = []
@@ -152,7 +152,7 @@ CIFAR10 = DataSet(
     names=read_names,
     read=read_cifar,
     split="7f11483b808e23c3a6b8929b0dc17b475484649c576bc81efd430b887dfff2fb",
-    folder="cifar-10-batches-py",
+    subfolder="cifar-10-batches-py",
     archives=(
         Archive(
             "cifar-10-python.tar.gz",
@@ -186,7 +186,7 @@ CIFAR100 = DataSet(
     names=read_names,
     read=read_cifar,
     split="554b0b35b5c4634f158b046ff2b380c80a45a4d4a8cf4b3ec5bd83aa3eda1aca",
-    folder="cifar-100-python",
+    subfolder="cifar-100-python",
     archives=(
         Archive(
             "cifar-100-python.tar.gz",

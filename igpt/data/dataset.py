@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from igpt.project import place
+from igpt.project import configured_folder
 
 if TYPE_CHECKING:
     from igpt.data.jpegs import Jpegs
@@ -57,7 +57,7 @@ class DataSet:
     cropped: bool = False  # whether its pictures have sizes of their own; other sets' are squares and are reduced whole
     content: str = ""  # SHA-256 of images and labels, where there are no files to have sums
     split: str = ""  # SHA-256 of the held-out indices, where there is an official test split
-    folder: str = ""  # below the data home; empty for what comes with scikit-learn
+    subfolder: str = ""  # below the data home; empty for what comes with scikit-learn
     archives: tuple[Archive, ...] = ()
     unpacked_bytes: int = 0  # at most
     files: dict[str, str] = field(default_factory=dict)  # MD5 sums by path below the folder
@@ -79,9 +79,9 @@ class DataSet:
         return f"{'about ' if self.loose else ''}{images:,}"
 
     @property
-    def place(self) -> Path:
+    def folder(self) -> Path:
         """Where its files lie, or would."""
-        return data_home() / self.folder
+        return data_home() / self.subfolder
 
     @property
     def reader(self) -> str:
@@ -93,10 +93,10 @@ class DataSet:
 
 def data_home() -> Path:
     """The folder in which data sets are looked for: ``IGPT_DATA``, else ``~/.cache/igpt/data``."""
-    return place("IGPT_DATA", "~/.cache/igpt/data")
+    return configured_folder("IGPT_DATA", "~/.cache/igpt/data")
 
 
 def pictures_folder(card: DataSet) -> Path:
     """Where train/ and val/ of a data set lie, or would: in its folder, or where Kaggle's archive of ImageNet has them."""
-    kaggle = card.place / "ILSVRC" / "Data" / "CLS-LOC"
-    return kaggle if (kaggle / "train").is_dir() and not (card.place / "train").is_dir() else card.place
+    kaggle = card.folder / "ILSVRC" / "Data" / "CLS-LOC"
+    return kaggle if (kaggle / "train").is_dir() and not (card.folder / "train").is_dir() else card.folder

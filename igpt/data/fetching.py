@@ -26,7 +26,7 @@ from igpt.data.order import index_digest
 from igpt.data.splits import held_out
 from igpt.errors import UsageError
 from igpt.fetch import RemoteFile, Unavailable, fetch
-from igpt.files import check_place, is_litter, refuse_full_disk, sync_folder, wait_for_lock
+from igpt.files import check_writable, is_litter, refuse_full_disk, sync_folder, wait_for_lock
 
 Report = Callable[[int, int | None], None]
 DAMAGE = (  # what reading an archive raises when it is not whole, or its members lie in each other's place
@@ -44,14 +44,14 @@ def fetch_dataset(name: str, *, report: Report = lambda done, total: None) -> Pa
     where what has come is kept; otherwise as `igpt.fetch.fetch` does, and for an archive that is not as it should be.
     """
     card = data_card(name)
-    if not card.folder:
+    if not card.subfolder:
         raise UsageError(f"{card.short} come with scikit-learn: there is nothing to fetch")
     if card.loose:
         _fetch_loose(card, report)
     elif not is_present(name):
-        with refuse_full_disk(card.place):
+        with refuse_full_disk(card.folder):
             _fetch_archives(card, report)
-    return card.place
+    return card.folder
 
 
 def _fetch_loose(card: DataSet, report: Report) -> None:
@@ -59,8 +59,8 @@ def _fetch_loose(card: DataSet, report: Report) -> None:
 
     def have(address: str) -> None:
         name = address.rpartition("/")[2]
-        with refuse_full_disk(card.place / name):
-            fetch(RemoteFile(name, (address,), None, None), card.place, report=report)
+        with refuse_full_disk(card.folder / name):
+            fetch(RemoteFile(name, (address,), None, None), card.folder, report=report)
 
     for address in card.loose:
         have(address)
@@ -75,20 +75,20 @@ def _fetch_loose(card: DataSet, report: Report) -> None:
 
 def _fetch_archives(card: DataSet, report: Report) -> None:
     """Have a data set out of its archives, verified and unpacked."""
-    if card.place.exists():
+    if card.folder.exists():
         raise UsageError(
-            f"{card.place} is there and is not {card.title} as published: move it away, and the same command fetches it"
+            f"{card.folder} is there and is not {card.title} as published: move it away, and the same command fetches it"
         )
     if not all(archive.addresses for archive in card.archives):
         raise UsageError(f"{card.title} may be had from its owner only, under {card.terms}: {by_hand(card.name)}")
-    check_place(card.place, is_folder=True)
+    check_writable(card.folder, is_folder=True)
     data_home().mkdir(parents=True, exist_ok=True)
-    held = f"{card.title} is being fetched by another process into {card.place}"
-    with wait_for_lock(card.place.with_name(f".{card.place.name}.lock"), held):
+    held = f"{card.title} is being fetched by another process into {card.folder}"
+    with wait_for_lock(card.folder.with_name(f".{card.folder.name}.lock"), held):
         for archive in card.archives if not is_present(card.name) else ():  # that process may have finished it
             remote = RemoteFile(archive.name, archive.addresses, archive.bytes, archive.checksum)
             path = fetch(remote, data_home(), report=report)
-            unpack(path, card.place, limit=card.unpacked_bytes)
+            unpack(path, card.folder, limit=card.unpacked_bytes)
             path.unlink()
 
 
@@ -199,12 +199,12 @@ def check_dataset(name: str) -> list[str]:
         return list(check_released(card))
     lines = []
     for file, md5 in card.files.items():
-        checked_bytes(card.place / file, md5)
+        checked_bytes(card.folder / file, md5)
     if card.files:
         lines.append(f"{len(card.files)} files have their published MD5 sums")
     for archive in card.archives:
-        if (card.place / archive.name).is_file():
-            lines.append(_check_archive(card.place / archive.name, archive))
+        if (card.folder / archive.name).is_file():
+            lines.append(_check_archive(card.folder / archive.name, archive))
     for split in ("train", "test"):
         pictures, labels = card.read(card, split)
         count, first = len(labels), pictures[0] if isinstance(pictures, np.ndarray) else np.asarray(pictures.picture(0))
@@ -248,7 +248,7 @@ def dataset_lines() -> list[tuple[str, str, str, str, str]]:
                 card.count(card.train + card.test),
                 download(card),
                 here,
-                str(card.place) if card.folder else "in scikit-learn",
+                str(card.folder) if card.subfolder else "in scikit-learn",
             )
         )
     return rows
@@ -256,7 +256,7 @@ def dataset_lines() -> list[tuple[str, str, str, str, str]]:
 
 def download(card: DataSet) -> str:
     """How much is to be downloaded, and by whom."""
-    if not card.folder:
+    if not card.subfolder:
         return "none"
     if card.loose:
         return f"at least {card.loose_bytes / 1e9:.1f} GB"

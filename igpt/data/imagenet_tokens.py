@@ -130,7 +130,7 @@ def check_released(card: DataSet) -> Iterator[str]:
         counts = np.bincount(tokens.labels, minlength=card.classes)
         if not counts.all():
             raise UsageError(
-                f"{card.place} has {split} images of {np.count_nonzero(counts):,} classes, {card.title} of {card.classes:,}:"
+                f"{card.folder} has {split} images of {np.count_nonzero(counts):,} classes, {card.title} of {card.classes:,}:"
                 f" {again(card)}"
             )
         sums = " and ".join(file_sha256(released_path(split, end)) for end in ENDS)
@@ -156,7 +156,7 @@ def file_name(of: str, split: SplitName, end: End) -> str:
 
 def released_path(split: SplitName, end: End = "X", *, of: str = "imagenet") -> Path:
     """Where released tokens (X) or labels (Y) lie, or would; ``of`` ImageNet or CIFAR-10."""
-    return IMAGENET_TOKENS.place / file_name(of, split, end)
+    return IMAGENET_TOKENS.folder / file_name(of, split, end)
 
 
 def _mapped(card: DataSet, path: Path, read: Callable[[Path], NDArray[Any]]) -> NDArray[Any]:
@@ -171,10 +171,10 @@ def _brought(card: DataSet, name: str) -> Path:
     """A released file, downloaded where it is not at hand."""
     from tqdm import tqdm
 
-    path = card.place / name
+    path = card.folder / name
     if path.exists():
         return path
-    print(f"fetching {name} into {card.place}", file=sys.stderr)
+    print(f"fetching {name} into {card.folder}", file=sys.stderr)
     with tqdm(desc=name, unit="B", unit_scale=True, unit_divisor=1000, file=sys.stderr, disable=None, leave=False) as bar:
 
         def report(done: int, total: int | None) -> None:
@@ -183,9 +183,9 @@ def _brought(card: DataSet, name: str) -> Path:
 
         with refuse_full_disk(path):
             try:
-                return fetch(RemoteFile(name, (f"{ADDRESS}/{name}",), None, None), card.place, report=report)
+                return fetch(RemoteFile(name, (f"{ADDRESS}/{name}",), None, None), card.folder, report=report)
             except UsageError as error:
-                or_by_hand = f"or put {name} from {ADDRESS}/ into {card.place}"
+                or_by_hand = f"or put {name} from {ADDRESS}/ into {card.folder}"
                 raise UsageError(f"released tokens cannot be had: {error}; {or_by_hand}") from None
 
 
@@ -212,7 +212,7 @@ IMAGENET_TOKENS = DataSet(
     held_out=0.04,
     names=_no_names,
     tokens=open_released,
-    folder="imagenet-tokens",
+    subfolder="imagenet-tokens",
     loose=_addresses("imagenet"),
     beside=_addresses("cifar10"),
 )

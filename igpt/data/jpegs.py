@@ -133,8 +133,8 @@ def imagenet_jpegs(card: DataSet, split: Official) -> Jpegs:
     """
     root = pictures_folder(card)
     if not (root / ("train" if split == "train" else "val")).is_dir():
-        return _checked(_tar(card.place, split), card, split)
-    return _checked(_train(root) if split == "train" else _val(root, card.place), card, split)
+        return _checked(_tar(card.folder, split), card, split)
+    return _checked(_train(root) if split == "train" else _val(root, card.folder), card, split)
 
 
 def read_imagenet(card: DataSet, split: Official) -> tuple[Jpegs, NDArray[np.int64]]:
@@ -145,7 +145,7 @@ def read_imagenet(card: DataSet, split: Official) -> tuple[Jpegs, NDArray[np.int
 
 def tiny_jpegs(card: DataSet, split: Official) -> Jpegs:
     """The images of a split of Tiny ImageNet, in the order and under the checks of `imagenet_jpegs`."""
-    return _checked(_train(card.place) if split == "train" else _tiny_val(card.place), card, split)
+    return _checked(_train(card.folder) if split == "train" else _tiny_val(card.folder), card, split)
 
 
 def read_tiny(card: DataSet, split: Official) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -161,12 +161,12 @@ def _checked(found: Jpegs, card: DataSet, split: Official) -> Jpegs:
     classes = int(np.count_nonzero(counts))
     if (len(found), classes) != (expected, card.classes):
         raise UsageError(
-            f"{card.place} has {len(found):,} {split} images of {classes:,} classes, {card.title} has {expected:,} of"
+            f"{card.folder} has {len(found):,} {split} images of {classes:,} classes, {card.title} has {expected:,} of"
             f" {card.classes:,}: restore what is missing"
         )
     if split == "test" and counts.min() < counts.max():  # as many of each class were published
         raise UsageError(
-            f"{card.place} has {counts.max():,} test images of class {class_ids(card)[counts.argmax()]}, {card.title} has"
+            f"{card.folder} has {counts.max():,} test images of class {class_ids(card)[counts.argmax()]}, {card.title} has"
             f" {expected // card.classes:,} of each: restore the official classes"
         )
     return found
@@ -177,7 +177,7 @@ def class_ids(card: DataSet) -> list[str]:
     root = pictures_folder(card)
     if (root / "train").is_dir():
         return _classes(root / "train")
-    return sorted(_devkit_classes(card.place).values())
+    return sorted(_devkit_classes(card.folder).values())
 
 
 def _train(root: Path) -> Jpegs:
@@ -462,7 +462,7 @@ TINY_IMAGENET = DataSet(
     names=class_ids,
     read=read_tiny,
     split="5d3a89901cc4336fc95d01c700d693e6bab41eb4938cee0fde13b822978d8cf4",
-    folder="tiny-imagenet-200",
+    subfolder="tiny-imagenet-200",
     archives=(
         Archive(
             "tiny-imagenet-200.zip",
@@ -488,7 +488,7 @@ IMAGENET = DataSet(
     read=read_imagenet,
     cropped=True,
     split="46fb0835df039252d1256579c1bb8ad01b40d33f4ab25a63b1cd4be2b109f31a",
-    folder="imagenet",
+    subfolder="imagenet",
     archives=(
         Archive(TRAIN_TAR, (), 147_897_477_120, "md5:1d675b47d978889d74fa0da5fadfb00e"),
         Archive(VAL_TAR, (), 6_744_924_160, "md5:29b22e2961454d5413ddabcf34fc5622"),

@@ -56,7 +56,7 @@ def load_split(name: str, split: SplitName, *, side: int | None = None) -> Split
     card = data_card(name)
     found = load_official(name, "test" if split == "test" else "train")
     if split != "test":
-        held = validation_places(name)
+        held = validation_indices(name)
         found = found.take(held if split == "validation" else np.setdiff1d(np.arange(card.train), held))
     return found if side in (None, card.height) else Split(reduced(found.images, side=side or card.height), found.labels)
 
@@ -77,7 +77,7 @@ def load_official(name: str, split: Official) -> Split:
     return Split(images, labels)
 
 
-def validation_places(name: str) -> NDArray[np.int64]:
+def validation_indices(name: str) -> NDArray[np.int64]:
     """Which images of an official train split are held out for choosing, int64, ascending; of the digits the last ones."""
     card = data_card(name)
     return held_out(name) if card.split else np.arange(card.train - card.validation, card.train)

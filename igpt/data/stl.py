@@ -18,7 +18,7 @@ def read_stl(card: DataSet, split: Official) -> tuple[NDArray[np.uint8], NDArray
     Raises UsageError for a file that is missing, has another sum than published, or is cut short. The 100,000
     images without labels are left alone, as in the paper.
     """
-    folder, sums = card.place, card.files
+    folder, sums = card.folder, card.files
     pixels = np.frombuffer(checked_bytes(folder / f"{split}_X.bin", sums[f"{split}_X.bin"]), np.uint8)
     labels = np.frombuffer(checked_bytes(folder / f"{split}_y.bin", sums[f"{split}_y.bin"]), np.uint8)
     if pixels.size != labels.size * 3 * SIDE * SIDE or not labels.size or not 1 <= labels.min() <= labels.max() <= 10:
@@ -29,7 +29,7 @@ def read_stl(card: DataSet, split: Official) -> tuple[NDArray[np.uint8], NDArray
 
 def read_names(card: DataSet) -> list[str]:
     """The classes' names, by label."""
-    path = card.place / "class_names.txt"
+    path = card.folder / "class_names.txt"
     try:
         found = path.read_text("ascii").split()
     except FileNotFoundError:
@@ -57,7 +57,7 @@ STL10 = DataSet(
     names=read_names,
     read=read_stl,
     split="b0de6f7496eb428579253786f72ff13baf35ea4a6551b6450686c013fb50775f",
-    folder="stl10_binary",
+    subfolder="stl10_binary",
     archives=(
         Archive(
             "stl10_binary.tar.gz",

@@ -22,7 +22,7 @@ from igpt.data.dataset import Official, SplitName
 from igpt.data.labelled import LabelledTokens, TokensInMemory
 from igpt.data.order import index_digest
 from igpt.data.resize import FILTERS, centre_crop, random_crop, reduced
-from igpt.data.splits import held_out, load_split, validation_places
+from igpt.data.splits import held_out, load_split, validation_indices
 from igpt.data.store import (
     HEADER,
     SHARD,
@@ -39,7 +39,7 @@ from igpt.data.store import (
     write_shard,
 )
 from igpt.errors import UsageError
-from igpt.files import check_place, file_sha256, remove_parts, wait_for_lock
+from igpt.files import check_writable, file_sha256, remove_parts, wait_for_lock
 from igpt.palette import Palette
 from igpt.seeds import check_seed
 
@@ -113,7 +113,7 @@ def make_store(
     if (folder / HEADER).exists():
         return _open_store(folder, wanted, palette), 0.0
     check_present(wanted.dataset)
-    check_place(folder, is_folder=True)
+    check_writable(folder, is_folder=True)
     folder.mkdir(parents=True, exist_ok=True)
     with wait_for_lock(folder / ".lock", f"{folder} is being made by another process"):
         if (folder / HEADER).exists():  # that process has finished it
@@ -158,7 +158,7 @@ def train_parts(store: TokenStore) -> tuple[StorePart, StorePart]:
     header = store.header
     if header.split != "train":
         raise UsageError(f"{store.folder} holds the test images of {header.dataset}: training and choosing want the train store")
-    places = validation_places(header.dataset)
+    places = validation_indices(header.dataset)
     if header.held_out_sha256 and header.held_out_sha256 != index_digest(places):
         raise UsageError(f"{store.folder} was made under another rule for the held-out part: move it away and tokenise again")
     pictures = np.arange(len(store)) % (len(store) // max(header.crops, 1))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from igpt.errors import UsageError
-from igpt.project import place
+from igpt.project import configured_folder
 from igpt.shape import SIZES, ModelShape, Objective
 
 # Source: download.py of openai/image-gpt.
@@ -67,7 +67,7 @@ RELEASED = {
 
 def weights_home() -> Path:
     """The folder in which released weights are looked for: ``IGPT_WEIGHTS``, else ``~/.cache/igpt/weights``."""
-    return place("IGPT_WEIGHTS", "~/.cache/igpt/weights")
+    return configured_folder("IGPT_WEIGHTS", "~/.cache/igpt/weights")
 
 
 def released_model(name: str) -> Released | None:

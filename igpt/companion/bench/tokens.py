@@ -38,7 +38,7 @@ def _reading(toy: bool, *, cold: bool) -> Work:
     cold : the file is dropped from memory first, so that all comes from the disk (where the folder is on one)
     """
     kept, path = _file(toy)
-    card = replace(IMAGENET_TOKENS, folder=kept.name, test=IMAGES // 100 if toy else IMAGES)
+    card = replace(IMAGENET_TOKENS, subfolder=kept.name, test=IMAGES // 100 if toy else IMAGES)
 
     def run() -> object:
         if cold and hasattr(os, "posix_fadvise"):  # not on macOS

@@ -193,13 +193,13 @@ def _dataset(name: str, test_only: bool) -> Download | None:
     card = data_card(name)
     if card.loose and test_only:
         least = card.test * card.height**2 * TOKEN
-        return Download(f"{name} (test)", least, least, False, released_path("test").exists(), card.place)
+        return Download(f"{name} (test)", least, least, False, released_path("test").exists(), card.folder)
     if card.loose:
-        return Download(name, card.loose_bytes, card.loose_bytes, False, is_present(name), card.place)
+        return Download(name, card.loose_bytes, card.loose_bytes, False, is_present(name), card.folder)
     if not card.archives or not all(archive.addresses for archive in card.archives):
         return None
     size = sum(archive.bytes for archive in card.archives)
-    return Download(name, size, size + card.unpacked_bytes, True, is_present(name), card.place)
+    return Download(name, size, size + card.unpacked_bytes, True, is_present(name), card.folder)
 
 
 def lacking(cost: Cost, card: Card, memory: float = math.inf, disks: Disks | None = None) -> str:

@@ -14,7 +14,7 @@ from igpt.companion.run.folder import finished_record, run_folder
 from igpt.companion.run.local import ensure
 from igpt.companion.stage import Stage
 from igpt.errors import UsageError
-from igpt.files import check_place, write_folder
+from igpt.files import check_writable, write_folder
 from igpt.project import Project
 from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY, recipe
 
@@ -73,7 +73,7 @@ def write_samples(model: str, draw: Draw, *, out: Path) -> str:
     from igpt.sample import sample
 
     check_png(out)
-    check_place(out)
+    check_writable(out)
     weights, palette = find_weights(model)
     with Bar(model, " tokens") as report:
         tokens = sample(weights, **vars(draw), report=report).numpy()
@@ -93,7 +93,7 @@ def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: st
     from igpt.sample import complete
 
     check_png(out)
-    check_place(out)
+    check_writable(out)
     _kept(keep, side=2)  # a wrong word is said before anything is trained
     weights, palette = find_weights(model)
     side, channels = math.isqrt(weights.shape.n_ctx), palette.centres.shape[1]
@@ -127,7 +127,7 @@ def export_weights(model: str, folder: Path, *, to: str, half: bool = False) -> 
         raise UsageError(f"--half is for --to onnx, not for {to}: leave it out")
     if folder.exists():
         raise UsageError(f"{folder} is there already: name a folder that is not")
-    check_place(folder, is_folder=True)
+    check_writable(folder, is_folder=True)
     weights, palette = find_weights(model)
     with write_folder(folder) as part:
         if to == "ours":

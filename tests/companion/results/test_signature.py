@@ -157,7 +157,7 @@ def test_the_rate_that_a_search_is_for_is_no_part_of_it(project: Project) -> Non
 
 SVHN = """TESTED = DataSet(
     name="svhn", title="SVHN", short="SVHN", terms="non-commercial use only", train=73_257, test=26_032, classes=10,
-    height=32, channels=3, held_out=0.1, names=read_names, read=read_stl, split="00", folder="svhn",
+    height=32, channels=3, held_out=0.1, names=read_names, read=read_stl, split="00", subfolder="svhn",
 )
 STL10 = DataSet("""
 
