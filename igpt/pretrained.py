@@ -1,4 +1,4 @@
-"""Image GPT as most will use it: the model of `igpt.model`, with weights found by name and sampling at hand.
+"""Trained models by name: the model of `igpt.model` with its weights loaded, and sampling as a method.
 
 from igpt import ImageGPT
 model = ImageGPT.from_pretrained("igpt-s")
@@ -15,11 +15,17 @@ from torch import Tensor
 
 from igpt import sample as sampling
 from igpt.model import ImageGPT as Model
-from igpt.weights.read import read_weights
+from igpt.palette import Palette
+from igpt.project import Project, configured_folder
+from igpt.shape import ModelShape
+from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY, recipe
+from igpt.weights.read import read_palette, read_weights
+
+OURS = (*TINY, *LAPTOP, *SMALL)  # recipes trained here; these names win over folders of the same name
 
 
 class ImageGPT(Model):
-    """The transformer, its weights and its samples. Everything else is inherited from `igpt.model.ImageGPT`.
+    """The transformer with weights and sampling; everything else is inherited from `igpt.model.ImageGPT`.
 
     >>> from igpt import ImageGPT
     >>> from igpt.shape import ModelShape
@@ -34,19 +40,17 @@ class ImageGPT(Model):
     def from_pretrained(cls, where: str | Path) -> Self:
         """The model that ``where`` names, in evaluation mode on the CPU.
 
-        where : a recipe's name (``laptop-l``) whose weights are published or trained in this checkout; a released model's
-        (``igpt-s``, ``igpt-s-bert``; ``igpt-s@131000`` after so many steps), which is downloaded; a folder; or the path of a
-        TensorFlow checkpoint without ``.index``
-        Raises UsageError when there is none, when it is damaged, and when another model lies under the name. Weights of a
-        classifier have no output matrix: their model gives features, and raises UsageError for logits, loss and samples.
+        where : a recipe's name (``laptop-l``) whose weights are published with the package or trained in this checkout; a
+        released model's (``igpt-s``, ``igpt-s-bert``; ``igpt-s@131000`` for the weights after that many steps), which is
+        downloaded; a folder of weights; or the path of a TensorFlow checkpoint without ``.index``
+        Raises UsageError when there are no such weights, when they are damaged, and when they are another model's. Weights of
+        a classifier have no output matrix: their model gives features, and raises UsageError for logits, loss and samples.
         """
-        from igpt.companion.run.samples import weights_place
-
-        found = read_weights(*weights_place(where))
+        weights = read_weights(*locate_weights(where))
         with torch.device("meta"):
-            model = cls(found.shape)
-        model.register_parameter("wtet", found.wtet)
-        model.load_state_dict(found.state_dict(), assign=True)
+            model = cls(weights.shape)
+        model.register_parameter("wtet", weights.wtet)
+        model.load_state_dict(weights.state_dict(), assign=True)
         return model.eval()
 
     def sample(
@@ -73,3 +77,42 @@ class ImageGPT(Model):
     ) -> Tensor:
         """Continuations of int64 (B, P), tokens int64 (B, n, T); see `igpt.sample.complete`."""
         return sampling.complete(self, prefix, n=n, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
+
+
+def published_folder(name: str) -> Path | None:
+    """The folder of a recipe's published weights: in the checkout, else in this package; None where there are none."""
+    package = Path(__file__).parent
+    for models in (Project(configured_folder("IGPT_ROOT", package.parent)).models, package / "weights" / "published"):
+        if (models / name / "config.json").exists():
+            return models / name
+    return None
+
+
+def locate_weights(where: str | Path, *, train: bool = False) -> tuple[str | Path, ModelShape | None]:
+    """Where named weights are, and the shape that the name implies (None where it implies none).
+
+    A recipe's name means its published weights, else those of its first seed trained in this checkout. Anything else is
+    returned as it is, for `igpt.weights.read.read_weights`.
+    train : whether to train a missing model of the tiny tier first, which takes minutes
+    Raises UsageError for a recipe without weights.
+    """
+    name = str(where)
+    if name not in OURS:
+        return where, recipe(name).shape if name in PAPER else None
+    folder = published_folder(name)
+    if folder is None:
+        project = Project.here(f"{name}, which is not among the published weights,")
+        from igpt.companion.run.trained import trained_weights  # the one door from science to the companion
+
+        folder = trained_weights(project, name, train=train and name in TINY)
+    return folder, recipe(name).shape
+
+
+def open_weights(model: str) -> tuple[Model, Palette]:
+    """A model by its name or path, and the palette of its tokens; a missing model of the tiny tier is trained first.
+
+    Raises UsageError as `locate_weights`, `igpt.weights.read.read_weights` and `igpt.weights.read.read_palette` do.
+    """
+    path, shape = locate_weights(model, train=True)
+    weights = read_weights(path, shape)
+    return weights, read_palette(path, weights.shape)

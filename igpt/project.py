@@ -1,4 +1,4 @@
-"""Where things lie: in a checkout its notebooks, runs, records and book; elsewhere what the user names."""
+"""The folders of a checkout, and the folders that environment variables name."""
 
 from __future__ import annotations
 
@@ -10,35 +10,37 @@ from pathlib import Path
 
 from igpt.errors import UsageError
 
+REPOSITORY = "https://github.com/igpt-book/igpt"
 FOLDER_VARIABLES = ("IGPT_ROOT", "IGPT_DATA", "IGPT_WEIGHTS", "IGPT_RECORDS")  # variables that name a folder
 
 
-def configured_folder(variable: str, default: str) -> Path:
+def configured_folder(variable: str, default: Path | str) -> Path:
     """The folder that an environment variable names, else the default. Raises UsageError as `whole_path` does."""
-    return whole_path(variable, os.environ.get(variable) or default)
+    return whole_path(variable, os.environ.get(variable) or str(default))
 
 
 def whole_path(setting: str, value: str, base: Path | None = None) -> Path:
-    """An absolute path: with the home folder, variables and ``base`` put in.
+    """An absolute path, with the home folder and environment variables expanded.
 
-    base : what a relative path starts from, the working directory when None
-    Raises UsageError for an unknown variable or user; ``setting`` is how the sentence calls the value.
+    setting : where the value comes from, for the error message
+    base : what a relative path starts from; the working directory when None
+    Raises UsageError for an unknown variable or user.
     """
     unknown = f"{setting} is {value}, which names an unknown variable or user: write the full path"
     try:
-        found = os.path.expandvars(Path(value).expanduser())
+        path = os.path.expandvars(Path(value).expanduser())
     except RuntimeError:
         raise UsageError(unknown) from None
-    if re.search(r"\$(\w|{)", found):
+    if re.search(r"\$(\w|{)", path):
         raise UsageError(unknown)
-    return Path(os.path.normpath((base or Path()).absolute() / found))
+    return Path(os.path.normpath((base or Path()).absolute() / path))
 
 
 def resolve_folders() -> None:
-    """Make the folders that the environment names whole, so that child processes, which work elsewhere, find the same."""
+    """Make the folders that the environment names absolute: child processes run in other working directories."""
     for variable in FOLDER_VARIABLES:
         if value := os.environ.get(variable):
-            with suppress(UsageError):  # said where it is used
+            with suppress(UsageError):  # raised again where the folder is used
                 os.environ[variable] = str(whole_path(variable, value))
 
 
@@ -49,14 +51,16 @@ class Project:
     root: Path
 
     @classmethod
-    def here(cls) -> Project:
-        """The checkout that ``IGPT_ROOT`` names, else the one this package was installed from.
+    def here(cls, who: str = "this command") -> Project:
+        """The checkout that ``IGPT_ROOT`` names, else the one that this package is imported from.
 
-        Raises UsageError where that variable names no folder.
+        Raises UsageError where there is no checkout; ``who`` needs it.
         """
-        root = configured_folder("IGPT_ROOT", str(Path(__file__).resolve().parents[1]))
+        root = configured_folder("IGPT_ROOT", Path(__file__).resolve().parents[1])
         if not root.is_dir():
             raise UsageError(f"IGPT_ROOT is {root}, and there is no such folder: name a checkout of igpt, or unset it")
+        if not (root / "notebooks").is_dir():
+            raise UsageError(f"{who} needs a checkout of the project: clone it ({REPOSITORY}), or set IGPT_ROOT")
         return cls(root)
 
     @property
@@ -71,10 +75,10 @@ class Project:
 
     @property
     def models(self) -> Path:
-        """The published models, one folder each."""
-        return self.root / "book" / "models"
+        """The published models, one folder each; wheels contain them too."""
+        return self.root / "igpt" / "weights" / "published"
 
     @property
     def records(self) -> Path:
-        """The records that the book reads, one folder a tier."""
+        """The records that the book reads, one folder per tier."""
         return self.root / "book" / "records"

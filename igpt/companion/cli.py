@@ -272,7 +272,7 @@ def export(
 
 @app.command()
 def publish(model: Annotated[str, typer.Argument(help="A recipe that has been trained here, such as laptop-l.")]) -> None:
-    """Put a trained model into book/models, with a card."""
+    """Publish a trained model with the package, with a card."""
     from igpt.companion.run.publish import publish
 
     typer.echo(publish(model))

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route
 
-from igpt.companion.run.samples import find_weights
 from igpt.data import tokenize
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.pictures import read_picture
+from igpt.pretrained import open_weights
 from igpt.sample import complete
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -44,7 +44,7 @@ def about(html: Path) -> dict[str, list[list[int]]]:
 @pytest.fixture(scope="module")
 def trained(about: dict[str, str]) -> tuple[ImageGPT, Palette]:
     """The model that the panel shows."""
-    return find_weights(about["model"])
+    return open_weights(about["model"])
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ import pytest
 from conftest import igpt_here as igpt
 from PIL import Image
 
-from igpt.companion.run.samples import Draw, export_weights, find_weights, write_completions
+from igpt.companion.run.samples import Draw, export_weights, write_completions
 from igpt.errors import UsageError
 from igpt.model import ImageGPT
 from igpt.palette import Palette
+from igpt.pretrained import open_weights
 from igpt.weights.huggingface import write_huggingface
 from igpt.weights.own import released_palette
 from igpt.weights.processor import read_colours, read_resample
@@ -41,7 +42,7 @@ def processor(folder: Path, **settings: object) -> None:
 def test_a_folders_own_colours_are_those_of_its_processor(folder: Path) -> None:
     reds = np.stack([np.linspace(0, 1, 8), np.full(8, -1), np.full(8, -1)], axis=1).astype(np.float32)
     processor(folder, clusters=reds.tolist())
-    found, palette = find_weights(str(folder))
+    found, palette = open_weights(str(folder))
     assert found.shape.n_vocab == 8
     np.testing.assert_array_equal(palette.centres, reds)
 
@@ -50,27 +51,27 @@ def test_colours_in_the_newer_nested_configuration_come_first(folder: Path) -> N
     nested, flat = palette_of(0), palette_of(1)
     processor(folder, clusters=flat.centres.tolist())
     (folder / "processor_config.json").write_text(json.dumps({"image_processor": {"clusters": nested.centres.tolist()}}))
-    assert find_weights(str(folder))[1].digest == nested.digest
+    assert open_weights(str(folder))[1].digest == nested.digest
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": "Other"}))
-    assert find_weights(str(folder))[1].digest == flat.digest
+    assert open_weights(str(folder))[1].digest == flat.digest
 
 
 def test_without_colours_in_the_folder_its_number_decides(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"has 8 colours and no palette beside it; only the 512 released ones"):
-        find_weights(str(folder))
+        open_weights(str(folder))
     processor(folder)  # clusters are null
     with pytest.raises(UsageError, match=r"has 8 colours and no palette beside it"):
-        find_weights(str(folder))
+        open_weights(str(folder))
 
 
 def test_two_palettes_that_differ_are_refused_and_equal_ones_agree(folder: Path) -> None:
     ours = palette_of(0)
     ours.save(folder / "palette.npy")
     processor(folder, clusters=[[round(float(c), 6) for c in centre] for centre in ours.centres])
-    assert find_weights(str(folder))[1].digest == ours.digest
+    assert open_weights(str(folder))[1].digest == ours.digest
     processor(folder, clusters=palette_of(1).centres.tolist())
     with pytest.raises(UsageError, match=r"has two palettes that differ"):
-        find_weights(str(folder))
+        open_weights(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_two_palettes_that_differ_are_refused_and_equal_ones_agree(folder: Path)
 def test_damaged_colours_are_refused_in_one_sentence(folder: Path, clusters: object, message: str) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps({"clusters": clusters}))
     with pytest.raises(UsageError, match=message) as caught:
-        find_weights(str(folder))
+        open_weights(str(folder))
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
 
@@ -102,7 +103,7 @@ def test_damaged_colours_are_refused_in_one_sentence(folder: Path, clusters: obj
 def test_a_damaged_configuration_of_the_processor_is_refused(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     with pytest.raises(UsageError, match=f"{name} does not describe an image processor"):
-        find_weights(str(folder))
+        open_weights(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_a_damaged_configuration_of_the_processor_is_refused(folder: Path, name:
 def test_a_processor_that_makes_other_values_of_pixels_is_refused(folder: Path, key: str, value: object) -> None:
     processor(folder, clusters=palette_of(0).centres.tolist(), **{key: value})
     with pytest.raises(UsageError, match=f"preprocessor_config.json has {key} "):
-        find_weights(str(folder))
+        open_weights(str(folder))
 
 
 def test_a_processor_of_the_first_version_is_read(folder: Path) -> None:
@@ -132,7 +133,7 @@ def test_a_processor_of_the_first_version_is_read(folder: Path) -> None:
         "size": 3,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps({**old, "clusters": ours.centres.tolist(), "image_mean": 0.5}))
-    assert find_weights(str(folder))[1].digest == ours.digest
+    assert open_weights(str(folder))[1].digest == ours.digest
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -140,7 +141,7 @@ def test_their_processor_opens_our_export_and_makes_our_tokens(tmp_path: Path, m
     transformers = pytest.importorskip("transformers", reason="transformers is not installed: make install")
     ours = palette_of(0, channels=channels)
     write_huggingface(tmp_path / "hf", model, ours)
-    assert find_weights(str(tmp_path / "hf"))[1].digest == ours.digest
+    assert open_weights(str(tmp_path / "hf"))[1].digest == ours.digest
     library = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf", backend="pil")
     assert (library.size["height"], library.size["width"]) == (3, 3)
     images = np.random.default_rng(0).integers(0, 256, (4, 3, 3, channels)).astype(np.uint8)
@@ -217,7 +218,7 @@ def test_a_tensorflow_checkpoint_has_the_palette_beside_it(tmp_path: Path) -> No
     prefix = next((tmp_path / "tf").glob("*.index")).with_suffix("")
     colours = read_weights(prefix).shape.n_vocab
     palette_of(0, colours=colours).save(prefix.parent / "palette.npy")
-    assert find_weights(str(prefix))[1].digest == palette_of(0, colours=colours).digest
+    assert open_weights(str(prefix))[1].digest == palette_of(0, colours=colours).digest
 
 
 def test_an_export_of_an_export_keeps_the_colours(folder: Path, tmp_path: Path) -> None:
@@ -225,6 +226,6 @@ def test_an_export_of_an_export_keeps_the_colours(folder: Path, tmp_path: Path) 
     processor(folder, clusters=ours.centres.tolist())
     for to in ("ours", "huggingface"):
         export_weights(str(folder), tmp_path / to, to=to)
-        assert find_weights(str(tmp_path / to))[1].digest == ours.digest
+        assert open_weights(str(tmp_path / to))[1].digest == ours.digest
     (tmp_path / "huggingface" / "palette.npy").unlink()
-    assert find_weights(str(tmp_path / "huggingface"))[1].digest == ours.digest
+    assert open_weights(str(tmp_path / "huggingface"))[1].digest == ours.digest

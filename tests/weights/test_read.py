@@ -9,9 +9,9 @@ import torch
 from conftest import random_model
 
 from igpt import ImageGPT, Palette
-from igpt.companion.run.samples import find_weights
 from igpt.errors import UsageError
 from igpt.model import ImageGPT as Model
+from igpt.pretrained import open_weights
 from igpt.project import Project
 from igpt.shape import ModelShape
 from igpt.train.recipes import recipe
@@ -50,9 +50,9 @@ def test_a_recipes_name_is_found_by_the_library_as_by_the_commands(
     project: Project, greys: Palette, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project.root)
-    for read in (ImageGPT.from_pretrained, find_weights):
-        with pytest.raises(UsageError, match=r"laptop-l has neither been published nor trained in .*: igpt run pretrain,"):
-            read("laptop-l")
+    for read in (ImageGPT.from_pretrained, open_weights):
+        with pytest.raises(UsageError, match=r"laptop-m has neither been published nor trained in .*: igpt run pretrain,"):
+            read("laptop-m")
     with pytest.raises(UsageError, match=r"tiny-s has neither been published nor trained in .*, in minutes; or set IGPT_ROOT"):
         ImageGPT.from_pretrained("tiny-s")  # the library trains nothing
     plan = recipe("tiny-s")
@@ -60,20 +60,20 @@ def test_a_recipes_name_is_found_by_the_library_as_by_the_commands(
     sixteen = Palette(np.linspace(-1, 1, 16, dtype=np.float32)[:, None])
     save_weights(project.models / "tiny-s", published, sixteen)
     save_weights(Path("tiny-s"), random_model(replace(plan.shape, n_layer=1)), greys)  # a recipe comes before a folder
-    for found in (ImageGPT.from_pretrained("tiny-s"), find_weights("tiny-s")[0]):
+    for found in (ImageGPT.from_pretrained("tiny-s"), open_weights("tiny-s")[0]):
         assert torch.equal(found.wtet, published.wtet)
     save_weights(project.models / "tiny-s", random_model(replace(plan.shape, n_head=2)), sixteen)
-    for read in (ImageGPT.from_pretrained, find_weights):
+    for read in (ImageGPT.from_pretrained, open_weights):
         with pytest.raises(UsageError, match="the weights found as .*tiny-s have another shape"):
             read("tiny-s")
 
 
 def test_where_there_is_no_checkout_a_recipes_name_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IGPT_ROOT", str(tmp_path))
-    for read in (ImageGPT.from_pretrained, find_weights):
-        for name in ("laptop-l", "tiny-s"):
+    for read in (ImageGPT.from_pretrained, open_weights):
+        for name in ("laptop-m", "tiny-s"):
             with pytest.raises(
-                UsageError, match=f"{name} is published with the book .* and {tmp_path} has neither: set IGPT_ROOT"
+                UsageError, match=f"{name}, which is not among .* needs a checkout .*: clone it .*, or set IGPT_ROOT"
             ):
                 read(name)
 
@@ -83,4 +83,4 @@ def test_what_makes_no_picture_is_refused_by_the_commands(positions: int, channe
     colours = Palette(np.random.default_rng(0).uniform(-1, 1, (8, channels)).astype(np.float32))
     save_weights(tmp_path / "w", random_model(ModelShape(1, 8, 1, 8, positions)), colours)
     with pytest.raises(UsageError, match=f"has {positions} positions and colours of {channels} channels"):
-        find_weights(str(tmp_path / "w"))
+        open_weights(str(tmp_path / "w"))

@@ -14,10 +14,10 @@ from conftest import Counting, counting
 from safetensors.torch import load_file, save_file
 
 from igpt import ImageGPT, Palette
-from igpt.companion.run.samples import find_weights
 from igpt.errors import UsageError
 from igpt.fetch import RemoteFile, Unavailable, fetch
 from igpt.model import ImageGPT as Model
+from igpt.pretrained import open_weights
 from igpt.weights import fetching, released
 from igpt.weights.huggingface import write_huggingface
 from igpt.weights.own import save_weights
@@ -92,7 +92,7 @@ def test_the_names_promise_the_published_numbers_of_parameters() -> None:
 def test_another_model_under_a_released_name_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IGPT_WEIGHTS", str(tmp_path))
     shutil.copytree(FIXTURE.with_name("bert" if name.endswith("bert") else "autoregressive"), tmp_path / name)
-    for read in (read_weights, ImageGPT.from_pretrained, find_weights):
+    for read in (read_weights, ImageGPT.from_pretrained, open_weights):
         with pytest.raises(UsageError, match=f"the weights found as {name} have another shape .* than they need .* 512 colours"):
             read(name)
     assert read_weights(tmp_path / name / STEP).shape.n_layer < 4  # a path promises nothing
@@ -119,7 +119,7 @@ def test_another_model_in_a_folder_of_a_models_name_is_refused(
     else:
         write_huggingface(Path(name), model)
         greys.save(Path(name) / "palette.npy")
-    for read in (ImageGPT.from_pretrained, find_weights):
+    for read in (ImageGPT.from_pretrained, open_weights):
         with pytest.raises(UsageError, match=f"the weights found as {name} have another shape"):
             read(name)
     assert ImageGPT.from_pretrained(tmp_path / name).shape == model.shape

@@ -9,7 +9,7 @@ from pathlib import Path
 # What can change a result. All else may be new or changed: a cluster's profile, records, exported weights, a chapter.
 CODE = (
     *("igpt", "notebooks", "pyproject.toml", "constraints.txt", "environment.yml", ":(glob)*.py"),
-    *("book/_live", "book/models", "package.json", "package-lock.json"),  # of the live panel's speed
+    *("book/_live", "package.json", "package-lock.json"),  # of the live panel's speed
     ":(exclude,glob)**/.ipynb_checkpoints/**",
 )
 

@@ -22,6 +22,7 @@ from igpt.companion.run.live_layers import find_neighbours, probe_record
 from igpt.companion.stage import Stage
 from igpt.errors import UsageError
 from igpt.files import read_json, write_text
+from igpt.pretrained import open_weights, published_folder
 from igpt.project import Project
 from igpt.train.recipes import TINY
 
@@ -65,7 +66,7 @@ def live_folder(project: Project) -> Path:
 def prepare_live(model: str) -> str:
     """Make ``book/live/`` for a model, or leave it where it was made from the same inputs; what to say of it.
 
-    model : as `igpt.companion.run.samples.find_weights` takes it
+    model : as `igpt.pretrained.open_weights` takes it
     ``live.json`` comes last and says what the other files are. Without the runtime (npm was not there) the folder is
     removed: the book is then built without its panel, and says so. Raises UsageError for weights that are none, that
     draw no square image, or that are too large for a reader to wait for.
@@ -81,9 +82,7 @@ def prepare_live(model: str) -> str:
     source = _source(project, model, [found[1].signature for found in (record, probes) if found])
     if _made_from(folder) == source:
         return f"the book's panel is as it was: {folder}"
-    from igpt.companion.run.samples import find_weights
-
-    weights, palette = find_weights(model)
+    weights, palette = open_weights(model)
     part = folder.with_name(".live.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -96,7 +95,7 @@ def prepare_live(model: str) -> str:
             "record": str(record[0].relative_to(project.records)) if record else None,
         }
         if probes:
-            known = (weights, palette) if looked_into == model else find_weights(looked_into)
+            known = (weights, palette) if looked_into == model else open_weights(looked_into)
             neighbours = find_neighbours(looked_into, *known, probes, project)
             write_text(part / "layers.json", json.dumps(neighbours) + "\n")
         write_text(part / "live.json", json.dumps(about, indent=1) + "\n")
@@ -189,7 +188,7 @@ def _source(project: Project, model: str, records: list[str]) -> str:
         signer = Signer(project.notebooks)
         weights = signer.sign(Stage.of("pretrain", model=model, objective="autoregressive", seed=0)).digest
     else:
-        folder = project.models / model if (project.models / model).is_dir() else Path(model)
+        folder = published_folder(model) or Path(model)
         paths = [path for path in sorted(folder.glob("*")) if path.is_file()]
         weights = " ".join([model, *(File.of(path).integrity for path in paths)])
     parts = {

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from igpt.companion.run.bar import Bar
-from igpt.companion.run.samples import find_weights
 from igpt.data import LabelledTokens, labelled_tokens
 from igpt.data.imagenet_tokens import SIDE, released_path
 from igpt.data.store import StorePart, TokenStore, read_tokens
 from igpt.errors import UsageError
 from igpt.fast import prepacked
+from igpt.pretrained import open_weights
 from igpt.train.loop import evaluate_loss
 from igpt.weights.own import released_palette
 
@@ -29,7 +29,7 @@ def loss_line(model: str, tokens: Path | None, images: int | None) -> str:
     images : the first so many; the released code leaves out what does not fill a step, so do we when left out
     Raises UsageError for tokens that are not the model's, and for a loss that is not finite.
     """
-    weights, palette = find_weights(model)
+    weights, palette = open_weights(model)
     weights.to("cuda" if torch.cuda.is_available() else "cpu")
     found: TokenStore | LabelledTokens | NDArray[np.integer]
     if tokens is not None and tokens.is_dir():

@@ -1,4 +1,4 @@
-"""What ``igpt publish`` does: a trained model's last weights into the book, in half precision, with a card and samples."""
+"""The command ``igpt publish``: a trained model's last weights in half precision, with a card and samples."""
 
 from __future__ import annotations
 
@@ -7,39 +7,34 @@ import shutil
 from dataclasses import asdict
 
 from igpt.companion.results.record import Record
-from igpt.companion.results.signature import Signer
 from igpt.companion.results.store import RecordStore
-from igpt.companion.run.folder import finished_record, run_folder
 from igpt.companion.run.samples import Draw, write_samples
+from igpt.companion.run.trained import trained
 from igpt.companion.stage import Stage
 from igpt.data import data_card
 from igpt.errors import UsageError
 from igpt.files import write_text
 from igpt.project import Project
 from igpt.train.recipes import recipe
+from igpt.weights.own import load_weights, save_weights
 
 SAMPLES = 64  # on the sheet beside the weights
-LIMIT = 20 * 2**20  # bytes of a model that belongs into the repository
+LIMIT = 20 * 2**20  # bytes of a model in the repository
 
 
 def publish(model: str) -> str:
-    """Write ``book/models/MODEL``: the first seed's weights in float16, palette, card and a sheet of samples; what to say.
+    """Write a model's folder in ``igpt/weights/published``: weights in float16, palette, card and samples.
 
-    The folder that stood there stays until the new one is whole.
+    Returns the line to print. An earlier folder stays until the new one is complete.
     Raises UsageError for a model that has not been trained here or is too large for a repository.
     """
-    from igpt.train.loop import weights_name
-    from igpt.weights.own import load_weights, save_weights
-
-    project = Project.here()
-    plan, signer = recipe(model), Signer(project.notebooks)
-    stage = signer.canonical(Stage.of("pretrain", model=model, seed=0))
-    record = finished_record(project, stage, signer.sign(stage))
+    project, plan = Project.here(), recipe(model)
+    stage, trained_folder, record = trained(project, model)
     if record is None:
         raise UsageError(f"{model} has not been trained here as this checkout stands: igpt run {stage.name} does that")
     if (size := 2 * plan.shape.parameters) > LIMIT:
         raise UsageError(f"{model} takes {size:,} bytes in half precision, more than the {LIMIT:,} that a repository should hold")
-    weights, palette = load_weights(run_folder(project, stage, signer.sign(stage)) / weights_name(plan.steps), plan.shape)
+    weights, palette = load_weights(trained_folder, plan.shape)
     folder, part = project.models / model, project.models / f".{model}.part"
     shutil.rmtree(part, ignore_errors=True)
     store = RecordStore(project)
@@ -58,7 +53,7 @@ def publish(model: str) -> str:
         save_weights(part, weights.half(), palette)
         write_text(part / "card.json", json.dumps(card, indent=1) + "\n")
         write_samples(str(part), Draw(n=SAMPLES, seed=0), out=part / "samples.png")
-        shutil.rmtree(folder, ignore_errors=True)  # whole at any time, but for this moment: a folder replaces none
+        shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -14,11 +14,11 @@ from igpt.companion.results.record import SCHEMA, Record, Value, write_record
 from igpt.companion.results.signature import Signer
 from igpt.companion.run.folder import run_folder
 from igpt.companion.run.publish import publish
-from igpt.companion.run.samples import find_weights
 from igpt.companion.stage import Stage
 from igpt.errors import UsageError
 from igpt.model import ImageGPT
 from igpt.palette import Palette
+from igpt.pretrained import open_weights
 from igpt.project import Project
 from igpt.shape import ModelShape
 from igpt.train.loop import weights_name
@@ -56,7 +56,7 @@ OTHERS = [{"n_layer": 3}, {"n_embd": 8}, {"n_head": 2}, {"n_vocab": 8}, {"n_ctx"
 
 def test_another_model_in_a_recipes_run_folder_is_refused(project: Project) -> None:
     train(project, replace(recipe("tiny-s").shape, n_layer=3))
-    for use in (publish, find_weights):
+    for use in (publish, open_weights):
         with pytest.raises(UsageError, match=r"the weights found as .* have another shape"):
             use("tiny-s")
     assert not (project.models / "tiny-s").exists()
@@ -69,9 +69,9 @@ def test_another_model_published_under_a_recipes_name_is_refused(project: Projec
     with pytest.raises(
         UsageError, match=r"another shape \(.*\) than they need \(2 blocks of width 16, 1 heads, 16 colours, 64 positions"
     ):
-        find_weights("tiny-s")
+        open_weights("tiny-s")
     save_weights(project.models / "tiny-s", random_model(recipe("tiny-s").shape), greys(16))
-    assert find_weights("tiny-s")[0].shape == recipe("tiny-s").shape
+    assert open_weights("tiny-s")[0].shape == recipe("tiny-s").shape
 
 
 def test_a_model_that_was_trained_is_published_with_its_card_and_found_by_its_name(
@@ -87,7 +87,7 @@ def test_a_model_that_was_trained_is_published_with_its_card_and_found_by_its_na
     assert card["recipe"]["steps"] == plan.steps
     assert card["pretrain"]["values"]["validation_loss"]["value"] == 1.25
     assert card["pretrain"]["receipt"]["command"] == f"igpt run {stage.name}"
-    found, _ = find_weights("tiny-s")
+    found, _ = open_weights("tiny-s")
     tokens = torch.arange(64)[None] % 16
     assert torch.allclose(found(tokens), trained(tokens), atol=0.03)  # float16
     assert Image.open(project.models / "tiny-s" / "samples.png").size[0] > 100
