@@ -36,7 +36,7 @@ class Linear(nn.Linear):
     def __init__(self, inputs: int, outputs: int, *, gelu: bool = False) -> None:
         super().__init__(inputs, outputs, bias=False)
         self.gelu = gelu
-        self.prepacked: Tensor | None = None  # inside `packed` only; of 1.702 W when a gelu follows
+        self.prepacked: Tensor | None = None  # inside `prepacked` only; of 1.702 W when a gelu follows
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """Of x (..., inputs): (..., outputs), and ``add`` of that shape on top."""
@@ -134,7 +134,7 @@ def prepacked(model: nn.Module) -> Iterator[None]:
     >>> from igpt.sample import sample
     >>> from igpt.shape import ModelShape
     >>> model = ImageGPT(ModelShape(n_layer=2, n_embd=16, n_head=2, n_vocab=8, n_ctx=9))
-    >>> with packed(model):
+    >>> with prepacked(model):
     ...     tokens = sample(model, n=2, seed=0)
     """
     layers = [m for m in model.modules() if isinstance(m, Linear) and m.prepacked is None and _gains(m.weight)]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Report = Callable[[int, int | None], None]
 Check = Callable[[Path], str]
 
+OPENAI = "https://openaipublic.blob.core.windows.net/image-gpt"  # source: download.py of openai/image-gpt
 PIECE = 1 << 20  # bytes asked of a connection at once
 STEP = 1 << 16  # fewest bytes between two reports
 NOT_FOUND = "HTTP 404"

@@ -39,15 +39,27 @@ class Norm(nn.Module):
 class Cache:
     """Keys and values of every block, allocated once, for sampling one position after the other.
 
-    Zero at first: `igpt.captured` masks the positions that are not filled yet, and a weight of 0 hides any number but NaN
-    and infinity, which memory that is not set may hold.
+    ``length`` counts the positions filled so far. A CUDA graph has fixed addresses and sizes, so there it is a tensor,
+    int64 (1,), that the graph itself counts up, and attention looks at all positions below the fixed ``end``, with those
+    that are not filled yet masked. The memory is zeroed because a mask hides any number but NaN and infinity.
     """
 
     def __init__(self, shape: ModelShape, images: int, *, like: Tensor) -> None:
         size = (shape.n_layer, images, shape.n_head, shape.n_ctx, shape.n_embd // shape.n_head)
         self.keys = like.new_zeros(size)  # (L, B, H, T, D)
         self.values = like.new_zeros(size)  # (L, B, H, T, D)
-        self.length = 0  # positions filled so far, the same in every block
+        self.length: int | Tensor = 0
+        self.end = shape.n_ctx
+        self.mask: Tensor | None = None  # bool (1, end), for a tensor ``length`` only
+
+    def extend(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep a block's new keys and values (B, H, S, D); all that it has below ``end`` (B, H, end, D)."""
+        for kept, new in ((self.keys[block], k), (self.values[block], v)):
+            if isinstance(self.length, Tensor):
+                kept.index_copy_(2, self.length, new)
+            else:
+                kept[:, :, self.length : self.end] = new
+        return self.keys[block, :, :, : self.end], self.values[block, :, :, : self.end]
 
 
 class Attention(nn.Module):
@@ -64,14 +76,12 @@ class Attention(nn.Module):
         """``h + attn(x)``, all (B, S, C)."""
         B, S, C = x.shape
         q, k, v = self.qkv(x).view(B, S, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, S, D)
-        causal = self.causal
+        causal, mask = self.causal, None
         if cache is not None:
-            end = cache.length + S
-            cache.keys[block, :, :, cache.length : end] = k
-            cache.values[block, :, :, cache.length : end] = v
-            k, v = cache.keys[block, :, :, :end], cache.values[block, :, :, :end]
-            causal = cache.length == 0  # a prefix attends causally; a single later position sees all before it
-        a = causal_attention(q, k, v) if causal else F.scaled_dot_product_attention(q, k, v)  # (B, H, S, D), scaled by D^-1/2
+            k, v = cache.extend(block, k, v)  # (B, H, T, D)
+            causal, mask = cache.end == S, cache.mask  # a prefix attends causally; a later position sees all before it
+        # (B, H, S, D), scaled by D^-1/2
+        a = causal_attention(q, k, v) if causal else F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.c_proj(a.transpose(1, 2).reshape(B, S, C), add=h)  # type: ignore[no-any-return]
 
 
@@ -87,11 +97,11 @@ class Block(nn.Module):
         self.c_proj = Linear(4 * shape.n_embd, shape.n_embd)
 
     def forward(self, h: Tensor) -> Tensor:
-        """The block's output (B, T, C), of its input."""
-        return self.after_attention(h, self.ln_1(h))
+        """The block's output (B, T, C) from its input."""
+        return self.after_norm(h, self.ln_1(h))
 
-    def after_attention(self, h: Tensor, normed: Tensor, cache: Cache | None = None, block: int = 0) -> Tensor:
-        """The same, given the input ``h`` and ``normed = ln_1(h)`` (B, T, C)."""
+    def after_norm(self, h: Tensor, normed: Tensor, cache: Cache | None = None, block: int = 0) -> Tensor:
+        """The same from the input ``h`` and ``normed = ln_1(h)`` (B, T, C)."""
         h = self.attn(h, normed, cache, block)
         return self.c_proj(self.c_fc(self.ln_2(h)), add=h)  # type: ignore[no-any-return]
 
@@ -143,7 +153,7 @@ class ImageGPT(nn.Module):
         self.wtet.zero_()
 
     def _blocks(self) -> Iterable[Block]:
-        """The blocks with their own type."""
+        """The blocks, typed for mypy."""
         return (block for block in self.blocks if isinstance(block, Block))
 
     def embed(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
@@ -157,8 +167,7 @@ class ImageGPT(nn.Module):
         if self.shape.objective == "autoregressive":
             if masked is not None:
                 raise ValueError("an autoregressive model takes no mask")
-            start = self.sos.expand(len(tokens), 1, -1)
-            h = torch.cat([start, h[:, :-1]], dim=1)
+            h = torch.cat([self.sos.expand(len(tokens), 1, -1), h[:, :-1]], dim=1)
         elif masked is not None:
             h = h * ~masked[..., None]
         return h + self.wpe[: tokens.shape[1]]
@@ -173,7 +182,7 @@ class ImageGPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits, float32 (..., V), of the final norm's output (..., C).
 
-        Raises UsageError where the weights have no output matrix, ``wtet`` is None: those of a classifier have features only.
+        Raises UsageError for weights without an output matrix (``wtet`` is None), such as a classifier's.
         """
         if self.wtet is None:
             raise UsageError(
@@ -202,34 +211,38 @@ class ImageGPT(nn.Module):
         wanted = set(range(last + 1) if layers is None else layers)
         if outside := sorted(layer for layer in wanted if not 0 <= layer <= last):
             raise ValueError(f"layers {outside} are outside 0 .. {last}")
-        found: dict[int, Tensor] = {}
+        features: dict[int, Tensor] = {}
         h = self.embed(tokens, masked)
         for layer, block in enumerate(self._blocks()):
             if layer > max(wanted, default=-1):
-                return found
+                return features
             normed = block.ln_1(h)
             if layer in wanted:
-                found[layer] = normed.mean(dim=1, dtype=torch.float32)
-            h = block.after_attention(h, normed)
+                features[layer] = normed.mean(dim=1, dtype=torch.float32)
+            h = block.after_norm(h, normed)
         if last in wanted:
-            found[last] = self.ln_f(h).mean(dim=1, dtype=torch.float32)
-        return found
+            features[last] = self.ln_f(h).mean(dim=1, dtype=torch.float32)
+        return features
 
     def next_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """Logits (B, V) of the position after ``tokens``, with the keys and values kept in ``cache``.
+        """Logits (B, V) of the position after those in ``cache``, which then holds that position too.
 
-        tokens : int64 (B, P), all tokens so far. The first call fills the cache with the whole prefix,
-        each later one adds the newest token only. Autoregressive models only.
+        tokens : int64 (B, P), all tokens so far; the first call fills the cache with the whole prefix, each later one adds
+        the newest token only. With a tensor ``cache.length``, all (B, T), of which the newest is read.
+        Autoregressive models only.
         """
-        length = tokens.shape[1] + 1  # with the start vector
-        if cache.length == 0:
-            h = torch.cat([self.sos.expand(len(tokens), 1, -1), self.wte[tokens]], dim=1)
+        if isinstance(cache.length, Tensor):
+            h = self.wte[tokens.index_select(1, cache.length - 1)] + self.wpe[cache.length]  # (B, 1, C)
+            cache.mask = (torch.arange(cache.end, device=h.device) <= cache.length)[None]
+        elif cache.length:
+            h = self.wte[tokens[:, -1:]] + self.wpe[cache.length]  # (B, 1, C)
+            cache.end = cache.length + 1
         else:
-            h = self.wte[tokens[:, -1:]]
-        h = h + self.wpe[cache.length : length]
+            h = self.embed(F.pad(tokens, (0, 1)))  # (B, P + 1, C), with the start vector; the last token is not seen
+            cache.end = h.shape[1]
         for number, block in enumerate(self._blocks()):
-            h = block.after_attention(h, block.ln_1(h), cache, number)
-        cache.length = length
+            h = block.after_norm(h, block.ln_1(h), cache, number)
+        cache.length += h.shape[1]  # in place where it is a tensor
         return self.logits(self.ln_f(h[:, -1]))
 
 
@@ -249,8 +262,8 @@ def generative_loss(logits: Tensor, tokens: Tensor, masked: Tensor | None = None
 def draw_mask(tokens: Tensor, *, rate: float, generator: torch.Generator) -> Tensor:
     """BERT's mask, bool like ``tokens`` (B, T): each position hidden independently with probability ``rate``.
 
-    An image without a hidden position would have no loss; its first position is hidden instead. At the
-    paper's 1024 positions that never happens, at 64 it does about three times in 100,000 images.
+    An image without a hidden position would have no loss, so its first position is hidden then. At the
+    paper's 1024 positions that never happens; at 64, to about three in 100,000 images.
     """
     masked = torch.rand(tokens.shape, generator=generator) < rate
     masked[~masked.any(1), 0] = True

@@ -1,8 +1,9 @@
 """Samples and completions (the blog's method): one token at a time, temperature 1, from the model's own logits.
 
-The released sampler runs a full forward pass for each pixel; here keys and values are kept, the prefix goes
-through in one pass, and a GPU replays each later position from a recording (`igpt.captured`). Restricting the
-choice to the likeliest tokens (``top_k``, ``top_p``) is not in the paper, and off unless asked for.
+The released sampler runs a full forward pass for each pixel; here keys and values are cached and the prefix goes
+through in one pass. On a GPU a step's several hundred kernels take longer to launch than to run, so there each later
+position, drawn token included, is a CUDA graph that is recorded once and replayed. Restricting the choice to the likeliest
+tokens (``top_k``, ``top_p``) is not in the paper, and off by default.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from collections.abc import Callable
 from numbers import Integral, Real
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from igpt.captured import continue_captured
 from igpt.errors import UsageError
 from igpt.fast import prepacked
 from igpt.model import Cache, ImageGPT
@@ -22,6 +23,7 @@ from igpt.seeds import check_seed
 
 Report = Callable[[int, int], None]  # tokens done, tokens in all
 AT_ONCE = 16  # images; iGPT-L's cache takes 0.6 GB for each
+STRETCH = 128  # positions per CUDA graph, whose attention looks at the whole cache up to the stretch's end
 
 
 def sample(
@@ -53,12 +55,12 @@ def complete(
     """n continuations of each prefix, tokens int64 (B, n, positions), the prefix kept.
 
     prefix : int64 (B, P), the first P tokens in raster order; -1 stands for a token to be drawn, so that other
-    shapes than a prefix can be kept. The model looks back only: what is kept further on informs no draw before it.
+    shapes than a prefix can be kept. A kept token does not influence those drawn before it.
     temperature : divides the logits; 0 takes the likeliest token
     top_k, top_p : choose among the k likeliest tokens only, or the fewest whose probabilities reach p
-    One uniform number decides one token, drawn image by image: the same seed gives the same image
+    Each token takes one uniform number, drawn image by image: the same seed gives the same image
     whatever the batch. Raises UsageError for BERT weights, a prefix of another dtype, shape or palette or longer than
-    the model, settings outside their range, a seed outside 0 to 2^32 - 1, and logits that are not finite.
+    the model, settings outside their range, a seed outside 0 to 2^32 - 1, and logits that are NaN or infinite.
 
     >>> import torch
     >>> from igpt.model import ImageGPT
@@ -77,7 +79,7 @@ def complete(
     generator = torch.Generator().manual_seed(check_seed(seed))
     uniform = torch.rand(images, shape.n_ctx, generator=generator, dtype=torch.float64).to(model.wte.device)
     given = prefix.to(model.wte.device).repeat_interleave(n, dim=0)
-    finite = torch.ones((), dtype=torch.bool, device=model.wte.device)  # on the device: a recorded step cannot raise
+    finite = torch.ones((), dtype=torch.bool, device=model.wte.device)  # on the device: a CUDA graph cannot raise
 
     def choose(logits: Tensor, drawn: Tensor) -> Tensor:
         if temperature:
@@ -111,20 +113,54 @@ def _continue(
     choose: Callable[[Tensor, Tensor], Tensor],
     report: Callable[[int], None],
 ) -> Tensor:
-    """Tokens int64 (images, positions): those of ``given`` that are not -1, the others chosen one after the other."""
+    """Tokens int64 (images, positions): those of ``given`` that are not -1, the others chosen one after the other.
+
+    choose : from logits (images, V) and uniform numbers (images,) to tokens (images,)
+    """
     positions = model.shape.n_ctx
-    drawn_from = (given >= 0).all(0).long().cumprod(0).sum().item()  # the first position that some image lacks
-    tokens = given[:, : int(drawn_from)]
-    if model.wte.is_cuda and tokens.shape[1] < positions:
-        return continue_captured(model, given, uniform, choose, report, start=tokens.shape[1], graphs=True)
-    cache = Cache(model.shape, len(given), like=model.wte)
-    for position in range(tokens.shape[1], positions):
-        chosen = choose(model.next_logits(tokens, cache), uniform[:, position])
-        if position < given.shape[1]:
-            chosen = torch.where(given[:, position] >= 0, given[:, position], chosen)
-        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+    kept = F.pad(given, (0, positions - given.shape[1]), value=-1)
+    start = int((kept >= 0).all(0).long().cumprod(0).sum())  # the first position that some image lacks
+    tokens, cache = kept.clone(), Cache(model.shape, len(given), like=model.wte)
+
+    def draw(so_far: Tensor, position: Tensor) -> None:
+        """Fill in the tokens at ``position``, int64 (1,)."""
+        drawn = choose(model.next_logits(so_far, cache), uniform.index_select(1, position)[:, 0])
+        held = kept.index_select(1, position)[:, 0]
+        tokens.index_copy_(1, position, torch.where(held >= 0, held, drawn)[:, None])
+
+    replays = _has_graphs(model)
+    for position in range(start, min(start + 1, positions) if replays else positions):
+        draw(tokens[:, :position], torch.tensor([position], device=given.device))
         report(position + 1)
+    if replays:
+        cache.length = length = torch.tensor([start + 1], device=given.device)
+        for begin in range(start + 1, positions):
+            if begin == start + 1 or begin % STRETCH == 0:
+                cache.end = min((begin // STRETCH + 1) * STRETCH, positions)
+                replay = _recorded(lambda: draw(tokens, length.clone()), length)
+            replay()
+            report(begin + 1)
     return tokens
+
+
+def _has_graphs(model: ImageGPT) -> bool:
+    """Whether the model is on a device with CUDA graphs."""
+    return model.wte.is_cuda
+
+
+def _recorded(step: Callable[[], None], length: Tensor) -> Callable[[], None]:
+    """The step as a CUDA graph. It is launched once before, since libraries initialise then; its count is undone."""
+    before = length.clone()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    length.copy_(before)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def _check(model: ImageGPT, prefix: Tensor, *, n: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
@@ -141,19 +177,19 @@ def _check(model: ImageGPT, prefix: Tensor, *, n: int, temperature: float, top_k
         or prefix.dtype != torch.int64
         or not len(prefix)
     ):
-        found = f"{prefix.dtype} {tuple(prefix.shape)}" if isinstance(prefix, Tensor) else f"a {type(prefix).__name__}"
-        raise UsageError(f"a prefix is a tensor of int64 (images, tokens), this one is {found}: give tokens")
+        given = f"{prefix.dtype} {tuple(prefix.shape)}" if isinstance(prefix, Tensor) else f"a {type(prefix).__name__}"
+        raise UsageError(f"a prefix is a tensor of int64 (images, tokens), this one is {given}: give tokens")
     if prefix.shape[1] > shape.n_ctx:
         raise UsageError(f"the prefix has {prefix.shape[1]} tokens, the model only {shape.n_ctx} positions")
     if prefix.numel() and not -1 <= int(prefix.min()) <= int(prefix.max()) < shape.n_vocab:
         raise UsageError(f"the prefix has tokens outside 0 .. {shape.n_vocab - 1}: quantise it with the model's palette")
-    right = {
+    valid = {
         "n": _is_count(n),
         "top_k": top_k is None or _is_count(top_k),
         "temperature": isinstance(temperature, Real) and 0 <= temperature <= sys.float_info.max,
         "top_p": top_p is None or (isinstance(top_p, Real) and 0 < top_p <= 1),
     }
-    if wrong := [name for name, is_right in right.items() if not is_right]:
+    if wrong := [name for name, is_valid in valid.items() if not is_valid]:
         raise UsageError(
             "n and top_k are whole numbers of at least 1, temperature is at least 0 and finite, top_p in (0, 1]: give"
             f" another {' and '.join(wrong)}"
@@ -171,10 +207,10 @@ def _restrict(logits: Tensor, *, top_k: int | None, top_p: float | None) -> Tens
         least = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
     if top_p is not None and top_p < 1:
-        ordered, place = logits.sort(dim=-1, descending=True)
+        ordered, order = logits.sort(dim=-1, descending=True)
         probabilities = ordered.double().softmax(-1)
         before = probabilities.cumsum(-1) - probabilities  # of all likelier tokens
-        logits = logits.masked_fill((before >= top_p).gather(-1, place.argsort(-1)), -torch.inf)
+        logits = logits.masked_fill((before >= top_p).gather(-1, order.argsort(-1)), -torch.inf)
     return logits
 
 

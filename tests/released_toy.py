@@ -126,23 +126,19 @@ def make_toy(root: Path, mirror: Mirror) -> Toy:
     package = root / "igpt"
     _set(package / "shape.py", SIZES=f"SIZES | {SIZES}")
     _set(package / "train" / "recipes.py", PAPER=f"PAPER | {{name: (name, {SIDE}, *PAPER[name][2:]) for name in {[*SIZES]}}}")
+    _set(package / "fetch.py", OPENAI=repr(mirror.address))
     _set(
         package / "weights" / "released.py",
-        ADDRESS=repr(mirror.address),
         MIRROR=repr(f"{mirror.address}/openai"),
         RELEASED=f"{{n: replace(r, shards={SHARDS}, shape=replace(r.shape, n_ctx={SIDE**2})) for n, r in RELEASED.items()}}",
     )
-    _set(
-        package / "data" / "imagenet_tokens.py",
-        SIDE=str(SIDE),
-        ADDRESS=repr(f"{mirror.address}/datasets"),
-    )
+    _set(package / "data" / "imagenet_tokens.py", SIDE=str(SIDE))
     _set(package / "data" / "cards.py", DATASETS=f"DATASETS | {{{_datasets(mirror)}}}", first=CARDS)
     _set(package / "evaluate" / "low_data.py", PER_CLASS=str(tuple(count // CLASSES["cifar10"] for count in FEW.values())))
-    _replace(package / "experiments" / "measures.py", r"def _few\(", f"FEW = {FEW}\n\n\ndef _few(", times=1)
-    _replace(package / "experiments" / "measures.py", r'_\{labels\}"\)', '_{FEW[labels]}")', times=3)
+    _replace(package / "companion" / "experiments" / "measures.py", r"def _few\(", f"FEW = {FEW}\n\n\ndef _few(", times=1)
+    _replace(package / "companion" / "experiments" / "measures.py", r'_\{labels\}"\)', '_{FEW[labels]}")', times=3)
     tier = f'TIERS | {{"released": replace(TIERS["released"], overrides={OVERRIDES})}}'
-    _set(package / "experiments" / "tiers.py", TIERS=tier, first=REPLACE)
+    _set(package / "companion" / "experiments" / "tiers.py", TIERS=tier, first=REPLACE)
     return Toy(root, mirror)
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -10,7 +10,6 @@ import torch
 from conftest import random_model
 from scipy.stats import chisquare
 
-from igpt.captured import Choose, continue_captured
 from igpt.errors import UsageError
 from igpt.model import ImageGPT
 from igpt.sample import complete, sample
@@ -166,31 +165,20 @@ def poisoned() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("captured", [False, True], indirect=True)
 @pytest.mark.parametrize("length", [0, 4])
 def test_what_lies_in_memory_before_does_not_change_a_token(
-    captured: bool,
-    length: int,
-    model: ImageGPT,
-    tokens: torch.Tensor,
-    monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
+    captured: None, length: int, model: ImageGPT, tokens: torch.Tensor, request: pytest.FixtureRequest
 ) -> None:
     expected = complete(model, tokens[:, :length], n=2, seed=4)
-    if captured:
-        monkeypatch.setattr("igpt.sample._continue", step_by_step)
     request.getfixturevalue("poisoned")
     assert torch.equal(complete(model, tokens[:, :length], n=2, seed=4), expected)
 
 
-@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("captured", [False, True], indirect=True)
 @pytest.mark.parametrize("draw", [{}, {"temperature": 0.0}, {"top_k": 3}, {"top_p": 0.8}])
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_a_logit_that_is_not_finite_is_no_token(
-    captured: bool, draw: dict[str, float], number: float, model: ImageGPT, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if captured:
-        monkeypatch.setattr("igpt.sample._continue", step_by_step)
+def test_a_logit_that_is_not_finite_is_no_token(captured: None, draw: dict[str, float], number: float, model: ImageGPT) -> None:
     with torch.no_grad():
         model.wpe[5, 3] = number  # five positions are drawn before it
     with pytest.raises(UsageError, match="the model's logits are not finite at temperature [01]: check its weights"):
@@ -211,22 +199,24 @@ def test_the_steps_that_a_gpu_replays_draw_the_same_images(
     if length > 5:
         given[:3, 5] = -1  # another shape than a prefix
     expected = complete(model, given, n=2, seed=4, **draw)  # type: ignore[arg-type]
-    monkeypatch.setattr("igpt.captured.STRETCH", 4)
-    monkeypatch.setattr("igpt.sample._continue", step_by_step)
-    assert torch.equal(complete(model, given, n=2, seed=4, **draw), expected)  # type: ignore[arg-type]
-
-
-def step_by_step(
-    model: ImageGPT, given: torch.Tensor, uniform: torch.Tensor, choose: Choose, report: Callable[[int], None]
-) -> torch.Tensor:
-    """As a GPU continues images, launched one by one."""
-    start = int((given >= 0).all(0).long().cumprod(0).sum())
-    if start == model.shape.n_ctx:
-        return given
+    recorded: list[int] = []  # the positions at which a graph is recorded
+    monkeypatch.setattr("igpt.sample.STRETCH", 4)
+    monkeypatch.setattr("igpt.sample._has_graphs", lambda model: True)
+    monkeypatch.setattr("igpt.sample._recorded", lambda step, length: recorded.append(int(length)) or step)
     said: list[int] = []
-    found = continue_captured(model, given, uniform, choose, said.append, start=start, graphs=False)
-    assert said == list(range(start + 1, model.shape.n_ctx + 1))
-    return found
+    again = complete(model, given, n=2, seed=4, report=lambda done, total: said.append(done), **draw)  # type: ignore[arg-type]
+    assert torch.equal(again, expected)
+    start = min(length, 5)
+    assert recorded == sorted({start + 1, *(position for position in (4, 8) if position > start)})
+    assert said == [10 * position for position in range(start + 1, 10)]
+
+
+@pytest.fixture
+def captured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Continue images as on a GPU, but launch the steps of the CUDA graphs one by one; for a parameter True."""
+    if request.param:
+        monkeypatch.setattr("igpt.sample._has_graphs", lambda model: True)
+        monkeypatch.setattr("igpt.sample._recorded", lambda step, length: step)
 
 
 @pytest.mark.gpu

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from igpt.data.dataset import DataSet, SplitName
 from igpt.data.store import map_array, read_tokens
 from igpt.errors import UsageError
-from igpt.fetch import RemoteFile, fetch
+from igpt.fetch import OPENAI, RemoteFile, fetch
 from igpt.files import file_sha256, refuse_full_disk
 from igpt.palette import RELEASED, Palette
 
-ADDRESS = "https://openaipublic.blob.core.windows.net/image-gpt/datasets"  # source: download.py of openai/image-gpt
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)  # the names of whose files begin with their first two letters
 End = Literal["X", "Y"]  # tokens, one-hot labels
 ENDS: tuple[End, ...] = get_args(End)
@@ -183,15 +182,15 @@ def _brought(card: DataSet, name: str) -> Path:
 
         with refuse_full_disk(path):
             try:
-                return fetch(RemoteFile(name, (f"{ADDRESS}/{name}",), None, None), card.folder, report=report)
+                return fetch(RemoteFile(name, (f"{OPENAI}/datasets/{name}",), None, None), card.folder, report=report)
             except UsageError as error:
-                or_by_hand = f"or put {name} from {ADDRESS}/ into {card.folder}"
+                or_by_hand = f"or put {name} from {OPENAI}/datasets/ into {card.folder}"
                 raise UsageError(f"released tokens cannot be had: {error}; {or_by_hand}") from None
 
 
 def _addresses(name: str) -> tuple[str, ...]:
     """Where the released tokens and labels of a set are published."""
-    return tuple(f"{ADDRESS}/{file_name(name, split, end)}" for split in SPLITS for end in ENDS)
+    return tuple(f"{OPENAI}/datasets/{file_name(name, split, end)}" for split in SPLITS for end in ENDS)
 
 
 def _no_names(card: DataSet) -> list[str]:

@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from igpt.errors import UsageError
+from igpt.fetch import OPENAI
 from igpt.project import configured_folder
 from igpt.shape import SIZES, ModelShape, Objective
 
-# Source: download.py of openai/image-gpt.
-ADDRESS = "https://openaipublic.blob.core.windows.net/image-gpt"
 STEPS = (131_000, 262_000, 524_000, 1_000_000)
 LAST_STEP = STEPS[-1]
 POSITIONS, COLOURS = 1024, 512
@@ -43,7 +42,7 @@ class Released:
     @property
     def address(self) -> str:
         """The folder of its checkpoint on OpenAI's server."""
-        return f"{ADDRESS}/checkpoints/{self.name}/{self.step}"
+        return f"{OPENAI}/checkpoints/{self.name}/{self.step}"
 
     @property
     def mirror(self) -> str | None:

@@ -240,11 +240,12 @@ def test_what_has_no_pictures_is_refused_as_such(released: Path) -> None:
 @pytest.fixture
 def site(released: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A server that stands in for OpenAI's, with the files that are nowhere else then; the folder it shows."""
-    folder = released.parent.parent / "site"
+    folder = released.parent.parent / "site" / "datasets"
+    folder.parent.mkdir()
     released.rename(folder)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with counting(folder) as address:
-        monkeypatch.setattr(imagenet_tokens, "ADDRESS", address)
+    with counting(folder.parent) as address:
+        monkeypatch.setattr(imagenet_tokens, "OPENAI", address)
         publish("imagenet-tokens", loose=imagenet_tokens._addresses("imagenet"), beside=imagenet_tokens._addresses("cifar10"))
         yield folder
 

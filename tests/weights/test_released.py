@@ -34,7 +34,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A server that stands in for OpenAI's; the folder it shows. Weights are looked for beside it."""
     (tmp_path / "site").mkdir()
     with counting(tmp_path / "site") as address:
-        monkeypatch.setattr(released, "ADDRESS", address)
+        monkeypatch.setattr(released, "OPENAI", address)
         monkeypatch.setattr(released, "MIRROR", f"{address}/openai")
         monkeypatch.setattr(fetching, "fetch", partial(fetch, wait=0))
         monkeypatch.setenv("IGPT_WEIGHTS", str(tmp_path / "weights"))
