@@ -6,7 +6,6 @@ replaced by our own, and every other one is refused.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from igpt.data.dataset import Archive, DataSet, Official
+from igpt.data.dataset import Archive, DataSet, Official, checked_bytes
 from igpt.errors import UsageError
 from igpt.pickles import check_cost
 
@@ -62,20 +61,6 @@ def read_names(card: DataSet) -> list[str]:
     if len(found) != card.classes:
         raise UsageError(f"{path} does not name the classes of {card.title}: fetch it again")
     return [word.decode() for word in found]
-
-
-def checked_bytes(path: Path, md5: str) -> bytes:
-    """A file's content. Raises UsageError when it cannot be read or its MD5 sum is another."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise UsageError(f"{path} is missing: fetch the data set again") from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}): mend that, or fetch the data set again") from None
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != md5:
-        raise UsageError(f"{path} is damaged or another file (MD5 {found}, published is {md5}): move it away and fetch again")
-    return content
 
 
 def read_batch(path: Path, content: bytes) -> dict[object, object]:

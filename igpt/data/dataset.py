@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from igpt.errors import UsageError
 from igpt.project import configured_folder
 
 if TYPE_CHECKING:
@@ -100,3 +102,17 @@ def pictures_folder(card: DataSet) -> Path:
     """Where train/ and val/ of a data set lie, or would: in its folder, or where Kaggle's archive of ImageNet has them."""
     kaggle = card.folder / "ILSVRC" / "Data" / "CLS-LOC"
     return kaggle if (kaggle / "train").is_dir() and not (card.folder / "train").is_dir() else card.folder
+
+
+def checked_bytes(path: Path, md5: str) -> bytes:
+    """A file's content. Raises UsageError when it cannot be read or its MD5 sum is another."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing: fetch the data set again") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): mend that, or fetch the data set again") from None
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise UsageError(f"{path} is damaged or another file (MD5 {found}, published is {md5}): move it away and fetch again")
+    return content

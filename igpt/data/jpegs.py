@@ -1,54 +1,49 @@
 """ImageNet and Tiny ImageNet: JPEG files in folders or in the official tar files, listed once and read one by one.
 
-The layouts that are read are named in the book's chapter on the data. In each of them the order is the same: train by class and
-file name, val by file name.
+The book's chapter on the data names the layouts. All give the same order: train by class and file name, val by file name.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
 import io
 import os
 import re
 import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from igpt.data.dataset import Archive, DataSet, Official, pictures_folder
+from igpt.data.dataset import Archive, DataSet, Official, checked_bytes, pictures_folder
 from igpt.errors import UsageError
-from igpt.files import file_size, is_litter, read_whole
+from igpt.files import is_litter, read_whole
 from igpt.pictures import grey_levels, opened
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 FORMATS = ("JPEG", "PNG")  # one file of ImageNet is a PNG under a JPEG's name
 ADVICE = "restore the data set"
 TRAIN_TAR, VAL_TAR, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
-SOLUTION = "LOC_val_solution.csv"  # Kaggle's file of the classes of the validation pictures
-GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
-VAL, TINY_VAL = "ILSVRC2012_val_[0-9]{8}", "val_[0-9]+"  # names of validation pictures, as regular expressions
+SOLUTION = "LOC_val_solution.csv"  # Kaggle's list of the validation images' classes
+VAL, TINY_VAL = r"ILSVRC2012_val_\d{8}", r"val_\d+"  # names of validation images, as regular expressions
+TINY_FOLDERS = ("val/{}/images", "val/{}", "val/images/{}")  # of a class, where people have rearranged the validation images
 LARGEST = 64 << 20  # bytes of one image or list; ImageNet's largest file has some 15 MB
 
 
 @dataclass(frozen=True, eq=False)
 class Jpegs:
-    """A split's images, as places to read them from; small enough to be handed to other processes.
+    """Where the images of a split are; small enough to be sent to other processes.
 
-    files : paths below ``folder``, bytes (F,)
-    file, offset, size : int64 (N,) each; where an image's bytes stand, size -1 for a whole file
+    files : paths below ``folder``, bytes (N,)
+    offset, size : int64 (N,), an image's bytes in its file; size -1 for a whole file
     labels : int64 (N,)
     """
 
     folder: Path
     files: NDArray[np.bytes_]
-    file: NDArray[np.int64]
     offset: NDArray[np.int64]
     size: NDArray[np.int64]
     labels: NDArray[np.int64]
@@ -58,48 +53,42 @@ class Jpegs:
         return len(self.labels)
 
     def take(self, indices: NDArray[np.int64]) -> Jpegs:
-        """Some of the images, in that order, with nothing of the others."""
-        files, places = self.files[self.file[indices]], np.arange(len(indices))
-        return Jpegs(self.folder, files, places, self.offset[indices], self.size[indices], self.labels[indices])
+        """The images at ``indices``, in that order."""
+        return Jpegs(self.folder, self.files[indices], self.offset[indices], self.size[indices], self.labels[indices])
+
+    def path(self, index: int) -> Path:
+        """The file that holds one image."""
+        return self.folder / os.fsdecode(self.files[index])
 
     def read(self, index: int) -> bytes:
-        """One image's bytes. Raises OSError where reading fails, and ValueError for what is no regular file or too large."""
-        path = self.path(index)
+        """One image's bytes. Raises OSError where reading fails, and ValueError as `read_whole` does."""
         if self.size[index] < 0:
-            return read_whole(path, most=LARGEST)
-        file_size(path)  # which refuses a pipe, for that would be waited for without end
-        with path.open("rb") as stream:
+            return read_whole(self.path(index), most=LARGEST)
+        with self.path(index).open("rb") as stream:
             stream.seek(int(self.offset[index]))
             return stream.read(int(self.size[index]))
 
-    def path(self, index: int) -> Path:
-        """The file one image is in."""
-        return self.folder / os.fsdecode(self.files[self.file[index]])
-
     def picture(self, index: int) -> Image.Image:
-        """One image, decoded. Raises UsageError naming a file that cannot be read or is none."""
+        """One image, decoded. Raises UsageError with the file's name when it cannot be read or decoded."""
+        where = f"{self.path(index)} at byte {self.offset[index]}" if self.size[index] >= 0 else f"{self.path(index)}"
         try:
-            content = self.read(index)
+            return decode(self.read(index))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise UsageError(f"{self.path(index)} cannot be read ({reason}): restore the data set") from None
-        try:
-            return decode(content)
+            raise UsageError(f"{where} cannot be read ({reason}): {ADVICE}") from None
         except UsageError as error:
-            where = f"{self.path(index)} at byte {self.offset[index]}" if self.size[index] >= 0 else f"{self.path(index)}"
             raise UsageError(f"{where} {error}") from None
 
     def images(self) -> NDArray[np.uint8]:
-        """All images, uint8 (N, H, W, 3), where they have one size. Raises UsageError where they have not."""
-        pictures = (np.asarray(self.picture(index)) for index in range(len(self)))
-        first = next(pictures)
-        found = np.empty((len(self), *first.shape), np.uint8)
-        found[0] = first
-        for index, picture in enumerate(pictures, start=1):
-            if picture.shape != first.shape:
-                raise UsageError(f"{self.path(index)} is {picture.shape[:2]}, others are {first.shape[:2]}: restore the data set")
-            found[index] = picture
-        return found
+        """All images, uint8 (N, H, W, 3). Raises UsageError where they differ in size."""
+        first = np.asarray(self.picture(0))
+        images = np.empty((len(self), *first.shape), np.uint8)
+        for index in range(len(self)):
+            image = np.asarray(self.picture(index))
+            if image.shape != first.shape:
+                raise UsageError(f"{self.path(index)} is {image.shape[:2]}, others are {first.shape[:2]}: {ADVICE}")
+            images[index] = image
+        return images
 
 
 def decode(content: bytes) -> Image.Image:
@@ -124,328 +113,216 @@ def decode(content: bytes) -> Image.Image:
             ImageFile.LOAD_TRUNCATED_IMAGES = strict
 
 
-def imagenet_jpegs(card: DataSet, split: Official) -> Jpegs:
-    """The images of a split of ImageNet; test is the official validation set, as in the paper.
+class _Row(NamedTuple):
+    """One image: its official name without suffix, its file, its class, and the class that the file's name ends in, if any."""
 
-    Sorted by class and file name for train, by file name for test, whatever the layout. Raises UsageError when the folder
-    is not the data set, a class is missing, a picture is another's or there twice, or the number of images is not the
-    published one.
+    name: str
+    path: str
+    wnid: str = ""
+    suffix: str | None = None
+    offset: int = 0
+    size: int = -1
+
+
+def imagenet_jpegs(card: DataSet, split: Official) -> Jpegs:
+    """The images of a split of ImageNet, by name; test is the official validation set, as in the paper.
+
+    Raises UsageError when the folder is not the data set, a class is missing, an image is there twice or has a name that the
+    data set does not have, or the number of images is not the published one.
     """
     root = pictures_folder(card)
     if not (root / ("train" if split == "train" else "val")).is_dir():
-        return _checked(_tar(card.folder, split), card, split)
-    return _checked(_train(root) if split == "train" else _val(root, card.folder), card, split)
+        rows, classes = _tar_rows(card, split)
+        return _jpegs(card, split, card.folder, rows, classes)
+    if not (root / "train").is_dir():
+        raise UsageError(
+            f"{card.folder} has val/ as a folder and no train/: unpack the training pictures into train/, or put {VAL_TAR} there"
+            " and move val/ away"
+        )
+    classes = _classes(root / "train")
+    if split == "train":
+        rows = _class_rows(root, "train/{}", classes)
+    elif rows := _rows(root, "val", VAL):
+        rows = _with_classes(root / "val", rows, _truth(card))
+    else:
+        rows = _class_rows(root, "val/{}", classes, VAL)
+    return _jpegs(card, split, root, rows, classes)
 
 
 def read_imagenet(card: DataSet, split: Official) -> tuple[Jpegs, NDArray[np.int64]]:
     """The images, to be read one by one, and their labels, as `imagenet_jpegs`."""
-    found = imagenet_jpegs(card, split)
-    return found, found.labels
+    jpegs = imagenet_jpegs(card, split)
+    return jpegs, jpegs.labels
 
 
 def tiny_jpegs(card: DataSet, split: Official) -> Jpegs:
-    """The images of a split of Tiny ImageNet, in the order and under the checks of `imagenet_jpegs`."""
-    return _checked(_train(card.folder) if split == "train" else _tiny_val(card.folder), card, split)
+    """The images of a split of Tiny ImageNet, by name, with the checks of `imagenet_jpegs`."""
+    root, classes = card.folder, _classes(card.folder / "train")
+    if split == "train":
+        nested = (root / "train" / classes[0] / "images").is_dir()
+        return _jpegs(card, split, root, _class_rows(root, "train/{}/images" if nested else "train/{}", classes), classes)
+    if rearranged := [pattern for pattern in TINY_FOLDERS if (root / pattern.format(classes[0])).is_dir()]:
+        return _jpegs(card, split, root, _class_rows(root, rearranged[0], classes, TINY_VAL), classes)
+    notes = root / "val" / "val_annotations.txt"
+    rows = _rows(root, "val/images", TINY_VAL)
+    try:
+        wnids = dict(line.split("\t")[:2] for line in notes.read_text().splitlines())
+        rows = [row._replace(wnid=wnids[f"{row.name}.JPEG"]) for row in rows]
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{notes} does not give the classes of val/images ({error}): {ADVICE}") from None
+    return _jpegs(card, split, root, rows, classes)
 
 
 def read_tiny(card: DataSet, split: Official) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Tiny ImageNet's images, uint8 (N, 64, 64, 3), and their labels. Raises UsageError for a picture of another size."""
-    found = tiny_jpegs(card, split)
-    return found.images(), found.labels
+    """Tiny ImageNet's images, uint8 (N, 64, 64, 3), and their labels. Raises UsageError for an image of another size."""
+    jpegs = tiny_jpegs(card, split)
+    return jpegs.images(), jpegs.labels
 
 
-def _checked(found: Jpegs, card: DataSet, split: Official) -> Jpegs:
-    """Images that are as many, and of as many classes, as were published."""
-    expected = card.train if split == "train" else card.test
-    counts = np.bincount(found.labels, minlength=card.classes)
-    classes = int(np.count_nonzero(counts))
-    if (len(found), classes) != (expected, card.classes):
+def class_ids(card: DataSet) -> list[str]:
+    """The WordNet ids of the classes, by label: labels number them in sorted order."""
+    root = pictures_folder(card)
+    return _classes(root / "train") if (root / "train").is_dir() else sorted(_devkit(card)[0].values())
+
+
+def _jpegs(card: DataSet, split: Official, folder: Path, rows: list[_Row], classes: list[str]) -> Jpegs:
+    """The images in the order of their names, which is by class for train. Raises UsageError as `imagenet_jpegs` does."""
+    rows = sorted(rows)
+    label = {wnid: index for index, wnid in enumerate(classes)}
+    for before, row in zip([_Row("", ""), *rows[:-1]], rows, strict=True):
+        if row.name == before.name:
+            raise UsageError(f"{folder / row.path} and {folder / before.path} are the same picture: move one away")
+        if row.wnid not in label:
+            raise UsageError(f"{folder} has no folder {row.wnid} in train/, a class of {row.name}: restore it")
+        if row.suffix not in (None, row.wnid):
+            raise UsageError(f"{folder / row.path} names another class than its folder or list, {row.wnid}: {ADVICE}")
+    labels = np.array([label[row.wnid] for row in rows], np.int64)
+    counts = np.bincount(labels, minlength=card.classes)
+    expected, present = card.train if split == "train" else card.test, int(np.count_nonzero(counts))
+    if (len(rows), present) != (expected, card.classes):
         raise UsageError(
-            f"{card.folder} has {len(found):,} {split} images of {classes:,} classes, {card.title} has {expected:,} of"
+            f"{card.folder} has {len(rows):,} {split} images of {present:,} classes, {card.title} has {expected:,} of"
             f" {card.classes:,}: restore what is missing"
         )
     if split == "test" and counts.min() < counts.max():  # as many of each class were published
         raise UsageError(
-            f"{card.folder} has {counts.max():,} test images of class {class_ids(card)[counts.argmax()]}, {card.title} has"
+            f"{card.folder} has {counts.max():,} test images of class {classes[counts.argmax()]}, {card.title} has"
             f" {expected // card.classes:,} of each: restore the official classes"
         )
-    return found
-
-
-def class_ids(card: DataSet) -> list[str]:
-    """The WordNet ids of the classes, by label: sorted, as labels count them."""
-    root = pictures_folder(card)
-    if (root / "train").is_dir():
-        return _classes(root / "train")
-    return sorted(_devkit_classes(card.folder).values())
-
-
-def _train(root: Path) -> Jpegs:
-    """``train/<wnid>/*.JPEG``, or ``train/<wnid>/images/*.JPEG`` as Tiny ImageNet has it."""
-    rows, known = [], _classes(root / "train")
-    for label, wnid in enumerate(known):
-        place = f"train/{wnid}/images" if (root / "train" / wnid / "images").is_dir() else f"train/{wnid}"
-        rows += [(f"{place}/{name}", label) for name in _listing(root / place, f"{wnid}_[0-9]+").values()]
-    return _whole_files(root, rows, known)
-
-
-def _val(root: Path, folder: Path) -> Jpegs:
-    """ImageNet's ``val/<wnid>/*.JPEG``, or a flat ``val/`` with the classes in ``folder``: development kit or Kaggle's file."""
-    if not (root / "train").is_dir():
-        raise UsageError(
-            f"{folder} has val/ as a folder and no train/: unpack the training pictures into train/, or put {VAL_TAR} there"
-            " and move val/ away"
-        )
-    known = _classes(root / "train")
-    names = _listing(root / "val", VAL)
-    if not names:
-        return _class_folders(root, known, VAL, ("val/{}",), lists=f"{DEVKIT} or {SOLUTION}")
-    wnids = _by_number(root / "val", list(names), _truth(folder))
-    if strange := sorted(set(wnids) - set(known)):
-        raise UsageError(f"{root / 'train'} has no folder {strange[0]}, a class of the validation images: restore it")
-    rows = [(f"val/{name}", known.index(wnid)) for name, wnid in zip(names.values(), wnids, strict=True)]
-    return _whole_files(root, rows, known)
-
-
-def _tiny_val(root: Path) -> Jpegs:
-    """Tiny's ``val/images/*.JPEG`` with the classes in ``val/val_annotations.txt``, or rearranged into folders of the classes."""
-    known, notes = _classes(root / "train"), root / "val" / "val_annotations.txt"
-    names = _listing(root / "val" / "images", TINY_VAL) if (root / "val" / "images").is_dir() else {}
-    if not names:
-        return _class_folders(root, known, TINY_VAL, ("val/{}/images", "val/{}", "val/images/{}"), lists=notes.name)
-    try:
-        pairs = dict(line.split("\t")[:2] for line in notes.read_text().splitlines())
-        wnids = {name.partition(".")[0]: wnid for name, wnid in pairs.items()}
-        rows = [(f"val/images/{name}", known.index(wnids[stem])) for stem, name in names.items()]
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{notes} does not say the classes of val/images ({error}): restore the data set") from None
-    return _whole_files(root, rows, known)
-
-
-def _class_folders(root: Path, known: list[str], stem: str, places: tuple[str, ...], *, lists: str) -> Jpegs:
-    """Validation pictures in a folder of each class, in the order of their names, as they lie in the official layout."""
-    place = next((p for p in places if any((root / p.format(wnid)).is_dir() for wnid in known)), None)
-    if place is None:
-        raise UsageError(
-            f"{root / 'val'} has neither pictures, with classes in {lists}, nor a folder of each class: restore the data set"
-        )
-    found: dict[str, tuple[str, int]] = {}
-    for label, wnid in enumerate(known):
-        for name, file in _listing(root / place.format(wnid), stem).items():
-            path = f"{place.format(wnid)}/{file}"
-            if name in found:
-                raise UsageError(
-                    f"{root / path} and {root / found[name][0]} are one picture in two classes: restore the data set"
-                )
-            found[name] = (path, label)
-    return _whole_files(root, [found[name] for name in sorted(found)], known)
+    files = np.array([os.fsencode(row.path) for row in rows], np.bytes_)
+    offset, size = np.array([(row.offset, row.size) for row in rows], np.int64).T
+    return Jpegs(folder, files, offset, size, labels)
 
 
 def _classes(folder: Path) -> list[str]:
-    """The classes' folders, sorted. Raises UsageError when there is none."""
+    """The names of the classes' folders, sorted. Raises UsageError when there is none."""
     paths = folder.iterdir() if folder.is_dir() else ()
-    found = sorted(path.name for path in paths if path.is_dir() and re.fullmatch(r"n\d{8}", path.name))
-    if not found:
+    classes = sorted(path.name for path in paths if path.is_dir() and re.fullmatch(r"n\d{8}", path.name))
+    if not classes:
         raise UsageError(f"{folder} has no folder of a class, such as n01440764: put the data set's own folders there")
-    return found
+    return classes
 
 
-def _listing(folder: Path, stem: str) -> dict[str, str]:
-    """The image files in a folder, by their official names without a suffix and in that order.
+def _class_rows(root: Path, pattern: str, classes: list[str], name: str = r"{}_\d+") -> list[_Row]:
+    """The images in the folder of each class."""
+    return [row._replace(wnid=wnid) for wnid in classes for row in _rows(root, pattern.format(wnid), name.replace("{}", wnid))]
 
-    stem : what such a name is, as a regular expression; files may have another suffix, and their class behind the name
-    What macOS and Windows leave is passed over. Raises UsageError for a picture of another name, and one that is there
-    twice.
+
+def _rows(root: Path, folder: str, name: str) -> list[_Row]:
+    """The images in a folder, whose names match ``name``; some copies have the class behind it, or another suffix.
+
+    Litter of macOS and Windows is passed over. Raises UsageError for an image with another name.
     """
     try:
-        names = sorted(
-            entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES) and not is_litter(entry.name)
-        )
+        names = [e.name for e in os.scandir(root / folder) if e.name.lower().endswith(SUFFIXES) and not is_litter(e.name)]
     except OSError as error:
-        raise UsageError(f"{folder} cannot be read ({error.strerror}): restore the data set") from None
-    found: dict[str, str] = {}
-    for name in names:
-        match = re.fullmatch(rf"({stem})(_n[0-9]{{8}})?\.\w+", name)
+        raise UsageError(f"{root / folder} cannot be read ({error.strerror}): {ADVICE}") from None
+    rows = []
+    for file in names:
+        match = re.fullmatch(rf"({name})(?:_(n\d{{8}}))?\.\w+", file)
         if match is None:
-            raise UsageError(f"{folder / name} is none of the data set's pictures: move it away")
-        if match[1] in found:
-            raise UsageError(f"{folder / name} and {found[match[1]]} are the same picture: move one away")
-        found[match[1]] = name
-    return dict(sorted(found.items()))
+            raise UsageError(f"{root / folder / file} is none of the data set's pictures: move it away")
+        rows.append(_Row(match[1], f"{folder}/{file}", suffix=match[2]))
+    return rows
 
 
-def _whole_files(folder: Path, rows: list[tuple[str, int]], known: list[str]) -> Jpegs:
-    """Images that are files of their own, with their labels. Raises UsageError where a file's name says another class."""
-    for path, label in rows:
-        match = re.search(r"_(n[0-9]{8})\.\w+$", path)
-        if match and match[1] != known[label]:
-            raise UsageError(f"{folder / path} says another class than its place or list, {known[label]}: restore the data set")
-    files = np.array([os.fsencode(path) for path, _ in rows], dtype=np.bytes_)
-    labels = np.array([label for _, label in rows], dtype=np.int64)
-    count = np.arange(len(rows))
-    return Jpegs(folder, files, count, np.zeros_like(count), np.full_like(count, -1), labels)
+def _with_classes(path: Path, rows: list[_Row], truth: list[str]) -> list[_Row]:
+    """ImageNet's validation images with their classes, which ``truth`` lists by the numbers in their names."""
+    if len(rows) != len(truth):
+        raise UsageError(f"{path} has {len(rows):,} images, and there are {len(truth):,} labels: restore the official files")
+    if unknown := [row.name for row in rows if not 1 <= int(row.name[-8:]) <= len(truth)]:
+        raise UsageError(f"{path} has {unknown[0]}, for which there is no label: restore the official files")
+    return [row._replace(wnid=truth[int(row.name[-8:]) - 1]) for row in rows]
 
 
-def _tar(folder: Path, split: str) -> Jpegs:
-    """The official tar files, read in place: their members are located, nothing is unpacked."""
-    path = folder / (TRAIN_TAR if split == "train" else VAL_TAR)
-    rows: list[tuple[str, int, int, str]] = []  # name, offset, size, class
+def _tar_rows(card: DataSet, split: Official) -> tuple[list[_Row], list[str]]:
+    """The images in an official tar file, which is not unpacked, and the classes."""
+    path = card.folder / (TRAIN_TAR if split == "train" else VAL_TAR)
+    rows: list[_Row] = []
     try:
-        with path.open("rb") as stream:
-            if split == "train":
-                for outer, start, size in _members(path, stream, 0, r"n\d{8}\.tar"):
-                    wnid = outer.removesuffix(".tar")
-                    inner = _members(path, _Part(stream, start, size), start, rf"{wnid}_\d+\.JPEG")
-                    rows += [(name, offset, length, wnid) for name, offset, length in inner]
-                known = sorted({row[3] for row in rows})
-            else:
-                found = sorted(_members(path, stream, 0, rf"{VAL}\.JPEG"))
-                wnids = _by_number(path, [name.removesuffix(".JPEG") for name, _, _ in found], _ground_truth(folder))
-                rows = [(*member, wnid) for member, wnid in zip(found, wnids, strict=True)]
-                known = sorted(_devkit_classes(folder).values())
+        with tarfile.open(path, "r:") as tar:
+            if split == "test":
+                rows += (
+                    _Row(m.name[:-5], path.name, "", None, m.offset_data, m.size) for m in _members(path, tar, rf"{VAL}\.JPEG")
+                )
+            for outer in _members(path, tar, r"n\d{8}\.tar") if split == "train" else ():
+                wnid, base = outer.name[:-4], outer.offset_data
+                with tarfile.open(fileobj=cast(IO[bytes], tar.extractfile(outer)), mode="r:") as inner:
+                    members = _members(path, inner, rf"{wnid}_\d+\.JPEG", base)
+                    rows += (_Row(m.name[:-5], path.name, wnid, None, base + m.offset_data, m.size) for m in members)
     except FileNotFoundError:
-        raise UsageError(
-            f"{path} is missing, and so is the folder {'train' if split == 'train' else 'val'}/: put one or the other there"
-        ) from None
-    rows.sort(key=lambda row: (row[3], row[0]) if split == "train" else ("", row[0]))
-    label = {wnid: place for place, wnid in enumerate(known)}
-    return Jpegs(
-        folder,
-        np.array([os.fsencode(path.name)], dtype=np.bytes_),
-        np.zeros(len(rows), np.int64),
-        np.array([row[1] for row in rows], np.int64),
-        np.array([row[2] for row in rows], np.int64),
-        np.array([label[row[3]] for row in rows], np.int64),
-    )
-
-
-def _members(path: Path, stream: IO[bytes] | _Part, base: int, pattern: str) -> Iterator[tuple[str, int, int]]:
-    """Name, place in the file and size of a tar's members.
-
-    Raises UsageError for a member that is not a plain file of the expected name, and for a tar that is cut short.
-    """
-    end = path.stat().st_size
-    try:
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
-            for member in tar:
-                if is_litter(member.name):
-                    continue
-                if not member.isreg() or member.issparse() or not re.fullmatch(pattern, member.name):
-                    raise UsageError(f"{path} has a member {member.name!r}, which the official file has not: get it again")
-                place = base + member.offset_data
-                if place + member.size > end or (member.size > LARGEST and not member.name.endswith(".tar")):
-                    raise UsageError(f"{path} is cut short or damaged at {member.name}: get it again")
-                yield member.name, place, member.size
+        folder = "train" if split == "train" else "val"
+        raise UsageError(f"{path} is missing, and so is the folder {folder}/: put one or the other there") from None
     except (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError) as error:
         raise UsageError(f"{path} is cut short or damaged ({error}): get it again") from None
+    if split == "train":
+        return rows, sorted({row.wnid for row in rows})
+    classes, truth = _devkit(card)
+    return _with_classes(path, rows, truth), sorted(classes.values())
 
 
-class _Part(io.RawIOBase):
-    """A part of a file, as a file."""
-
-    def __init__(self, stream: IO[bytes], start: int, size: int) -> None:
-        self._stream, self._start, self._size, self._place = stream, start, size, 0
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place in the part."""
-        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        return self._place
-
-    def tell(self) -> int:
-        """The place in the part."""
-        return self._place
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes of the part."""
-        left = max(self._size - self._place, 0)
-        self._stream.seek(self._start + self._place)
-        found = self._stream.read(left if size < 0 else min(size, left))
-        self._place += len(found)
-        return found
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
+def _members(path: Path, tar: tarfile.TarFile, pattern: str, base: int = 0) -> Iterator[tarfile.TarInfo]:
+    """A tar's members. Raises UsageError for one that is not a plain file with an official name, or not whole."""
+    for member in tar:
+        if is_litter(member.name):
+            continue
+        if not member.isreg() or member.issparse() or not re.fullmatch(pattern, member.name):
+            raise UsageError(f"{path} has a member {member.name!r}, which the official file has not: get it again")
+        end = base + member.offset_data + member.size
+        if end > path.stat().st_size or (member.size > LARGEST and not member.name.endswith(".tar")):
+            raise UsageError(f"{path} is cut short or damaged at {member.name}: get it again")
+        yield member
 
 
-def _truth(folder: Path) -> list[str]:
-    """The class of each validation image by its number, out of the development kit, or of Kaggle's file where there is none."""
-    path = folder / SOLUTION
-    if (folder / DEVKIT).exists() or not path.exists():
-        return _ground_truth(folder)
-    found: dict[int, str] = {}
+def _truth(card: DataSet) -> list[str]:
+    """The class of each validation image by its number, from the development kit, or from Kaggle's list without it."""
+    path = card.folder / SOLUTION
+    if (card.folder / DEVKIT).exists() or not path.exists():
+        return _devkit(card)[1]
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            head, *rows = csv.reader(stream)
-        if head != ["ImageId", "PredictionString"]:
-            raise ValueError(f"its head is {','.join(head)[:80]}")
-        for line, row in enumerate(rows, start=2):
-            match = re.fullmatch(rf"{VAL},(n[0-9]{{8}}) .*", ",".join(row))
-            if match is None or int(row[0][-8:]) in found:
-                raise ValueError(f"line {line} names no picture with its class, or one that was named before")
-            found[int(row[0][-8:])] = match[1]
-        if sorted(found) != list(range(1, len(found) + 1)):
-            raise ValueError("its pictures are not numbered from 1 on without a gap")
-    except (OSError, ValueError, csv.Error) as error:
-        raise UsageError(f"{path} does not say the classes of the validation images ({error}): get it again") from None
-    return [found[number] for number in sorted(found)]
+        head, *lines = path.read_text("utf-8-sig").splitlines()
+        matches = [re.fullmatch(rf"{VAL[:-5]}(\d{{8}}),(n\d{{8}}) .*", line) for line in lines]
+        wnids = {int(match[1]): match[2] for match in matches if match}
+        if head != "ImageId,PredictionString" or sorted(wnids) != list(range(1, len(lines) + 1)):
+            raise ValueError("it needs a head, and one line per picture with its class")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} does not give the classes of the validation images ({error}): get it again") from None
+    return [wnids[number] for number in sorted(wnids)]
 
 
-def _ground_truth(folder: Path) -> list[str]:
-    """The class of each validation image, in the order of their names, out of the development kit."""
-    ids = _devkit_classes(folder)
-    try:
-        return [ids[int(line)] for line in _devkit_file(folder, GROUND_TRUTH).decode().split()]
-    except (ValueError, KeyError) as error:
-        raise UsageError(f"{folder / DEVKIT} does not label the validation images ({error}): get it again") from None
-
-
-def _by_number(place: Path, names: list[str], truth: list[str]) -> list[str]:
-    """The classes of validation pictures by the numbers in their names; as many pictures as classes are needed."""
-    if len(names) != len(truth):
-        raise UsageError(f"{place} has {len(names):,} images, and there are {len(truth):,} labels: restore the official files")
-    numbers = [int(name[-8:]) for name in names]
-    if strange := [name for name, number in zip(names, numbers, strict=True) if not 1 <= number <= len(truth)]:
-        raise UsageError(f"{place} has {strange[0]}, for which there is no label: restore the official files")
-    return [truth[number - 1] for number in numbers]
-
-
-def _devkit_classes(folder: Path) -> dict[int, str]:
-    """WordNet ids by the development kit's own numbers, of the classes without subclasses."""
+def _devkit(card: DataSet) -> tuple[dict[int, str], list[str]]:
+    """From the development kit: WordNet ids by its own numbers, and the class of each validation image."""
     from scipy.io import loadmat
 
-    try:
-        synsets = loadmat(io.BytesIO(_devkit_file(folder, "meta.mat")), squeeze_me=True)["synsets"]  # type: ignore[arg-type]
-        return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in np.atleast_1d(synsets) if int(row["num_children"]) == 0}
-    except UsageError:
-        raise
-    except Exception as error:  # loadmat raises whatever the bytes lead it to
-        raise UsageError(f"{folder / DEVKIT} does not say its classes ({error}): get it again") from None
-
-
-def _devkit_file(folder: Path, name: str) -> bytes:
-    """One small file of the development kit."""
-    path = folder / DEVKIT
-    try:
-        with gzip.open(path) as stream:  # to its end, where gzip's own sum is: a flipped bit would be a wrong label
-            content = stream.read(LARGEST + 1)
-        if len(content) > LARGEST:
-            raise UsageError(f"{path} unpacks to more than {LARGEST:,} bytes: it is not the official file")
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
-            for member in tar:
-                if Path(member.name).name == name and member.isreg():
-                    found = tar.extractfile(member)
-                    assert found is not None
-                    return found.read()
-    except FileNotFoundError:
-        raise UsageError(
-            f"{path} is missing: the classes of the validation images are in it, or in Kaggle's {SOLUTION}"
-        ) from None
-    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, MemoryError) as error:
-        raise UsageError(f"{path} is damaged ({error}): get it again") from None
-    raise UsageError(f"{path} has no {name}: it is not the official file")
+    path, md5 = card.folder / DEVKIT, next(each.checksum for each in card.archives if each.name == DEVKIT)
+    if not path.exists():
+        raise UsageError(f"{path} is missing: it has the classes of the validation images, as has Kaggle's {SOLUTION}")
+    with tarfile.open(fileobj=io.BytesIO(checked_bytes(path, md5.removeprefix("md5:")))) as tar:
+        content = {Path(m.name).name: cast(IO[bytes], tar.extractfile(m)).read() for m in tar if m.isreg()}
+        synsets = loadmat(io.BytesIO(content["meta.mat"]), squeeze_me=True)["synsets"]  # type: ignore[arg-type]
+        ids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets if not row["num_children"]}  # not the parents
+        lines = content["ILSVRC2012_validation_ground_truth.txt"].split()
+    return ids, [ids[int(line)] for line in lines]
 
 
 TINY_IMAGENET = DataSet(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from igpt.data.cifar import checked_bytes
-from igpt.data.dataset import Archive, DataSet, Official
+from igpt.data.dataset import Archive, DataSet, Official, checked_bytes
 from igpt.errors import UsageError
 
 SIDE = 96

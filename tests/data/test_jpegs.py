@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import os
 import re
@@ -129,7 +128,7 @@ def test_a_name_that_says_another_class_than_its_place_or_list_is_refused(home: 
             if wnid == right:
                 assert len(open_jpegs("imagenet", split))
             else:
-                assert f"{named} says another class than its place or list, {right}:" in refusal(open_jpegs, "imagenet", split)
+                assert f"{named} names another class than its folder or list, {right}:" in refusal(open_jpegs, "imagenet", split)
             named.rename(path)
 
 
@@ -140,21 +139,12 @@ def test_a_picture_of_too_many_bytes_is_refused_unread(home: Path, publish: Publ
     assert f"{found.path(0)} cannot be read (it has 1,099,511,627,776 bytes" in refusal(found.picture, 0)
 
 
-def test_a_name_of_tiny_imagenet_that_says_another_class_is_refused(home: Path, publish: Publish) -> None:
-    publish("tiny-imagenet", train=9, test=6, classes=3)
-    files = tiny_val("{}/images")
-    path = next(path for path in files if path.startswith("val/n"))
-    other = next(wnid for wnid in WNIDS if wnid not in path)
-    write(home / "tiny-imagenet-200", files | {path.replace(".JPEG", f"_{other}.JPEG"): files.pop(path)})
-    assert f"_{other}.JPEG says another class" in refusal(open_jpegs, "tiny-imagenet", "test")
-
-
 def test_each_picture_is_there_once(home: Path, publish: Publish) -> None:
     twice = {f"val/{WNIDS[0]}/ILSVRC2012_val_00000001.JPEG": jpeg(1000)}  # which is of the last class
     publish_imagenet(publish, home, imagenet_folders() | twice)
-    assert "ILSVRC2012_val_00000001.JPEG are one picture in two classes" in refusal(open_jpegs, "imagenet", "test")
+    assert "ILSVRC2012_val_00000001.JPEG are the same picture" in refusal(open_jpegs, "imagenet", "test")
     write(home / "imagenet", {f"train/{WNIDS[0]}/{WNIDS[0]}_10.png": jpeg(101)})
-    assert f"{WNIDS[0]}_10.png and {WNIDS[0]}_10.JPEG are the same picture" in refusal(open_jpegs, "imagenet", "train")
+    assert f"{WNIDS[0]}_10.JPEG are the same picture" in refusal(open_jpegs, "imagenet", "train")
 
 
 def test_a_validation_picture_in_the_folder_of_another_class_is_seen(home: Path, publish: Publish) -> None:
@@ -300,13 +290,6 @@ def test_a_changed_byte_of_a_tar_is_the_data_set_or_a_sentence(
             open_jpegs("imagenet", "test")
 
 
-def test_a_header_that_asks_for_more_memory_than_there_is_is_refused(home: Path, publish: Publish) -> None:
-    bomb = tarfile.TarInfo("pax")
-    bomb.type, bomb.size = tarfile.XHDTYPE, 1 << 60
-    publish_imagenet(publish, home, imagenet_tars() | {VAL_TAR: bomb.tobuf(tarfile.GNU_FORMAT) + bytes(4096)})
-    assert VAL_TAR in refusal(open_jpegs, "imagenet", "test")
-
-
 def test_a_missing_class_or_image_and_one_too_many_are_refused(home: Path, publish: Publish) -> None:
     publish_imagenet(publish, home, imagenet_folders())
     folder = home / "imagenet"
@@ -316,12 +299,6 @@ def test_a_missing_class_or_image_and_one_too_many_are_refused(home: Path, publi
     assert "has 10 train images" in refusal(open_jpegs, "imagenet", "train")
     (folder / "val" / WNIDS[2]).rename(folder / "elsewhere")
     assert f"val/{WNIDS[2]} cannot be read" in refusal(open_jpegs, "imagenet", "test")
-
-
-def test_an_image_too_many_in_the_validation_tar_is_not_dropped(home: Path, publish: Publish) -> None:
-    more = [*val_jpegs(), ("ILSVRC2012_val_00000007.JPEG", jpeg(9))]
-    publish_imagenet(publish, home, imagenet_tars() | {VAL_TAR: tar_of(more)})
-    assert "7" in refusal(open_jpegs, "imagenet", "test")
 
 
 def test_a_validation_image_of_a_class_that_is_not_there_is_refused(home: Path, publish: Publish) -> None:
@@ -338,69 +315,13 @@ def test_val_without_train_is_refused(home: Path, publish: Publish) -> None:
     assert "has no folder of a class" in refusal(open_jpegs, "imagenet", "train")
 
 
-def kit(**files: bytes) -> bytes:
-    """A development kit with other files."""
-    names = {"mat": "data/meta.mat", "truth": "data/ILSVRC2012_validation_ground_truth.txt"}
-    return tar_of([(f"ILSVRC2012_devkit_t12/{names[key]}", content) for key, content in files.items()], "gz")
-
-
-def part_of(archive: bytes, name: str) -> bytes:
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        found = tar.extractfile(next(entry for entry in tar if entry.name.endswith(name)))
-        assert found is not None
-        return found.read()
-
-
-MAT, TRUTH = part_of(devkit(), "meta.mat"), part_of(devkit(), "truth.txt")
-KITS = {
-    "no gzip": b"PK\x03\x04 not this",
-    "empty": b"",
-    "no tar": gzip.compress(b"words " * 200),
-    "no meta": kit(truth=TRUTH),
-    "no truth": kit(mat=MAT),
-    "meta is none": kit(mat=b"MATLAB 5.0 " + bytes(200), truth=TRUTH),
-    "meta is empty": kit(mat=b"", truth=TRUTH),
-    "meta is cut": kit(mat=MAT[:-40], truth=TRUTH),
-    "other numbers": kit(mat=MAT, truth=b"7\n" * 6),
-    "the parent's number": kit(mat=MAT, truth=b"4\n" * 6),
-    "words": kit(mat=MAT, truth=b"tench\n" * 6),
-    "bytes": kit(mat=MAT, truth=b"\xff" * 6),
-    "too few": kit(mat=MAT, truth=TRUTH[:-2]),
-    "too many": kit(mat=MAT, truth=TRUTH + b"1\n"),
-    "another class": devkit(ids={WNIDS[0]: 1, WNIDS[1]: 2, "n09999999": 3, WNIDS[2]: 4}, truth=[0] * 6),
-}
-
-
 @pytest.mark.parametrize("layout", [imagenet_tars, lambda: imagenet_folders(flat=True)], ids=["tars", "flat val"])
-@pytest.mark.parametrize("content", KITS.values(), ids=KITS.keys())
+@pytest.mark.parametrize("content", [b"", devkit()[:-1], devkit(truth=VAL_TRUTH[::-1])], ids=["empty", "cut", "another"])
 def test_another_development_kit_is_refused(
     home: Path, publish: Publish, layout: Callable[[], dict[str, bytes]], content: bytes
 ) -> None:
     publish_imagenet(publish, home, layout() | {DEVKIT: content})
-    assert str(home / "imagenet") in refusal(open_jpegs, "imagenet", "test")
-
-
-def test_no_flipped_bit_of_the_development_kit_changes_a_label(home: Path, publish: Publish) -> None:
-    publish_imagenet(publish, home, imagenet_tars())
-    content, refusals = devkit(), 0
-    for place in range(10, len(content), 7):  # the first ten bytes are gzip's, with a date that may be any
-        damaged = bytearray(content)
-        damaged[place] ^= 4
-        (home / "imagenet" / DEVKIT).write_bytes(damaged)
-        try:
-            assert open_jpegs("imagenet", "test").labels.tolist() == VAL_TRUTH  # a bit that says nothing
-        except UsageError as error:
-            assert DEVKIT in str(error) and "\n" not in str(error)
-            refusals += 1
-    assert refusals > 40
-
-
-def test_a_development_kit_that_unpacks_without_end_is_refused(
-    home: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("igpt.data.jpegs.LARGEST", 1 << 20)
-    publish_imagenet(publish, home, imagenet_tars() | {DEVKIT: gzip.compress(bytes(4 << 20))})
-    assert DEVKIT in refusal(open_jpegs, "imagenet", "test")
+    assert f"{home / 'imagenet' / DEVKIT} is damaged or another file" in refusal(open_jpegs, "imagenet", "test")
 
 
 def test_the_parents_of_classes_are_no_classes(home: Path, publish: Publish) -> None:
@@ -450,7 +371,7 @@ def test_a_half_rearranged_tiny_imagenet_is_refused(home: Path, publish: Publish
     files = tiny_val("{}/images")
     publish("tiny-imagenet", train=9, test=6, classes=3)
     write(home / "tiny-imagenet-200", files | {"val/images/val_0.JPEG": files.pop(f"val/{WNIDS[2]}/images/val_0.JPEG")})
-    assert "has 1 test images of 1 classes" in refusal(open_jpegs, "tiny-imagenet", "test")
+    assert "has 5 test images of 3 classes" in refusal(open_jpegs, "tiny-imagenet", "test")
 
 
 @pytest.mark.parametrize("notes", [None, b"", b"\n", b"\xff", b"val_0.JPEG\tn00000000\n", b"val_0.JPEG n01440764\n"])
@@ -459,14 +380,7 @@ def test_tiny_imagenets_classes_are_needed(home: Path, publish: Publish, notes: 
     write(home / "tiny-imagenet-200", tiny_imagenet())
     path = home / "tiny-imagenet-200" / "val" / "val_annotations.txt"
     path.unlink() if notes is None else path.write_bytes(notes)
-    assert refusal(open_jpegs, "tiny-imagenet", "test").startswith(f"{path} does not say the classes")
-
-
-def test_half_of_tiny_imagenet_is_not_asked_to_be_imagenet(home: Path, publish: Publish) -> None:
-    publish("tiny-imagenet", train=9, test=6, classes=3)
-    write(home / "tiny-imagenet-200", {path: c for path, c in tiny_imagenet().items() if path.startswith("train")})
-    text = refusal(open_jpegs, "tiny-imagenet", "test")
-    assert "val_annotations.txt" in text and "ILSVRC" not in text
+    assert refusal(open_jpegs, "tiny-imagenet", "test").startswith(f"{path} does not give the classes")
 
 
 def test_an_image_of_another_size_is_named(home: Path, publish: Publish) -> None:
@@ -489,16 +403,6 @@ def test_a_file_that_is_no_image_is_named(
     text = refusal(open_jpegs("imagenet", "train").picture, 4)
     assert (f"{TRAIN_TAR} at byte " if layout is imagenet_tars else name) in text
     assert re.search("is not an image|is damaged", text) and text.endswith(": restore the data set")
-
-
-def test_a_picture_of_another_program_is_refused(home: Path, publish: Publish) -> None:
-    # Pillow opens some fifty formats, and starts Ghostscript for one of them; the data sets have two
-    eps, gif = io.BytesIO(), io.BytesIO()
-    Image.new("RGB", (8, 8)).save(eps, "EPS")
-    Image.new("RGB", (8, 8)).save(gif, "GIF")
-    for content in (eps.getvalue(), gif.getvalue()):
-        publish_imagenet(publish, home, imagenet_folders() | {f"train/{WNIDS[0]}/{WNIDS[0]}_10.JPEG": content})
-        assert "is not an image" in refusal(open_jpegs("imagenet", "train").picture, 0)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -549,7 +453,7 @@ def test_a_damaged_image_is_a_picture_or_a_sentence(tmp_path_factory: pytest.Tem
     path = tmp_path_factory.getbasetemp() / "damaged.JPEG"
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
     here = np.zeros(1, np.int64)
-    jpegs = Jpegs(path.parent, np.array([os.fsencode(path.name)]), here, here, here - 1, here)
+    jpegs = Jpegs(path.parent, np.array([os.fsencode(path.name)]), here, here - 1, here)
     try:
         assert jpegs.picture(0).mode == "RGB"
     except UsageError as error:

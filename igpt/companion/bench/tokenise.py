@@ -34,7 +34,7 @@ def _files(toy: bool) -> tuple[Jpegs, tempfile.TemporaryDirectory[str]]:
         Image.fromarray(pixels).save(folder / f"{number:04d}.jpeg", quality=92)
     names = np.array([path.name.encode() for path in sorted(folder.glob("*.jpeg"))])
     zeros = np.zeros(count, np.int64)
-    return Jpegs(folder, names, np.arange(count), zeros, zeros - 1, zeros), kept
+    return Jpegs(folder, names, zeros, zeros - 1, zeros), kept
 
 
 def _ours(toy: bool) -> Work:
