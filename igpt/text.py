@@ -27,3 +27,12 @@ def listed(items: Sequence[str], *, most: int) -> str:
     """Items with commas between them, the first ``most`` and how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
+
+
+def rounded(value: float, *, least: float) -> str:
+    """A value to two significant digits; as ``<0.01`` where it lies between 0 and ``least``.
+
+    >>> rounded(1234.5, least=0.01), rounded(0.001, least=0.01), rounded(0, least=0.01)
+    ('1,200', '<0.01', '0')
+    """
+    return f"<{least:g}" if 0 < value < least else f"{float(f'{value:.2g}'):,.10g}"

@@ -31,14 +31,13 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 from igpt.companion.experiments.tiers import tier_of
 from igpt.companion.report.api import public_names
 from igpt.companion.report.bookfigures import FIGURES, draw_figure, figure_note
-from igpt.companion.report.costs import memory_table, recipe_table
+from igpt.companion.report.costs import memory_table, recipe_table, released_costs
 from igpt.companion.report.datasets import datasets_table, terms_table
 from igpt.companion.report.drills import drills_table
 from igpt.companion.report.formats import render
 from igpt.companion.report.numbers import number
 from igpt.companion.report.palettes import released_palette_json
 from igpt.companion.report.provenance import provenance_table, reader_records, record_schema, records_table, yours_table
-from igpt.companion.report.released import released_costs
 from igpt.companion.report.speed import seconds_table, speed_table
 from igpt.companion.report.tables import Cell, ResultTable, result_table, score_counts, table_names
 from igpt.errors import UsageError

@@ -8,7 +8,7 @@ from functools import cache
 
 from igpt.companion.criteria import Criterion, Measurement, Metric
 from igpt.companion.experiments.measures import ACCURACY_MARGIN, MEASURES, Measure, Value
-from igpt.companion.experiments.protocols import EVALUATION, PROTOCOLS
+from igpt.companion.experiments.protocols import EVALUATION, protocol
 from igpt.companion.experiments.published import Published, curve_points, published_rows
 from igpt.companion.experiments.tiers import BY_SGD, TIERS, TOO_LARGE, Tier
 from igpt.companion.stage import Literal, Stage
@@ -111,7 +111,7 @@ def _stage(row: Published, value: Value, tier: Tier, seed: int) -> Stage:
         given |= {"iterations": 1_000_000, **BY_SGD[notebook]}
         notebook = "sgd_probe"
     given |= dict(value.given)
-    left_out = {*EVALUATION} - {*PROTOCOLS[notebook].takes}
+    left_out = {*EVALUATION} - {*protocol(notebook).takes}
     return tier.stage(notebook, **{name: value for name, value in given.items() if name not in left_out})
 
 

@@ -1,6 +1,6 @@
-"""The protocols: what each notebook stands on, what decides its result, what it costs, how long it takes, how it is drawn.
+"""The protocols, one per notebook: its parents, what decides its result, what it demands of a machine, and its figures.
 
-One entry a notebook, and the one place that knows it; an evaluation that is added is a notebook, an entry here and a chapter.
+To add an evaluation, add a notebook, an entry here and a chapter.
 """
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from igpt.companion.experiments import needs, work
-from igpt.companion.experiments.needs import Needs
-from igpt.companion.experiments.work import Given, Work
+from igpt.companion.experiments import demand
+from igpt.companion.experiments.demand import Demand, Given
 from igpt.companion.stage import Stage
 from igpt.data.cards import data_card
 from igpt.train.recipe import Recipe
@@ -19,9 +18,19 @@ from igpt.train.recipes import PAPER, recipe
 Parents = dict[str, Stage]  # by the name under which a notebook asks for one
 
 
-def nothing(given: Given) -> Parents:
+def none(given: Given) -> list[str]:
+    """No data sets, no modules."""
+    return []
+
+
+def no_parents(given: Given) -> Parents:
     """No parents."""
     return {}
+
+
+def no_recipes(given: Given) -> list[Recipe]:
+    """No recipes."""
+    return []
 
 
 def palette(given: Given) -> Parents:
@@ -46,11 +55,11 @@ def milestones(given: Given) -> Parents:
     """The weights along pre-training, with their losses: of one run here, or as released, step by step."""
     if given.get("weights", "trained") == "trained":
         return trained(given)
-    found: Parents = {}
-    for step in work.released_steps(given):
+    parents: Parents = {}
+    for step in demand.released_steps(given):
         chosen = {"model": given["model"], "step": step, "weights": given["weights"]}
-        found |= {f"weights-{step}": Stage.of("weights", **chosen), f"released_loss-{step}": Stage.of("released_loss", **chosen)}
-    return found
+        parents |= {f"{notebook}-{step}": Stage.of(notebook, **chosen) for notebook in ("weights", "released_loss")}
+    return parents
 
 
 def probed(given: Given) -> Parents:
@@ -60,193 +69,135 @@ def probed(given: Given) -> Parents:
     return {**trained(given), "linear_probe": Stage.of("linear_probe", **named, **chosen)}
 
 
-def its_dataset(given: Given) -> list[str]:
-    """The data set that is named, else the recipe's."""
-    return [str(given["dataset"])] if given.get("dataset") else [plan.dataset for plan in its_recipe(given)]
-
-
 def its_recipe(given: Given) -> list[Recipe]:
     """The recipe of the model that is named."""
     return [_plan(given)] if "model" in given else []
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """One notebook.
-
-    takes : what a table's cell says of it, of model, objective, dataset, weights and seed; the rest is its defaults
-    work : the time that it costs, see `experiments.work`; needs : memory and disk, see `experiments.needs`
-    seconds : what a stage is taken for until a record says better: what one took on two cores when first run
-    figures : functions of `igpt.companion.report.figures` that draw its records, the first unless another is named
-    parents : the stages whose outputs it reads; datasets : sets whose content decides its result; recipes : likewise
-    modules : those that it picks by a parameter; what it imports itself need not be named
-    network : whether it runs a network, and so is worth a GPU
-    test_only : whether it reads images of test alone, and no labels
-    spreads : whether it uses all devices of its job, and continues in the next one after its time limit
-    """
-
-    notebook: str
-    takes: tuple[str, ...]
-    work: Work | Callable[[Given, Recipe], Work]
-    seconds: float = 8
-    figures: tuple[str, ...] = ()
-    parents: Callable[[Given], Parents] = trained
-    datasets: Callable[[Given], list[str]] = its_dataset
-    recipes: Callable[[Given], list[Recipe]] = its_recipe
-    modules: Callable[[Given], list[str]] = lambda given: []
-    needs: Callable[[Given, Recipe], Needs] = needs.nothing
-    network: bool = True
-    test_only: bool = False
-    spreads: bool = False
-
-
-def _none(given: Given) -> list[str]:
-    """No data set."""
-    return []
-
-
-EVALUATION = ("model", "objective", "dataset", "weights", "seed")
-
-PROTOCOLS = {
-    protocol.notebook: protocol
-    for protocol in (
-        Protocol("palette", (), Work(), 6, ("palette",), nothing, recipes=lambda given: [], network=False),
-        Protocol(
-            "pretrain",
-            ("model", "objective", "seed"),
-            work.pretrain,
-            25,
-            ("losses", "compute"),
-            palette,
-            needs=needs.pretrain,
-            spreads=True,
-        ),
-        Protocol(
-            "rate_search",
-            ("model", "objective", "seed"),
-            work.rate_search,
-            figures=("rate_search",),
-            parents=nothing,
-            recipes=lambda given: [replace(_plan(given), learning_rate=0.0)],  # which it is there to find
-            needs=needs.rate_search,
-        ),
-        # OpenAI's weights, or a user's own: fetched, verified and converted; no recipe of ours decides them.
-        Protocol(
-            "weights",
-            ("model", "objective", "weights"),
-            work.weights,
-            parents=nothing,
-            datasets=_none,
-            recipes=lambda given: [],
-            needs=needs.weights,
-            network=False,
-        ),
-        Protocol(
-            "released_loss",
-            ("model", "weights"),
-            work.released_loss,
-            datasets=lambda given: ["imagenet-tokens"],
-            recipes=lambda given: [],
-            needs=needs.released_loss,
-            test_only=True,
-        ),
-        Protocol(
-            "samples",
-            ("model", "weights", "seed"),
-            work.samples,
-            figures=("samples", "completions"),
-            needs=needs.samples,
-            test_only=True,
-        ),
-        Protocol("linear_probe", EVALUATION, work.linear_probe, figures=("depth", "bert"), needs=needs.linear_probe),
-        Protocol("probe_settings", EVALUATION, work.settings, figures=("probe_settings",), parents=probed, needs=needs.settings),
-        Protocol("sgd_probe", EVALUATION, work.sgd_probe, needs=needs.sgd_probe),
-        Protocol(
-            "loss_against_probe",
-            ("model", "dataset", "weights", "seed"),
-            work.milestones,
-            12,
-            ("loss_against_probe",),
-            milestones,
-            needs=needs.milestones,
-        ),
-        Protocol("concatenated_features", EVALUATION, work.concatenated, parents=probed, needs=needs.concatenated),
-        Protocol("fine_tune", EVALUATION, work.fine_tune, 45, ("search", "bert"), needs=needs.fine_tune, spreads=True),
-        Protocol("low_data", EVALUATION, work.low_data, figures=("low_data",), parents=probed, needs=needs.low_data),
-        Protocol(
-            "parameters",
-            (),
-            Work(),
-            parents=nothing,
-            datasets=_none,
-            recipes=lambda given: [recipe(name) for name in PAPER],
-            network=False,
-        ),
-        Protocol(
-            "speed",
-            (),
-            Work(),  # of minutes, whatever the machine
-            parents=nothing,
-            datasets=_none,
-            recipes=lambda given: [],
-            modules=lambda given: [f"igpt.companion.bench.{given['task']}"],
-        ),
-    )
-}
-
-
-def needed_stages(notebook: str, parameters: Given) -> Parents:
-    """The stages whose outputs a notebook reads, given all of its parameters, by the names it asks for them."""
-    return _protocol(notebook).parents(parameters)
-
-
-def needed_datasets(notebook: str, parameters: Given) -> list[str]:
-    """The data sets whose content a notebook's result depends on."""
-    return _protocol(notebook).datasets(parameters)
-
-
-def needed_recipes(notebook: str, parameters: Given) -> list[Recipe]:
-    """The recipes that decide a notebook's result."""
-    return _protocol(notebook).recipes(parameters)
-
-
-def chosen_modules(notebook: str, parameters: Given) -> list[str]:
-    """The modules that a notebook picks by a parameter, the readers of its data sets among them."""
-    readers = {data_card(name).reader for name in needed_datasets(notebook, parameters)}
-    return sorted({*readers, *_protocol(notebook).modules(parameters)})
-
-
-def expected_seconds(notebook: str) -> float:
-    """What a stage of a notebook is taken for until a record says better."""
-    return _protocol(notebook).seconds
-
-
-def spreads(stage: Stage) -> bool:
-    """Whether a stage uses all devices of its job, and continues in the next one after its time limit."""
-    return _protocol(stage.notebook).spreads
-
-
-def prior_datasets(notebook: str, parameters: Given) -> list[str]:
-    """The data sets that have to be at hand before a stage begins; single files that a stage reads it downloads itself."""
-    by_file = _protocol(notebook).test_only
-    return [name for name in needed_datasets(notebook, parameters) if not (by_file and data_card(name).loose)]
-
-
-def test_only(stage: Stage) -> bool:
-    """Whether a stage reads images of test alone, and no labels."""
-    return _protocol(stage.notebook).test_only
-
-
-def uses_network(stage: Stage) -> bool:
-    """Whether a stage runs a network, and so is worth a GPU."""
-    return _protocol(stage.notebook).network
-
-
-def _protocol(notebook: str) -> Protocol:
-    """A notebook's protocol; one of a user's own stands on the weights and the data that its parameters name."""
-    return PROTOCOLS.get(notebook) or Protocol(notebook, (), Work())
+def its_dataset(given: Given) -> list[str]:
+    """The data set that is named, else the recipe's."""
+    return [str(given["dataset"])] if given.get("dataset") else [plan.dataset for plan in its_recipe(given)]
 
 
 def _plan(given: Given) -> Recipe:
     """The recipe of a stage's model."""
     return recipe(str(given["model"]), str(given.get("objective", "autoregressive")))  # type: ignore[arg-type]  # refused there
+
+
+EVALUATION = ("model", "objective", "dataset", "weights", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """One notebook. Functions of ``Given`` take all parameters of a stage.
+
+    takes : which of `EVALUATION` a table's cell gives it; its other parameters keep their defaults
+    demand : what a stage takes of a machine; None where that is little, or not known
+    figures : functions of `igpt.companion.report.figures` that draw its records, the first unless another is named
+    parents : the stages whose outputs it reads; datasets : sets whose content decides its result; recipes : likewise
+    modules : those that a parameter chooses; modules that the notebook imports need not be named
+    network : whether it runs a network, and so gains from a GPU
+    test_only : whether it reads images of test alone, and no labels
+    spreads : whether it uses all devices of its job, and continues in the next one after its time limit
+    """
+
+    takes: tuple[str, ...] = EVALUATION
+    demand: Callable[[Given, Recipe], Demand] | None = None
+    figures: tuple[str, ...] = ()
+    parents: Callable[[Given], Parents] = trained
+    datasets: Callable[[Given], list[str]] = its_dataset
+    recipes: Callable[[Given], list[Recipe]] = its_recipe
+    modules: Callable[[Given], list[str]] = none
+    network: bool = True
+    test_only: bool = False
+    spreads: bool = False
+
+    def chosen_modules(self, given: Given) -> list[str]:
+        """The modules that parameters choose, the readers of the data sets among them."""
+        return sorted({*(data_card(name).reader for name in self.datasets(given)), *self.modules(given)})
+
+    def prior_datasets(self, given: Given) -> list[str]:
+        """The data sets that must be there before a stage begins; single files that a stage reads it downloads itself."""
+        return [name for name in self.datasets(given) if not (self.test_only and data_card(name).loose)]
+
+
+PROTOCOLS = {
+    "palette": Protocol(figures=("palette",), parents=no_parents, recipes=no_recipes, network=False),
+    "pretrain": Protocol(
+        takes=("model", "objective", "seed"),
+        demand=demand.pretrain,
+        figures=("losses", "compute"),
+        parents=palette,
+        spreads=True,
+    ),
+    "rate_search": Protocol(
+        takes=("model", "objective", "seed"),
+        demand=demand.rate_search,
+        figures=("rate_search",),
+        parents=no_parents,
+        recipes=lambda given: [replace(_plan(given), learning_rate=0.0)],  # which is what it searches
+    ),
+    # OpenAI's weights, or a user's own: fetched, verified and converted; no recipe of ours decides them.
+    "weights": Protocol(
+        takes=("model", "objective", "weights"),
+        demand=demand.weights,
+        parents=no_parents,
+        datasets=none,
+        recipes=no_recipes,
+        network=False,
+    ),
+    "released_loss": Protocol(
+        takes=("model", "weights"),
+        demand=demand.released_loss,
+        datasets=lambda given: ["imagenet-tokens"],
+        recipes=no_recipes,
+        test_only=True,
+    ),
+    "samples": Protocol(
+        takes=("model", "weights", "seed"),
+        demand=demand.samples,
+        figures=("samples", "completions"),
+        test_only=True,
+    ),
+    "linear_probe": Protocol(demand=demand.linear_probe, figures=("depth", "bert")),
+    "probe_settings": Protocol(demand=demand.settings, figures=("probe_settings",), parents=probed),
+    "sgd_probe": Protocol(demand=demand.sgd_probe),
+    "loss_against_probe": Protocol(
+        takes=("model", "dataset", "weights", "seed"),
+        demand=demand.milestones,
+        figures=("loss_against_probe",),
+        parents=milestones,
+    ),
+    "concatenated_features": Protocol(demand=demand.concatenated, parents=probed),
+    "fine_tune": Protocol(demand=demand.fine_tune, figures=("search", "bert"), spreads=True),
+    "low_data": Protocol(demand=demand.low_data, figures=("low_data",), parents=probed),
+    "parameters": Protocol(
+        takes=(),
+        parents=no_parents,
+        datasets=none,
+        recipes=lambda given: [recipe(name) for name in PAPER],
+        network=False,
+    ),
+    "speed": Protocol(  # minutes, on any machine
+        takes=(),
+        parents=no_parents,
+        datasets=none,
+        recipes=no_recipes,
+        modules=lambda given: [f"igpt.companion.bench.{given['task']}"],
+    ),
+}
+OWN = Protocol(takes=())  # a notebook of a user's own: it depends on the weights and the data that its parameters name
+
+
+def protocol(notebook: str) -> Protocol:
+    """The protocol of a notebook."""
+    return PROTOCOLS.get(notebook, OWN)
+
+
+def stage_demand(stage: Stage) -> Demand:
+    """What one stage, all of whose parameters are named, takes of a machine; nothing is known of a user's own notebook.
+
+    Raises KeyError for a stage without the parameters that decide it: none has a cost by default.
+    """
+    function = protocol(stage.notebook).demand
+    return function(stage.parameters, _plan(stage.parameters)) if function else Demand()

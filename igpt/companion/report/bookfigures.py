@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt.companion.experiments import TABLES, TIERS
-from igpt.companion.experiments.protocols import PROTOCOLS
+from igpt.companion.experiments.protocols import protocol
 from igpt.companion.experiments.tiers import Tier
 from igpt.companion.report.style import Mode, save_svg, theme
 from igpt.companion.results.notebooks import near_misses
@@ -48,7 +48,7 @@ def _released(table: str) -> tuple[Stage, ...]:
 
 def _of(stages: tuple[Stage, ...], *, draw: str = "", whole: bool = True, page: int | None = None) -> BookFigure:
     """A figure as its first stage's protocol draws it, or by another of the protocol's functions."""
-    figures = PROTOCOLS[stages[0].notebook].figures
+    figures = protocol(stages[0].notebook).figures
     assert not draw or draw in figures, draw
     return BookFigure(stages, draw or figures[0], (draw or figures[0]) in SINGLE, page, whole)
 
@@ -58,9 +58,9 @@ def _figures_of(tier: Tier) -> dict[str, BookFigure]:
     small, medium, large = (tier.models[f"iGPT-{size} 32x32"] for size in "SML")
 
     def seeds(notebook: str, model: str = large, **given: str) -> tuple[Stage, ...]:
-        if "dataset" in PROTOCOLS[notebook].takes:
+        if "dataset" in protocol(notebook).takes:
             given["dataset"] = tier.stands_for["cifar10"]
-        if tier.weights != "trained" and "weights" in PROTOCOLS[notebook].takes:
+        if tier.weights != "trained" and "weights" in protocol(notebook).takes:
             given["weights"] = tier.weights
         return tuple(tier.stage(notebook, model=model, seed=seed, **given) for seed in tier.seeds)
 

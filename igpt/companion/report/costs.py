@@ -1,17 +1,21 @@
-"""What each published model costs to train, as tables: operations, hours, memory, and what fits on how many cards."""
+"""Costs as tables: of each recipe, of the published models on one card and on many, and of the released tier."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from igpt.companion.experiments.costs import stage_work
-from igpt.companion.experiments.machines import H100
+from igpt.companion.experiments import declared_stages
+from igpt.companion.experiments.costs import run_hours, run_room, with_parents
+from igpt.companion.experiments.machines import CARDS, H100
+from igpt.companion.experiments.protocols import stage_demand
 from igpt.companion.report.tables import Cell, ResultTable
 from igpt.companion.results.signature import Signer
 from igpt.companion.results.store import RecordStore
 from igpt.companion.stage import Stage
 from igpt.project import Project
 from igpt.shape import Objective
+from igpt.text import rounded
 from igpt.train import memory
 from igpt.train.cost import CARD, CARD_FLOPS, UTILISATION, forward_flops, gpu_hours, pretraining_flops
 from igpt.train.memory import GIB, USED, Fit, Kept
@@ -30,7 +34,7 @@ def recipe_table(project: Project) -> ResultTable:
         bert = plan.shape.objective == "bert"
         shape = plan.shape
         probed = {"dataset": "digits" if plan.name in TINY else "cifar10", "objective": shape.objective}
-        probe = stage_work(signer.in_full(Stage.of("linear_probe", model=plan.name, **probed)))
+        probe = stage_demand(signer.in_full(Stage.of("linear_probe", model=plan.name, **probed))).work
         rows.append(
             (
                 f"{plan.name}{', BERT' if bert else ''}",
@@ -40,9 +44,9 @@ def recipe_table(project: Project) -> ResultTable:
                 f"{plan.warmup:,}",
                 f"{plan.learning_rate:g}",
                 f"{3 * forward_flops(shape) / 1e9:,.3g}",
-                _hours(gpu_hours(pretraining_flops(plan))),
-                _seconds(gpu_hours(probe.half)),
-                _seconds(replace(probe, half=0.0).hours(H100.rates)),
+                rounded(gpu_hours(pretraining_flops(plan)), least=0.01),
+                rounded(3600 * gpu_hours(probe.half), least=0.1),
+                rounded(3600 * replace(probe, half=0.0).hours(H100.rates), least=0.1),
                 f"igpt train {plan.name}{' --objective bert' if bert else ''}",
             )
         )
@@ -112,11 +116,31 @@ def _recipes() -> list[Recipe]:
     return [recipe(name, o) for name in names for o in objectives if o == "autoregressive" or name not in PAPER or PAPER[name][3]]
 
 
-def _seconds(hours: float) -> str:
-    """Hours as seconds, to two significant digits."""
-    return "under 0.1" if hours * 3600 < 0.1 else f"{float(f'{hours * 3600:.2g}'):,.10g}"
+def released_costs(project: Project) -> ResultTable:
+    """What the released tier takes: a line per notebook, model and data set, the cheapest first, and the whole.
+
+    The same on every machine, whatever is there already.
+    """
+    stages = with_parents(declared_stages("released"), Signer(project.notebooks).in_full)
+    groups: dict[tuple[str, str], list[Stage]] = {}
+    for stage in stages:
+        words = [str(stage.parameters[name]) for name in ("model", "dataset") if name in stage.parameters]
+        groups.setdefault((stage.notebook, ", ".join(words)), []).append(stage)
+    rows = [(*group, *_released_row(groups[group])) for group in sorted(groups, key=lambda group: _card_hours(groups[group]))]
+    rows.append(("all", "", *_released_row(stages)))
+    columns = ("Notebook", "Of", "Stages", "GB to get", "GB of disk", *(card.title for card in CARDS))
+    sources = "; ".join(f"{card.title}: {card.source}" for card in CARDS)
+    caption = f"What the released tier takes: downloads (+: at least), disk with them at its peak, hours of one card. {sources}"
+    return ResultTable("released-costs", caption, columns, tuple(tuple(Cell(text) for text in row) for row in rows))
 
 
-def _hours(hours: float) -> str:
-    """Hours to two significant digits."""
-    return "under 0.01" if hours < 0.01 else f"{float(f'{hours:.2g}'):,.10g}"
+def _released_row(stages: Sequence[Stage]) -> tuple[str, ...]:
+    """How many stages, their downloads, the disk with these at its peak, and their hours."""
+    fetched, disk = run_room(stages)
+    size = f"{sum(each.bytes for each in fetched) / 1e9:,.1f}{'' if all(each.exact for each in fetched) else '+'}"
+    return (str(len(stages)), size, f"{disk / 1e9:,.1f}", *(rounded(hours, least=0.01) for hours in _card_hours(stages)))
+
+
+def _card_hours(stages: Sequence[Stage]) -> list[float]:
+    """Hours on each of `CARDS`."""
+    return [sum(run_hours(stages, card)) for card in CARDS]

@@ -12,7 +12,7 @@ from igpt.companion.experiments.machines import GIB, Card
 from igpt.companion.results.plan import Plan, State
 from igpt.companion.results.signature import Signer
 from igpt.companion.stage import Stage
-from igpt.text import counted, visible
+from igpt.text import counted, rounded, visible
 
 NAME = 34  # characters of a stage's name in a table
 
@@ -88,7 +88,7 @@ def _numbers(each: Sequence[Sequence[Cost]], cards: Sequence[Card], *, partly: b
     hours = []
     for place, card in enumerate(cards):
         held = [costs[place].hours for costs in each if not lacking(costs[place], card)]
-        hours.append(_hours(sum(held)) if partly or len(held) == len(each) else "-")
+        hours.append(rounded(sum(held), least=0.01) if partly or len(held) == len(each) else "-")
     return [
         f"{here.to_fetch / 1e9:,.1f}{'' if here.exact else '+'}" if here.to_fetch else "-",
         f"{here.room / 1e9:,.1f}",
@@ -112,8 +112,3 @@ def _short(stage: Stage) -> str:
     words = [stage.notebook, *(str(given.pop(name)) for name in named if name in given)]
     text = " ".join([*words, *(f"{name}={value}" for name, value in given.items())])
     return text if len(text) <= NAME else f"{text[: NAME - 1]}…"
-
-
-def _hours(hours: float) -> str:
-    """Hours to two significant digits."""
-    return "<0.01" if 0 < hours < 0.01 else f"{float(f'{hours:.2g}'):,.10g}"

@@ -10,15 +10,16 @@ from typing import Literal
 from igpt.companion.criteria import Measurement
 from igpt.companion.experiments import TABLES, TIERS, Experiment, experiments
 from igpt.companion.experiments.cells import UNMEASURED, why_not
-from igpt.companion.experiments.costs import InFull, run_hours, run_room, with_parents
+from igpt.companion.experiments.costs import run_hours, run_room, with_parents
 from igpt.companion.experiments.machines import H100, TWO_CORES
-from igpt.companion.experiments.protocols import needed_datasets
+from igpt.companion.experiments.protocols import protocol
 from igpt.companion.experiments.published import Published
 from igpt.companion.results.agree import differing_values, outcomes_apart
 from igpt.companion.results.notebooks import near_misses
 from igpt.companion.results.record import Record
 from igpt.companion.results.store import ReaderStore, RecordStore, own_weights
 from igpt.companion.results.verdict import Outcome, Verdict, judge, outcome
+from igpt.companion.stage import Stage
 from igpt.data import DATASETS
 from igpt.errors import UsageError
 from igpt.measure import LEVEL
@@ -251,19 +252,20 @@ def _receipt(found: Outcome, verdict: Verdict, run: Measurement, stale: Sequence
     return tuple(lines)
 
 
-def _price(experiment: Experiment, run: Measurement, in_full: InFull) -> tuple[tuple[str, str], ...]:
+def _price(experiment: Experiment, run: Measurement, in_full: Callable[[Stage], Stage]) -> tuple[tuple[str, str], ...]:
     """A pending cell's command and cost."""
     command = ("Command", f"igpt run {experiment.name} --tier {run.tier}")
     criterion = ("Criterion", run.criterion.claim)
     if run.tier == "tiny":  # too small to be priced
         return (("Status", "not run yet"), criterion, ("Cost", "minutes on two cores, the whole tier together"), command)
     unit, card = ("Hours of two cores", TWO_CORES) if TIERS[run.tier].cores else (f"{CARD}-hours", H100)
-    pretraining, rest = run_hours(run.stages(), in_full, card)
+    needed = with_parents(run.stages(), in_full)
+    pretraining, rest = run_hours(needed, card)
     work = f"{_hours(pretraining)} of pre-training, {_hours(rest)} of everything after it" if pretraining else _hours(rest)
-    fetched, disk = run_room(run.stages(), in_full)
-    room = [f"{fetched / 1e9:.1f} GB to download"] if fetched else []
+    downloads, disk = run_room(needed)
+    room = [f"{sum(each.bytes for each in downloads) / 1e9:.1f} GB to download"] if downloads else []
     cost = f"{unit}: {work}; {', '.join([*room, f'{disk / 1e9:.1f} GB of disk'])}"
-    used = {d for s in with_parents(run.stages(), in_full) for d in needed_datasets(s.notebook, s.parameters)}
+    used = {d for s in needed for d in protocol(s.notebook).datasets(s.parameters)}
     status = f"not run: it needs {' and '.join(sorted(SHORT[name] for name in used))}, and the hours below"
     return (("Status", status), criterion, ("Cost", cost), command)
 

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from igpt.companion.experiments.protocols import chosen_modules, needed_datasets, needed_recipes, needed_stages
+from igpt.companion.experiments.protocols import protocol
 from igpt.companion.results.code import code_digest
 from igpt.companion.results.notebooks import Notebook, check_stage, read_notebook
 from igpt.companion.stage import Stage
@@ -83,21 +83,20 @@ class Signer:
 
     def parents(self, stage: Stage) -> dict[str, Stage]:
         """The stages whose outputs this one reads, by notebook."""
-        needed = needed_stages(stage.notebook, self.parameters(stage))
+        needed = protocol(stage.notebook).parents(self.parameters(stage))
         return {name: self.canonical(parent) for name, parent in needed.items()}
 
     def sign(self, stage: Stage) -> Signature:
         """The signature of a stage as the checkout stands now."""
         stage = self.canonical(stage)
         if stage not in self._signatures:
-            parameters = self.parameters(stage)
+            parameters, chosen = self.parameters(stage), protocol(stage.notebook)
             parts = {f"parameter {name}": json.dumps(value) for name, value in parameters.items()}
-            parts |= {f"data {name}": split_digest(name) for name in needed_datasets(stage.notebook, parameters)}
-            recipes = needed_recipes(stage.notebook, parameters)
-            parts |= {f"recipe {plan.name}": json.dumps(asdict(plan), sort_keys=True) for plan in recipes}
+            parts |= {f"data {name}": split_digest(name) for name in chosen.datasets(parameters)}
+            parts |= {f"recipe {plan.name}": json.dumps(asdict(plan), sort_keys=True) for plan in chosen.recipes(parameters)}
             parts |= {f"stage {parent.name}": self.sign(parent).digest for parent in self.parents(stage).values()}
             self._signatures[stage] = Signature(
-                {**parts, **self._reached_code(stage.notebook, *chosen_modules(stage.notebook, parameters))}
+                {**parts, **self._reached_code(stage.notebook, *chosen.chosen_modules(parameters))}
             )
         return self._signatures[stage]
 

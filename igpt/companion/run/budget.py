@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from igpt.companion.experiments.costs import Cost, Disks, lacking, stage_cost
 from igpt.companion.experiments.machines import GIB, Card
-from igpt.companion.experiments.protocols import prior_datasets
+from igpt.companion.experiments.protocols import protocol
 from igpt.companion.experiments.tiers import tier_of
 from igpt.companion.results.plan import PlannedStage
 from igpt.companion.stage import Stage
@@ -56,13 +56,13 @@ class Budget:
 
     def reading(self, dataset: str) -> list[Stage]:
         """The stages that read a data set."""
-        return [p.stage for p in self.stages if dataset in prior_datasets(p.stage.notebook, p.in_full.parameters)]
+        return [p.stage for p in self.stages if dataset in protocol(p.stage.notebook).prior_datasets(p.in_full.parameters)]
 
     def datasets(self) -> list[str]:
         """The data sets that the stages read, those of the cheapest stages first."""
         rank = self.rank()
         by_rank = sorted(self.stages, key=lambda planned: rank[planned.stage])
-        names = [name for p in by_rank for name in prior_datasets(p.stage.notebook, p.in_full.parameters)]
+        names = [name for p in by_rank for name in protocol(p.stage.notebook).prior_datasets(p.in_full.parameters)]
         return list(dict.fromkeys(names))
 
     def says(self, memory: float, disks: Disks) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from igpt.companion.experiments import declared_stages
 from igpt.companion.experiments.costs import Cost, stage_hours
 from igpt.companion.experiments.machines import H100, many_cores
-from igpt.companion.experiments.protocols import expected_seconds, needed_recipes, prior_datasets, spreads, uses_network
+from igpt.companion.experiments.protocols import protocol
 from igpt.companion.experiments.tiers import tier_of
 from igpt.companion.results.plan import Plan, PlannedStage, make_plan
 from igpt.companion.results.record import Record, write_record
@@ -78,12 +78,13 @@ def shares(room: Slots) -> Needs:
             return min(own or 1, room.cores), 0
         if not room.gpus and is_released([stage]):
             return room.cores, 0
-        if not uses_network(stage):
+        chosen = protocol(stage.notebook)
+        if not chosen.network:
             return share, 0
-        if spreads(stage) and devices.isdecimal():
+        if chosen.spreads and devices.isdecimal():
             return share, min(int(devices), len(room.gpus))
-        if spreads(stage) and tier in ("paper", "released"):
-            [plan] = needed_recipes(stage.notebook, stage.parameters)
+        if chosen.spreads and tier in ("paper", "released"):
+            [plan] = chosen.recipes(stage.parameters)
             return share, max((n for n in range(len(room.gpus) + 1) if n and plan.batch % n == 0), default=0)
         return share, min(1, len(room.gpus))
 
@@ -230,17 +231,13 @@ def _telling(room: Slots, *, threads: bool) -> Callable[[Slots], dict[str, str]]
 
 
 def _expecting(needs: Needs) -> Callable[[PlannedStage], float]:
-    """Seconds that a stage should take with what it is given: as its last record says, kernel start included, else by its cost.
-
-    Models of the tiny tier are too small for rates: their notebooks' own time counts.
-    """
+    """Seconds that a stage should take with what it is given, kernel start included: by its last record, else by its cost."""
 
     def seconds(planned: PlannedStage) -> float:
         if planned.record is not None:
             return planned.record.receipt.seconds + START
         cores, gpus = needs(planned.stage)
-        hours = None if tier_of(planned.stage) == "tiny" else stage_hours(planned.in_full, H100 if gpus else many_cores(cores))
-        return 3600 * hours + START if hours else expected_seconds(planned.stage.notebook)
+        return 3600 * stage_hours(planned.in_full, H100 if gpus else many_cores(cores)) + START
 
     return seconds
 
@@ -282,5 +279,5 @@ def check_data(project: Project, plan: Iterable[PlannedStage]) -> None:
     signer = Signer(project.notebooks)
     for planned in plan:
         if planned.state != "fresh":
-            for name in prior_datasets(planned.stage.notebook, signer.parameters(planned.stage)):
+            for name in protocol(planned.stage.notebook).prior_datasets(signer.parameters(planned.stage)):
                 check_present(name)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from igpt.companion.experiments.protocols import needed_datasets
+from igpt.companion.experiments.protocols import protocol
 from igpt.companion.results.notebooks import near_misses, read_notebook
 from igpt.companion.stage import Literal, Stage
 from igpt.errors import UsageError
@@ -58,7 +58,7 @@ def settle(project: Project, stage: Stage) -> Stage:
     full = {**defaults, **given}
     if word == RELEASED:
         if released := _released(full):
-            for dataset in needed_datasets(stage.notebook, full):
+            for dataset in protocol(stage.notebook).datasets(full):
                 _check_data(dataset, f"OpenAI's {released.model}", released)
         return stage
     place = _registration(project, word)
@@ -74,7 +74,7 @@ def settle(project: Project, stage: Stage) -> Stage:
                 f" {parameter} out, or give {value}"
             )
     settled = {**given, **{k: v for k, v in wanted.items() if k in defaults}, "weights": name}
-    for dataset in needed_datasets(stage.notebook, {**defaults, **settled}):
+    for dataset in protocol(stage.notebook).datasets({**defaults, **settled}):
         _check_data(dataset, word, known)
     return Stage.of(stage.notebook, **settled)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from igpt.companion.experiments.costs import stage_hours, stage_needs
-from igpt.companion.experiments.protocols import spreads
+from igpt.companion.experiments.costs import stage_hours
+from igpt.companion.experiments.protocols import protocol, stage_demand
 from igpt.companion.slurm.batches import Batch
 from igpt.companion.slurm.profile import Profile, Resources
 from igpt.companion.slurm.scheduler import Queued
@@ -47,8 +47,8 @@ class Expected:
 
 def expect(stage: Stage, resources: Resources, profile: Profile) -> Expected:
     """What a stage, all of whose parameters are named, should take with what it asks for."""
-    cost = stage_hours(stage) or 0.0
-    cards = resources.gpus * resources.nodes if spreads(stage) else min(resources.gpus, 1)
+    cost = stage_hours(stage)
+    cards = resources.gpus * resources.nodes if protocol(stage.notebook).spreads else min(resources.gpus, 1)
     if not cost or not cards:
         return Expected(cost, cards, None, 1)
     usable = (60 * resources.minutes - profile.signal_seconds) / 3600
@@ -139,7 +139,5 @@ def _hours(hours: float) -> str:
 
 def disk_gib(stage: Stage) -> float:
     """What a stage, all of whose parameters are named, takes of the disk in its folder."""
-    try:
-        return stage_needs(stage).disk / 2**30
-    except KeyError:  # a notebook of one's own, or one without the parameters that this stands on
-        return 0.0
+    demand = stage_demand(stage)
+    return (demand.kept + demand.scratch) / 2**30

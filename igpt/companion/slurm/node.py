@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import igpt
-from igpt.companion.experiments.protocols import prior_datasets
+from igpt.companion.experiments.protocols import protocol
 from igpt.companion.results.plan import Plan
 from igpt.companion.results.signature import Signature
 from igpt.companion.run.local import plan_stages
@@ -102,7 +102,7 @@ def data_questions(stages: Iterable[Stage]) -> list[Question]:
     weights: dict[str, Released] = {}  # by the stage that brings them
     for stage in stages:
         given = signer.parameters(stage)
-        datasets |= set(prior_datasets(stage.notebook, given))
+        datasets |= set(protocol(stage.notebook).prior_datasets(given))
         if stage.notebook == "weights" and given["weights"] == "released":
             weights[stage.name] = released_at(str(given["model"]), str(given["objective"]), int(given["step"]))
 

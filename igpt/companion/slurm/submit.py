@@ -193,7 +193,7 @@ def new_array(decided: Submission, batch: Batch, number: int, code: Project) -> 
             Listed(
                 name=planned.stage.name,
                 folder=run_folder(decided.home, planned.stage, planned.signature).name,
-                planned=round(stage_hours(planned.in_full) or 0, 4),
+                planned=round(stage_hours(planned.in_full), 4),
             )
             for planned in batch.stages
         ),

@@ -11,9 +11,9 @@ from conftest import ROOT
 from igpt.companion.criteria import Metric
 from igpt.companion.experiments import TIERS, declared_stages, experiments
 from igpt.companion.experiments.costs import run_hours, with_parents
-from igpt.companion.experiments.protocols import needed_stages
+from igpt.companion.experiments.demand import FINE_TUNINGS
+from igpt.companion.experiments.protocols import protocol
 from igpt.companion.experiments.tiers import tier_of
-from igpt.companion.experiments.work import FINE_TUNINGS
 from igpt.companion.results.notebooks import check_stage, read_notebook
 from igpt.companion.results.signature import Signer
 from igpt.companion.results.store import RecordStore
@@ -87,7 +87,7 @@ def test_every_declared_stage_is_one_its_notebook_takes(stage: Stage) -> None:
     folder = ROOT / "notebooks"
     notebook = read_notebook(folder, stage.notebook)
     canonical = check_stage(notebook, stage)
-    for parent in needed_stages(stage.notebook, {**notebook.defaults, **canonical.parameters}).values():
+    for parent in protocol(stage.notebook).parents({**notebook.defaults, **canonical.parameters}).values():
         check_stage(read_notebook(folder, parent.notebook), parent)
 
 
@@ -152,10 +152,10 @@ def test_the_papers_stages_cost_what_their_parts_cost() -> None:
     assert run is not None
     stages = with_parents(run.stages(), SIGNER.in_full)
     assert {stage.notebook for stage in stages} == {"linear_probe", "pretrain"}  # on the released palette
-    pretraining, rest = run_hours(run.stages(), SIGNER.in_full)
+    pretraining, rest = run_hours(stages)
     assert pretraining == pytest.approx(1.2e21 / (0.40 * 989e12) / 3600, rel=0.03)
     assert 0 < rest < pretraining / 100
 
 
 def test_the_small_tier_is_priced_at_about_an_hour_of_its_card() -> None:
-    assert sum(run_hours(declared_stages("small"), SIGNER.in_full)) == pytest.approx(1, abs=0.1)
+    assert sum(run_hours(with_parents(declared_stages("small"), SIGNER.in_full))) == pytest.approx(1, abs=0.1)

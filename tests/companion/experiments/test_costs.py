@@ -8,21 +8,21 @@ import pytest
 from conftest import ROOT, igpt_here
 
 from igpt import sample
-from igpt.companion.experiments import costs, needs
+from igpt.companion.experiments import costs
 from igpt.companion.experiments.costs import (
     Cost,
     Disks,
     downloads,
     lacking,
     run_hours,
+    run_room,
     stage_cost,
     stage_hours,
-    stage_work,
-    stages_disk,
+    with_parents,
 )
+from igpt.companion.experiments.demand import DRAWN, PRECISIONS, PYTHON, WIDEST, expected_iterations, probe_work
 from igpt.companion.experiments.machines import A100, GIB, H100, RTX_4090, TWO_CORES, many_cores, this_machine
-from igpt.companion.experiments.protocols import PROTOCOLS
-from igpt.companion.experiments.work import DRAWN, expected_iterations, probe_work
+from igpt.companion.experiments.protocols import PROTOCOLS, stage_demand
 from igpt.companion.report.costs import recipe_table
 from igpt.companion.results.plan import PlannedStage
 from igpt.companion.results.record import read_record
@@ -49,11 +49,11 @@ def full(notebook: str, **given: Literal) -> Stage:
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_every_notebook_has_a_price_of_its_own_and_none_without_its_parameters(notebook: str) -> None:
     hours = stage_hours(full(notebook))
-    assert hours is not None
-    assert (hours > 0) == (notebook not in ("palette", "parameters", "speed"))
+    assert (hours > 0) == (PROTOCOLS[notebook].demand is not None) == (notebook not in ("palette", "parameters", "speed"))
     if hours:
-        assert stage_hours(Stage.of(notebook)) is None  # what is not named is not assumed
-    assert stage_hours(Stage.of("my_own", model="small-s")) is None
+        with pytest.raises(KeyError):  # what is not named is not assumed
+            stage_hours(Stage.of(notebook))
+    assert stage_hours(Stage.of("my_own", model="small-s")) == 0
 
 
 PROBES = ["linear_probe", "concatenated_features", "loss_against_probe", "low_data", "probe_settings", "sgd_probe"]
@@ -61,7 +61,7 @@ PROBES = ["linear_probe", "concatenated_features", "loss_against_probe", "low_da
 
 @pytest.mark.parametrize("notebook", PROBES)
 def test_every_notebook_that_solves_probes_pays_for_solving_them(notebook: str) -> None:
-    ten, more = (stage_work(full(notebook, model="small-l", dataset=name)) for name in ("cifar10", "cifar100"))
+    ten, more = (stage_demand(full(notebook, model="small-l", dataset=name)).work for name in ("cifar10", "cifar100"))
     assert 0 < ten.double < more.double
     assert 0 < ten.bytes < more.bytes
     assert ten.eigen > 0
@@ -100,7 +100,8 @@ def test_few_images_of_many_features_cost_what_their_span_costs() -> None:
 
 def test_masks_that_vote_are_passes_that_are_paid() -> None:
     plain, bert = (
-        stage_work(full("linear_probe", model="small-l", dataset="cifar10", objective=o)) for o in ("autoregressive", "bert")
+        stage_demand(full("linear_probe", model="small-l", dataset="cifar10", objective=o)).work
+        for o in ("autoregressive", "bert")
     )
     shape = recipe("small-l", "bert").shape
     more = 2 * 4 * data_card("cifar10").test * forward_flops(shape)  # four more views of test, of two networks
@@ -109,9 +110,9 @@ def test_masks_that_vote_are_passes_that_are_paid() -> None:
 
 def test_hours_add_up_and_another_machine_has_its_own_rates() -> None:
     stage = full("linear_probe", model="laptop-l", dataset="cifar10")
-    work = stage_work(stage)
-    parts = sum(run_hours([stage], SIGNER.in_full, TWO_CORES))
-    pretraining = stage_work(full("pretrain", model="laptop-l")).hours(TWO_CORES.rates)
+    work = stage_demand(stage).work
+    parts = sum(run_hours(with_parents([stage], SIGNER.in_full), TWO_CORES))
+    pretraining = stage_hours(full("pretrain", model="laptop-l"), TWO_CORES)
     assert parts == pytest.approx(pretraining + work.hours(TWO_CORES.rates))
     assert (work + work).hours(H100.rates) == pytest.approx(2 * work.hours(H100.rates))
     assert work.hours(H100.rates) < work.hours(TWO_CORES.rates)
@@ -129,7 +130,7 @@ def test_the_table_of_recipes_prices_each_ones_probe() -> None:
     table = recipe_table(Project(ROOT))
     column = table.columns.index("Probe: solving (s)")
     seconds = {row[0].text: row[column].text for row in table.rows}
-    work = stage_work(full("linear_probe", model="igpt-l", dataset="cifar10"))
+    work = stage_demand(full("linear_probe", model="igpt-l", dataset="cifar10")).work
     solving = 3600 * work.hours(H100.rates) - work.half / H100.rates.half
     assert float(seconds["igpt-l"]) == pytest.approx(solving, rel=0.05)
     assert float(seconds["igpt-xl"].replace(",", "")) > float(seconds["igpt-l"])
@@ -138,9 +139,8 @@ def test_the_table_of_recipes_prices_each_ones_probe() -> None:
 def test_every_notebook_with_a_network_says_what_it_needs() -> None:
     for notebook in NOTEBOOKS:
         found = stage_cost(full(notebook), H100)
-        assert found.memory >= needs.PYTHON
+        assert found.memory >= PYTHON
         assert (found.card > 0) == (notebook not in ("palette", "parameters", "speed", "weights"))
-        assert (PROTOCOLS[notebook].needs is needs.nothing) == (notebook in ("palette", "parameters", "speed"))
 
 
 def test_the_features_of_all_layers_are_the_disk_that_a_probe_needs() -> None:
@@ -154,8 +154,8 @@ def test_some_layers_cost_less_and_half_precision_half_the_disk() -> None:
     whole = full("linear_probe", model="igpt-l", dataset="cifar10")
     some = full("linear_probe", model="igpt-l", dataset="cifar10", layers="10-12", precision="float16")
     assert stage_cost(some, H100).disk == 3 * 60_000 * 1536 * 2
-    assert stage_work(some).half == pytest.approx(stage_work(whole).half / 4)
-    assert stage_work(some).double < stage_work(whole).double / 4
+    assert stage_demand(some).work.half == pytest.approx(stage_demand(whole).work.half / 4)
+    assert stage_demand(some).work.double < stage_demand(whole).work.double / 4
 
 
 def test_training_takes_what_a_card_has_and_what_does_not_fit_is_said() -> None:
@@ -198,7 +198,9 @@ def test_what_stays_of_stages_adds_up_and_what_passes_counts_once() -> None:
     whole = sum((stage_cost(stage, H100) for stage in (*weights, *probes, *tunes)), Cost())
     models = sum(4 * recipe(size).shape.parameters for size in sizes)
     assert whole.kept == models
-    assert whole.disk == stages_disk([*weights, *probes, *tunes]) == models + 12 * recipe("igpt-l").shape.parameters * 4
+    _, disk = run_room([*weights, *probes, *tunes])
+    assert disk == whole.disk + sum(each.disk for each in whole.downloads)
+    assert whole.disk == models + 12 * recipe("igpt-l").shape.parameters * 4
     assert whole.scratch == stage_cost(tunes[-1], H100).disk > stage_cost(probes[-1], H100).disk
 
 
@@ -255,19 +257,17 @@ def test_what_the_laptop_tier_took_was_expected_within_a_factor_of_three(path: P
     assert record is not None
     cores = int(record.receipt.hardware.rpartition(", ")[2].split()[0])
     stage = full(record.stage.partition(",")[0], **record.parameters)
-    hours = stage_hours(stage, many_cores(cores))
-    assert hours is not None
-    assert 1 / 3 < 3600 * hours / record.receipt.seconds < 3
+    assert 1 / 3 < 3600 * stage_hours(stage, many_cores(cores)) / record.receipt.seconds < 3
 
 
 def test_a_pass_takes_the_memory_that_features_take() -> None:
-    assert needs.WIDEST == feature_store.AT_ONCE
-    assert needs.PRECISIONS == feature_store.PRECISIONS
+    assert WIDEST == feature_store.AT_ONCE
+    assert PRECISIONS == feature_store.PRECISIONS
 
 
 def test_samples_are_priced_as_they_are_drawn() -> None:
     assert DRAWN == sample.AT_ONCE
-    few, many = (stage_work(full("samples", model="igpt-l", images=images)) for images in (16, 32))
+    few, many = (stage_demand(full("samples", model="igpt-l", images=images)).work for images in (16, 32))
     assert many.bytes > few.bytes > 4 * recipe("igpt-l").shape.parameters * 1024
 
 

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from igpt.companion.experiments.costs import stage_cost, stage_needs
+from igpt.companion.experiments.costs import stage_cost
 from igpt.companion.experiments.machines import CARDS, H100, RTX_4090, TWO_CORES
+from igpt.companion.experiments.protocols import stage_demand
 from igpt.companion.report.plans import cost_text
 from igpt.companion.results.signature import Signer
 from igpt.companion.run.local import plan_stages
@@ -33,7 +34,7 @@ def test_every_cell_and_every_stage_has_a_line_and_the_whole_counts_downloads_on
     assert training[4] == "830"
     assert (probe[0], found["linear_probe igpt-l cifar100"][0]) == ("0.2", "0.2")
     assert found["all that a machine holds"][0] == "0.3"  # 0.17 and 0.17 GB
-    passing = stage_needs(signer.in_full(Stage.of("pretrain", model="igpt-l", objective="autoregressive", seed=0))).scratch / 1e9
+    passing = stage_demand(signer.in_full(Stage.of("pretrain", model="igpt-l", objective="autoregressive", seed=0))).scratch / 1e9
     assert 1 < passing < float(probe[1])
     assert float(found["headline-001"][1]) == pytest.approx(float(training[1]) - passing + float(probe[1]), abs=0.11)
     assert found["headline-001"][3] == "840"

@@ -11,8 +11,8 @@ from pytest import approx
 from igpt.companion.experiments import declared_stages, experiments
 from igpt.companion.experiments.costs import Cost, run_hours, run_room, stage_cost, with_parents
 from igpt.companion.experiments.machines import GIB, RTX_4090, Card, many_cores
+from igpt.companion.report.costs import released_costs
 from igpt.companion.report.numbers import number
-from igpt.companion.report.released import released_costs
 from igpt.companion.report.tables import tier_cell
 from igpt.companion.results.signature import Signer
 from igpt.companion.results.store import RecordStore
@@ -26,7 +26,7 @@ README = (ROOT / "README.md").read_text()
 
 def hours(stages: Iterable[Stage]) -> float:
     """Hours of an H100 for stages and all that they depend on."""
-    return sum(run_hours(stages, Signer(PROJECT.notebooks).in_full))
+    return sum(run_hours(with_parents(stages, Signer(PROJECT.notebooks).in_full)))
 
 
 def about(said: str, stages: Iterable[Stage]) -> bool:
@@ -38,10 +38,10 @@ def test_the_table_has_every_stage_once() -> None:
     *rows, whole = released_costs(PROJECT).rows
     stages = with_parents(declared_stages("released"), Signer(PROJECT.notebooks).in_full)
     assert sum(int(row[2].text) for row in rows) == int(whole[2].text) == len(stages)
-    fetched, disk = run_room(declared_stages("released"), Signer(PROJECT.notebooks).in_full)
+    fetched, disk = run_room(stages)
     assert whole[4].text == f"{disk / 1e9:,.1f}"  # as a plan says it where nothing is at hand
     assert 1e9 * max(float(row[4].text.replace(",", "")) for row in rows) < disk < 1.5e11
-    assert whole[3].text == f"{fetched / 1e9:,.1f}+"
+    assert whole[3].text == f"{sum(each.bytes for each in fetched) / 1e9:,.1f}+"
     assert whole[5].text == f"{float(f'{hours(stages):.2g}'):,.10g}"
 
 

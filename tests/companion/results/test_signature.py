@@ -179,7 +179,7 @@ STL10 = DataSet("""
         ("data/stl.py", "labels.astype(np.int64) - 1", "labels.astype(np.int64) - 2"),
         ("data/cifar.py", "import pickle", "import pickle\nimport json"),
         ("companion/stage.py", "import dataclass", "import dataclass, field"),
-        ("companion/experiments/protocols.py", "45, (", "46, ("),
+        ("companion/experiments/protocols.py", "spreads=True", "spreads=False"),
     ],
 )
 def test_what_cannot_change_a_number_stales_nothing(project: Project, tmp_path: Path, edit: tuple[str, str, str]) -> None:

@@ -1,0 +1,339 @@
+"""What each notebook demands of a machine, one function per notebook: operations, memory, and disk.
+
+Each function takes a stage's parameters and its recipe. Small things are left out: a palette, records, a probe's predictions.
+`igpt.companion.experiments.protocols` names the function of each notebook; `igpt.companion.experiments.costs` prices it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from igpt.companion.experiments.machines import GIB, Rates, eigen_flops
+from igpt.companion.stage import Literal
+from igpt.data import data_card
+from igpt.data.dataset import DataSet
+from igpt.errors import UsageError
+from igpt.evaluate.linear_probe import STRENGTHS, chosen_layers
+from igpt.evaluate.logistic import ITERATIONS, problem_bytes
+from igpt.evaluate.low_data import DRAWS, PER_CLASS
+from igpt.evaluate.sgd_probe import BATCH, BLOCK
+from igpt.evaluate.sgd_probe import RATES as SGD_RATES
+from igpt.shape import ModelShape
+from igpt.train.cost import forward_flops, pretraining_flops, training_flops
+from igpt.train.memory import FLOAT, HALF
+from igpt.train.recipe import Recipe
+from igpt.weights.released import STEPS
+
+Given = dict[str, Literal]  # all parameters of a stage
+
+RATES_TRIED = 5  # about so many, from large to small
+LOOKED_AT = 8  # images whose loss is taken when weights are converted
+FINE_TUNINGS = 3 + 3  # three rates and three refits
+LOSS_BATCH = 64  # images of a pass in `released_loss`
+PYTHON = 1.0 * GIB  # of the machine: the libraries, a GPU's driver
+# Arrays (positions, width) of an image that a pass has at once, four of them the widest activations: the peaks on a processor.
+PASSING = {"bfloat16": 18, "float32": 8}
+CHECKPOINT = 3  # copies of the weights: they and Adam's two moments
+KEPT = 3 * CHECKPOINT  # of a training: the newest two, and one from before the last good losses; one more is being written
+IN_MEMORY = 10**6  # images: the tokens of larger sets stay on disk in training
+INT64 = 8
+# As in the modules that bring torch, without which a plan is made and a book is built:
+DRAWN = 16  # images that are sampled at once: `igpt.sample.AT_ONCE`
+WIDEST = 2**28  # bytes of the widest activations of a pass over frozen weights: `igpt.evaluate.feature_store.AT_ONCE`
+PRECISIONS = ("float32", "float16")  # of features on disk: `igpt.evaluate.feature_store.PRECISIONS`
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations in half precision, float32 and float64, bytes that solving a probe moves, operations of its eigenproblems."""
+
+    half: float = 0.0
+    single: float = 0.0
+    double: float = 0.0
+    bytes: float = 0.0
+    eigen: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        """Both, one after the other."""
+        return Work(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def hours(self, on: Rates) -> float:
+        """Hours on a machine: a probe's products and its memory traffic overlap, so that the longer of the two counts."""
+        solving = max(self.single / on.single + self.double / on.double, self.bytes / on.bytes)
+        return (self.half / on.half + solving + self.eigen / on.eigen) / 3600
+
+
+@dataclass(frozen=True)
+class Training:
+    """Adam's steps, with as many images at once as the card holds."""
+
+    shape: ModelShape
+    batch: int
+    classes: int = 0  # of a fine-tune's head
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a stage takes: work, and bytes.
+
+    network : frozen weights on the card; a processor has them in the machine's memory, where they are counted
+    passing : of a pass through them
+    other : gives whatever else the card holds, at another time; called only where torch is installed
+    training : the training that takes the card, if there is one
+    memory : of the machine
+    kept : on the disk, in the stage's folder after the stage has ended
+    scratch : on the disk beside that, at its peak; removed at the end of the stage
+    """
+
+    work: Work = Work()
+    network: float = 0.0
+    passing: float = 0.0
+    other: Callable[[], float] = lambda: 0.0
+    training: Training | None = None
+    memory: float = PYTHON
+    kept: float = 0.0
+    scratch: float = 0.0
+
+
+def expected_iterations(strength: float, classes: int) -> float:
+    """Iterations of L-BFGS until it converges.
+
+    70 at C = 1 and ten classes, growing with the fourth root of both. Counted were 22 to 193 for ten classes and C
+    from 0.01 to 10 (26 to 62 on features of laptop-l), and 44 to 387 for two hundred: this is within a factor of three.
+    """
+    return min(70 * math.pow(strength * classes / 10, 0.25), ITERATIONS)
+
+
+def probe_work(*, images: int, width: int, classes: int, problems: int = 1, strengths: tuple[float, ...] = STRENGTHS) -> Work:
+    """Solving ``problems`` of this size for all values of C side by side; one pass over the objective per iteration."""
+    inner = min(images, width)  # fewer images than features: a probe of their span
+    turns = [expected_iterations(strength, classes) for strength in strengths]
+    unknowns, outputs = classes * (inner + 1), images * classes
+    # A pass is two products. The features are read for both, for all values of C that go on at once; logits are passed eight
+    # times; L-BFGS passes its 20 steps and 20 changes of the gradient four times.
+    double = 4 * outputs * inner * sum(turns) + 4 * images * inner * width  # and covariance and rotation, before
+    moved = 16 * images * inner * max(turns) + 8 * (8 * outputs + 4 * 40 * unknowns) * sum(turns)
+    return Work(double=problems * double, bytes=problems * moved, eigen=problems * eigen_flops(inner))
+
+
+def _probed(card: DataSet, *, width: int, problems: int = 1, images: int = 0) -> Work:
+    """Probes chosen on the held-out part and fitted again, on all training images or on ``images``."""
+    whole = images or card.train
+    search = probe_work(images=round(whole * (1 - card.held_out)), width=width, classes=card.classes, problems=problems)
+    return search + probe_work(images=whole, width=width, classes=card.classes, problems=problems, strengths=(1.0,))
+
+
+def _probe_bytes(card: DataSet, width: int, images: int = 0) -> float:
+    """The card's memory for one layer's probe, as `_probed` fits it: the larger of the search and the refit."""
+    whole = images or card.train
+    search = problem_bytes(round(whole * (1 - card.held_out)), width, card.classes, len(STRENGTHS))
+    return max(sum(search), sum(problem_bytes(whole, width, card.classes, 1)))
+
+
+def _passes(plan: Recipe, images: float) -> Work:
+    """The network run forwards in half precision."""
+    return Work(forward_flops(plan.shape) * images)
+
+
+def _whole_passes(plan: Recipe, images: float) -> Work:
+    """The network run forwards in float32."""
+    return Work(single=forward_flops(plan.shape) * images)
+
+
+def _network(plan: Recipe, networks: int = 1) -> tuple[float, float]:
+    """Frozen weights in half precision, and a pass through them."""
+    one = HALF * plan.shape.n_ctx * plan.shape.n_embd
+    return HALF * networks * plan.shape.parameters, PASSING["bfloat16"] * max(WIDEST / 4, one)
+
+
+def _weights(plan: Recipe) -> float:
+    """Bytes of a model's weights as they are kept."""
+    return FLOAT * plan.shape.parameters
+
+
+def _loaded(plan: Recipe, images: float = 0, networks: int = 1) -> float:
+    """The machine's memory with weights, one more copy of them (the file, or as products want them), and the images' tokens."""
+    return PYTHON + (1 + networks) * _weights(plan) + INT64 * images * plan.shape.n_ctx
+
+
+def _features(plan: Recipe, images: float, layers: int, precision: str = "float32") -> float:
+    """Bytes of features. Raises UsageError for a precision that they are not kept in."""
+    if precision not in PRECISIONS:
+        raise UsageError(f"features are kept in {' or '.join(PRECISIONS)}, not {precision!r}: choose one of these")
+    return np.dtype(precision).itemsize * images * layers * plan.shape.n_embd
+
+
+def _card(given: Given) -> DataSet:
+    """The data set of a stage."""
+    return data_card(str(given["dataset"]))
+
+
+def _looks(given: Given) -> int:
+    """Passes over test images; several over each where masks vote."""
+    return _card(given).test * (int(given["views"]) if given["objective"] == "bert" else 1)
+
+
+def _pixels(plan: Recipe, card: DataSet) -> int:
+    """Numbers of a picture that are probed beside features; none where there are no pictures, or they do not fit into memory."""
+    return plan.side**2 * card.channels if card.read is not None and not card.cropped else 0
+
+
+def weights(given: Given, plan: Recipe) -> Demand:
+    """The model, and a copy as products want it; the first images' loss. All on processors; reading and writing take minutes."""
+    kept = _weights(plan)
+    return Demand(_whole_passes(plan, LOOKED_AT), memory=PYTHON + 2 * kept, kept=kept)
+
+
+def pretrain(given: Given, plan: Recipe) -> Demand:
+    """The recipe's steps; checkpoints and each milestone's weights, which stay; in memory a checkpoint as it is written."""
+    card = data_card(plan.dataset)
+    memory = _loaded(plan, 0 if card.train > IN_MEMORY else card.train) + 2 * CHECKPOINT * _weights(plan)
+    return Demand(
+        Work(pretraining_flops(plan)),
+        training=Training(plan.shape, plan.batch),
+        memory=memory,
+        kept=_weights(plan) * (len(plan.milestones) + KEPT),
+        scratch=_weights(plan) * CHECKPOINT,
+    )
+
+
+def rate_search(given: Given, plan: Recipe) -> Demand:
+    """A short training for each rate, in a folder of its own, with its last weights and its checkpoints."""
+    work = Work(training_flops(plan.shape, RATES_TRIED * int(given["steps"]) * plan.batch))
+    return replace(pretrain(given, plan), work=work, kept=_weights(plan) * RATES_TRIED * (1 + KEPT))
+
+
+def released_loss(given: Given, plan: Recipe) -> Demand:
+    """A pass in float32, as the loss was published; of tokens that stay on disk."""
+    passing = PASSING["float32"] * FLOAT * LOSS_BATCH * plan.shape.n_ctx * plan.shape.n_embd
+    return Demand(_whole_passes(plan, int(given["images"])), _weights(plan), passing, memory=_loaded(plan))
+
+
+def samples(given: Given, plan: Recipe) -> Demand:
+    """A whole pass per sample, half a pass per completion; the weights are read once per token of a batch; keys and values."""
+    shape, images, completed = plan.shape, int(given["images"]), int(given["images"]) * int(given["completions"])
+    batches = math.ceil(images / DRAWN) + math.ceil(completed / DRAWN) / 2
+    read = Work(bytes=4 * shape.parameters * shape.n_ctx * batches)
+    cache = FLOAT * DRAWN * 2 * shape.n_layer * shape.n_ctx * shape.n_embd
+    work = _whole_passes(plan, images + completed / 2) + read
+    return Demand(work, other=lambda: _weights(plan) + cache, memory=_loaded(plan))
+
+
+def linear_probe(given: Given, plan: Recipe) -> Demand:
+    """The trained and the untrained network, up to the last layer asked for; of pictures, pixels, colours and indices."""
+    card, last, pixels = _card(given), plan.shape.n_layer, _pixels(plan, _card(given))
+    layers, images = chosen_layers(str(given["layers"]), last=last), card.train + card.test
+    work = _passes(plan, 2 * (card.train + _looks(given)) * max(layers) / last)
+    work += _probed(card, width=plan.shape.n_embd, problems=2 * len(layers))
+    if pixels:
+        work += _probed(card, width=pixels, problems=2)
+        work += _probed(card, width=plan.palette_colours)
+    return Demand(
+        work,
+        *_network(plan, networks=2),
+        other=lambda: _probe_bytes(card, max(plan.shape.n_embd, pixels)),
+        memory=_loaded(plan, images, networks=2) + 2 * FLOAT * images * pixels,
+        scratch=_features(plan, card.train + _looks(given), len(layers), str(given["precision"])),  # of one network at a time
+    )
+
+
+def concatenated(given: Given, plan: Recipe) -> Demand:
+    """One pass, one probe of several layers side by side; their features on disk, and twice in memory for the refit."""
+    card, layers = _card(given), min(int(given["layers"]), plan.shape.n_layer + 1)
+    images, width = card.train + card.test, layers * plan.shape.n_embd
+    return Demand(
+        _passes(plan, images) + _probed(card, width=width),
+        *_network(plan),
+        other=lambda: _probe_bytes(card, width),
+        memory=_loaded(plan, images) + 2 * _features(plan, images, layers),
+        scratch=_features(plan, images, layers),
+    )
+
+
+def released_steps(given: Given) -> tuple[int, ...]:
+    """The steps after which existing weights are evaluated along pre-training: all that were published, or a user's own."""
+    return STEPS if given["weights"] == "released" else STEPS[-1:]
+
+
+def milestones(given: Given, plan: Recipe) -> Demand:
+    """Every layer at each milestone of the recipe, or after each of the `released_steps`."""
+    card = _card(given)
+    looks = len(plan.milestones if given["weights"] == "trained" else released_steps(given))
+    train, layers = int(given["images"]) or card.train, plan.shape.n_layer + 1
+    images = train + card.test
+    return Demand(
+        _passes(plan, looks * images) + _probed(card, width=plan.shape.n_embd, problems=looks * layers, images=train),
+        *_network(plan),
+        other=lambda: _probe_bytes(card, plan.shape.n_embd, train),
+        memory=_loaded(plan, images) + 2 * _features(plan, images, 1),
+        scratch=_features(plan, images, layers, str(given["precision"])),  # of one milestone at a time
+    )
+
+
+def low_data(given: Given, plan: Recipe) -> Demand:
+    """Two networks' features; probes of every draw, of these and of pixels; the fine-tune on the fewest labels, in float32."""
+    card, pixels = _card(given), _pixels(plan, _card(given))
+    images = card.train + card.test
+    work = _passes(plan, 2 * images) + _whole_passes(plan, card.test)
+    work += Work(single=training_flops(plan.shape, int(given["epochs"]) * PER_CLASS[0] * card.classes))
+    for count in (n for n in PER_CLASS if n * card.classes <= card.train):
+        for width, inputs in ((plan.shape.n_embd, 2), (pixels, int(pixels > 0))):
+            work += probe_work(images=count * card.classes, width=width, classes=card.classes, problems=inputs * DRAWS)
+    return Demand(
+        work,
+        *_network(plan, networks=2),
+        training=Training(plan.shape, 16, card.classes),
+        memory=_loaded(plan, images, networks=2) + FLOAT * images * pixels + 2 * CHECKPOINT * _weights(plan),
+        scratch=_features(plan, images, 2) + _weights(plan) * (KEPT + CHECKPOINT),
+    )
+
+
+def settings(given: Given, plan: Recipe) -> Demand:
+    """One layer's features of some images, which stay, standardised and raw; scikit-learn beside it is not counted."""
+    card = _card(given)
+    images = min(int(given["subset"]), card.train)
+    features = _features(plan, images + card.validation, 1)
+    solved = probe_work(images=images, width=plan.shape.n_embd, classes=card.classes, problems=2)
+    return Demand(
+        _passes(plan, images + card.validation) + solved,
+        *_network(plan),
+        other=lambda: _probe_bytes(card, plan.shape.n_embd, images),
+        memory=_loaded(plan, card.train) + 4 * features,
+        kept=features,
+    )
+
+
+def sgd_probe(given: Given, plan: Recipe) -> Demand:
+    """The layer's choice on a part; the chosen layers' features of all images; the rates side by side, and the refit."""
+    card, shape, count, steps = _card(given), plan.shape, int(given["count"]), int(given["iterations"])
+    width, rates, layers = count * shape.n_embd, len(SGD_RATES), shape.n_layer + 1
+    subset, everything = min(int(given["subset"]), card.train), card.train + _looks(given)
+    part = min(int(given["subset"]), card.train - card.validation)
+    outputs = (rates + 1) * card.classes
+    # Of bytes: the weights and momentum, six times.
+    trained = Work(single=4 * BATCH * outputs * width * steps, bytes=4 * 6 * outputs * width * steps)
+    chosen = _probed(card, width=shape.n_embd, problems=layers, images=part)
+    solving = FLOAT * width * (5 * rates * card.classes + 2 * BLOCK)
+    return Demand(
+        _passes(plan, 1.25 * part + everything) + chosen + trained,
+        *_network(plan),
+        other=lambda: max(_probe_bytes(card, shape.n_embd, subset), solving),
+        memory=_loaded(plan),
+        scratch=max(_features(plan, 1.25 * subset, layers), _features(plan, everything, count, "float16")),
+    )
+
+
+def fine_tune(given: Given, plan: Recipe) -> Demand:
+    """Every rate and refit, at most the epochs that are allowed; one training at a time, beside the pre-trained weights."""
+    card = _card(given)
+    tokens = 0 if card.train > IN_MEMORY else card.train + card.test
+    return Demand(
+        Work(training_flops(plan.shape, FINE_TUNINGS * int(given["epochs"]) * (int(given["images"]) or card.train))),
+        training=Training(plan.shape, 128, card.classes),
+        memory=_loaded(plan, tokens) + 2 * CHECKPOINT * _weights(plan),
+        scratch=_weights(plan) * (KEPT + CHECKPOINT),
+    )
