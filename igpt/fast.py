@@ -14,14 +14,14 @@ torch.compile makes a training step faster where there is a compiler that works,
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
+
+from igpt.progress import tell
 
 GELU = 1.702  # x * sigmoid(1.702 x), the released code's gelu2
 # Below this, a product is over before oneDNN has begun (measured on two cores; the tiny tier lies below).
@@ -107,7 +107,7 @@ def note_uncompiled(said: str) -> None:
     line = next((line for line in said.splitlines() if line.startswith(UNCOMPILED)), "")
     if line and not _why:
         _why.append(line)
-        tqdm.write(line, file=sys.stderr)  # beside a bar, where there is one
+        tell(line)
 
 
 def uncompiled() -> str:

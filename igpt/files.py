@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import stat
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -243,10 +242,11 @@ def wait_for_lock(path: Path, held: str) -> AcquireReturnProxy[Any]:
     held : the beginning of the one line on stderr that then says what is waited for
     """
     from filelock import FileLock
-    from tqdm import tqdm
+
+    from igpt.progress import tell
 
     lock = try_lock(path)
     if lock is None:
-        tqdm.write(f"igpt: {held}: waiting until it is done", file=sys.stderr)  # beside a bar, where there is one
+        tell(f"igpt: {held}: waiting until it is done")
         lock = FileLock(path).acquire(poll_interval=POLL)
     return lock

@@ -8,7 +8,6 @@ come along; they only say whether ours are the same.
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from igpt.errors import UsageError
 from igpt.fetch import OPENAI, RemoteFile, fetch
 from igpt.files import file_sha256, refuse_full_disk
 from igpt.palette import RELEASED, Palette
+from igpt.progress import Bar, tell
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)  # the names of whose files begin with their first two letters
 End = Literal["X", "Y"]  # tokens, one-hot labels
@@ -168,24 +168,16 @@ def _mapped(card: DataSet, path: Path, read: Callable[[Path], NDArray[Any]]) -> 
 
 def _brought(card: DataSet, name: str) -> Path:
     """A released file, downloaded where it is not at hand."""
-    from tqdm import tqdm
-
     path = card.folder / name
     if path.exists():
         return path
-    print(f"fetching {name} into {card.folder}", file=sys.stderr)
-    with tqdm(desc=name, unit="B", unit_scale=True, unit_divisor=1000, file=sys.stderr, disable=None, leave=False) as bar:
-
-        def report(done: int, total: int | None) -> None:
-            bar.total, bar.n = total, done
-            bar.refresh()
-
-        with refuse_full_disk(path):
-            try:
-                return fetch(RemoteFile(name, (f"{OPENAI}/datasets/{name}",), None, None), card.folder, report=report)
-            except UsageError as error:
-                or_by_hand = f"or put {name} from {OPENAI}/datasets/ into {card.folder}"
-                raise UsageError(f"released tokens cannot be had: {error}; {or_by_hand}") from None
+    tell(f"fetching {name} into {card.folder}")
+    with Bar(name, "B") as bar, refuse_full_disk(path):
+        try:
+            return fetch(RemoteFile(name, (f"{OPENAI}/datasets/{name}",), None, None), card.folder, report=bar)
+        except UsageError as error:
+            or_by_hand = f"or put {name} from {OPENAI}/datasets/ into {card.folder}"
+            raise UsageError(f"released tokens cannot be had: {error}; {or_by_hand}") from None
 
 
 def _addresses(name: str) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from igpt.data import LabelledTokens
 from igpt.data.store import TokenStore
@@ -26,6 +24,7 @@ from igpt.evaluate.features import masked_features
 from igpt.fast import prepacked
 from igpt.files import read_json, remove_parts, wait_for_lock, write_array, write_text
 from igpt.model import ImageGPT
+from igpt.progress import tell
 
 HEADER, PROGRESS = "header.json", "progress.json"
 AGAIN = "move its folder away and compute the features again"
@@ -232,10 +231,9 @@ def say_effort(
     rate = images_per_second(model, looks[0][0])
     if left / rate > WORTH:
         precision = str(model.wte.dtype).removeprefix("torch.")
-        tqdm.write(
+        tell(
             f"igpt: features of {left:,} images: about {_duration(left / rate)} expected at {rate:.3g} images a second"
-            f" ({model.wte.device.type}, {precision}), {disk / 1e9:.1f} GB on disk",
-            file=sys.stderr,
+            f" ({model.wte.device.type}, {precision}), {disk / 1e9:.1f} GB on disk"
         )
 
 

@@ -8,7 +8,6 @@ asked where OpenAI's server does not give them. What lies here in both makes mus
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from igpt.errors import UsageError
 from igpt.fetch import Check, RemoteFile, Unavailable, fetch
 from igpt.files import refuse_full_disk
 from igpt.model import ImageGPT
+from igpt.progress import Bar, tell
 from igpt.weights.check import check_shape, shape_in_words
 from igpt.weights.huggingface import TENSORS, huggingface_shape, read_huggingface, tensors_fault
 from igpt.weights.released import Released
@@ -197,22 +197,20 @@ def _fetch(
     check: Check = lambda path: "",
 ) -> None:
     """Download files of a model into a folder; those that stand there are left."""
-    from tqdm import tqdm
-
     if not (missing := [name for name in names if not (folder / name).exists()]):
         return
     what = missing[0] if len(missing) == 1 else f"{len(missing)} files"
-    print(f"igpt: fetching {model.label} ({what}) from {address} into {folder}", file=sys.stderr)
+    tell(f"igpt: fetching {model.label} ({what}) from {address} into {folder}")
     total, come = 4 * model.shape.parameters, 0  # of other files' sizes nothing is known
-    with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1000, file=sys.stderr, disable=None, leave=False) as bar:
+    with Bar(model.label, "B") as bar:
 
-        def tell(done: int, _: int | None) -> None:
-            (report or (lambda done, total: bar.update(done - bar.n)))(min(come + done, total), total)
+        def add(done: int, _: int | None) -> None:
+            (report or bar)(min(come + done, total), total)
 
         for name in names:
             if name in missing:
                 with refuse_full_disk(folder / name):
-                    fetch(RemoteFile(name, (f"{address}/{name}",), None, None), folder, report=tell, check=check)
+                    fetch(RemoteFile(name, (f"{address}/{name}",), None, None), folder, report=add, check=check)
             come += (folder / name).stat().st_size
 
 

@@ -18,7 +18,7 @@ _Form = str | int | None | list["_Form"]
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 # What is called with a text for a person. The last two are the project's own: a lock that is waited for, a training that ends.
-TELLS = ("print", "warnings.warn", "tqdm.write", "wait_for_lock", "self._give_up")
+TELLS = ("print", "warnings.warn", "tell", "wait_for_lock", "self._give_up")
 # What a text that is left out may call: nothing that has an effect, such as a draw of random numbers.
 PURE = ("abs", "len", "max", "min", "repr", "round", "sorted", "str", "type")
 # Of a data set's declaration, what is for a person and where its files come from; a signature has what decides its content.

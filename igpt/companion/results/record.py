@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from functools import cache
 from pathlib import Path
 from reprlib import repr as shortly
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from igpt.errors import UsageError
 from igpt.files import read_json, read_whole, write_text
+from igpt.progress import tell
 from igpt.text import visible
 
 SCHEMA = 1
@@ -103,7 +103,7 @@ def usable_record(path: Path) -> Record | None:
     try:
         return read_record(path)
     except UsageError as error:
-        tell(f"igpt: {error}; until then it counts as missing")
+        tell_once(f"igpt: {error}; until then it counts as missing")
         return None
 
 
@@ -139,10 +139,7 @@ def _remedy(path: Path) -> str:
     return f"`igpt run {stage}` makes it anew" if "," in stage else "give the JSON file of a record"
 
 
-@cache  # a plan and a book read the same file more than once
-def tell(sentence: str) -> None:
-    """Say something once, on stderr."""
-    print(visible(sentence), file=sys.stderr)
+tell_once = cache(tell)  # a plan and a book read the same file more than once
 
 
 def write_record(path: Path, record: Record) -> None:

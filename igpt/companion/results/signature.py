@@ -28,7 +28,7 @@ from igpt.errors import UsageError
 
 # The companion decides no result, but for the timed work of a speed record, whose modules are named below `INSIDE`.
 OUTSIDE = (
-    *("igpt.companion", "igpt.project"),
+    *("igpt.companion", "igpt.project", "igpt.progress"),
     # A recipe is a part by itself, and so is what decides a data set's splits: others may change beside them. The module
     # that reads a data set is named by its stages; `igpt.data.cards` imports them all.
     *("igpt.train.recipes", "igpt.data.cards", "igpt.data.dataset", "igpt.fetch"),

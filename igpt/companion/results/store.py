@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from igpt.companion.experiments.tiers import tier_of
-from igpt.companion.results.record import Record, claims_to_be_record, read_record, tell, usable_record
+from igpt.companion.results.record import Record, claims_to_be_record, read_record, tell_once, usable_record
 from igpt.companion.results.signature import Signer
 from igpt.companion.stage import Stage
 from igpt.errors import UsageError
@@ -79,7 +79,7 @@ class ReaderStore(RecordStore):
             found = f" that can be read ({damaged[0]})" if damaged else ""
             raise UsageError(f"{folder} holds no records{found}: name a folder that holds records as JSON files")
         for sentence in damaged:
-            tell(f"igpt: {sentence}; it is left out")
+            tell_once(f"igpt: {sentence}; it is left out")
         in_order = sorted(self.all, key=lambda found: _finished(found[1]))
         self._latest = {record.stage: (path, record) for path, record in in_order}
         self._own = {name: (path, record) for path, record in in_order if (name := self._on_released(record))}

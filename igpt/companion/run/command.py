@@ -9,7 +9,6 @@ from igpt.companion.experiments import declared_stages
 from igpt.companion.experiments.costs import Disks
 from igpt.companion.experiments.machines import this_machine
 from igpt.companion.results.plan import Plan
-from igpt.companion.results.record import tell
 from igpt.companion.results.signature import Signer
 from igpt.companion.run.budget import is_released, make_budget
 from igpt.companion.run.datasets import fetch
@@ -21,6 +20,7 @@ from igpt.companion.stage import Stage
 from igpt.data.cards import is_present
 from igpt.errors import UsageError
 from igpt.machine import cores, free_memory, gpus
+from igpt.progress import tell
 from igpt.project import Project
 from igpt.text import counted
 

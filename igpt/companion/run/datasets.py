@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
 from tabulate import tabulate
-from tqdm import tqdm
 
-from igpt.companion.run.bar import Bar
 from igpt.data import DATASETS, data_card
 from igpt.data.cards import by_hand, is_present
 from igpt.data.cifar_tokens import compare_released, released_at_hand
 from igpt.data.fetching import check_dataset, dataset_lines, download, fetch_dataset
 from igpt.data.tokens import TokenizeSettings, check_stores, make_store
 from igpt.palette import Palette
+from igpt.progress import Bar, tell
 
 
 def list_datasets() -> str:
@@ -30,9 +28,9 @@ def fetch(name: str) -> str:
     """Bring a data set here; what to say of it."""
     card = data_card(name)
     size = "" if is_present(name) else f"{download(card)}; "
-    print(f"{'fetching ' if size else ''}{card.title} ({size}terms: {card.terms})", file=sys.stderr)
-    with _Bytes(name) as bar:
-        folder = fetch_dataset(name, report=bar.report)
+    tell(f"{'fetching ' if size else ''}{card.title} ({size}terms: {card.terms})")
+    with _Bytes(name, "B") as bar:
+        folder = fetch_dataset(name, report=bar)
     return f"{card.title} is in {folder}"
 
 
@@ -60,39 +58,21 @@ def tokenize(name: str, *, resolution: int | None, workers: int, crops: int, fil
         wanted = TokenizeSettings(name, split, side, crops if split == "train" else 0, filter, seed)
         start = time.monotonic()
         with Bar(f"{name} {split}", " images") as bar:
-
-            def report(done: int, total: int, bar: Bar = bar) -> None:
-                bar.skip(done)
-                bar(done, total)
-
-            store, rate = make_store(wanted, colours, workers=workers, report=report)
+            store, rate = make_store(wanted, colours, workers=workers, report=bar)
         size = len(store) * store.positions * 2 / 1e6
         done = f"{rate:,.0f} images/s, {time.monotonic() - start:.0f} s" if rate else "there already"
         said.append(f"{split}: {len(store):,} images of {side} x {side} tokens, {size:,.1f} MB, {done}: {store.folder}")
     return "\n".join(said)
 
 
-class _Bytes:
-    """A bar of bytes on stderr with rate and time left, in a terminal; a line a tenth elsewhere."""
+class _Bytes(Bar):
+    """A bar of bytes; without a terminal a line for each tenth."""
 
-    def __init__(self, name: str) -> None:
-        self._bar = tqdm(desc=name, unit="B", unit_scale=True, unit_divisor=1000, file=sys.stderr, disable=None, leave=False)
-        self._tenth = 0
+    _tenth = 0
 
-    def __enter__(self) -> _Bytes:
-        return self
-
-    def report(self, done: int, total: int | None) -> None:
-        """So many bytes have come."""
-        self._bar.total = total
-        if done < self._bar.n:
-            self._bar.reset(total)
-        self._bar.update(done - self._bar.n)
+    def __call__(self, done: int, total: int | None, note: str = "") -> None:
+        super().__call__(done, total)
         tenth = 10 * done // total if total else 0
-        self._tenth = min(self._tenth, tenth)  # it falls with the next file
-        if self._bar.disable and total and tenth > self._tenth:
-            self._tenth = tenth
-            print(f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB", file=sys.stderr)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        if self.hidden and total and tenth > self._tenth:
+            tell(f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
+        self._tenth = tenth  # it falls with the next file

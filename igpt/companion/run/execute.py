@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -19,6 +18,7 @@ from igpt.companion.results.record import Record, read_record, write_record
 from igpt.companion.run.folder import PLANNED, finished_record, kernel_log, part_notebook, run_folder
 from igpt.errors import StageError, UsageError
 from igpt.files import try_lock, write_text
+from igpt.progress import tell
 from igpt.project import Project
 
 # What kernels have in their environment, where the user has not said otherwise. glibc told to keep its memory saves a
@@ -185,7 +185,7 @@ class _Waits:
         """Lines of ours go to this process's stderr; those of libraries stay in the notebook."""
         for line in text.splitlines():
             if line.startswith("igpt: "):
-                print(line, file=sys.stderr)
+                tell(line)
 
     def flush(self) -> None:
         """Nothing is kept back."""

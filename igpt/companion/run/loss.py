@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from igpt.companion.run.bar import Bar
 from igpt.data import LabelledTokens, labelled_tokens
 from igpt.data.imagenet_tokens import SIDE, released_path
 from igpt.data.store import StorePart, TokenStore, read_tokens
 from igpt.errors import UsageError
 from igpt.fast import prepacked
 from igpt.pretrained import open_weights
+from igpt.progress import Bar
 from igpt.train.loop import evaluate_loss
 from igpt.weights.own import released_palette
 

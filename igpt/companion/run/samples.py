@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from igpt.companion.run.bar import Bar
 from igpt.data import tokenize
 from igpt.errors import UsageError
 from igpt.files import check_writable, write_folder
 from igpt.palette import Palette
 from igpt.pictures import LINE, check_png, read_picture, write_grid
 from igpt.pretrained import OURS, open_weights
+from igpt.progress import Bar
 from igpt.sample import complete, sample
 from igpt.weights.huggingface import is_huggingface, write_huggingface
 from igpt.weights.own import save_weights

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +14,8 @@ from types import FrameType
 
 import torch
 
-from igpt.companion.run.bar import Bar
 from igpt.palette import Palette
+from igpt.progress import Bar, tell
 from igpt.shape import ModelShape
 from igpt.train.cost import training_flops
 from igpt.train.launch import Launch, train_store
@@ -106,17 +105,16 @@ class _Bar(Bar):
         # A node's processes without GPUs share its cores, all of which the products here had.
         self._peak = product_rate(machine) * group.nodes * (group.devices if machine.device == "cuda" else 1)
 
-    def __call__(self, done: int, total: int) -> None:
-        self.skip(done - 1)
-        super().__call__(done, total)
+    def __call__(self, done: int, total: int | None, note: str = "") -> None:
+        note = ""
         if done // WINDOW > self._said:
             self._said = done // WINDOW
             line = json.loads(self._metrics.read_text().splitlines()[-1])
             rate = line["tokens_per_second"]
-            text = f"loss {line['loss']:.4f}, {rate:,} tokens/s, {rate * self._flops / self._peak:.0%} of the measured peak"
-            self._bar.set_postfix_str(text)
-            if self._bar.disable:
-                print(f"step {done:,} of {total:,}: {text}", file=sys.stderr, flush=True)
+            note = f"loss {line['loss']:.4f}, {rate:,} tokens/s, {rate * self._flops / self._peak:.0%} of the measured peak"
+            if self.hidden:
+                tell(f"step {done:,} of {total:,}: {note}")
+        super().__call__(done, total, note)
 
 
 def product_rate(machine: Runtime) -> float:

@@ -210,7 +210,7 @@ def test_a_text_that_something_reads_beside_a_message_is_code(source: str) -> No
         "def f():\n    return UsageError('one')",
         "def f(self):\n    self._give_up('one')",
         "with wait_for_lock(path, 'one'):\n    a()",
-        "tqdm.write('one')",
+        "tell('one')",
         "print('one', file=sys.stderr)",
     ],
 )
