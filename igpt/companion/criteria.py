@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from igpt.companion.stage import Stage
+
+M = TypeVar("M")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A value of each seed's record; ``minus`` another one, seed by seed, when there is one."""
+    """A value of each seed's record; ``minus`` another metric, seed by seed, when there is one."""
 
-    stages: tuple[Stage, ...]  # one a seed
+    stages: tuple[Stage, ...]  # one per seed
     key: str  # among the record's values
     minus: Metric | None = None
 
@@ -22,8 +24,8 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Criterion:
-    """When a claim counts as reproduced; written before the run, in words and as data.
+class Criterion(Generic[M]):
+    """When a claim counts as reproduced; written before the run, in words and as data. ``M`` is `Metric` in a measurement.
 
     matches : the mean lies within ``margin`` of the published value
     above, below : the 95 % interval over seeds of the metric minus ``against`` lies on that side of zero; notebooks
@@ -34,7 +36,7 @@ class Criterion:
 
     kind: Literal["matches", "above", "below", "inside", "shown"]
     claim: str
-    against: Metric | None = None
+    against: M | None = None
     margin: float = 0.0
 
 
@@ -44,7 +46,7 @@ class Measurement:
 
     tier: str
     metric: Metric
-    criterion: Criterion
+    criterion: Criterion[Metric]
 
     def stages(self) -> tuple[Stage, ...]:
         """Every stage the value and its verdict need, once each."""

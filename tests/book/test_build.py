@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import PATIENCE, ROOT, igpt
 
-from igpt.companion.experiments import experiments
+from igpt.companion.experiments.cells import experiments
 
 pytestmark = pytest.mark.slow
 

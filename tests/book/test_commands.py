@@ -16,7 +16,7 @@ from conftest import ROOT, random_model
 from typer.main import get_command
 
 from igpt.companion import cli
-from igpt.companion.experiments import TABLES
+from igpt.companion.experiments.cells import TABLES
 from igpt.companion.experiments.speed import SPEED_STAGES
 from igpt.companion.run.targets import find_stages
 from igpt.data.cards import data_card

@@ -1,8 +1,8 @@
-"""Every published number of Image GPT as an experiment: what measures it in each tier, and what judges it."""
+"""Every published number of Image GPT as an experiment, which each tier may measure; and the book's tables of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,12 +10,13 @@ from igpt.companion.criteria import Criterion, Measurement, Metric
 from igpt.companion.experiments.measures import ACCURACY_MARGIN, MEASURES, Measure, Value
 from igpt.companion.experiments.protocols import EVALUATION, protocol
 from igpt.companion.experiments.published import Published, curve_points, published_rows
-from igpt.companion.experiments.tiers import BY_SGD, TIERS, TOO_LARGE, Tier
+from igpt.companion.experiments.speed import SPEED_STAGES
+from igpt.companion.experiments.tiers import TIERS, Tier
 from igpt.companion.stage import Literal, Stage
 
 
 def check_measures(rows: Iterable[Published], tiers: Iterable[Tier]) -> None:
-    """Raise ValueError for a row or a tier that names a measure which there is not: it would be pending for ever."""
+    """Raise ValueError for a row or a tier that names an unknown measure: it would stay pending."""
     named = {row.measure for row in rows if row.measure} | {name for tier in tiers for name in (*tier.lacks, *tier.instead)}
     if unknown := sorted(named - MEASURES.keys()):
         raise ValueError(f"there is no measure {unknown[0]!r}: name one of {', '.join(MEASURES)}")
@@ -23,6 +24,8 @@ def check_measures(rows: Iterable[Published], tiers: Iterable[Tier]) -> None:
 
 check_measures(published_rows(), TIERS.values())
 
+TOO_LARGE = ("imagenet", "imagenet-tokens")  # for L-BFGS (section 3.4): there, sgd_probe takes these notebooks' place
+BY_SGD: dict[str, dict[str, Literal]] = {"linear_probe": {}, "concatenated_features": {"count": 5}}
 UNMEASURED = {  # metrics that no run measures, in any tier
     "learning rate": "a learning rate is chosen, not measured",
     "compute": "a cost is spent, not measured",
@@ -31,7 +34,7 @@ UNMEASURED = {  # metrics that no run measures, in any tier
 
 @dataclass(frozen=True)
 class Experiment:
-    """One published number and the runs that are to measure it, one a tier."""
+    """One published number and its measurements, one per tier."""
 
     published: Published
     measurements: tuple[Measurement, ...]
@@ -42,19 +45,19 @@ class Experiment:
         return self.published.row_id
 
     def measurement(self, tier: str) -> Measurement | None:
-        """The run of a tier, if the number has one there."""
-        return next((run for run in self.measurements if run.tier == tier), None)
+        """How a tier measures the number, if it does."""
+        return next((each for each in self.measurements if each.tier == tier), None)
 
 
 @cache
 def experiments() -> tuple[Experiment, ...]:
-    """All experiments, in the order of the published numbers; other systems' rows have no runs."""
+    """All experiments, in the order of the published numbers; other systems' rows have no measurements."""
     rows = (*published_rows(), *_depth_rows())
-    return tuple(Experiment(row, tuple(_runs(row)) if row.ours else ()) for row in rows)
+    return tuple(Experiment(row, tuple(_measurements(row)) if row.ours and row.measure else ()) for row in rows)
 
 
 def why_not(row: Published, tier: Tier) -> str:
-    """Why a row of ours has no run in a tier, in a sentence; nothing where it has one, and where there is no more to say."""
+    """Why a row of ours has no measurement in a tier, in a sentence; empty where it has one, and where no reason is declared."""
     return UNMEASURED.get(row.metric) or tier.unpublished.get(_published_model(row)) or tier.lacks.get(row.measure) or ""
 
 
@@ -63,41 +66,34 @@ def _published_model(row: Published) -> str:
     return f"{row.model} {row.resolution}"
 
 
-def _runs(row: Published) -> list[Measurement]:
-    """The row's run in each tier that has a counterpart of it."""
-    if not row.measure:
-        return []
+def _measurements(row: Published) -> Iterator[Measurement]:
+    """The row's measurement in each tier that has a counterpart of it, and the criterion that judges it there."""
     measure = MEASURES[row.measure]
-    return [_run(row, measure, tier) for tier in TIERS.values() if _has_counterpart(row, measure, tier)]
+    for tier in TIERS.values():
+        counterpart = _published_model(row) in tier.models and row.dataset in tier.stands_for and row.measure not in tier.lacks
+        if counterpart and (measure.scaled or tier.numbers):
+            metric = _metric(row, tier.instead.get(row.measure, measure.value), tier)
+            yield Measurement(tier.name, metric, _criterion(row, measure, tier))
 
 
-def _has_counterpart(row: Published, measure: Measure, tier: Tier) -> bool:
-    """Whether a tier can measure the row at all."""
-    here = _published_model(row) in tier.models and row.dataset in tier.stands_for and row.measure not in tier.lacks
-    return here and (measure.scaled or tier.numbers)
-
-
-def _run(row: Published, measure: Measure, tier: Tier) -> Measurement:
-    """What measures a row in a tier, and the criterion that judges it."""
-
-    def metric(value: Value | None) -> Metric | None:
-        if value is None:
-            return None
-        stages = tuple(dict.fromkeys(_stage(row, value, tier, seed) for seed in tier.seeds))
-        return Metric(stages, value.key.format(model=tier.models[_published_model(row)]), metric(value.minus))
-
-    measured = metric(tier.instead.get(row.measure, measure.value))
-    assert measured is not None
-    claim = measure.claim
-    criterion = Criterion(claim.kind, claim.words, metric(claim.against), claim.margin)
-    if tier.numbers and claim.kind != "matches":
+def _criterion(row: Published, measure: Measure, tier: Tier) -> Criterion[Metric]:
+    """What judges a row in a tier: the published number, or the claim behind it."""
+    own = measure.criterion
+    if tier.numbers and own.kind != "matches":
         margin = measure.margin or ACCURACY_MARGIN
-        criterion = Criterion("matches", f"the mean lies within {margin:g} of the published value", margin=margin)
-    return Measurement(tier.name, measured, criterion)
+        return Criterion("matches", f"the mean lies within {margin:g} of the published value", margin=margin)
+    return Criterion(own.kind, own.claim, _metric(row, own.against, tier) if own.against else None, own.margin)
+
+
+def _metric(row: Published, value: Value, tier: Tier) -> Metric:
+    """A value in a tier, of all its seeds."""
+    stages = tuple(dict.fromkeys(_stage(row, value, tier, seed) for seed in tier.seeds))
+    key = value.key.format(model=tier.models[_published_model(row)])
+    return Metric(stages, key, _metric(row, value.minus, tier) if value.minus else None)
 
 
 def _stage(row: Published, value: Value, tier: Tier, seed: int) -> Stage:
-    """The stage of a value, one seed's."""
+    """The stage that measures a value with one seed."""
     notebook = value.notebook
     given: dict[str, Literal] = {
         "model": tier.models[_published_model(row)],
@@ -107,7 +103,7 @@ def _stage(row: Published, value: Value, tier: Tier, seed: int) -> Stage:
     }
     if tier.weights != "trained":
         given["weights"] = tier.weights
-    if given["dataset"] in TOO_LARGE and notebook in BY_SGD:  # for L-BFGS, section 3.4
+    if given["dataset"] in TOO_LARGE and notebook in BY_SGD:
         given |= {"iterations": 1_000_000, **BY_SGD[notebook]}
         notebook = "sgd_probe"
     given |= dict(value.given)
@@ -130,3 +126,55 @@ def _depth_rows() -> list[Published]:
             )
         )
     return rows
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of the book: its name on the command line, its caption, and the blocks of published.csv that it takes.
+
+    blocks : as ``block``, or ``block/evaluation`` for the rows of one evaluation
+    """
+
+    name: str
+    caption: str
+    blocks: tuple[str, ...]
+
+    def experiments(self) -> tuple[Experiment, ...]:
+        """The table's experiments in the order of the published numbers."""
+        rows = ((e, e.published) for e in experiments())
+        return tuple(e for e, row in rows if {row.table, f"{row.table}/{row.evaluation}"} & {*self.blocks})
+
+
+TABLES = (
+    Table("headline", "The post's headline table", ("headline",)),
+    Table(
+        "linear-probes",
+        "Linear probes on CIFAR-10, CIFAR-100 and STL-10, from the post and the paper's text",
+        ("transfer/linear-probe", "probe-paper"),
+    ),
+    Table("depth", "How deep the best layer lies: the maxima of the paper's Figure 2", ("depth",)),
+    Table(
+        "fine-tunes",
+        "Fine-tuning, from the post and the paper's section 4.5",
+        ("fine-tune-paper", "fine-tune-imagenet", "transfer/fine-tune"),
+    ),
+    Table("imagenet-probes", "Linear probes on ImageNet, with features and parameters, from the post", ("imagenet-probe",)),
+    Table("imagenet-probes-paper", "The same table as the paper prints it", ("imagenet-probe-paper",)),
+    Table("imagenet-scale", "Linear probes on ImageNet by model size, from the paper's section 4.4", ("imagenet-probe-scale",)),
+    Table("bert", "BERT against the autoregressive objective, from the paper's section 4.6", ("bert",)),
+    Table("low-data", "Few labels on CIFAR-10, from the post and the paper's section 4.7", ("low-data", "low-data-paper")),
+    Table("loss-against-probe", "Generative loss against probe accuracy: the points of the paper's Figure 3", ("figure-3",)),
+    Table("released-losses", "Test losses of the released weights", ("released-loss",)),
+    Table("parameters", "Numbers of parameters", ("parameters",)),
+    Table("learning-rates", "Pre-training's learning rates, the paper's Table 5", ("learning-rate",)),
+    Table("compute", "The cost of pre-training, as the post gives it", ("compute",)),
+    Table("version-1", "Numbers of the paper's first version, which are not reproduced here", ("version-1",)),
+)
+
+
+def declared_stages(tier: str | None = None) -> list[Stage]:
+    """The stages of every experiment and figure, of one tier or of all; parents are not listed."""
+    measured = [each for e in experiments() for each in e.measurements if tier in (None, each.tier)]
+    figures = {**{name: each.figure_stages() for name, each in TIERS.items()}, "speed": SPEED_STAGES}
+    stages = [stage for each in measured for stage in each.stages()]
+    return list(dict.fromkeys([*stages, *(s for name, drawn in figures.items() if tier in (None, name) for s in drawn)]))

@@ -1,4 +1,4 @@
-"""The measures by name: which value of which notebook's record measures a published number, and the claim it carries.
+"""The measures by name: which value of which notebook's record measures a published number, and the claim that it tests.
 
 A row of published.csv names its measure. The claim is tested where the number itself cannot be compared: in the tiers whose
 models, data and steps are not the paper's. Written before the records that they judge.
@@ -7,16 +7,16 @@ models, data and steps are not the paper's. Written before the records that they
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
-Kind = Literal["matches", "above", "below", "inside", "shown"]
+from igpt.companion.criteria import Criterion
 
 
 @dataclass(frozen=True)
 class Value:
-    """A value of a notebook's record, less another one if there is one. ``{model}`` in the key is the recipe's name.
+    """A value of a notebook's record, minus another one if there is one: a metric, whatever the tier and the seeds.
 
-    given : parameters of the notebook beside what the published row says
+    key : ``{model}`` in it stands for the recipe's name
+    given : parameters of the notebook beside those that follow from the published row
     """
 
     notebook: str
@@ -31,16 +31,6 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A criterion as `igpt.companion.criteria.Criterion` has it, with values for metrics."""
-
-    kind: Kind
-    words: str
-    against: Value | None = None
-    margin: float = 0.0
-
-
-@dataclass(frozen=True)
 class Measure:
     """What is measured, and what is claimed of it.
 
@@ -50,7 +40,7 @@ class Measure:
     """
 
     value: Value
-    claim: Claim
+    criterion: Criterion[Value]
     scaled: bool = True
     margin: float | None = None
     dataset: str = ""
@@ -62,19 +52,19 @@ def of(name: str, *, bert: bool = False, **given: str | int) -> Value:
     return Value(notebook, key, bert, given=tuple(given.items()))
 
 
-def above(words: str, against: Value | None = None) -> Claim:
+def above(claim: str, against: Value | None = None) -> Criterion[Value]:
     """The value is above another one, or above zero."""
-    return Claim("above", words, against)
+    return Criterion("above", claim, against)
 
 
-def below(words: str, against: Value | None = None) -> Claim:
+def below(claim: str, against: Value | None = None) -> Criterion[Value]:
     """The value is below another one, or below zero."""
-    return Claim("below", words, against)
+    return Criterion("below", claim, against)
 
 
-def matches(words: str, margin: float) -> Claim:
+def matches(claim: str, margin: float) -> Criterion[Value]:
     """The value is the published one, in every tier."""
-    return Claim("matches", words, margin=margin)
+    return Criterion("matches", claim, margin=margin)
 
 
 # Half a point is our margin where numbers are compared: single runs were published, without intervals.
@@ -83,8 +73,8 @@ LOSS_MARGIN = 0.002  # nats per token
 RELEASED_MARGIN = 0.0001  # nats or bits per token: the same weights on the same tokens, printed to four decimals
 DEPTH_MARGIN = 0.05  # of the depth: the maximum of figure 2 is flat over seven layers of 48
 MILESTONES = ("65k", "131k", "262k", "524k", "1000k")  # figure 3's checkpoints
-SHOWN = Claim("shown", "nothing is claimed at this size")
-INSIDE = Claim("inside", "the curve's maximum is neither the first nor the last layer")
+SHOWN: Criterion[Value] = Criterion("shown", "nothing is claimed at this size")
+INSIDE: Criterion[Value] = Criterion("inside", "the curve's maximum is neither the first nor the last layer")
 TRAINED = "trained features beat the same network's before training"
 TUNED = "fine-tuning beats the same network trained with labels from its random start"
 LATER = "features after the last step beat those after the first sixteenth of the steps"
@@ -96,15 +86,7 @@ BERT_GAP = BERT_PROBE - PROBE
 VOTES = of("linear_probe.accuracy_voted", bert=True) - BERT_PROBE
 TUNED_VOTES = of("fine_tune.accuracy_voted", bert=True) - BERT_TUNE
 LAST = len(MILESTONES) - 1
-
-
-def _few(labels: int) -> dict[str, Measure]:
-    """Accuracy and deviation with few labels."""
-    claim = above(f"with {labels} labels, features beat raw pixels", of(f"low_data.pixels_{labels}"))
-    return {
-        f"few-{labels}": Measure(of(f"low_data.accuracy_{labels}"), claim),
-        f"few-{labels}-deviation": Measure(of(f"low_data.deviation_{labels}"), SHOWN),
-    }
+LABELS = (40, 250, 4000)
 
 
 MEASURES: dict[str, Measure] = {
@@ -120,7 +102,14 @@ MEASURES: dict[str, Measure] = {
     "bert-probe-votes": Measure(VOTES, above("five masks that vote beat one")),
     "bert-probe-votes-shown": Measure(VOTES, SHOWN),  # on CIFAR-10, where the paper says that they hardly change a thing
     "bert-tune-votes": Measure(TUNED_VOTES, above("five masks that vote beat one")),
-    **{name: measure for labels in (40, 250, 4000) for name, measure in _few(labels).items()},
+    **{
+        f"few-{labels}": Measure(
+            of(f"low_data.accuracy_{labels}"),
+            above(f"with {labels} labels, features beat raw pixels", of(f"low_data.pixels_{labels}")),
+        )
+        for labels in LABELS
+    },
+    **{f"few-{labels}-deviation": Measure(of(f"low_data.deviation_{labels}"), SHOWN) for labels in LABELS},
     "few-40-tune": Measure(
         of("low_data.fine_tune_40"), below("fine-tuning on 40 labels ends below the probe", of("low_data.accuracy_40"))
     ),

@@ -20,6 +20,7 @@ class Tier:
 
     title : of its column; takes : its data and time, in a few words
     seeds : one run each
+    recipes : the models that it trains, which are of this tier alone
     models : recipes by published model and resolution, such as ``iGPT-L 32x32``
     stands_for : the data set that takes the place of a published one; what is not named has no counterpart
     overrides : parameters of a notebook that differ from its defaults
@@ -38,6 +39,7 @@ class Tier:
     seeds: tuple[int, ...]
     models: Mapping[str, str]
     stands_for: Mapping[str, str]
+    recipes: Iterable[str] = ()
     overrides: Mapping[str, Mapping[str, Literal]] = field(default_factory=dict)
     weights: str = "trained"
     numbers: bool = False
@@ -75,8 +77,6 @@ def _searches(tier: str) -> tuple[Stage, ...]:
 
 
 PUBLISHED_SETS = ("cifar10", "cifar100", "stl10")
-TOO_LARGE = ("imagenet", "imagenet-tokens")  # for L-BFGS (section 3.4): there, sgd_probe takes these notebooks' place
-BY_SGD: dict[str, dict[str, Literal]] = {"linear_probe": {}, "concatenated_features": {"count": 5}}
 
 TIERS = {
     tier.name: tier
@@ -86,6 +86,7 @@ TIERS = {
             title="Tiny tier (digits)",
             takes="digits, minutes",
             seeds=(0, 1, 2),
+            recipes=TINY,
             models=_sizes("tiny"),
             stands_for={"cifar10": "digits", "imagenet": "digits"},
             lacks=dict.fromkeys(("few-4000", "few-4000-deviation"), "the digits hold too few images for so many labels"),
@@ -97,6 +98,7 @@ TIERS = {
             title="Laptop tier (CIFAR-10, 16x16)",
             takes="CIFAR-10, hours of two cores",
             seeds=(0,),
+            recipes=LAPTOP,
             models=_sizes("laptop"),
             stands_for={"cifar10": "cifar10", "imagenet": "cifar10"},
             # Two cores fine-tune for hours on all of CIFAR-10; and of samples a reader pages through more than the default.
@@ -113,6 +115,7 @@ TIERS = {
             title="Small tier (Tiny ImageNet)",
             takes="Tiny ImageNet, a GPU-hour",
             seeds=(0,),
+            recipes=SMALL,
             models=_sizes("small"),
             stands_for={"cifar10": "cifar10", "imagenet": "tiny-imagenet"},
             # Fine-tuning on more would take two hours of the tier's GPU.
@@ -157,6 +160,7 @@ TIERS = {
             title="Paper's scale",
             takes="as published, from nothing",
             seeds=(0,),
+            recipes=PAPER,
             models={
                 "iGPT-S 32x32": "igpt-s",
                 "iGPT-M 32x32": "igpt-m",
@@ -170,9 +174,7 @@ TIERS = {
         ),
     )
 }
-# A recipe is of one tier; the published ones are of the paper's, unless a stage reads weights that exist.
-_RECIPES: dict[str, Iterable[str]] = {"tiny": TINY, "laptop": LAPTOP, "small": SMALL, "paper": PAPER}
-_TIER_OF = {name: tier for tier, rows in _RECIPES.items() for name in rows}
+_TIER_OF = {model: tier.name for tier in TIERS.values() for model in tier.recipes}
 OWN = "own"  # stages on a user's own weights, and on recipes of their own: of no tier
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igpt.companion.experiments import TABLES, TIERS
+from igpt.companion.experiments.cells import TABLES
 from igpt.companion.experiments.protocols import protocol
-from igpt.companion.experiments.tiers import Tier
+from igpt.companion.experiments.tiers import TIERS, Tier
 from igpt.companion.report.style import Mode, save_svg, theme
 from igpt.companion.results.notebooks import near_misses
 from igpt.companion.results.record import Record

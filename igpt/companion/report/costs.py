@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from igpt.companion.experiments import declared_stages
+from igpt.companion.experiments.cells import declared_stages
 from igpt.companion.experiments.costs import run_hours, run_room, with_parents
 from igpt.companion.experiments.machines import CARDS, H100
 from igpt.companion.experiments.protocols import stage_demand

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from igpt.companion.experiments import experiments
+from igpt.companion.experiments.cells import experiments
 from igpt.companion.experiments.measures import ACCURACY_MARGIN
 from igpt.companion.experiments.published import published_rows
 from igpt.companion.experiments.tiers import TIERS

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from igpt.companion.experiments import experiments
+from igpt.companion.experiments.cells import experiments
 from igpt.companion.experiments.costs import Cost, lacking, stage_cost, with_parents
 from igpt.companion.experiments.machines import GIB, Card
 from igpt.companion.results.plan import Plan, State

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from igpt.companion.criteria import Measurement
-from igpt.companion.experiments import TABLES, TIERS, Experiment, experiments
-from igpt.companion.experiments.cells import UNMEASURED, why_not
+from igpt.companion.experiments.cells import TABLES, UNMEASURED, Experiment, experiments, why_not
 from igpt.companion.experiments.costs import run_hours, run_room, with_parents
 from igpt.companion.experiments.machines import H100, TWO_CORES
 from igpt.companion.experiments.protocols import protocol
 from igpt.companion.experiments.published import Published
+from igpt.companion.experiments.tiers import TIERS
 from igpt.companion.results.agree import differing_values, outcomes_apart
 from igpt.companion.results.notebooks import near_misses
 from igpt.companion.results.record import Record

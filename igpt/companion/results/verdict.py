@@ -48,7 +48,7 @@ def outcome(metric: Metric, record_of: RecordOf) -> Outcome | None:
     return Outcome(tuple(value for value, _ in found), *_interval(found), records)
 
 
-def judge(metric: Metric, criterion: Criterion, record_of: RecordOf, *, published: float) -> Verdict:
+def judge(metric: Metric, criterion: Criterion[Metric], record_of: RecordOf, *, published: float) -> Verdict:
     """The verdict of a criterion; pending until every record it needs stands.
 
     A claim of a side (above, below) is reproduced when the interval (see `Outcome`) lies on it, differs when it lies

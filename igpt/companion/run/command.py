@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from igpt.companion.experiments import declared_stages
+from igpt.companion.experiments.cells import declared_stages
 from igpt.companion.experiments.costs import Disks
 from igpt.companion.experiments.machines import this_machine
 from igpt.companion.results.plan import Plan

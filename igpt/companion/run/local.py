@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from igpt.companion.experiments import declared_stages
+from igpt.companion.experiments.cells import declared_stages
 from igpt.companion.experiments.costs import Cost, stage_hours
 from igpt.companion.experiments.machines import H100, many_cores
 from igpt.companion.experiments.protocols import protocol

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from igpt.companion.experiments import TABLES, TIERS, declared_stages, experiments
-from igpt.companion.experiments.cells import why_not
+from igpt.companion.experiments.cells import TABLES, declared_stages, experiments, why_not
+from igpt.companion.experiments.tiers import TIERS
 from igpt.companion.results.notebooks import near_misses, read_notebook
 from igpt.companion.run.own_weights import settle
 from igpt.companion.stage import Literal, Stage

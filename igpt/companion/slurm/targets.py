@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from igpt.companion.experiments import experiments
+from igpt.companion.experiments.cells import experiments
 from igpt.companion.results.notebooks import near_misses
 from igpt.companion.results.signature import Signer
 from igpt.companion.run.targets import find_stages

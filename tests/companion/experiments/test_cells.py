@@ -9,11 +9,11 @@ import pytest
 from conftest import ROOT
 
 from igpt.companion.criteria import Metric
-from igpt.companion.experiments import TIERS, declared_stages, experiments
+from igpt.companion.experiments.cells import declared_stages, experiments
 from igpt.companion.experiments.costs import run_hours, with_parents
 from igpt.companion.experiments.demand import FINE_TUNINGS
 from igpt.companion.experiments.protocols import protocol
-from igpt.companion.experiments.tiers import tier_of
+from igpt.companion.experiments.tiers import TIERS, tier_of
 from igpt.companion.results.notebooks import check_stage, read_notebook
 from igpt.companion.results.signature import Signer
 from igpt.companion.results.store import RecordStore

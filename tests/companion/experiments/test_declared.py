@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from igpt.companion.criteria import Criterion, Metric
-from igpt.companion.experiments import TIERS, declared_stages, experiments
-from igpt.companion.experiments.cells import check_measures
+from igpt.companion.experiments.cells import check_measures, declared_stages, experiments
 from igpt.companion.experiments.measures import MEASURES
 from igpt.companion.experiments.protocols import PROTOCOLS
 from igpt.companion.experiments.published import published_rows
+from igpt.companion.experiments.tiers import TIERS
 from igpt.companion.results.plan import make_plan
 from igpt.companion.results.signature import Signer
 from igpt.project import Project

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from conftest import ROOT
 
-from igpt.companion.experiments import TABLES, experiments
+from igpt.companion.experiments.cells import TABLES, experiments
 from igpt.companion.experiments.published import curve_points, published_rows
 
 SHARED = ROOT.parent / "shared" / "paper"

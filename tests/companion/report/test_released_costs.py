@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from conftest import ROOT
 from pytest import approx
 
-from igpt.companion.experiments import declared_stages, experiments
+from igpt.companion.experiments.cells import declared_stages, experiments
 from igpt.companion.experiments.costs import Cost, run_hours, run_room, stage_cost, with_parents
 from igpt.companion.experiments.machines import GIB, RTX_4090, Card, many_cores
 from igpt.companion.report.costs import released_costs

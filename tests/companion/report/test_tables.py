@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, some_receipt
 
-from igpt.companion.experiments import TABLES, experiments
+from igpt.companion.experiments.cells import TABLES, experiments
 from igpt.companion.report.formats import render
 from igpt.companion.report.numbers import number
 from igpt.companion.report.provenance import provenance_table, record_schema, records_table

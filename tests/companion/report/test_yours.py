@@ -9,7 +9,7 @@ import pytest
 from conftest import igpt_here as igpt
 from test_tables import cell_of, write_records
 
-from igpt.companion.experiments import TIERS
+from igpt.companion.experiments.tiers import TIERS
 from igpt.companion.report.formats import render
 from igpt.companion.report.provenance import yours_table
 from igpt.companion.report.tables import result_table

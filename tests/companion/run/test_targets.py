@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from igpt.companion.experiments import declared_stages
+from igpt.companion.experiments.cells import declared_stages
 from igpt.companion.run.targets import find_stages
 from igpt.companion.stage import Stage
 from igpt.errors import UsageError
