@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
+import sys
 import tomllib
 from importlib.metadata import metadata, version
 from pathlib import Path
@@ -15,16 +17,20 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from igpt.project import REPOSITORY
+
 PINS = {
     canonicalize_name(name): pin
     for name, pin in re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
 }
 
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
 def requirements() -> list[Requirement]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = [r for group in project["optional-dependencies"].values() for r in group if not r.startswith("igpt")]
-    return [Requirement(text) for text in project["dependencies"] + extras]
+    extras = [r for group in PROJECT["optional-dependencies"].values() for r in group if not r.startswith("igpt")]
+    return [Requirement(text) for text in PROJECT["dependencies"] + extras]
 
 
 def test_every_line_of_the_constraints_is_an_exact_public_version() -> None:
@@ -57,8 +63,7 @@ def test_conda_users_get_the_same_versions() -> None:
     *conda, pip = environment["dependencies"]
     assert [name.partition(">")[0] for name in conda] == ["python", "pip"]
     assert pip["pip"] == ["-r constraints.txt", "-e .[all]"]  # no version but those of the one file
-    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
-    assert conda[0].removeprefix("python").startswith(requires)
+    assert conda[0].removeprefix("python").startswith(PROJECT["requires-python"])
 
 
 def test_the_workflow_builds_tests_and_publishes_with_the_make_targets() -> None:
@@ -69,6 +74,31 @@ def test_the_workflow_builds_tests_and_publishes_with_the_make_targets() -> None
     assert {"make test", "make book"} <= set(runs)
     assert any(step.get("uses", "").startswith("actions/deploy-pages@") for step in jobs["publish"]["steps"])
     assert set(jobs["publish"]["needs"]) == {"test", "book"}
+
+
+def test_the_repository_has_one_address() -> None:
+    assert PROJECT["urls"]["Repository"] == REPOSITORY
+
+
+def test_science_needs_the_base_dependencies_alone() -> None:
+    """What modules outside the companion import anywhere; the wheel's test tries the rest."""
+    base = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    named = {"PIL": "pillow", "sklearn": "scikit-learn"}
+    paths = [path for path in (ROOT / "igpt").rglob("*.py") if "companion" not in path.parts]
+    imported = {(name, path.name) for path in paths for name in imports(path)}
+    outside = {(name, path) for name, path in imported if canonicalize_name(named.get(name, name)) not in base}
+    assert outside == {("onnx", "onnx.py")}  # of `igpt export --to onnx`, in an extra
+
+
+def imports(path: Path) -> set[str]:
+    """The packages that a module imports, but for igpt and Python's own."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return {name.partition(".")[0] for name in found} - {"igpt"} - sys.stdlib_module_names
 
 
 def tracked() -> list[Path]:

@@ -1,3 +1,17 @@
-"""Carrying out a plan; and what a notebook says to take part in one."""
+"""Running stages on this machine."""
 
-from igpt.companion.run.notebook import open_stage as open_stage
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from igpt.companion.run.notebook import open_stage as open_stage
+
+
+def __getattr__(name: str) -> object:
+    """Import `open_stage`, for notebooks, when it is first used: `igpt sample` does without what runs notebooks."""
+    if name != "open_stage":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from igpt.companion.run.notebook import open_stage
+
+    return open_stage
