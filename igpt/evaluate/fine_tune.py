@@ -74,9 +74,9 @@ class FineTuneSettings:
 class Classifier(nn.Module):
     """A model and a linear head on its pooled final features, without bias, zero at the start (as released)."""
 
-    def __init__(self, model: ImageGPT, classes: int, *, machine: Runtime | None = None) -> None:
+    def __init__(self, model: ImageGPT, classes: int, *, runtime: Runtime | None = None) -> None:
         super().__init__()
-        self.model, self._machine = model, machine or Runtime(device=model.wte.device.type)
+        self.model, self._runtime = model, runtime or Runtime(device=model.wte.device.type)
         self.head = nn.Linear(model.shape.n_embd, classes, bias=False)
         nn.init.zeros_(self.head.weight)
 
@@ -91,20 +91,20 @@ class Classifier(nn.Module):
 
         A BERT model sees masks in use as in training, drawn from ``mask_seed``.
         """
-        machine, classes = self._machine, np.zeros(len(tokens), np.int64)
+        runtime, classes = self._runtime, np.zeros(len(tokens), np.int64)
         pieces = passes(
             self.model,
             tokens,
             mask_rate=mask_rate,
             mask_seed=mask_seed,
-            at_once=machine.micro_batch,
+            at_once=runtime.micro_batch,
             part=(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1),
         )
         for indices, few, masked in pieces:
-            with torch.autocast(few.device.type, torch.bfloat16, enabled=machine.bfloat16, cache_enabled=False):
+            with torch.autocast(few.device.type, torch.bfloat16, enabled=runtime.bfloat16, cache_enabled=False):
                 found = self(few, masked, generative=False)[0].argmax(1).cpu().numpy()
             classes[indices] = found[: len(indices)]
-        return np.array(sum_over(classes.tolist(), machine.device), np.int64)
+        return np.array(sum_over(classes.tolist(), runtime.device), np.int64)
 
 
 class JointLoss(Loss):
@@ -157,7 +157,7 @@ def search(
     settings: Sequence[FineTuneSettings],
     seed: int,
     folder: Path | None = None,
-    machine: Runtime | None = None,
+    runtime: Runtime | None = None,
     report: Report = lambda done, total: None,
 ) -> Search:
     """Run each of ``settings`` and choose by validation accuracy; the first and the earliest of equals.
@@ -171,7 +171,7 @@ def search(
     seen: list[tuple[float, int, float]] = []
     best: tuple[float, FineTuneSettings] | None = None
     for number, candidate in enumerate(settings):
-        run = _Run(model, given, candidate, seed, folder and folder / f"search-{number + 1}", machine)
+        run = _Run(model, given, candidate, seed, folder and folder / f"search-{number + 1}", runtime)
         for epoch, accuracy in enumerate(run.accuracies(held_out, _part(report, number, len(settings))), 1):
             seen.append((candidate.learning_rate, epoch, accuracy))
             if best is None or accuracy > best[0]:
@@ -188,7 +188,7 @@ def fine_tune(
     settings: FineTuneSettings,
     seed: int,
     folder: Path | None = None,
-    machine: Runtime | None = None,
+    runtime: Runtime | None = None,
     report: Report = lambda done, total: None,
 ) -> Classifier:
     """A copy of ``model`` with a head, trained on every image once an epoch; ``model`` itself is left alone.
@@ -197,7 +197,7 @@ def fine_tune(
     machine : the device of the model, in full precision, when None
     Raises what `igpt.train.engine.train` raises, and UsageError for a number that is no seed.
     """
-    return _Run(model, _labelled(train), settings, seed, folder, machine).train(None, report)[1]
+    return _Run(model, _labelled(train), settings, seed, folder, runtime).train(None, report)[1]
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class Tuning:
     scratch_rate: float
     views: int = 1
 
-    def run(self, folder: Path, machine: Runtime, report: Report) -> Tuned:
+    def run(self, folder: Path, runtime: Runtime, report: Report) -> Tuned:
         """Carry it out, with the others."""
         seed = self.seed
         model, palette = load_weights(self.weights, self.shape)
@@ -247,7 +247,7 @@ class Tuning:
             settings=self.settings,
             seed=seed,
             folder=folder,
-            machine=machine,
+            runtime=runtime,
             report=lambda done, total: report(done * len(self.settings), total * runs),
         )
         refits = {
@@ -259,27 +259,27 @@ class Tuning:
         for number, (name, settings) in enumerate(refits.items()):
             if name == "from_scratch":
                 model = ImageGPT(self.shape, seed=seed)  # in the place of the trained one, of which no more is needed
-            run = _Run(model, train + validation, settings, seed, folder / name, machine)
+            run = _Run(model, train + validation, settings, seed, folder / name, runtime)
             classes = run.predictions(test, self.views, _part(report, len(self.settings) + number, runs))
             predictions[name] = np.array(classes, np.int64)
         return Tuned(found, predictions)
 
 
 def tune(
-    tuning: Tuning, *, folder: Path, machine: Runtime, group: Launch | None = None, report: Report = lambda done, total: None
+    tuning: Tuning, *, folder: Path, runtime: Runtime, launch: Launch | None = None, report: Report = lambda done, total: None
 ) -> Tuned:
     """Carry out a `Tuning` on every device of the group, with as many images at once as fit when ``machine`` does not say.
 
     folder : where each run has a folder of its own; runs that have ended are not repeated
     Raises what `search` raises, and UsageError when a step does not fit into memory.
     """
-    group = group or Launch()
-    if machine.micro_batch is None:
+    launch = launch or Launch()
+    if runtime.micro_batch is None:
         batch, classes = tuning.settings[0].batch, data_card(tuning.dataset).classes
-        machine = machine.fitted(
-            tuning.shape, batch=batch, folder=folder, classes=classes, devices=group.devices, nodes=group.nodes
+        runtime = runtime.fitted(
+            tuning.shape, batch=batch, folder=folder, classes=classes, devices=launch.devices, nodes=launch.nodes
         )
-    return together(tuning, folder=folder.absolute(), machine=machine, group=group, report=report)
+    return together(tuning, folder=folder.absolute(), runtime=runtime, launch=launch, report=report)
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ class _Run:
     settings: FineTuneSettings
     seed: int
     folder: Path | None
-    machine: Runtime | None
+    runtime: Runtime | None
 
     def accuracies(self, validation: LabelledTokens, report: Report) -> list[float]:
         """The validation accuracy after each epoch, up to where it diverges."""
@@ -322,9 +322,9 @@ class _Run:
     def train(self, validation: LabelledTokens | None, report: Report) -> tuple[Losses, Classifier]:
         """Train, and measure the accuracy after each epoch where there are images for that."""
         settings, data = self.settings, self.data
-        machine = self._machine
+        runtime = self._runtime
         check_seed(self.seed)
-        classifier = Classifier(copy.deepcopy(self.start), data.classes, machine=machine)
+        classifier = Classifier(copy.deepcopy(self.start), data.classes, runtime=runtime)
         if not settings.generative_weight:
             classifier.model.wtet.requires_grad_(False)  # no loss reaches it
         an_epoch = -(-len(data) // settings.batch)
@@ -354,7 +354,7 @@ class _Run:
             milestones=() if validation is None else range(an_epoch, steps + 1, an_epoch),
             measure=accuracy,
         )
-        return engine.train(task, folder=self.folder, machine=machine, report=report)[0], classifier
+        return engine.train(task, folder=self.folder, runtime=runtime, report=report)[0], classifier
 
     def _batches(self, first: int) -> Iterator[Batch]:
         """From the ``first`` step on, tokens, BERT's masks and labels. One generator draws all, also what is passed over."""
@@ -375,9 +375,9 @@ class _Run:
                 yield tokens, masked, torch.from_numpy(data.labels[index.numpy()])
 
     @property
-    def _machine(self) -> Runtime:
+    def _runtime(self) -> Runtime:
         """As given, or plainly where the model is."""
-        return self.machine or Runtime(device=self.start.wte.device.type)
+        return self.runtime or Runtime(device=self.start.wte.device.type)
 
     @cached_property
     def name(self) -> str:
@@ -402,7 +402,7 @@ class _Run:
                 raise UsageError(f"{path} is damaged ({error}): remove it, and the run is repeated") from None
             if kept["run"] != name:
                 raise UsageError(f"{path} is of another model, settings, seed or data: give another folder")
-        return from_first(found, self._machine.device)
+        return from_first(found, self._runtime.device)
 
     def _keep(self, name: str, found: dict[str, Any]) -> None:
         """Keep what came of the run."""

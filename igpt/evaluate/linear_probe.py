@@ -1,7 +1,7 @@
 """Linear probe (sections 2.4 and 4.1): logistic regression on frozen features by L-BFGS (`igpt.evaluate.logistic`).
 
 Trained: one multinomial logistic regression a layer, on standardised features of the training split.
-Chosen on validation: for each layer the strength C from `STRENGTHS`, then the layer.
+Chosen on validation: for each layer the strength C from `CS`, then the layer.
 Refitted: every layer with its C on train and validation together.
 Reported: the test accuracy of the chosen layer; the curve over layers comes from the same single look
 at the test split, after every choice is made.
@@ -23,7 +23,7 @@ from igpt.evaluate.kept import Kept
 from igpt.evaluate.logistic import Classifier, Features, Labels, Task, fit_paths
 from igpt.measure import accuracy
 
-STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # scikit-learn's C, the inverse of the L2 penalty's weight
+CS = (0.01, 0.1, 1.0, 10.0)  # scikit-learn's C, the inverse of the L2 penalty's weight
 Report = Callable[[int, int], None]  # fits done, fits in all; two a layer
 
 
@@ -32,7 +32,7 @@ class LayerProbe:
     """What one layer's probe came to. ``predictions`` int64 (views, test images), accuracy as fractions."""
 
     layer: int
-    strength: float
+    C: float
     validation: float
     predictions: Labels
     converged: bool
@@ -66,7 +66,7 @@ def probe_layers(
     labels: tuple[Labels, Labels],
     *,
     layers: Sequence[int] | None = None,
-    strengths: Sequence[float] = STRENGTHS,
+    Cs: Sequence[float] = CS,
     device: str = "cpu",
     kept: Kept | None = None,
     report: Report = lambda done, total: None,
@@ -102,7 +102,7 @@ def probe_layers(
 
     chosen = each(
         "search",
-        lambda place: (train[place], labels[0], strengths),
+        lambda place: (train[place], labels[0], Cs),
         lambda place, path: list(choose(path, validation[place], labels[1])),
         0,
     )
@@ -167,7 +167,7 @@ def depth_series(result: ProbeResult, test_labels: Labels) -> list[dict[str, flo
                 "low": found["low"],
                 "high": found["high"],
                 "validation": probe.validation,
-                "strength": probe.strength,
+                "strength": probe.C,
                 "converged": probe.converged,
                 "chosen": probe.layer == result.chosen,
             }
@@ -177,7 +177,7 @@ def depth_series(result: ProbeResult, test_labels: Labels) -> list[dict[str, flo
 
 def choose(path: Sequence[Classifier], features: Features, labels: Labels) -> tuple[float, float]:
     """The strength with the best validation accuracy, the smaller of equals, and that accuracy."""
-    accuracies = [(float((c.predict(features) == labels).mean()), -c.strength) for c in path]
+    accuracies = [(float((c.predict(features) == labels).mean()), -c.C) for c in path]
     accuracy, negative = max(accuracies)
     return -negative, accuracy
 

@@ -49,7 +49,7 @@ class Classifier:
     weights: Tensor  # (classes, width), of the standardised features
     intercept: Tensor
     classes: Labels
-    strength: float
+    C: float
     objective: float  # mean cross-entropy plus the penalty over C and the images
     converged: bool
     iterations: int
@@ -65,7 +65,7 @@ class Classifier:
 
 
 def fit_path(
-    features: Features, labels: Labels, *, strengths: Sequence[float], device: str = "cpu", standardise: bool = True
+    features: Features, labels: Labels, *, Cs: Sequence[float], device: str = "cpu", standardise: bool = True
 ) -> list[Classifier]:
     """One classifier a strength, in their order.
 
@@ -74,7 +74,7 @@ def fit_path(
     Raises UsageError for features that are not finite, other numbers of them and of labels, a single class, a strength
     that is not above 0 and finite, and where the device's memory does not hold them.
     """
-    return next(fit_paths([(features, labels, strengths)], device=device, standardise=standardise))
+    return next(fit_paths([(features, labels, Cs)], device=device, standardise=standardise))
 
 
 def fit_paths(tasks: Iterable[Task], *, device: str = "cpu", standardise: bool = True) -> Iterator[list[Classifier]]:
@@ -82,15 +82,15 @@ def fit_paths(tasks: Iterable[Task], *, device: str = "cpu", standardise: bool =
     group: list[_Prepared] = []
     room = 0.0
     for task in tasks:
-        features, labels, strengths = task
+        features, labels, Cs = task
         classes = np.unique(labels)
         if len(labels) != len(features) or len(classes) < 2:
             count = f"{len(labels)} labels of {len(classes)} classes"
             raise UsageError(f"{len(features)} images have {count}: give one label an image, of two classes or more")
-        if not all(0 < strength < np.inf for strength in strengths):
-            raise UsageError(f"strengths are {', '.join(map(str, strengths))}: give numbers above 0")
+        if not all(0 < C < np.inf for C in Cs):
+            raise UsageError(f"C is {', '.join(map(str, Cs))}: give numbers above 0")
         images, width = features.shape
-        stays, passing = problem_bytes(images, width, len(classes), len(strengths))
+        stays, passing = problem_bytes(images, width, len(classes), len(Cs))
         if group and ((len(group) + 1) * stays + passing > room or not group[0].is_like(features, classes)):
             paths, group = _solve(group), []
             yield from paths
@@ -117,11 +117,11 @@ def _room(device: str) -> float:
     return GPU_PART * (torch.cuda.mem_get_info(device)[0] + kept)
 
 
-def problem_bytes(images: int, width: int, classes: int, strengths: int) -> tuple[int, int]:
+def problem_bytes(images: int, width: int, classes: int, Cs: int) -> tuple[int, int]:
     """What a task takes of its device while it is solved, and what one of several takes at a time."""
     from igpt.evaluate.lbfgs import MEMORY
 
-    inner, outputs = min(images, width), strengths * classes
+    inner, outputs = min(images, width), Cs * classes
     # The features and their axes; by unknown what L-BFGS keeps, twice when problems leave, and a dozen vectors of its own.
     stays = images * inner + 2 * width * inner + outputs * (inner + 1) * (4 * MEMORY + 12)
     # Before: the features once more as they came and once more turned; then the logits.
@@ -139,14 +139,14 @@ class _Prepared:
     mean: Tensor
     scale: Tensor
     classes: Labels
-    strengths: Sequence[float]
+    Cs: Sequence[float]
 
     @classmethod
     def of(cls, task: Task, classes: Labels, *, device: str, standardise: bool) -> _Prepared:
         """The task's features centred, scaled and turned. Raises UsageError for some that are not finite."""
         import torch
 
-        features, labels, strengths = task
+        features, labels, Cs = task
         x = torch.from_numpy(features).to(device).to(torch.float64, copy=True)
         if not x.isfinite().all():
             raise UsageError("the features hold values that are not finite: the weights have diverged, train them again")
@@ -168,7 +168,7 @@ class _Prepared:
             shares = torch.nn.functional.one_hot(of, len(classes)).T.to(x.dtype) / len(x)  # (classes, n)
             moments += torch.cat([shares @ some, shares.sum(1, keepdim=True)], dim=1)
         axes = axes if basis is None else basis @ axes
-        return cls(x, moments, variances.clamp(min=0), axes, mean, scale, classes, strengths)
+        return cls(x, moments, variances.clamp(min=0), axes, mean, scale, classes, Cs)
 
     def is_like(self, features: Features, classes: Labels) -> bool:
         """Whether a task of these has as many unknowns a strength, so that the two can be solved side by side."""
@@ -178,7 +178,7 @@ class _Prepared:
         """Of half the squared weights, beside the mean cross-entropy: (strengths,)."""
         import torch
 
-        return 1 / (torch.tensor(self.strengths, dtype=self.x.dtype, device=self.x.device) * len(self.x))
+        return 1 / (torch.tensor(self.Cs, dtype=self.x.dtype, device=self.x.device) * len(self.x))
 
     def units(self) -> Tensor:
         """What one unknown of L-BFGS is in weights along the axes, (strengths, 1, axes + 1) with the intercept last.
@@ -216,8 +216,8 @@ class _Prepared:
         """One a strength, of weights (strengths, classes, axes + 1) along the axes."""
         told = zip(minima.values.tolist(), minima.converged.tolist(), minima.iterations.tolist(), strict=True)
         return [
-            Classifier(self.mean, self.scale, w[:, :-1] @ self.axes.T, w[:, -1], self.classes, strength, *outcome)
-            for strength, w, outcome in zip(self.strengths, given, told, strict=True)
+            Classifier(self.mean, self.scale, w[:, :-1] @ self.axes.T, w[:, -1], self.classes, C, *outcome)
+            for C, w, outcome in zip(self.Cs, given, told, strict=True)
         ]
 
 
@@ -227,7 +227,7 @@ def _solve(group: Sequence[_Prepared]) -> list[list[Classifier]]:
 
     from igpt.evaluate.lbfgs import Minima, minimise
 
-    owners = [place for place, task in enumerate(group) for _ in task.strengths]
+    owners = [place for place, task in enumerate(group) for _ in task.Cs]
     units, penalties = torch.cat([task.units() for task in group]), torch.cat([task.penalties() for task in group])
     shape = (len(owners), *group[0].moments.shape)
 
@@ -246,7 +246,7 @@ def _solve(group: Sequence[_Prepared]) -> list[list[Classifier]]:
     weights = found.points.view(shape) * units
     paths, done = [], 0
     for task in group:
-        here = slice(done, done := done + len(task.strengths))
+        here = slice(done, done := done + len(task.Cs))
         part = Minima(*(t[here] for t in vars(found).values()))
         paths.append(task.classifiers(weights[here], part))
     return paths

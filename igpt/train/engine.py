@@ -161,7 +161,7 @@ class Task:
 
 
 def train(
-    task: Task, *, folder: Path | None, machine: Runtime, report: Report = lambda done, total: None
+    task: Task, *, folder: Path | None, runtime: Runtime, report: Report = lambda done, total: None
 ) -> tuple[Losses, Distributed]:
     """Train, and what was measured at the milestones; the network is trained in place.
 
@@ -171,7 +171,7 @@ def train(
     could not be written (a full disk): the run then continues from its last checkpoint.
     """
     if folder is None:
-        return _Run(task, folder, machine, report).finish()
+        return _Run(task, folder, runtime, report).finish()
     first = not dist.is_initialized() or dist.get_rank() == 0
     folder.mkdir(parents=True, exist_ok=True)
     lock = try_lock(folder / ".training.lock") if first else nullcontext()
@@ -181,7 +181,7 @@ def train(
         if first:
             remove_parts(folder, *PARTS)
         try:
-            return _Run(task, folder, machine, report).finish()
+            return _Run(task, folder, runtime, report).finish()
         except OSError as error:
             if error.filename is None:
                 raise
@@ -197,20 +197,20 @@ class _Run:
 
     task: Task
     folder: Path | None
-    machine: Runtime
+    runtime: Runtime
     report: Report
 
     def __post_init__(self) -> None:
         """Start: 1. from the folder's own newest checkpoint, 2. from the network as it is."""
-        task, machine = self.task, self.machine
+        task, runtime = self.task, self.runtime
         self.spread = Distributed(
             task.loss,
             learning_rate=task.rate(0),
             betas=task.betas,
-            device=machine.device,
-            compiled=machine.compiled,
-            recompute=machine.recompute,
-            shard=machine.shard,
+            device=runtime.device,
+            compiled=runtime.compiled,
+            recompute=runtime.recompute,
+            shard=runtime.shard,
         )
         self.mine = None if self.spread.rank else self.folder  # the first process writes
         state: dict[str, Tensor] = {}
@@ -235,8 +235,8 @@ class _Run:
         while progress.step < task.steps:
             part = self._step(progress.step)
             progress.step += 1
-            late = self.spread.rank == 0 and time.monotonic() - saved > 60 * self.machine.minutes
-            loss, stop, save = self.spread.sum([part, float(self.machine.stop()), float(late)])
+            late = self.spread.rank == 0 and time.monotonic() - saved > 60 * self.runtime.minutes
+            loss, stop, save = self.spread.sum([part, float(self.runtime.stop()), float(late)])
             progress.running += loss
             progress.window.append(loss)
             if progress.step % WINDOW == 0 or not math.isfinite(loss):
@@ -290,23 +290,23 @@ class _Run:
 
     def _step(self, step: int) -> float:
         """One step of Adam; what this process's part of the batch adds to the batch's mean loss before it."""
-        task, machine, spread = self.task, self.machine, self.spread
+        task, runtime, spread = self.task, self.runtime, self.spread
         for group in spread.optimizer.param_groups:
             group["lr"] = task.rate(step)
         spread.optimizer.zero_grad()
         batch = task.draw(step)
         images = next(len(part) for part in batch if part is not None)
         share = -(-images // spread.size)
-        size = machine.micro_batch or share
-        total = torch.zeros((), device=machine.device)
+        size = runtime.micro_batch or share
+        total = torch.zeros((), device=runtime.device)
         for start in range(0, share, size):
             mine = slice(spread.rank * share + start, min(spread.rank * share + min(start + size, share), images))
             count = max(mine.stop - mine.start, 0)
             # Where images run out, a process takes the first one and does not count it: all go through the model equally often.
-            few = [None if part is None else (part[mine] if count else part[:1]).to(machine.device) for part in batch]
+            few = [None if part is None else (part[mine] if count else part[:1]).to(runtime.device) for part in batch]
             with spread.gathering(last=start + size >= share):
                 # Each weight is used once, so nothing is gained by keeping its half-precision copy for a second time.
-                with torch.autocast(machine.device, torch.bfloat16, enabled=machine.bfloat16, cache_enabled=False):
+                with torch.autocast(runtime.device, torch.bfloat16, enabled=runtime.bfloat16, cache_enabled=False):
                     loss = spread.loss(*few) * (count * spread.size / images)
                 loss.backward()
             total += loss.detach()

@@ -69,35 +69,40 @@ class Launch:
 class Job(Protocol[Result_co]):
     """What every process of a group has to know, small enough to be sent to it, and does with the others."""
 
-    def run(self, folder: Path, machine: Runtime, report: Report) -> Result_co:
+    def run(self, folder: Path, runtime: Runtime, report: Report) -> Result_co:
         """Carry it out; what came of it."""
         ...
 
 
 def together(
-    job: Job[Result_co], *, folder: Path, machine: Runtime, group: Launch | None = None, report: Report = lambda done, total: None
+    job: Job[Result_co],
+    *,
+    folder: Path,
+    runtime: Runtime,
+    launch: Launch | None = None,
+    report: Report = lambda done, total: None,
 ) -> Result_co:
     """What a job comes to on every device of the group; in this process where that is one.
 
     folder : on a disk that all nodes see
     Raises UsageError, StageError and Stopped as the job does, and StageError when a process ends by itself.
     """
-    group = group or Launch()
-    if group.nodes * group.devices == 1:
-        return job.run(folder, machine, report)
+    launch = launch or Launch()
+    if launch.nodes * launch.devices == 1:
+        return job.run(folder, runtime, report)
     folder.mkdir(parents=True, exist_ok=True)
     for name in (OUTCOME, STOP, DONE):
         (folder / name).unlink(missing_ok=True)
     with write_atomically(folder / JOB) as stream:  # last: the other nodes begin with it
-        pickle.dump((job, replace(machine, stop=bool)), stream)  # `bool()` is False: who is to stop is told by a file
-    with (folder / LOG).open("a+", errors="replace") as log, _launch(folder, group, first=True) as process:
+        pickle.dump((job, replace(runtime, stop=bool)), stream)  # `bool()` is False: who is to stop is told by a file
+    with (folder / LOG).open("a+", errors="replace") as log, _launch(folder, launch, first=True) as process:
         try:
             while process.poll() is None:
                 time.sleep(0.2)
                 with suppress(OSError, ValueError):
                     report(*read_json(folder / DONE))
                 note_uncompiled(log.read())
-                if machine.stop():
+                if runtime.stop():
                     (folder / STOP).touch()
         finally:
             if process.poll() is None:  # interrupted: the processes end with their launcher
@@ -114,8 +119,8 @@ def train_store(
     *,
     seed: int,
     folder: Path,
-    machine: Runtime,
-    group: Launch | None = None,
+    runtime: Runtime,
+    launch: Launch | None = None,
     report: Report = lambda done, total: None,
 ) -> Losses:
     """Pre-train on a token store's training part, on every device of the group; the losses of `igpt.train.loop.pretrain`.
@@ -123,13 +128,13 @@ def train_store(
     store : folder of the store; palette : that of its tokens
     Raises what `pretrain` raises, and UsageError for a store that is not of these tokens.
     """
-    group = group or Launch()
+    launch = launch or Launch()
     job = PreTraining(recipe, store.absolute(), seed)
-    if group.nodes * group.devices == 1:
-        return job.train(palette, folder, machine, report)
+    if launch.nodes * launch.devices == 1:
+        return job.train(palette, folder, runtime, report)
     folder.mkdir(parents=True, exist_ok=True)
     palette.save(folder / PALETTE)
-    return together(job, folder=folder.absolute(), machine=machine, group=group, report=report)
+    return together(job, folder=folder.absolute(), runtime=runtime, launch=launch, report=report)
 
 
 @dataclass(frozen=True)
@@ -140,11 +145,11 @@ class PreTraining:
     store: Path
     seed: int
 
-    def run(self, folder: Path, machine: Runtime, report: Report) -> Losses:
+    def run(self, folder: Path, runtime: Runtime, report: Report) -> Losses:
         """Carry it out, with the others; the losses."""
-        return self.train(Palette.load(folder / PALETTE), folder, machine, report)
+        return self.train(Palette.load(folder / PALETTE), folder, runtime, report)
 
-    def train(self, palette: Palette, folder: Path, machine: Runtime, report: Report) -> Losses:
+    def train(self, palette: Palette, folder: Path, runtime: Runtime, report: Report) -> Losses:
         """Carry it out; the losses."""
         store = TokenStore(self.store)
         store.check_for(palette, positions=self.recipe.shape.n_ctx)
@@ -160,16 +165,16 @@ class PreTraining:
             palette=palette,
             seed=self.seed,
             folder=folder,
-            machine=machine,
+            runtime=runtime,
             report=report,
         )
 
 
-def _launch(folder: Path, group: Launch, *, first: bool) -> subprocess.Popen[bytes]:
+def _launch(folder: Path, launch: Launch, *, first: bool) -> subprocess.Popen[bytes]:
     """The launcher of one node's processes; its stdin, which they inherit, ends when this process does, however it ends."""
     with (folder / LOG).open("ab") as log:
         return subprocess.Popen(
-            _command(folder, group, first=first), stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(group)
+            _command(folder, launch, first=first), stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(launch)
         )
 
 
@@ -180,21 +185,21 @@ def _end_with_launcher() -> None:
     os._exit(1)
 
 
-def _command(folder: Path, group: Launch, *, first: bool) -> list[str]:
+def _command(folder: Path, launch: Launch, *, first: bool) -> list[str]:
     """The launcher's command on one node."""
     meet = ["--standalone"]
-    if group.nodes > 1:
+    if launch.nodes > 1:
         conf = f"timeout={WAIT},join_timeout={WAIT},is_host={int(first)}"
-        meet = ["--rdzv-backend=c10d", f"--rdzv-endpoint={group.rendezvous}", f"--rdzv-id={folder.name}", f"--rdzv-conf={conf}"]
-        if group.rendezvous.startswith("127."):
+        meet = ["--rdzv-backend=c10d", f"--rdzv-endpoint={launch.rendezvous}", f"--rdzv-id={folder.name}", f"--rdzv-conf={conf}"]
+        if launch.rendezvous.startswith("127."):
             meet.append("--local-addr=127.0.0.1")  # nodes that are one machine
-    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={group.nodes}", f"--nproc-per-node={group.devices}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={launch.nodes}", f"--nproc-per-node={launch.devices}"]
     return [*launcher, *meet, "--max-restarts=0", "-m", "igpt.train.worker", str(folder / JOB)]
 
 
-def _environment(group: Launch) -> dict[str, str]:
+def _environment(launch: Launch) -> dict[str, str]:
     """The processes' environment: each its share of this one's threads."""
-    return {**os.environ, "OMP_NUM_THREADS": str(max(torch.get_num_threads() // group.devices, 1))}
+    return {**os.environ, "OMP_NUM_THREADS": str(max(torch.get_num_threads() // launch.devices, 1))}
 
 
 def _outcome(folder: Path, code: int) -> Any:
@@ -213,10 +218,10 @@ def work(path: Path) -> None:
     import torch.distributed as dist
 
     threading.Thread(target=_end_with_launcher, daemon=True).start()
-    job, machine = pickle.loads(path.read_bytes())  # which `together` wrote
+    job, runtime = pickle.loads(path.read_bytes())  # which `together` wrote
     folder = path.parent
     place = int(os.environ["LOCAL_RANK"])
-    cuda = machine.device == "cuda"
+    cuda = runtime.device == "cuda"
     if cuda:
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if cuda else "gloo")
@@ -229,7 +234,7 @@ def work(path: Path) -> None:
             write_text(folder / DONE, json.dumps([done, total]))
 
     try:
-        found = job.run(folder, replace(machine, stop=(folder / STOP).exists), report)
+        found = job.run(folder, replace(runtime, stop=(folder / STOP).exists), report)
     except ERRORS as error:
         found = next(kind for kind in ERRORS if isinstance(error, kind))(str(error))
     failed = isinstance(found, UsageError | StageError)
@@ -244,13 +249,13 @@ def work(path: Path) -> None:
 def main() -> None:
     """``python -m igpt.train.launch FOLDER``: this node's part in a group whose first node trains in the folder."""
     folder = Path(sys.argv[1]).absolute()
-    group = Launch.here()
+    launch = Launch.here()
     limit = time.monotonic() + WAIT
     while not (folder / JOB).exists():
         if time.monotonic() > limit:
             sys.exit(f"igpt: the first node has begun nothing in {folder} for {WAIT} seconds: look at its log")
         time.sleep(1)
-    process = _launch(folder, group, first=False)
+    process = _launch(folder, launch, first=False)
     sys.exit(process.wait())
 
 

@@ -47,7 +47,7 @@ def pretrain(
     palette: Palette,
     seed: int,
     folder: Path,
-    machine: Runtime | None = None,
+    runtime: Runtime | None = None,
     report: Report = lambda done, total: None,
 ) -> Losses:
     """Train from ``recipe`` and keep the weights of each milestone under ``folder / weights_name(step)``.
@@ -57,19 +57,19 @@ def pretrain(
     Raises what `igpt.train.engine.train` raises, when the loss has risen by a nat too, and UsageError for tokens that are
     not the recipe's or a number that is no seed.
     """
-    machine = machine or Runtime()
+    runtime = runtime or Runtime()
     seed = check_seed(seed)
-    _check(recipe, tokens, machine)
+    _check(recipe, tokens, runtime)
     model = ImageGPT(recipe.shape, seed=seed)
 
     def held_out(spread: Distributed) -> float:
         """The held-out loss, in the precision that is trained in; each process takes its part of the images."""
-        with torch.autocast(machine.device, torch.bfloat16, enabled=machine.bfloat16):
+        with torch.autocast(runtime.device, torch.bfloat16, enabled=runtime.bfloat16):
             total = evaluate_loss(
                 model,
                 validation,
                 mask_rate=recipe.mask_rate,
-                at_once=machine.micro_batch,
+                at_once=runtime.micro_batch,
                 part=(spread.rank, spread.size),
             )
         return spread.sum([total])[0]
@@ -101,7 +101,7 @@ def pretrain(
         start=math.log(recipe.shape.n_vocab),  # the output matrix starts at zero
         rise=RISE,
     )
-    return train(task, folder=folder, machine=machine, report=report)[0]
+    return train(task, folder=folder, runtime=runtime, report=report)[0]
 
 
 def weights_name(step: int) -> str:
@@ -205,7 +205,7 @@ def _identity(tokens: Tokens) -> str:
     return hashlib.sha256(np.ascontiguousarray(np.asarray(tokens, dtype=np.int64)).tobytes()).hexdigest()
 
 
-def _check(recipe: Recipe, tokens: Tokens, machine: Runtime) -> None:
+def _check(recipe: Recipe, tokens: Tokens, runtime: Runtime) -> None:
     """Refuse tokens of another size, and a batch that the processes or the micro-batch do not divide."""
     positions = len(tokens[np.arange(1)][0])
     if positions != recipe.shape.n_ctx:
@@ -216,6 +216,6 @@ def _check(recipe: Recipe, tokens: Tokens, machine: Runtime) -> None:
     if recipe.batch % size:
         raise UsageError(f"a batch of {recipe.batch} images cannot be shared by {size} devices: take a number that divides it")
     share = recipe.batch // size
-    if machine.micro_batch is not None and (machine.micro_batch < 1 or share % machine.micro_batch):
+    if runtime.micro_batch is not None and (runtime.micro_batch < 1 or share % runtime.micro_batch):
         whose = f"a batch of {share} images" if size == 1 else f"each device's {share} images of a batch"
-        raise UsageError(f"{whose} cannot be cut into pieces of {machine.micro_batch}: take a number that divides {share}")
+        raise UsageError(f"{whose} cannot be cut into pieces of {runtime.micro_batch}: take a number that divides {share}")

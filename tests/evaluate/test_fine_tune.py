@@ -137,13 +137,13 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(objective: str) -> N
     data = counted(50, seed=0)  # three whole batches and two images
     settings = replace(SETTINGS, learning_rate=1e-3, epochs=2)
     whole = weights_of(fine_tune(model, data, settings=settings, seed=0))
-    for machine in (Runtime(micro_batch=1), Runtime(micro_batch=5), Runtime(recompute=True, micro_batch=8)):
-        found = weights_of(fine_tune(model, data, settings=settings, seed=0, machine=machine))
+    for runtime in (Runtime(micro_batch=1), Runtime(micro_batch=5), Runtime(recompute=True, micro_batch=8)):
+        found = weights_of(fine_tune(model, data, settings=settings, seed=0, runtime=runtime))
         torch.testing.assert_close(found, whole, atol=1e-4, rtol=0)
 
 
 def test_half_precision_learns_the_same(model: ImageGPT) -> None:
-    tuned = fine_tune(model, counted(128, seed=0), settings=SETTINGS, seed=0, machine=Runtime(bfloat16=True))
+    tuned = fine_tune(model, counted(128, seed=0), settings=SETTINGS, seed=0, runtime=Runtime(bfloat16=True))
     tokens, labels = counted(64, seed=1)
     assert (tuned.predict(tokens) == labels.numpy()).mean() > 0.95
     assert {p.dtype for p in tuned.parameters()} == {torch.float32}
@@ -165,7 +165,7 @@ def test_an_interrupted_fine_tuning_continues_to_the_bit(tmp_path: Path, objecti
 
     always = Runtime(minutes=0)
     with pytest.raises(Stop):
-        fine_tune(model, data, settings=settings, seed=0, folder=tmp_path, machine=always, report=interrupt)
+        fine_tune(model, data, settings=settings, seed=0, folder=tmp_path, runtime=always, report=interrupt)
     taken: list[int] = []
     found = fine_tune(model, data, settings=settings, seed=0, folder=tmp_path, report=lambda done, total: taken.append(done))
     assert taken == list(range(stop + 1, 13))
@@ -177,8 +177,8 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(model: ImageGPT, tmp_pat
     train, validation = counted(50, seed=0), counted(64, seed=1)
     asked = iter([False] * 16 + [True])  # in the second run's second epoch
     with pytest.raises(Stopped, match="stopped after 5 of 12 steps; the same command continues"):
-        machine = Runtime(stop=lambda: next(asked))
-        search(model, train, validation, settings=grid, seed=0, folder=tmp_path, machine=machine)
+        runtime = Runtime(stop=lambda: next(asked))
+        search(model, train, validation, settings=grid, seed=0, folder=tmp_path, runtime=runtime)
     assert [path.name for path in sorted(tmp_path.glob("*/checkpoint-*"))] == [
         "checkpoint-0000004.safetensors",
         "checkpoint-0000005.safetensors",
@@ -250,7 +250,7 @@ from igpt.evaluate.fine_tune import tune
 from igpt.train.engine import Runtime
 torch.set_num_threads(1)
 tuning = pickle.loads(Path(sys.argv[1]).read_bytes())
-tune(tuning, folder=Path(sys.argv[2]), machine=Runtime(minutes=0), report=lambda done, total: print(done / total, flush=True))
+tune(tuning, folder=Path(sys.argv[2]), runtime=Runtime(minutes=0), report=lambda done, total: print(done / total, flush=True))
 """
 
 
@@ -258,7 +258,7 @@ def test_a_fine_tuning_killed_outright_ends_as_one_left_alone_to_the_bit(tuning:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        whole = tune(tuning, folder=tmp_path / "whole", machine=Runtime())
+        whole = tune(tuning, folder=tmp_path / "whole", runtime=Runtime())
         (tmp_path / "job").write_bytes(pickle.dumps(tuning))
         for stop in (0.1, 0.7):  # in the first rate's run, and in a refit
             command = [sys.executable, "-c", KILLED, str(tmp_path / "job"), str(tmp_path / "killed")]
@@ -271,7 +271,7 @@ def test_a_fine_tuning_killed_outright_ends_as_one_left_alone_to_the_bit(tuning:
             child.stdout.close()
             assert child.wait(timeout=PATIENCE) == -signal.SIGKILL
         said: list[float] = []
-        found = tune(tuning, folder=tmp_path / "killed", machine=Runtime(), report=lambda d, n: said.append(d / n))
+        found = tune(tuning, folder=tmp_path / "killed", runtime=Runtime(), report=lambda d, n: said.append(d / n))
         assert said[0] > 0.19  # the first run is not repeated
     finally:
         torch.set_num_threads(threads)
@@ -283,18 +283,18 @@ def test_a_fine_tuning_killed_outright_ends_as_one_left_alone_to_the_bit(tuning:
 
 
 @pytest.mark.parametrize(
-    ("objective", "machine"),
+    ("objective", "runtime"),
     [("bert", Runtime(micro_batch=7)), ("autoregressive", Runtime(shard=True, recompute=True, micro_batch=24))],
 )
-def test_two_processes_tune_as_one_does(tuning: Tuning, tmp_path: Path, objective: str, machine: Runtime) -> None:
+def test_two_processes_tune_as_one_does(tuning: Tuning, tmp_path: Path, objective: str, runtime: Runtime) -> None:
     shape = replace(SHAPE, objective=objective)
     weights = tmp_path / objective
     weights.mkdir()
     save_weights(weights, random_model(shape), Palette(np.linspace(-1, 1, 16, dtype=np.float32)[:, None]))
     settings = tuple(FineTuneSettings(rate, epochs=1, batch=49) for rate in (0.005,))  # which two do not divide
     tuning = replace(tuning, weights=weights, shape=shape, settings=settings)
-    one = tune(tuning, folder=tmp_path / "one", machine=Runtime())
-    two = tune(tuning, folder=tmp_path / "two", machine=machine, group=Launch(devices=2))
+    one = tune(tuning, folder=tmp_path / "one", runtime=Runtime())
+    two = tune(tuning, folder=tmp_path / "two", runtime=runtime, launch=Launch(devices=2))
     assert [accuracy for *_, accuracy in two.search.seen] == pytest.approx([a for *_, a in one.search.seen], abs=0.03)
     for name, classes in one.predictions.items():
         assert (two.predictions[name] == classes).mean() > 0.98, name
@@ -307,12 +307,12 @@ def test_a_gpu_tunes_as_the_processor_does(tmp_path: Path) -> None:
     data = torch.randint(8, (40, 64), generator=generator), torch.arange(40) % 3
     settings = FineTuneSettings(1e-3, epochs=2, batch=16)
     plain = weights_of(fine_tune(model, data, settings=settings, seed=0))
-    for machine in (Runtime(device="cuda", micro_batch=8), Runtime(device="cuda", compiled=True, recompute=True)):
+    for runtime in (Runtime(device="cuda", micro_batch=8), Runtime(device="cuda", compiled=True, recompute=True)):
         tuned = fine_tune(
-            copy.deepcopy(model), data, settings=settings, seed=0, folder=tmp_path / str(machine.compiled), machine=machine
+            copy.deepcopy(model), data, settings=settings, seed=0, folder=tmp_path / str(runtime.compiled), runtime=runtime
         )
         torch.testing.assert_close(weights_of(tuned).cpu(), plain, atol=2e-3, rtol=0)
     fitted = Runtime(device="cuda", bfloat16=True).fitted(model.shape, batch=16, classes=3, folder=tmp_path)
     assert fitted.micro_batch == 16
-    half = fine_tune(model, data, settings=settings, seed=0, machine=fitted)
+    half = fine_tune(model, data, settings=settings, seed=0, runtime=fitted)
     assert half.predict(data[0]).shape == (40,)

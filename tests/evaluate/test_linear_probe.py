@@ -25,11 +25,11 @@ def blobs(images: int, *, seed: int, spread: float = 1.0, classes: int = 3, widt
 
 def test_the_strength_is_the_best_on_validation_and_the_smaller_of_equals() -> None:
     train, validation = blobs(60, seed=0), blobs(60, seed=1)
-    path = fit_path(*train, strengths=(10.0, 0.1, 1.0))
-    strength, accuracy = choose(path, *validation)
-    scores = {c.strength: (c.predict(validation[0]) == validation[1]).mean() for c in path}
+    path = fit_path(*train, Cs=(10.0, 0.1, 1.0))
+    best, accuracy = choose(path, *validation)
+    scores = {c.C: (c.predict(validation[0]) == validation[1]).mean() for c in path}
     assert accuracy == max(scores.values())
-    assert strength == min(s for s, score in scores.items() if score == accuracy)
+    assert best == min(s for s, score in scores.items() if score == accuracy)
 
 
 def layered(images: int, *, seed: int, spreads: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -42,7 +42,7 @@ def test_the_layer_is_chosen_on_validation_and_the_first_of_equals() -> None:
     train, y = layered(90, seed=0, spreads=spreads)
     validation, vy = layered(60, seed=1, spreads=spreads)
     test, ty = layered(60, seed=2, spreads=spreads)
-    result = probe_layers((train, validation, [test]), (y, vy), strengths=(1.0,))
+    result = probe_layers((train, validation, [test]), (y, vy), Cs=(1.0,))
     assert result.chosen == 1
     assert [layer.layer for layer in result.layers] == [0, 1, 2, 3]
     rows = depth_series(result, ty)
@@ -53,11 +53,11 @@ def test_the_layer_is_chosen_on_validation_and_the_first_of_equals() -> None:
 
 def test_the_classifier_is_refitted_on_train_and_validation() -> None:
     train, validation, test = (blobs(n, seed=s, spread=2) for s, n in ((0, 30), (1, 300), (2, 300)))
-    result = probe_layers((train[0][None], validation[0][None], [test[0][None]]), (train[1], validation[1]), strengths=(1.0,))
+    result = probe_layers((train[0][None], validation[0][None], [test[0][None]]), (train[1], validation[1]), Cs=(1.0,))
     both = np.concatenate([train[0], validation[0]]), np.concatenate([train[1], validation[1]])
-    expected = fit_path(*both, strengths=[1.0])[0].predict(test[0])
+    expected = fit_path(*both, Cs=[1.0])[0].predict(test[0])
     np.testing.assert_array_equal(result.best.predictions[0], expected)
-    assert (expected != fit_path(*train, strengths=[1.0])[0].predict(test[0])).any()
+    assert (expected != fit_path(*train, Cs=[1.0])[0].predict(test[0])).any()
 
 
 def test_predictions_of_test_decide_nothing() -> None:
@@ -65,7 +65,7 @@ def test_predictions_of_test_decide_nothing() -> None:
     labels = (train[1], validation[1])
     real, noise = test[0], np.random.default_rng(0).normal(size=test[0].shape).astype(np.float32)
     first, second = (probe_layers((train[0][None], validation[0][None], [t[None]]), labels) for t in (real, noise))
-    assert (first.chosen, first.best.strength) == (second.chosen, second.best.strength)
+    assert (first.chosen, first.best.C) == (second.chosen, second.best.C)
 
 
 def test_the_majority_wins_a_vote_and_ties_fall_both_ways() -> None:
@@ -92,7 +92,7 @@ def test_a_test_split_offered_for_selection_and_labels_of_no_class_are_refused()
 def test_layers_have_their_own_numbers_and_survive_being_written_down() -> None:
     train, y = layered(90, seed=0, spreads=(0.01, 3.0))
     validation, vy = layered(60, seed=1, spreads=(0.01, 3.0))
-    result = probe_layers((train, validation, [validation[:, :1]]), (y, vy), layers=[7, 12], strengths=(1.0,))
+    result = probe_layers((train, validation, [validation[:, :1]]), (y, vy), layers=[7, 12], Cs=(1.0,))
     assert ([layer.layer for layer in result.layers], result.chosen, result.best.layer) == ([7, 12], 7, 7)
     again = ProbeResult.from_json(json.loads(json.dumps(result.as_json())))
     assert again.as_json() == result.as_json()

@@ -25,7 +25,7 @@ from test_loop import *
 torch.set_num_threads(1)
 from igpt.companion.run.notebook import hardware
 for part in ("one", "two"):
-    compiled = run(Path(sys.argv[1]) / part, Palette(np.linspace(-1, 1, 8, dtype=np.float32)[:, None]), machine=Runtime(compiled=True))
+    compiled = run(Path(sys.argv[1]) / part, Palette(np.linspace(-1, 1, 8, dtype=np.float32)[:, None]), runtime=Runtime(compiled=True))
 plain = run(Path(sys.argv[1]) / "plain", Palette(np.linspace(-1, 1, 8, dtype=np.float32)[:, None]))
 print(compiled == plain, hardware().endswith("; not compiled"))
 """

@@ -56,7 +56,7 @@ def steps_of(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("objective", "machine"),
+    ("objective", "runtime"),
     [
         ("autoregressive", Runtime()),
         ("bert", Runtime(micro_batch=2)),
@@ -64,11 +64,11 @@ def steps_of(folder: Path) -> list[float]:
     ],
 )
 def test_two_processes_find_the_losses_of_one(
-    store: tuple[Path, Palette], tmp_path: Path, objective: str, machine: Runtime
+    store: tuple[Path, Palette], tmp_path: Path, objective: str, runtime: Runtime
 ) -> None:
     plan = recipe(objective)
-    one = train_store(plan, *store, seed=1, folder=tmp_path / "one", machine=Runtime())
-    two = train_store(plan, *store, seed=1, folder=tmp_path / "two", machine=machine, group=TWO)
+    one = train_store(plan, *store, seed=1, folder=tmp_path / "one", runtime=Runtime())
+    two = train_store(plan, *store, seed=1, folder=tmp_path / "two", runtime=runtime, launch=TWO)
     assert two.steps == one.steps
     assert two.train == pytest.approx(one.train, abs=1e-5)
     assert two.validation == pytest.approx(one.validation, abs=1e-5)
@@ -77,12 +77,12 @@ def test_two_processes_find_the_losses_of_one(
 
 @pytest.mark.parametrize("shard", [False, True])
 def test_a_run_goes_on_with_another_number_of_devices(store: tuple[Path, Palette], tmp_path: Path, shard: bool) -> None:
-    whole = train_store(recipe(), *store, seed=1, folder=tmp_path / "whole", machine=Runtime())
+    whole = train_store(recipe(), *store, seed=1, folder=tmp_path / "whole", runtime=Runtime())
     parts = train_parts(TokenStore(store[0]))
     folder = tmp_path / "parts"
     with pytest.raises(Stopped):  # on one
         pretrain(
-            recipe(), *parts, palette=store[1], seed=1, folder=folder, machine=Runtime(stop=lambda: True)
+            recipe(), *parts, palette=store[1], seed=1, folder=folder, runtime=Runtime(stop=lambda: True)
         )  # fmt: skip
     asked = iter([False, False])
     with pytest.raises(Stopped, match="the same command continues"):  # then on two
@@ -91,11 +91,11 @@ def test_a_run_goes_on_with_another_number_of_devices(store: tuple[Path, Palette
             *store,
             seed=1,
             folder=folder,
-            machine=Runtime(shard=shard, stop=lambda: next(asked, True)),
-            group=TWO,
+            runtime=Runtime(shard=shard, stop=lambda: next(asked, True)),
+            launch=TWO,
         )
     reached = step_of(checkpoints(folder)[-1])
-    found = train_store(recipe(), *store, seed=1, folder=folder, machine=Runtime())  # and on one again
+    found = train_store(recipe(), *store, seed=1, folder=folder, runtime=Runtime())  # and on one again
     assert 1 < reached <= 20
     assert found.train == pytest.approx(whole.train, abs=1e-5)
     assert found.validation == pytest.approx(whole.validation, abs=1e-5)
@@ -107,7 +107,7 @@ sys.path[:0] = [{tests!r}, {tests!r} + "/.."]
 from test_launch import *
 if __name__ == "__main__":
     palette = Palette.load(Path({palette!r}))
-    train_store(recipe(steps=100_000), Path({store!r}), palette, seed=1, folder=Path({out!r}), machine=Runtime(), group=TWO)
+    train_store(recipe(steps=100_000), Path({store!r}), palette, seed=1, folder=Path({out!r}), runtime=Runtime(), launch=TWO)
 """
 
 
@@ -131,9 +131,9 @@ def test_a_group_ends_with_its_run_when_that_is_killed(store: tuple[Path, Palett
 
 def test_a_mistake_in_a_group_is_one_sentence_here(store: tuple[Path, Palette], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a batch of 7 images cannot be shared by 2 devices"):
-        train_store(recipe(batch=7), *store, seed=1, folder=tmp_path / "out", machine=Runtime(), group=TWO)
+        train_store(recipe(batch=7), *store, seed=1, folder=tmp_path / "out", runtime=Runtime(), launch=TWO)
     with pytest.raises(UsageError, match="each device's 4 images of a batch cannot be cut into pieces of 3"):
-        train_store(recipe(), *store, seed=1, folder=tmp_path / "out", machine=Runtime(micro_batch=3), group=TWO)
+        train_store(recipe(), *store, seed=1, folder=tmp_path / "out", runtime=Runtime(micro_batch=3), launch=TWO)
 
 
 def free_port() -> int:
@@ -149,10 +149,10 @@ def test_two_nodes_join_one_group(store: tuple[Path, Palette], tmp_path: Path, m
     """Two launchers on this machine, as two nodes have them, which meet at an address."""
     for name, value in (("NODES", "2"), ("DEVICES", "1"), ("RENDEZVOUS", f"127.0.0.1:{free_port()}")):
         monkeypatch.setenv(f"IGPT_{name}", value)
-    one = train_store(recipe(), *store, seed=1, folder=tmp_path / "one", machine=Runtime())
+    one = train_store(recipe(), *store, seed=1, folder=tmp_path / "one", runtime=Runtime())
     other = subprocess.Popen([sys.executable, "-m", "igpt.train.launch", str(tmp_path / "two")], env=dict(os.environ))
     try:
-        two = train_store(recipe(), *store, seed=1, folder=tmp_path / "two", machine=Runtime(), group=Launch.here())
+        two = train_store(recipe(), *store, seed=1, folder=tmp_path / "two", runtime=Runtime(), launch=Launch.here())
         assert other.wait(timeout=PATIENCE) == 0
     finally:
         other.kill()

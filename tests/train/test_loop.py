@@ -253,13 +253,13 @@ def test_two_runs_never_write_into_one_folder(tmp_path: Path, greys: Palette) ->
 def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint_and_continues_to_the_same_losses(tmp_path: Path, greys: Palette) -> None:
     asked = iter([False] * 19 + [True])
     with pytest.raises(Stopped, match="stopped after 20 of 48 steps; the same command continues"):
-        run(tmp_path / "stopped", greys, machine=Runtime(stop=lambda: next(asked)))
+        run(tmp_path / "stopped", greys, runtime=Runtime(stop=lambda: next(asked)))
     assert [path.name for path in checkpoints(tmp_path / "stopped")][-1] == "checkpoint-0000020.safetensors"
     assert run(tmp_path / "stopped", greys) == run(tmp_path / "whole", greys)
 
 
 def test_checkpoints_are_written_by_the_clock_and_two_are_kept(tmp_path: Path, greys: Palette) -> None:
-    run(tmp_path, greys, machine=Runtime(minutes=0))
+    run(tmp_path, greys, runtime=Runtime(minutes=0))
     assert [step_of(path) for path in checkpoints(tmp_path)] == [47, 48]
 
 
@@ -276,7 +276,7 @@ def test_a_run_that_diverges_goes_back_to_before_its_last_good_losses(
     with pytest.raises(
         StageError, match=r"the loss is .* nats, after .*, at step 150: the last good checkpoint is .*-0000100\.safe"
     ):
-        run(tmp_path, greys, recipe, machine=Runtime(minutes=0))
+        run(tmp_path, greys, recipe, runtime=Runtime(minutes=0))
     assert [step_of(path) for path in checkpoints(tmp_path)] == [100]
     assert len(list(tmp_path.glob("*.diverged"))) == 2
 
@@ -341,15 +341,15 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path, grey
         recipe = replace(RECIPE, shape=replace(RECIPE.shape, objective=objective), steps=20)
         whole = run(tmp_path / f"{objective}-8", greys, recipe)
         for size in (1, 2, 4):
-            found = run(tmp_path / f"{objective}-{size}", greys, recipe, machine=Runtime(micro_batch=size))
+            found = run(tmp_path / f"{objective}-{size}", greys, recipe, runtime=Runtime(micro_batch=size))
             assert found == pytest.approx(whole, rel=1e-4)
     with pytest.raises(UsageError, match="a batch of 8 images cannot be cut into pieces of 3"):
-        run(tmp_path / "3", greys, machine=Runtime(micro_batch=3))
+        run(tmp_path / "3", greys, runtime=Runtime(micro_batch=3))
 
 
 def test_half_precision_learns_the_same_source(tmp_path: Path, greys: Palette) -> None:
     recipe = replace(RECIPE, steps=200)
-    full, half = (run(tmp_path / str(b), greys, recipe, machine=Runtime(bfloat16=b)) for b in (False, True))
+    full, half = (run(tmp_path / str(b), greys, recipe, runtime=Runtime(bfloat16=b)) for b in (False, True))
     assert half[-1] == pytest.approx(full[-1], abs=0.02)
     weights = load_weights(tmp_path / "True" / weights_name(200))[0]
     assert {p.dtype for p in weights.parameters()} == {torch.float32}
@@ -359,7 +359,7 @@ def test_the_metrics_are_one_line_a_window_and_survive_a_stop(tmp_path: Path, gr
     recipe = replace(RECIPE, steps=160)
     asked = iter([False] * 119 + [True])
     with pytest.raises(Stopped):
-        run(tmp_path / "stopped", greys, recipe, machine=Runtime(stop=lambda: next(asked)))
+        run(tmp_path / "stopped", greys, recipe, runtime=Runtime(stop=lambda: next(asked)))
     with (tmp_path / "stopped" / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 150, "loss": 9}\n{"step": 15')  # of steps that a kill took back
     run(tmp_path / "stopped", greys, recipe)
@@ -382,7 +382,7 @@ def test_a_continued_run_has_all_lines_wherever_its_metrics_were_cut_off(tmp_pat
     recipe = replace(RECIPE, steps=160)
     asked = iter([False] * 119 + [True])
     with pytest.raises(Stopped):
-        run(tmp_path / "cut", greys, recipe, machine=Runtime(stop=lambda: next(asked)))
+        run(tmp_path / "cut", greys, recipe, runtime=Runtime(stop=lambda: next(asked)))
     run(tmp_path / "whole", greys, recipe)
     metrics = tmp_path / "cut" / "metrics.jsonl"
     content, progress = metrics.read_bytes(), Progress(step=120)
@@ -421,10 +421,10 @@ def filling_at(step):
     return report
 
 with contextlib.suppress(Stopped):
-    run(folder, greys, recipe, machine=stopped_after(70))
-for machine, step in (Runtime(), 85), (Runtime(minutes=0), 103), (Runtime(), 155):
+    run(folder, greys, recipe, runtime=stopped_after(70))
+for runtime, step in (Runtime(), 85), (Runtime(minutes=0), 103), (Runtime(), 155):
     try:
-        run(folder, greys, recipe, machine=machine, report=filling_at(step))
+        run(folder, greys, recipe, runtime=runtime, report=filling_at(step))
     except StageError as error:
         print(error)
     print(*sorted(path.name for path in folder.glob("*.part")))

@@ -127,22 +127,22 @@ def test_a_machine_takes_what_fits_and_says_when_nothing_does(tmp_path: Path, mo
         monkeypatch.setattr("igpt.train.engine.free_memory", lambda: free / USED)
 
     monkeypatch.setattr("igpt.train.engine.cores", torch.get_num_threads)
-    machine = Runtime(minutes=1.0)
+    runtime = Runtime(minutes=1.0)
     room(step_memory(SHAPE, images=4, classes=10, half=False).total + 4 * SHAPE.parameters + 1)  # beside what is tuned
-    assert machine.fitted(SHAPE, batch=8, classes=10, folder=tmp_path) == replace(machine, micro_batch=4)
+    assert runtime.fitted(SHAPE, batch=8, classes=10, folder=tmp_path) == replace(runtime, micro_batch=4)
     with monkeypatch.context() as less:
         less.setattr("igpt.train.engine.cores", lambda: 4 * torch.get_num_threads())  # so that others have three parts
-        assert machine.fitted(SHAPE, batch=8, classes=10, folder=tmp_path / "other").recompute
+        assert runtime.fitted(SHAPE, batch=8, classes=10, folder=tmp_path / "other").recompute
     room(1e15)
-    assert machine.fitted(SHAPE, batch=8, classes=10, folder=tmp_path).micro_batch == 4  # as it began there
-    assert machine.fitted(SHAPE, batch=8, classes=11, folder=tmp_path).micro_batch == 8
+    assert runtime.fitted(SHAPE, batch=8, classes=10, folder=tmp_path).micro_batch == 4  # as it began there
+    assert runtime.fitted(SHAPE, batch=8, classes=11, folder=tmp_path).micro_batch == 8
     room(2 * step_memory(SHAPE, images=1, devices=2, recompute=True, half=False).total + 1)
-    assert machine.fitted(SHAPE, batch=8, devices=2, folder=tmp_path) == replace(machine, micro_batch=1, recompute=True)
+    assert runtime.fitted(SHAPE, batch=8, devices=2, folder=tmp_path) == replace(runtime, micro_batch=1, recompute=True)
     room(GIB / 1024)
     with pytest.raises(
         UsageError, match=r"6,820,352 parameters\) does not fit into the 0.0 GiB that the device has for it: take"
     ):
-        machine.fitted(SHAPE, batch=8, folder=tmp_path)
+        runtime.fitted(SHAPE, batch=8, folder=tmp_path)
 
 
 def test_free_memory_is_a_number_of_bytes() -> None:

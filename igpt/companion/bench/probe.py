@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 from igpt.companion.bench.work import Candidate, Task, Work
 from igpt.evaluate.logistic import fit_path
 
-STRENGTHS = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 100.0)
+CS = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 100.0)
 CLASSES = 10
 TIGHT = 1e-6  # of the gradient: what scikit-learn needs for our objective
 
@@ -30,14 +30,14 @@ def _data(toy: bool) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 def _strengths(toy: bool) -> tuple[float, ...]:
     """The path; its slow end is left out where speed is not the question."""
-    return STRENGTHS[:4] if toy else STRENGTHS
+    return CS[:4] if toy else CS
 
 
 def _ours(toy: bool) -> Work:
     features, labels = _data(toy)
 
     def run() -> list[float]:
-        return [found.objective for found in fit_path(features, labels, strengths=_strengths(toy))]
+        return [found.objective for found in fit_path(features, labels, Cs=_strengths(toy))]
 
     return Work(run, run())
 
@@ -51,10 +51,10 @@ def _theirs(toy: bool, tolerance: float = TIGHT) -> Work:
     def run() -> list[float]:
         z = StandardScaler().fit_transform(features.astype(np.float64))
         objectives = []
-        for strength in _strengths(toy):
-            fitted = LogisticRegression(C=strength, tol=tolerance, max_iter=20_000).fit(z, labels)
+        for C in _strengths(toy):
+            fitted = LogisticRegression(C=C, tol=tolerance, max_iter=20_000).fit(z, labels)
             entropy = -log_softmax(z @ fitted.coef_.T + fitted.intercept_, axis=1)[np.arange(len(z)), labels].mean()
-            objectives.append(float(entropy + (fitted.coef_**2).sum() / (2 * strength * len(z))))
+            objectives.append(float(entropy + (fitted.coef_**2).sum() / (2 * C * len(z))))
         return objectives
 
     return Work(run, run() if tolerance == TIGHT else [])

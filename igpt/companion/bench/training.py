@@ -148,7 +148,7 @@ def _loop(toy: bool) -> Work:
 
     def run() -> object:
         taken = itertools.count(1)
-        machine = Runtime(stop=lambda: next(taken) == LOOPS)
+        runtime = Runtime(stop=lambda: next(taken) == LOOPS)
         with tempfile.TemporaryDirectory(dir=kept.name) as folder, suppress(Stopped):
             task = Training(
                 name="bench",
@@ -160,7 +160,7 @@ def _loop(toy: bool) -> Work:
                 rate=lambda step: recipe.learning_rate,
                 draw=lambda step: draw_batch(recipe, store, seed=0, step=step),
             )
-            loop = _Run(task, Path(folder), machine, lambda done, total: None)
+            loop = _Run(task, Path(folder), runtime, lambda done, total: None)
             loop._step = lambda step: float(len(task.draw(step)))  # type: ignore[method-assign]
             loop.finish()
         return kept

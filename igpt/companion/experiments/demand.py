@@ -17,7 +17,7 @@ from igpt.companion.stage import Literal
 from igpt.data import data_card
 from igpt.data.dataset import DataSet
 from igpt.errors import UsageError
-from igpt.evaluate.linear_probe import STRENGTHS, chosen_layers
+from igpt.evaluate.linear_probe import CS, chosen_layers
 from igpt.evaluate.logistic import ITERATIONS, problem_bytes
 from igpt.evaluate.low_data import DRAWS, PER_CLASS
 from igpt.evaluate.sgd_probe import BATCH, BLOCK
@@ -108,7 +108,7 @@ def expected_iterations(strength: float, classes: int) -> float:
     return min(70 * math.pow(strength * classes / 10, 0.25), ITERATIONS)
 
 
-def probe_work(*, images: int, width: int, classes: int, problems: int = 1, strengths: tuple[float, ...] = STRENGTHS) -> Work:
+def probe_work(*, images: int, width: int, classes: int, problems: int = 1, strengths: tuple[float, ...] = CS) -> Work:
     """Solving ``problems`` of this size for all values of C side by side; one pass over the objective per iteration."""
     inner = min(images, width)  # fewer images than features: a probe of their span
     turns = [expected_iterations(strength, classes) for strength in strengths]
@@ -130,7 +130,7 @@ def _probed(card: DataSet, *, width: int, problems: int = 1, images: int = 0) ->
 def _probe_bytes(card: DataSet, width: int, images: int = 0) -> float:
     """The card's memory for one layer's probe, as `_probed` fits it: the larger of the search and the refit."""
     whole = images or card.train
-    search = problem_bytes(round(whole * (1 - card.held_out)), width, card.classes, len(STRENGTHS))
+    search = problem_bytes(round(whole * (1 - card.held_out)), width, card.classes, len(CS))
     return max(sum(search), sum(problem_bytes(whole, width, card.classes, 1)))
 
 

@@ -13,9 +13,9 @@ from igpt.companion.results.store import RecordStore
 from igpt.data import DATASETS, data_card
 from igpt.data.resize import CROP, SHORT
 from igpt.errors import UsageError
-from igpt.evaluate.linear_probe import STRENGTHS
+from igpt.evaluate.linear_probe import CS
 from igpt.evaluate.logistic import ITERATIONS, TOLERANCE
-from igpt.evaluate.low_data import STRENGTH
+from igpt.evaluate.low_data import FIXED_C
 from igpt.evaluate.sgd_probe import BATCH, MOMENTUM, RATES
 from igpt.evaluate.sgd_probe import ITERATIONS as SGD_ITERATIONS
 from igpt.measure import LEVEL
@@ -93,10 +93,10 @@ def _facts() -> dict[str, str]:
         "level": f"{100 * LEVEL:.0f} %",
         "imagenet.held-out": f"{data_card('imagenet').held_out:.0%}",
         "cifar10.held-out": f"{data_card('cifar10').held_out:.0%}",
-        "probe.strengths": ", ".join(f"{strength:g}" for strength in STRENGTHS),
+        "probe.strengths": ", ".join(f"{strength:g}" for strength in CS),
         "probe.iterations": f"{ITERATIONS:,}",
         "probe.tolerance": f"{TOLERANCE:g}",
-        "low-data.strength": f"{STRENGTH:g}",
+        "low-data.strength": f"{FIXED_C:g}",
         "cost.card": CARD,
         "cost.utilisation": f"{UTILISATION:.0%}",
         "margin": f"{100 * ACCURACY_MARGIN:g}",

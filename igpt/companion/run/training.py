@@ -49,18 +49,18 @@ def train(
     plan = recipe(name, objective)  # type: ignore[arg-type]  # refused there when it is no objective
     if steps is not None:
         plan = replace(plan, steps=steps, warmup=min(plan.warmup, max(steps // 20, 1)))
-    group = Launch.here(devices)
-    machine = _fitted(plan, group) if micro_batch is None else replace(Runtime.here(plan.shape), micro_batch=micro_batch)
+    launch = Launch.here(devices)
+    runtime = _fitted(plan, launch) if micro_batch is None else replace(Runtime.here(plan.shape), micro_batch=micro_batch)
     try:
-        with _stop_by_signal() as stopping, _Bar(plan, out / "metrics.jsonl", machine, group) as bar:
+        with _stop_by_signal() as stopping, _Bar(plan, out / "metrics.jsonl", runtime, launch) as bar:
             losses = train_store(
                 plan,
                 data,
                 Palette.load(palette) if palette else released_palette(),
                 seed=seed,
                 folder=out,
-                machine=replace(machine, stop=lambda: bool(stopping)),
-                group=group,
+                runtime=replace(runtime, stop=lambda: bool(stopping)),
+                launch=launch,
                 report=bar,
             )
     except Stopped as stopped:
@@ -68,10 +68,10 @@ def train(
     return f"{name}: {losses.validation[-1]:.4f} nats per token held out; weights in {out / weights_name(plan.steps)}", 0
 
 
-def _fitted(plan: Recipe, group: Launch) -> Runtime:
+def _fitted(plan: Recipe, launch: Launch) -> Runtime:
     """The machine here, with as many images at once as its memory holds; with no number where it holds all that a step has."""
-    found = Runtime.here(plan.shape).fitted(plan.shape, batch=plan.batch, devices=group.devices, nodes=group.nodes)
-    whole = found.micro_batch == -(-plan.batch // (group.devices * group.nodes))
+    found = Runtime.here(plan.shape).fitted(plan.shape, batch=plan.batch, devices=launch.devices, nodes=launch.nodes)
+    whole = found.micro_batch == -(-plan.batch // (launch.devices * launch.nodes))
     return replace(found, micro_batch=None) if whole else found
 
 
@@ -97,13 +97,13 @@ def _stop_by_signal() -> Iterator[list[int]]:
 class _Bar(Bar):
     """A bar with loss, rate and their part of the peak; a line for each line of the metrics without a terminal."""
 
-    def __init__(self, plan: Recipe, metrics: Path, machine: Runtime, group: Launch) -> None:
+    def __init__(self, plan: Recipe, metrics: Path, runtime: Runtime, launch: Launch) -> None:
         super().__init__(plan.name, " steps")
         self._metrics = metrics
         self._said = 0
         self._flops = token_flops(plan.shape)
         # A node's processes without GPUs share its cores, all of which the products here had.
-        self._peak = product_rate(machine) * group.nodes * (group.devices if machine.device == "cuda" else 1)
+        self._peak = product_rate(runtime) * launch.nodes * (launch.devices if runtime.device == "cuda" else 1)
 
     def __call__(self, done: int, total: int | None, note: str = "") -> None:
         note = ""
@@ -117,10 +117,10 @@ class _Bar(Bar):
         super().__call__(done, total, note)
 
 
-def product_rate(machine: Runtime) -> float:
+def product_rate(runtime: Runtime) -> float:
     """Operations a second of one device, in square products of the precision that is trained in."""
-    rate = peak_rate(partial(_product_seconds, machine))
-    if machine.device == "cuda":
+    rate = peak_rate(partial(_product_seconds, runtime))
+    if runtime.device == "cuda":
         torch.cuda.empty_cache()  # other processes may train on this card
     return rate
 
@@ -138,9 +138,9 @@ def peak_rate(seconds: Callable[[int], float]) -> float:
     return rate
 
 
-def _product_seconds(machine: Runtime, side: int) -> float:
+def _product_seconds(runtime: Runtime, side: int) -> float:
     """The fastest of some products, since other work can only slow one down. A card is waited for at both ends."""
-    a = torch.randn(side, side, device=machine.device, dtype=torch.bfloat16 if machine.bfloat16 else torch.float32)
+    a = torch.randn(side, side, device=runtime.device, dtype=torch.bfloat16 if runtime.bfloat16 else torch.float32)
 
     def wait() -> None:
         if a.is_cuda:

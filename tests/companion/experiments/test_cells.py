@@ -20,7 +20,7 @@ from igpt.companion.results.store import RecordStore
 from igpt.companion.results.verdict import judge
 from igpt.companion.stage import Stage
 from igpt.evaluate.fine_tune import RATES
-from igpt.evaluate.low_data import DRAWS, STRENGTH, draw_values
+from igpt.evaluate.low_data import DRAWS, FIXED_C, draw_values
 from igpt.project import Project
 
 SIGNER = Signer(ROOT / "notebooks")
@@ -127,7 +127,7 @@ def test_a_notebook_gives_every_value_that_a_rule_compares_an_interval(notebook:
     written = [source for name, source in written_values(tree) if name.fullmatch(key)]
     if "**draw_values(rows)" in ast.unparse(tree) and not written:
         rows: list[dict[str, float | int | str]] = [
-            {"input": kind, "labels": labels, "strength": STRENGTH, "draw": draw, "accuracy": 0.5 + draw / 100}
+            {"input": kind, "labels": labels, "strength": FIXED_C, "draw": draw, "accuracy": 0.5 + draw / 100}
             for kind in ("features", "pixels")
             for labels in (40, 250, 4000)
             for draw in range(DRAWS)

@@ -120,8 +120,8 @@ def test_as_many_images_go_through_at_once_as_fit(
 ) -> None:
     shape, machines = recipe("tiny-s").shape, []
 
-    def stopped(*_: object, machine: Runtime, **__: object) -> None:
-        machines.append(machine)
+    def stopped(*_: object, runtime: Runtime, **__: object) -> None:
+        machines.append(runtime)
         raise Stopped("seen")
 
     room = step_memory(shape, images=holds, half=Runtime.here(shape).bfloat16).total + 1
@@ -132,8 +132,8 @@ def test_as_many_images_go_through_at_once_as_fit(
     asked = {"data": store[0], "out": tmp_path / "out", "steps": 1, "seed": 0, "palette": store[1], "devices": 1}
     for micro_batch in (None, 2):
         assert train("tiny-s", "autoregressive", **asked, micro_batch=micro_batch) == ("seen", 75)
-    assert [machine.micro_batch for machine in machines] == [taken, 2]
-    assert not any(machine.recompute for machine in machines)
+    assert [runtime.micro_batch for runtime in machines] == [taken, 2]
+    assert not any(runtime.recompute for runtime in machines)
     monkeypatch.setattr("igpt.train.engine.free_memory", lambda: 0.0)
     with pytest.raises(UsageError, match="does not fit into the 0.0 GiB that the device has for it: take"):
         train("tiny-s", "autoregressive", **asked, micro_batch=None)

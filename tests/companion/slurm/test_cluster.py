@@ -50,8 +50,8 @@ tuning = Tuning(weights, shape, "digits", 200, 0, (FineTuneSettings(0.01, 2, bat
 def stop():
     time.sleep(0 if before else 1)
     return stage.stopping()
-found = tune(tuning, folder=stage.folder, machine=Runtime(stop=stop), report=stage.report)
-whole = tune(tuning, folder=stage.folder / "whole", machine=Runtime())
+found = tune(tuning, folder=stage.folder, runtime=Runtime(stop=stop), report=stage.report)
+whole = tune(tuning, folder=stage.folder / "whole", runtime=Runtime())
 equal = found.search == whole.search and all((found.predictions[name] == whole.predictions[name]).all() for name in whole.predictions)
 values = {"equal": equal, "before": len(before), "left": len(list(stage.folder.rglob("checkpoint-*")))}
 stage.write_record(values={name: {"value": float(value), "unit": "none"} for name, value in values.items()})
@@ -372,14 +372,14 @@ parent = stage.parent("palette")
 palette = Palette.fit(torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).numpy(), k=16, seed=0)
 store = make_store(TokenizeSettings("digits", "train", 8), palette)[0].folder
 plan = Recipe("test", ModelShape(2, 16, 2, 16, 64), "digits", 16, batch=8, steps=150, warmup=2, learning_rate=0.01, milestones=(1,))
-group = Launch.here()
-one = train_store(plan, store, palette, seed=1, folder=stage.folder / "one", machine=Runtime())
+launch = Launch.here()
+one = train_store(plan, store, palette, seed=1, folder=stage.folder / "one", runtime=Runtime())
 stage.report(1, plan.steps)
 while not (list(stage.folder.glob("checkpoint-*")) or stage.stopping()):
     time.sleep(0.1)  # so that the first group is asked to stop as soon as it trains
-machine = Runtime(stop=stage.stopping)
-two = train_store(plan, store, palette, seed=1, folder=stage.folder, machine=machine, group=group, report=stage.report)
-found = {"nodes": group.nodes, "one": one.train[-1], "two": two.train[-1]}
+runtime = Runtime(stop=stage.stopping)
+two = train_store(plan, store, palette, seed=1, folder=stage.folder, runtime=runtime, launch=launch, report=stage.report)
+found = {"nodes": launch.nodes, "one": one.train[-1], "two": two.train[-1]}
 stage.write_record(values={name: {"value": float(value), "unit": "none"} for name, value in found.items()})
 """
 
