@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+import igpt
 from igpt.project import REPOSITORY
 
 PINS = {
@@ -76,8 +77,14 @@ def test_the_workflow_builds_tests_and_publishes_with_the_make_targets() -> None
     assert set(jobs["publish"]["needs"]) == {"test", "book"}
 
 
-def test_the_repository_has_one_address() -> None:
-    assert PROJECT["urls"]["Repository"] == REPOSITORY
+def test_version_address_and_licence_are_the_same_everywhere() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert PROJECT["urls"]["Repository"] == REPOSITORY == citation["repository-code"]
+    assert (citation["version"], citation["license"]) == (igpt.__version__, PROJECT["license"])
+    theme = yaml.safe_load((ROOT / "book" / "_config.yml").read_text())["sphinx"]["config"]["html_theme_options"]
+    assert theme["repository_url"] == REPOSITORY
+    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        assert path.stem == "config" or yaml.safe_load(path.read_text()).keys() == {"name", "description", "labels", "body"}
 
 
 def test_science_needs_the_base_dependencies_alone() -> None:
@@ -115,7 +122,9 @@ def test_nothing_in_the_repository_speaks_of_one_machine_or_is_large() -> None:
             assert not re.search(r"/root/|/home/\w|/work/|pypi\.org|pythonhosted|npmjs", text), path
 
 
-@pytest.mark.parametrize("name", ["README.md", "LICENSE", "Makefile", ".ci/run"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "LICENSE", "Makefile", ".ci/run", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md"]
+)
 def test_what_a_newcomer_looks_for_is_there(name: str) -> None:
     assert (ROOT / name).stat().st_size > 300
 

@@ -167,6 +167,14 @@ def test_pages_name_no_other_host(html: Path) -> None:
         assert [tag for tag in loaded if 'rel="canonical"' not in tag] == [], page
 
 
+def test_notebook_pages_link_to_binder_and_colab(html: Path) -> None:
+    page = (html / "notebooks" / "linear_probe.html").read_text()
+    for host in ("mybinder.org", "colab.research.google.com"):
+        [path] = re.findall(rf'<a href="https://{host}/[^"]*igpt/(?:blob/)?main(?:\?urlpath=lab/tree)?/([^"]*)"', page)
+        assert (ROOT / path).is_file()
+    assert "mybinder.org" not in (html / "index.html").read_text()
+
+
 def test_a_second_make_book_finds_nothing_to_run(html: Path) -> None:
     done = subprocess.run(["make", "book"], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -26,7 +26,10 @@ from igpt.shape import ModelShape
 from igpt.train.recipes import recipe
 from igpt.weights.own import save_weights
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "book").glob("index.md")), *sorted((ROOT / "book" / "chapters").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "book/index.md")),
+    *sorted((ROOT / "book" / "chapters").glob("*.md")),
+]
 # What is looked up; NAME, RECORD and others are taken as they are.
 PLACEHOLDERS = {"TABLE": "headline", "TARGETS": "headline", "weights=FOLDER": "weights=trained"}
 FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)

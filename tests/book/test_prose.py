@@ -10,7 +10,7 @@ from conftest import ROOT
 
 BOOK = ROOT / "book"
 PAGES = sorted([BOOK / "index.md", *(BOOK / "chapters").glob("*.md")])
-DOCUMENTS = [*PAGES, ROOT / "README.md"]
+DOCUMENTS = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md"))]
 
 # What may hold digits without being a result: names of things, places in the paper, ways to write code.
 NOT_A_NUMBER = [
