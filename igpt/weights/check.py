@@ -1,6 +1,6 @@
-"""The one check of weights from a file, whatever make it is of: first sizes, then names, shapes, dtypes, finite numbers.
+"""Checks of weights from a file of any format: first sizes, then names, shapes, dtypes, finite numbers.
 
-A few bytes can promise a model of any size, so that nothing is built or allocated before the files are seen to hold it.
+A few bytes can claim a model of any size, so nothing is built or allocated before the files are known to hold it.
 """
 
 from __future__ import annotations
@@ -23,25 +23,22 @@ NARROWEST = 2  # bytes of one of them
 
 
 def read_fields(path: Path, what: str = "an Image GPT") -> dict[str, Any]:
-    """The fields of a JSON file beside weights. Raises FileNotFoundError; UsageError for a file that describes nothing.
-
-    what : the file describes, for the message
-    """
+    """The fields of a JSON file that describes ``what``. Raises UsageError when it is missing or damaged."""
     try:
-        found = read_json(path)
-        if not isinstance(found, dict):
+        fields = read_json(path)
+        if not isinstance(fields, dict):
             raise ValueError("it has no fields")
+        return fields
     except FileNotFoundError:
-        raise
+        raise UsageError(f"{path.parent} holds no weights: {path.name} is missing") from None
     except (OSError, ValueError) as error:
         raise cannot_read(path, error, f"does not describe {what}") from None
-    return found
 
 
 def check_fits(where: Path | str, shape: ModelShape, *, tensors: int, size: int, output: bool = True) -> None:
-    """Raise UsageError unless files of ``size`` bytes, with so many tensors, can hold a model: before it is built.
+    """Raise UsageError unless files of ``size`` bytes with so many tensors can hold a model, before it is built.
 
-    output : whether the output matrix is among them
+    output : whether they hold the output matrix
     """
     numbers = shape.parameters - (0 if output else shape.n_vocab * shape.n_embd)
     if shape.n_layer > tensors or NARROWEST * numbers > size:
@@ -58,9 +55,9 @@ def check_weights(
     *,
     dtypes: Collection[torch.dtype] = FLOATS,
 ) -> None:
-    """Raise UsageError unless ``tensors`` have just these names and shapes, one of ``dtypes``, and finite numbers only.
+    """Raise UsageError unless ``tensors`` have exactly these names and shapes, one of ``dtypes``, and finite numbers only.
 
-    where : the file or folder that they are from, for the message
+    where : their file or folder, for the message
     """
     wrong = [f"{name} is missing" for name in shapes if name not in tensors]
     wrong += [f"{name} is unknown" for name in tensors if name not in shapes]
@@ -69,9 +66,9 @@ def check_weights(
             wrong.append(f"{name} has the shape {tuple(tensors[name].shape)}, not {tuple(shape)}")
     if wrong:
         raise UsageError(f"{where} holds other tensors than its model has ({_first(wrong)}): copy it again, config.json too")
-    wrong = [f"{name} is {_word(t.dtype)}" for name, t in tensors.items() if t.dtype not in dtypes]
+    wrong = [f"{name} is {t.dtype}" for name, t in tensors.items() if t.dtype not in dtypes]
     if wrong:
-        known = ", ".join(map(_word, dtypes))
+        known = ", ".join(map(str, dtypes))
         raise UsageError(f"{where} holds tensors of a wrong kind ({_first(wrong)}): give dense tensors of {known}")
     wrong = [f"{int((~t.isfinite()).sum()):,} in {name}" for name, t in tensors.items() if not t.isfinite().all()]
     if wrong:
@@ -79,7 +76,7 @@ def check_weights(
 
 
 def check_model(model: ImageGPT, where: Path) -> None:
-    """Raise UsageError unless a model can be written into ``where``, so that reading it again is not refused."""
+    """Raise UsageError unless a model that is written into ``where`` can be read again."""
     if model.wtet is None:
         raise UsageError("these weights, like a classifier's, have no output matrix: export those of a generative model")
     check_weights(model.state_dict(), shapes_of(model), f"the model for {where}")
@@ -90,11 +87,11 @@ def shapes_of(model: ImageGPT) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-def check_shape(where: Path | str, found: ModelShape, wanted: ModelShape) -> None:
-    """Raise UsageError unless weights have the shape that their place promises, a model's name or a recipe's folder."""
-    if found != wanted:
+def check_shape(where: Path | str, shape: ModelShape, wanted: ModelShape) -> None:
+    """Raise UsageError unless the weights called ``where`` have the shape of the model of that name."""
+    if shape != wanted:
         raise UsageError(
-            f"the weights found as {where} have another shape ({shape_in_words(found)}) than they need"
+            f"the weights found as {where} have another shape ({shape_in_words(shape)}) than they need"
             f" ({shape_in_words(wanted)}): put the right ones there, or give these by a path"
         )
 
@@ -105,11 +102,6 @@ def shape_in_words(shape: ModelShape) -> str:
     return f"{numbers}, {shape.n_ctx} positions, {shape.parameters:,} parameters, {shape.objective}"
 
 
-def _word(dtype: torch.dtype) -> str:
-    """A dtype's name."""
-    return str(dtype).removeprefix("torch.")
-
-
 def _first(wrong: list[str]) -> str:
-    """The first of some faults, and how many more there are."""
+    """The first fault, and how many more there are."""
     return visible(wrong[0], limit=200) + (f", and {len(wrong) - 1} more" if len(wrong) > 1 else "")

@@ -1,4 +1,4 @@
-"""Weights that exist already: read and checked, kept once in our own format, and told by the content of their files."""
+"""Weights that exist already: read, checked, kept once in our own format, and identified by a digest of their files."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from igpt.errors import UsageError
 from igpt.files import file_sha256, refuse_full_disk, write_folder
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
-from igpt.weights.fetching import Report, at_hand, read_released
+from igpt.weights.fetching import Report, read_released
 from igpt.weights.own import released_palette, save_weights
 from igpt.weights.read import read_palette, read_weights, weights_files
-from igpt.weights.released import released_at
+from igpt.weights.released import at_hand, released_at
 
 
 @dataclass(frozen=True)
 class Existing:
-    """A network in evaluation mode on the CPU, its palette, the files that both were read from, and whence these are."""
+    """A network in evaluation mode on the CPU, its palette, the files that both were read from, and their source."""
 
     network: ImageGPT
     palette: Palette
@@ -29,20 +28,14 @@ class Existing:
     source: str
 
     def keep(self, folder: Path) -> None:
-        """Have the weights under ``folder`` in our own format, which `igpt.weights.own.load_weights` reads; whole or not at all.
+        """Write the weights into ``folder`` in our own format, atomically.
 
-        Those of a run that ended before its record are replaced: the files may have been others then.
+        An earlier run that did not finish may have left other weights there, which are replaced.
         Raises UsageError where the disk is too full.
         """
         shutil.rmtree(folder, ignore_errors=True)
-        with refuse_full_disk(folder):
-            if (size := 4 * self.network.shape.parameters) > (free := shutil.disk_usage(folder.parent).free):
-                raise UsageError(
-                    f"{folder} needs {size:,} bytes and its disk has {free:,} free: free {size - free:,} bytes, then the same"
-                    " command continues"
-                )
-            with write_folder(folder) as part:
-                save_weights(part, self.network, self.palette)
+        with refuse_full_disk(folder), write_folder(folder) as part:
+            save_weights(part, self.network, self.palette)
 
 
 def released_weights(model: str, objective: str, step: int, *, report: Report) -> Existing:
@@ -51,17 +44,17 @@ def released_weights(model: str, objective: str, step: int, *, report: Report) -
     report : called with the bytes that have come and those of all weights
     Raises UsageError where there are none, and as `igpt.weights.fetching.read_released` does.
     """
-    named = released_at(model, objective, step)
-    network = read_released(named, report=report)
-    places = at_hand(named)
-    source = named.address if places[0] == named.prefix else str(named.mirror)
-    return Existing(network, released_palette(), [file for place in places for file in weights_files(place)], source)
+    released = released_at(model, objective, step)
+    network = read_released(released, report=report)
+    paths = at_hand(released)
+    source = released.address if paths[0] == released.prefix else str(released.mirror)
+    return Existing(network, released_palette(), [file for path in paths for file in weights_files(path)], source)
 
 
-def own_weights(place: Path, shape: ModelShape, name: str) -> Existing:
+def own_weights(path: Path, shape: ModelShape, name: str) -> Existing:
     """A user's weights, called ``name``. Raises UsageError as `read_weights` and `read_palette` do."""
-    network = read_weights(place, shape)
-    return Existing(network, read_palette(place, shape), weights_files(place), name)
+    network = read_weights(path, shape)
+    return Existing(network, read_palette(path, shape), weights_files(path), name)
 
 
 def file_sums(files: Iterable[Path]) -> list[dict[str, str | int]]:
@@ -70,6 +63,6 @@ def file_sums(files: Iterable[Path]) -> list[dict[str, str | int]]:
 
 
 def content_digest(sums: Iterable[dict[str, str | int]]) -> str:
-    """SHA-256 over what `file_sums` says: the identity of a user's weights, wherever they lie."""
+    """SHA-256 over the result of `file_sums`, which identifies a user's weights wherever they are."""
     lines = sorted(f"{file['sha256']}  {file['name']}\n" for file in sums)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

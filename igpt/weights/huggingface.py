@@ -1,9 +1,9 @@
 """Hugging Face's folders (transformers' ``ImageGPTForCausalImageModeling``), read and written without transformers.
 
-Theirs differ from ours in four ways: the start vector is row 512 of the token embedding; the matrices of
-attention and MLP lie (in, out); there are biases, which are zero in every conversion of the released weights;
-and nothing shifts the input, so a caller puts token 512 in front. They have no BERT objective.
-Their image processor, which holds the colours, is in `igpt.weights.processor`.
+Their model differs from ours in four ways: the start vector is row 512 of the token embedding; the matrices of attention
+and MLP are stored (in, out); there are biases, which are zero in every conversion of the released weights; and nothing
+shifts the input, so a caller puts token 512 in front. They have no BERT objective.
+`igpt.weights.processor` reads their image processor, which holds the colours.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import math
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Collection
 from pathlib import Path
 from reprlib import repr as shortly
 from typing import Any
@@ -30,9 +29,9 @@ from igpt.shape import ModelShape
 from igpt.weights.check import check_fits, check_model, check_weights, read_fields, shapes_of
 from igpt.weights.own import load_tensors, save_tensors
 from igpt.weights.processor import write_processor
+from igpt.weights.released import TENSORS
 
-_WHOLE = {"wpe": "wpe.weight", "ln_f.g": "ln_f.weight", "wtet": "lm_head.weight"}  # ours to theirs
-_BLOCK = {  # ours to theirs, and whether the matrix lies the other way round
+_BLOCK = {  # our names to theirs, and whether the matrix is transposed
     "ln_1.g": ("ln_1.weight", False),
     "attn.qkv.weight": ("attn.c_attn.weight", True),
     "attn.c_proj.weight": ("attn.c_proj.weight", True),
@@ -40,14 +39,10 @@ _BLOCK = {  # ours to theirs, and whether the matrix lies the other way round
     "c_fc.weight": ("mlp.c_fc.weight", True),
     "c_proj.weight": ("mlp.c_proj.weight", True),
 }
-
-_OF_A_BLOCK = re.compile(r"blocks\.(\d+)\.(.*)")
-_MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # older versions keep the causal mask beside the weights
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # with which files begin that are no zip archives
-TENSORS = ("model.safetensors", "pytorch_model.bin")  # the second is a pickle, and read only where the first is missing
+_MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # older versions store the causal mask beside the weights
 _SHARD = re.compile(r"\w[\w.\-]*")  # a file's name, never a path
 
-# What decides a model's shape: transformers' names, its second names for four of them, and what it takes where one is missing.
+# The fields of a model's shape: transformers' names and defaults, and its second names for four of them.
 _SIZES = {"n_layer": 24, "n_embd": 512, "n_head": 8, "vocab_size": 513, "n_positions": 1024}
 _SECOND_NAMES = {
     "num_hidden_layers": "n_layer",
@@ -70,77 +65,72 @@ _ABSENT = ("quantization_config", "per_layer_config", "pruned_heads")  # each wo
 
 
 def is_huggingface(folder: Path) -> bool:
-    """Whether a folder's ``config.json`` is one of transformers' Image GPT."""
+    """Whether a folder's ``config.json`` describes transformers' Image GPT."""
     try:
         return read_fields(folder / "config.json").get("model_type") == "imagegpt"
-    except (FileNotFoundError, UsageError):
+    except UsageError:
         return False
 
 
 def read_huggingface(folder: Path) -> ImageGPT:
     """The model of a folder, in evaluation mode on the CPU.
 
-    Of the configuration, every field that changes logits is read, and refused where it says another thing than this
-    model computes. Ignored are those that change nothing here: dropout, the order and precision of attention's products
-    (all is computed in float32, whatever ``dtype`` says), what is returned or sampled, and what transformers does not know.
+    Every field of the configuration that changes logits is read, and refused where this model computes something else.
+    Ignored are dropout, the order and precision of attention's products (all is computed in float32, whatever ``dtype``
+    says), what is returned or sampled, and what transformers does not know.
     Reads ``model.safetensors``, or ``pytorch_model.bin`` by PyTorch's restricted unpickler, each whole or in shards.
     Weights of ImageGPTForImageClassification and of ImageGPTModel have no output matrix: such a model gives features, its
     ``wtet`` is None, and a classifier's own head is not read. Raises UsageError for a missing or damaged file, other tensors
-    than the configuration says, tensors that are not of finite floats, or biases that are not zero.
+    than the configuration describes, NaN or infinite numbers, or biases that are not zero.
     """
     shape = huggingface_shape(folder / "config.json")
     model, tensors = _checked(folder, shape, *_read_tensors(folder))
-    state = {name: _ours(tensors, name) for name in model.state_dict()}
-    # Copies, so that the model does not end with its file: a tensor lies in the file until then, which others may replace.
+    embedding = tensors["wte.weight"]
+    state = {"wte": embedding[:-1], "sos": embedding[-1]}
+    for name, (their_name, transposed) in _names(shape).items():
+        if their_name in tensors:  # the output matrix may be missing
+            state[name] = tensors[their_name].T if transposed else tensors[their_name]
+    # Copies, since the tensors are memory-mapped from files that others may replace.
     copies = {n: t.to(torch.float32, memory_format=torch.contiguous_format, copy=True) for n, t in state.items()}
     model.load_state_dict(copies, assign=True)
     return model.eval()
 
 
-def tensors_fault(name: str, shape: ModelShape, path: Path) -> str:
-    """What is wrong with the file at ``path`` as that of `TENSORS` called ``name``, of a model of a shape, or nothing."""
-    try:
-        read = _READERS[name](path)
-        if _is_bare(read):
-            return "has no output matrix"
-        _checked(path, shape, read, path.stat().st_size)
-    except UsageError as error:
-        return str(error).removeprefix(f"{path} ").rpartition(": ")[0]
-    return ""
-
-
-def _checked(where: Path, shape: ModelShape, read: dict[str, Tensor], size: int) -> tuple[ImageGPT, dict[str, Tensor]]:
-    """A model on the meta device, and its tensors out of those that were read, which are ``size`` bytes, by their plain names.
-
-    Raises UsageError for other tensors than such a model has.
-    """
-    tensors = {name.removeprefix("transformer."): t for name, t in read.items()}
-    if len(tensors) < len(read):
-        raise UsageError(f"{where} holds tensors both with and without the prefix transformer.: copy it again")
-    bare = _is_bare(read)
-    check_fits(where / "config.json" if where.is_dir() else where, shape, tensors=len(tensors), size=size, output=not bare)
-    tensors = {name: t for name, t in tensors.items() if not _MASK.fullmatch(name) and not (bare and name == "score.weight")}
-    with torch.device("meta"):
-        model = ImageGPT(shape)
-    if bare:
-        model.register_parameter("wtet", None)
-    check_weights(tensors, _their_shapes(shapes_of(model), tensors), where)
-    if biased := sorted(name for name, t in tensors.items() if name.endswith("bias") and t.any()):
-        raise UsageError(f"{where} has biases that are not zero ({biased[0]}): Image GPT as released has none")
-    return model, tensors
-
-
 def huggingface_shape(path: Path) -> ModelShape:
-    """The shape that a ``config.json`` says. Raises UsageError when it is missing, damaged, or of another kind of model."""
+    """The shape in a ``config.json``. Raises UsageError when it is missing, damaged, or of another kind of model."""
+    config = read_fields(path)
+    sizes = _SIZES | {name: config[second] for second, name in _SECOND_NAMES.items() if second in config}
+    sizes |= {name: config[name] for name in _SIZES if name in config}
     try:
-        config = read_fields(path)
-        shape = _shape(config)
-    except FileNotFoundError:
-        raise UsageError(f"{path.parent} holds no weights: config.json is missing") from None
+        for name, size in sizes.items():
+            if type(size) is not int or size < 1:
+                raise ValueError(f"{name} is a whole number from 1 on, not {shortly(size)}")
+        for second, name in _SECOND_NAMES.items():
+            if config.get(second, sizes[name]) != sizes[name]:
+                raise ValueError(f"{name} is {shortly(sizes[name])}, but {second} {shortly(config[second])}")
+        if config.get("n_inner") not in (None, 4 * sizes["n_embd"]):
+            raise ValueError(f"n_inner is {shortly(config['n_inner'])}, not four times n_embd ({sizes['n_embd']})")
+        colours = sizes["vocab_size"] - 1
+        shape = ModelShape(sizes["n_layer"], sizes["n_embd"], sizes["n_head"], colours, sizes["n_positions"])
     except ValueError as error:
         raise UsageError(f"{path} does not describe an Image GPT ({error}): copy it again") from None
-    _check_arithmetic(config, path)
+    for field, ours in _ARITHMETIC.items():
+        theirs = config.get(field, ours)
+        equal = math.isclose(theirs, ours, rel_tol=1e-6) if type(theirs) is type(ours) is float else theirs == ours
+        if not equal or type(theirs) is not type(ours):
+            raise UsageError(f"{path} has {field} {shortly(theirs)}, and Image GPT as released {ours!r}: choose other weights")
+    for field in _ABSENT:
+        if config.get(field):
+            raise UsageError(f"{path} has a {field}, which is not supported: choose weights without one")
     return shape
+
+
+def check_file(name: str, shape: ModelShape, path: Path) -> None:
+    """Raise UsageError unless the file at ``path``, called ``name`` as in `TENSORS`, has a generative model of a shape."""
+    tensors = _read_file(name, path)
+    if _is_bare(tensors):
+        raise UsageError(f"{path} has no output matrix: choose the weights of a generative model")
+    _checked(path, shape, tensors, path.stat().st_size)
 
 
 def has_output(folder: Path) -> bool:
@@ -153,38 +143,26 @@ def has_output(folder: Path) -> bool:
 
 def huggingface_files(folder: Path) -> list[Path]:
     """The files that `read_huggingface` reads of a folder. Raises UsageError for weights that are missing."""
-    for name in TENSORS:
-        path, index = folder / name, folder / f"{name}.index.json"
-        if path.exists():
-            return [folder / "config.json", path]
-        if index.exists():
-            return [folder / "config.json", index, *_shards(index)[1]]
-    raise _no_tensors(folder)
+    name, paths, shard_of = _tensor_files(folder)
+    return [folder / "config.json", *([folder / f"{name}.index.json"] if shard_of else []), *paths]
 
 
 def write_huggingface(folder: Path, model: ImageGPT, palette: Palette | None = None) -> None:
     """Write a model, and its palette, as a folder that ``from_pretrained`` of transformers opens; ``config.json`` comes last.
 
-    Raises UsageError for a BERT model, which transformers has no class for, and for weights that are not finite.
+    Raises UsageError for a BERT model, which transformers has no class for, and for NaN or infinite weights.
     """
     shape = model.shape
     if shape.objective != "autoregressive":
         raise UsageError("transformers has no Image GPT with BERT's objective: export autoregressive weights")
-    ours = model.state_dict()
     check_model(model, folder)
-    theirs = {
-        "transformer.wte.weight": torch.cat([ours["wte"], ours["sos"][None]]),
-        "transformer.wpe.weight": ours["wpe"],
-        "transformer.ln_f.weight": ours["ln_f.g"],
-        "lm_head.weight": ours["wtet"],
-    }
-    for layer in range(shape.n_layer):
-        for name, (their_name, turned) in _BLOCK.items():
-            tensor = ours[f"blocks.{layer}.{name}"]
-            theirs[f"transformer.h.{layer}.{their_name}"] = tensor.T if turned else tensor
-            if turned:
-                bias = f"transformer.h.{layer}.{their_name.removesuffix('weight')}bias"
-                theirs[bias] = tensor.new_zeros(len(tensor))
+    ours = model.state_dict()
+    theirs = {"transformer.wte.weight": torch.cat([ours["wte"], ours["sos"][None]])}
+    for name, (their_name, transposed) in _names(shape).items():
+        full_name = their_name if name == "wtet" else f"transformer.{their_name}"
+        theirs[full_name] = ours[name].T if transposed else ours[name]
+        if transposed:
+            theirs[_bias(full_name)] = ours[name].new_zeros(len(ours[name]))
     save_tensors(folder / "model.safetensors", theirs, {"format": "pt"})
     if palette is not None:
         write_processor(folder, palette, side=math.isqrt(shape.n_ctx))
@@ -207,111 +185,109 @@ def write_huggingface(folder: Path, model: ImageGPT, palette: Palette | None = N
     write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
 
 
-def _is_bare(names: Collection[str]) -> bool:
-    """Whether tensors of these names are those of a classifier or a bare model: all but the output matrix."""
-    inner = {name.removeprefix("transformer.") for name in names}
-    return "lm_head.weight" not in inner and ("score.weight" in inner or "wte.weight" in names)
+def _names(shape: ModelShape) -> dict[str, tuple[str, bool]]:
+    """Their name of each of our parameters but ``wte`` and ``sos``, and whether the matrix is transposed."""
+    names = {"wpe": ("wpe.weight", False), "ln_f.g": ("ln_f.weight", False), "wtet": ("lm_head.weight", False)}
+    for layer in range(shape.n_layer):
+        names |= {f"blocks.{layer}.{ours}": (f"h.{layer}.{theirs}", turned) for ours, (theirs, turned) in _BLOCK.items()}
+    return names
 
 
-def _their_shapes(ours: dict[str, torch.Size], tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
-    """The shapes that their tensors have, by their names; of biases, those that are there."""
-    shapes = {their_name: ours[name] for name, their_name in _WHOLE.items() if name in ours}
-    colours, width = ours["wte"]
-    shapes["wte.weight"] = torch.Size([colours + 1, width])  # the start vector is the last
-    for name, shape in ours.items():
-        if match := _OF_A_BLOCK.fullmatch(name):
-            their_name, turned = _BLOCK[match[2]]
-            shapes[f"h.{match[1]}.{their_name}"] = shape[::-1] if turned else shape
-            bias = f"h.{match[1]}.{their_name.removesuffix('weight')}bias"
-            if turned and bias in tensors:
-                shapes[bias] = shape[:1]
-    return shapes
+def _bias(weight: str) -> str:
+    """The name of the bias beside a matrix."""
+    return f"{weight.removesuffix('weight')}bias"
 
 
-def _ours(tensors: dict[str, Tensor], name: str) -> Tensor:
-    """Our parameter out of their tensors."""
-    if match := _OF_A_BLOCK.fullmatch(name):
-        their_name, turned = _BLOCK[match[2]]
-        tensor = tensors[f"h.{match[1]}.{their_name}"]
-        return tensor.T if turned else tensor
-    if name in ("wte", "sos"):
-        embedding = tensors["wte.weight"]
-        return embedding[:-1] if name == "wte" else embedding[-1]
-    return tensors[_WHOLE[name]]
+def _is_bare(tensors: dict[str, Tensor]) -> bool:
+    """Whether tensors are those of a classifier or a bare model: all but the output matrix."""
+    names = {name.removeprefix("transformer.") for name in tensors}
+    return "lm_head.weight" not in names and ("score.weight" in names or "wte.weight" in tensors)
+
+
+def _checked(where: Path, shape: ModelShape, read: dict[str, Tensor], size: int) -> tuple[ImageGPT, dict[str, Tensor]]:
+    """A model on the meta device, and its tensors by their names without prefix, from those of files of ``size`` bytes.
+
+    Raises UsageError for other tensors than such a model has.
+    """
+    tensors = {name.removeprefix("transformer."): t for name, t in read.items()}
+    if len(tensors) < len(read):
+        raise UsageError(f"{where} holds tensors both with and without the prefix transformer.: copy it again")
+    bare = _is_bare(read)
+    check_fits(where / "config.json" if where.is_dir() else where, shape, tensors=len(tensors), size=size, output=not bare)
+    tensors = {name: t for name, t in tensors.items() if not _MASK.fullmatch(name) and not (bare and name == "score.weight")}
+    with torch.device("meta"):
+        model = ImageGPT(shape)
+    if bare:
+        model.register_parameter("wtet", None)
+    ours = shapes_of(model)
+    theirs = {"wte.weight": torch.Size([shape.n_vocab + 1, shape.n_embd])}  # the start vector is the last
+    for name, (their_name, transposed) in _names(shape).items():
+        if name in ours:
+            theirs[their_name] = ours[name][::-1] if transposed else ours[name]
+        if transposed and (bias := _bias(their_name)) in tensors:
+            theirs[bias] = ours[name][:1]
+    check_weights(tensors, theirs, where)
+    if biased := sorted(name for name, t in tensors.items() if name.endswith("bias") and t.any()):
+        raise UsageError(f"{where} has biases that are not zero ({biased[0]}): Image GPT as released has none")
+    return model, tensors
+
+
+def _tensor_files(folder: Path) -> tuple[str, list[Path], dict[str, str]]:
+    """The one of `TENSORS` that transformers takes, its files, and the shard of each tensor where there are several.
+
+    Raises UsageError for files that are missing, and for a damaged index.
+    """
+    for name in TENSORS:
+        if (path := folder / name).exists():
+            return name, [path], {}
+        if not (index := folder / f"{name}.index.json").exists():
+            continue
+        shard_of = read_fields(index, "the shards of a model").get("weight_map")
+        if not isinstance(shard_of, dict) or not all(isinstance(shard, str) for shard in shard_of.values()):
+            raise UsageError(f"{index} does not describe the shards of a model (weight_map is no list of files): copy it again")
+        shards = sorted(set(shard_of.values()))
+        if outside := [shard for shard in shards if not _SHARD.fullmatch(shard)]:
+            raise UsageError(f"{index} names a shard that is no file beside it ({shortly(outside[0])}): copy it again")
+        if missing := [shard for shard in shards if not (folder / shard).exists()]:
+            raise UsageError(f"{folder} lacks {len(missing)} of its {len(shards)} shards, {missing[0]} first: copy them too")
+        return name, [folder / shard for shard in shards], shard_of
+    raise UsageError(f"{folder} holds no weights: {TENSORS[0]} is missing, copy it too")
 
 
 def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], int]:
-    """The tensors by their names, and the bytes of their files; where there are several, that which transformers takes."""
-    for name, read in _READERS.items():
-        path, index = folder / name, folder / f"{name}.index.json"
-        if path.exists():
-            return read(path), path.stat().st_size
-        if index.exists():
-            return _read_shards(index, read)
-    raise _no_tensors(folder)
-
-
-def _no_tensors(folder: Path) -> UsageError:
-    return UsageError(f"{folder} holds no weights: {TENSORS[0]} is missing, copy it too")
-
-
-def _read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> tuple[dict[str, Tensor], int]:
-    """The tensors of a folder of shards, each where the index says, and the bytes of the shards."""
-    places, paths = _shards(index)
+    """A folder's tensors by their names, and the bytes of their files."""
+    name, paths, shard_of = _tensor_files(folder)
     tensors: dict[str, Tensor] = {}
     for path in paths:
-        found = read(path)
-        if other := found.keys() ^ {name for name, shard in places.items() if shard == path.name}:
-            raise UsageError(f"{path} holds other tensors than {index.name} says ({shortly(min(other))}): copy both again")
-        tensors |= found
+        read = _read_file(name, path)
+        if shard_of and (other := read.keys() ^ {tensor for tensor, shard in shard_of.items() if shard == path.name}):
+            raise UsageError(f"{path} holds other tensors than {name}.index.json says ({shortly(min(other))}): copy both again")
+        tensors |= read
     return tensors, sum(path.stat().st_size for path in paths)
 
 
-def _shards(index: Path) -> tuple[dict[str, str], list[Path]]:
-    """The shard of each tensor, and the shards' paths. Raises UsageError for one that is missing, and a damaged index."""
-    places = read_fields(index, "the shards of a model").get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
-        raise UsageError(f"{index} does not describe the shards of a model (weight_map is no list of files): copy it again")
-    shards = sorted(set(places.values()))
-    if outside := [shard for shard in shards if not _SHARD.fullmatch(shard)]:
-        raise UsageError(f"{index} names a shard that is no file beside it ({shortly(outside[0])}): copy it again")
-    paths = [index.with_name(shard) for shard in shards]
-    if missing := [path.name for path in paths if not path.exists()]:
-        raise UsageError(f"{index.parent} lacks {len(missing)} of its {len(paths)} shards, {missing[0]} first: copy them too")
-    return places, paths
-
-
-def _safe(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file."""
-    return load_tensors(path)[0]
-
-
-def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that PyTorch pickled."""
+def _read_file(name: str, path: Path) -> dict[str, Tensor]:
+    """The tensors of one file of the format of ``name``, one of `TENSORS`."""
+    if name == TENSORS[0]:
+        return load_tensors(path)[0]
     try:
         _check_pickle(path)
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except UsageError:
-        raise
-    except pickle.UnpicklingError:  # whose words are PyTorch's advice to read it without its restrictions
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:  # whose message is PyTorch's advice to read it without restrictions
         raise cannot_read(path, ValueError("it holds more than tensors by name")) from None
     except Exception as error:  # PyTorch's reader raises whatever a pickle leads it to
         raise cannot_read(path, error) from None
-    if not isinstance(found, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in found.items()):
+    if not isinstance(tensors, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in tensors.items()):
         raise UsageError(f"{path} does not hold tensors by name: copy it again")
-    if odd := sorted(name for name, t in found.items() if t.layout != torch.strided or t.is_nested or t.is_meta):
+    if odd := sorted(name for name, t in tensors.items() if t.layout != torch.strided or t.is_nested or t.is_meta):
         raise UsageError(f"{path} holds tensors that are not dense ({odd[0]}): save dense ones")
-    return found
-
-
-_READERS = dict(zip(TENSORS, (_safe, _unpickled), strict=True))
+    return tensors
 
 
 def _check_pickle(path: Path) -> None:
-    """Raise ValueError for a pickle that would take more than its file: compressed, nested, or calling more than tensors need.
+    """Raise ValueError for a pickle that would take more memory than its file, or calls more than tensors need.
 
-    PyTorch's restricted unpickler runs no foreign code, but it makes a bytearray of any size. Raises UsageError for a file
-    of PyTorch's older format.
+    PyTorch's restricted unpickler runs no foreign code, but it makes a bytearray of any size.
     """
     file_size(path)
     try:
@@ -323,41 +299,7 @@ def _check_pickle(path: Path) -> None:
                 raise ValueError("it does not hold one pickle")
             pickled = archive.read(pickles[0])
     except zipfile.BadZipFile:
-        with path.open("rb") as stream:
-            if stream.read(len(_LEGACY)) == _LEGACY:
-                raise UsageError(
-                    f"{path} is in PyTorch's format before 1.6: save it again with a newer PyTorch, or as safetensors"
-                ) from None
         raise ValueError("it is cut short, or no zip archive as PyTorch writes since 1.6") from None
     for name in check_cost(pickled):
         if not re.match(r"torch\b|collections OrderedDict$", str(name)):
             raise ValueError(f"it calls {name}, which makes no tensor")
-
-
-def _shape(config: dict[str, Any]) -> ModelShape:
-    """The shape that a configuration gives. Raises ValueError where it gives two, or an MLP of another width."""
-    sizes = {name: config.get(name, default) for name, default in _SIZES.items()}
-    for second, name in _SECOND_NAMES.items():
-        if second in config and name not in config and second != "n_ctx":
-            sizes[name] = config[second]
-    for name, size in sizes.items():
-        if type(size) is not int or size < 1:
-            raise ValueError(f"{name} is a whole number from 1 on, not {shortly(size)}")
-    for second, name in _SECOND_NAMES.items():
-        if config.get(second, sizes[name]) != sizes[name]:
-            raise ValueError(f"{name} is {shortly(sizes[name])}, but {second} {shortly(config[second])}")
-    if config.get("n_inner") not in (None, 4 * sizes["n_embd"]):
-        raise ValueError(f"n_inner is {shortly(config['n_inner'])}, not four times n_embd ({sizes['n_embd']})")
-    return ModelShape(sizes["n_layer"], sizes["n_embd"], sizes["n_head"], sizes["vocab_size"] - 1, sizes["n_positions"])
-
-
-def _check_arithmetic(config: dict[str, Any], path: Path) -> None:
-    """Refuse a model of another kind than the released ones."""
-    for field, ours in _ARITHMETIC.items():
-        found = config.get(field, ours)
-        equal = math.isclose(found, ours, rel_tol=1e-6) if type(found) is type(ours) is float else found == ours
-        if not equal or type(found) is not type(ours):
-            raise UsageError(f"{path} has {field} {shortly(found)}, and Image GPT as released {ours!r}: choose other weights")
-    for field in _ABSENT:
-        if config.get(field):
-            raise UsageError(f"{path} has a {field}, which is not supported: choose weights without one")

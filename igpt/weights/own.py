@@ -20,12 +20,12 @@ from igpt.palette import RELEASED, Palette
 from igpt.shape import ModelShape
 from igpt.weights.check import check_fits, check_model, check_shape, check_weights, read_fields, shapes_of
 
-# What safetensors calls the kinds of numbers that are saved, in the order in which it puts them, the last first.
+# The dtypes' names in safetensors, in the reverse of the order in which it stores them.
 _KINDS = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
 
 def released_palette() -> Palette:
-    """The 512 colours of the released weights, which this package carries. Raises UsageError for other ones.
+    """The 512 colours of the released weights, which are part of this package. Raises UsageError for other ones.
 
     >>> len(released_palette())
     512
@@ -52,33 +52,30 @@ def save_weights(folder: Path, model: ImageGPT, palette: Palette) -> None:
 def load_weights(folder: Path, shape: ModelShape | None = None) -> tuple[ImageGPT, Palette]:
     """The model, in evaluation mode on the CPU, and its palette.
 
-    shape : what the model must have, as of the recipe that the folder is of; any when None
-    Raises UsageError when the folder is not one of weights, its three files do not belong together, a tensor is not of
+    shape : that the model must have, such as a recipe's; any when None
+    Raises UsageError when the folder holds no weights, its three files do not belong together, a tensor is not of
     finite floats, or the model has another shape.
     """
-    found, digest = described(folder)
+    described, digest = read_config(folder)
     if shape is not None:
-        check_shape(folder, found, shape)
+        check_shape(folder, described, shape)
     palette = Palette.load(folder / "palette.npy")
-    if palette.digest != digest or len(palette) != found.n_vocab:
+    if palette.digest != digest or len(palette) != described.n_vocab:
         raise UsageError(f"{folder / 'palette.npy'} is not the palette of these weights: copy both from one place")
     path = folder / "model.safetensors"
     tensors, _ = load_tensors(path)
-    check_fits(folder / "config.json", found, tensors=len(tensors), size=path.stat().st_size)
+    check_fits(folder / "config.json", described, tensors=len(tensors), size=path.stat().st_size)
     with torch.device("meta"):
-        model = ImageGPT(found)
+        model = ImageGPT(described)
     check_weights(tensors, shapes_of(model), path)
     model.to_empty(device="cpu").load_state_dict(tensors)
     return model.eval(), palette
 
 
-def described(folder: Path) -> tuple[ModelShape, object]:
-    """What a folder's ``config.json`` says: the model's shape, and its palette's digest. Raises as `load_weights` does."""
+def read_config(folder: Path) -> tuple[ModelShape, object]:
+    """The model's shape and its palette's digest, from a folder's ``config.json``. Raises as `load_weights` does."""
     path = folder / "config.json"
-    try:
-        config = read_fields(path)
-    except FileNotFoundError:
-        raise UsageError(f"{folder} holds no weights: config.json is missing") from None
+    config = read_fields(path)
     if (folder / "model.onnx").exists():
         raise UsageError(f"{folder} holds ONNX, which is written but not read: give the weights that it was exported from")
     if "model_type" in config:
@@ -97,7 +94,7 @@ def described(folder: Path) -> tuple[ModelShape, object]:
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write named tensors as safetensors, whole or not at all, one after the other.
 
-    The library would hold all of them twice more, and names no errno when the disk is full; the bytes are its own.
+    The bytes are those of the library, which would take twice the tensors' memory and gives no errno on a full disk.
     """
     kinds = list(_KINDS)
     order = sorted(tensors, key=lambda name: (-kinds.index(tensors[name].dtype), name))
@@ -118,7 +115,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Named tensors and the file's metadata. Raises UsageError when the file is missing, damaged, or another kind of file.
 
-    The tensors lie in the file until they are read, and are no larger than it.
+    The tensors are memory-mapped.
     """
     try:
         file_size(path)

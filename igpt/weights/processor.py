@@ -1,6 +1,6 @@
 """The configuration of transformers' image processor (``preprocessor_config.json``): a folder's colours and its filter.
 
-The colours stand there as ``clusters`` in [-1, 1], as in `igpt.palette.Palette`.
+The colours are its ``clusters``, in [-1, 1] as in `igpt.palette.Palette`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from igpt.palette import Palette
 from igpt.weights.check import read_fields
 from igpt.weights.own import released_palette
 
-# What turns bytes into values beside the clusters, v / 127.5 - 1, and those into tokens: the processor's own defaults.
+# The settings beside the clusters that turn bytes into values, v / 127.5 - 1, and those into tokens: the processor's defaults.
 _PROCESSOR: dict[str, Any] = {
     "do_rescale": True,
     "rescale_factor": 1 / 255,
@@ -28,20 +28,18 @@ _PROCESSOR: dict[str, Any] = {
     "do_color_quantize": True,
 }
 PROCESSOR = "preprocessor_config.json"
-NESTED = "processor_config.json"  # of newer versions, which describes the processors of all kinds of input
+NESTED = "processor_config.json"  # of newer versions, for all kinds of input
 BICUBIC = 3  # Pillow's number
-_ROUNDED = 1e-5  # two palettes that differ by less were written with fewer digits; a level of a pixel is 1 / 127.5
+_ROUNDED = 1e-5  # palettes that differ by less are the same, rounded; a level of a pixel is 1 / 127.5
 
 
 def read_colours(folder: Path) -> Palette | None:
     """The palette of a folder's tokens: its ``palette.npy`` or its processor's clusters; None where it has neither.
 
-    Where both are there they must name the same colours, so that none is silently left aside; of a grey palette the
-    clusters are its levels three times. Clusters that are the released colours but for rounding are those.
-    Of the processor's other settings, those that decide which value a pixel has must be transformers' own. Its ``size``
-    and whether it resizes or crops are not read: the side follows from the model's positions, and the central square is
-    taken for weights of every make. For the filter see `read_resample`.
-    Raises UsageError for two palettes that differ, for other settings, and for damaged files.
+    Where both exist they must be the same colours; a grey palette's clusters are its levels three times. Clusters that are
+    the released colours but for rounding are read as those. Settings that change a pixel's value must be transformers' own.
+    The processor's ``size``, resizing and cropping are ignored: the model's positions decide the size, and pictures are cut
+    to the central square. Raises UsageError for two palettes that differ, for other settings, and for damaged files.
     """
     clusters = _clusters(*_read_processor(folder))
     if not (folder / "palette.npy").exists():
@@ -57,23 +55,21 @@ def read_colours(folder: Path) -> Palette | None:
 
 
 def read_resample(folder: Path) -> int:
-    """Pillow's number of the filter by which a folder's processor reduces pictures; bicubic where it names none.
+    """Pillow's number of the filter with which a folder's processor resizes pictures, bicubic by default.
 
     Raises UsageError for a number that Pillow does not have, and for damaged files.
     """
     path, processor = _read_processor(folder)
-    found = processor.get("resample")
-    if found is None:
-        return BICUBIC
-    if type(found) is not int or not 0 <= found <= 5:
-        raise UsageError(f"{path} has resample {shortly(found)}, and Pillow's filters are 0 to 5: copy it again")
-    return found
+    resample = BICUBIC if processor.get("resample") is None else processor["resample"]
+    if type(resample) is not int or not 0 <= resample <= 5:
+        raise UsageError(f"{path} has resample {shortly(resample)}, and Pillow's filters are 0 to 5: copy it again")
+    return resample
 
 
 def write_processor(folder: Path, palette: Palette, *, side: int) -> None:
     """Write a palette as ``palette.npy`` and for transformers' processor of images of ``side`` by ``side`` pixels.
 
-    Theirs sees RGB only: a grey level stands there three times.
+    Theirs is of RGB only, so a grey level is written three times.
     """
     palette.save(folder / "palette.npy")
     clusters = np.broadcast_to(palette.centres, (len(palette), 3)).astype(float).tolist()
@@ -89,31 +85,23 @@ def write_processor(folder: Path, palette: Palette, *, side: int) -> None:
 
 
 def _read_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The configuration of the image processor, where transformers looks for it, and its file; empty without one."""
-    path = folder / NESTED
-    nested = _read_json(path).get("image_processor")
-    if nested is None:
+    """The image processor's configuration, from where transformers looks for it, and its file; empty without one."""
+    path, what = folder / NESTED, "an image processor"
+    fields = read_fields(path, what).get("image_processor") if path.exists() else None
+    if fields is None:
         path = folder / PROCESSOR
-        nested = _read_json(path)
-    if not isinstance(nested, dict):
-        raise UsageError(f"{path} does not describe an image processor ({shortly(nested)}): copy it again")
-    return path, nested
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """What a file holds; nothing where it is missing."""
-    try:
-        return read_fields(path, "an image processor")
-    except FileNotFoundError:
-        return {}
+        fields = read_fields(path, what) if path.exists() else {}
+    if not isinstance(fields, dict):
+        raise UsageError(f"{path} does not describe {what} ({shortly(fields)}): copy it again")
+    return path, fields
 
 
 def _clusters(path: Path, processor: dict[str, Any]) -> Palette | None:
-    """The clusters of a processor that makes tokens as we do."""
+    """A processor's clusters. Raises UsageError for one that makes other tokens than we do."""
     for key, ours in _PROCESSOR.items():
-        found = processor.get(key)
-        if found is not None and not _equal(found, ours):
-            raise UsageError(f"{path} has {key} {shortly(found)}, and igpt supports {ours} only: choose other weights")
+        theirs = processor.get(key)
+        if theirs is not None and not _equal(theirs, ours):
+            raise UsageError(f"{path} has {key} {shortly(theirs)}, and igpt supports {ours} only: choose other weights")
     if processor.get("clusters") is None:
         return None
     try:
@@ -130,12 +118,12 @@ def _clusters(path: Path, processor: dict[str, Any]) -> Palette | None:
         raise UsageError(f"the clusters of {path} are no palette: {error}") from None
 
 
-def _equal(found: object, ours: object) -> bool:
-    """Whether a setting is ours, written with however many digits; one number stands for three channels."""
+def _equal(theirs: object, ours: object) -> bool:
+    """Whether a setting is ours but for rounding; one number stands for three channels."""
     if isinstance(ours, bool):
-        return found is ours
+        return theirs is ours
     try:
-        return bool(np.allclose(np.asarray(found, dtype=float), np.asarray(ours), rtol=0, atol=1e-6))
+        return bool(np.allclose(np.asarray(theirs, dtype=float), np.asarray(ours), rtol=0, atol=1e-6))
     except (ValueError, TypeError, OverflowError):
         return False
 

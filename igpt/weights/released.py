@@ -1,6 +1,6 @@
-"""OpenAI's released checkpoints by name: where they are published, and where they are looked for.
+"""OpenAI's released checkpoints by name: where they are published, where they are looked for, and which are here.
 
-Their sizes and sums are not published beside them. `igpt.weights.fetching` brings the checkpoints.
+Their files' sizes and checksums are not published. `igpt.weights.fetching` downloads them; nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ from igpt.errors import UsageError
 from igpt.fetch import OPENAI
 from igpt.project import configured_folder
 from igpt.shape import SIZES, ModelShape, Objective
+from igpt.weights.tensorflow_index import index_path, read_index
 
 STEPS = (131_000, 262_000, 524_000, 1_000_000)
 LAST_STEP = STEPS[-1]
 POSITIONS, COLOURS = 1024, 512
 MIRROR = "https://huggingface.co/openai"
 MIRRORED = {"igpt-s": "imagegpt-small", "igpt-m": "imagegpt-medium", "igpt-l": "imagegpt-large"}  # after the last step
+TENSORS = ("model.safetensors", "pytorch_model.bin")  # Hugging Face's; the second is a pickle, read only without the first
+AGAIN = "; or delete the file, and the same command downloads it again"
 
 
 @dataclass(frozen=True)
 class Released:
-    """One released model after one of its steps: its name, in how many shards it lies, the shape that the name promises."""
+    """One released model after one of its steps: its name, number of shards, and shape."""
 
     name: str
     shards: int
@@ -31,7 +34,7 @@ class Released:
 
     @property
     def label(self) -> str:
-        """How a user names it."""
+        """The name that a user gives."""
         return self.name if self.step == LAST_STEP else f"{self.name}@{self.step}"
 
     @property
@@ -47,8 +50,9 @@ class Released:
     @property
     def mirror(self) -> str | None:
         """The folder of the same weights at Hugging Face; None where they have none."""
-        is_there = self.name in MIRRORED and self.step == LAST_STEP
-        return f"{MIRROR}/{MIRRORED[self.name]}/resolve/main" if is_there else None
+        if self.name not in MIRRORED or self.step != LAST_STEP:
+            return None
+        return f"{MIRROR}/{MIRRORED[self.name]}/resolve/main"
 
     @property
     def mirrored(self) -> Path:
@@ -69,8 +73,27 @@ def weights_home() -> Path:
     return configured_folder("IGPT_WEIGHTS", "~/.cache/igpt/weights")
 
 
+def at_hand(model: Released) -> list[Path]:
+    """Where a released model is complete on this machine: a checkpoint's prefix, Hugging Face's folder, or both.
+
+    Raises UsageError for a damaged index.
+    """
+    paths = []
+    if index_path(model.prefix).exists():
+        try:
+            index = read_index(model.prefix)
+        except UsageError as error:
+            raise UsageError(f"{error}{AGAIN}") from None
+        if all(path.exists() for path in index.weight_shards.values()):
+            paths.append(model.prefix)
+    tensors = [model.mirrored / f"{name}{ending}" for name in TENSORS for ending in ("", ".index.json")]
+    if model.mirror and (model.mirrored / "config.json").exists() and any(path.exists() for path in tensors):
+        paths.append(model.mirrored)
+    return paths
+
+
 def released_model(name: str) -> Released | None:
-    """What a name like ``igpt-s``, ``igpt-s-bert`` or ``igpt-s@131000`` stands for; None for any other word.
+    """The released model called ``igpt-s``, ``igpt-s-bert``, ``igpt-s@131000`` and so on; None for any other name.
 
     Raises UsageError for a step after which no weights were released.
     """

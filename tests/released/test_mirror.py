@@ -25,7 +25,8 @@ from igpt.fetch import RemoteFile, fetch
 from igpt.model import ImageGPT
 from igpt.shape import ModelShape, Objective
 from igpt.weights.huggingface import read_huggingface
-from igpt.weights.tensorflow import read_index, read_tensorflow
+from igpt.weights.tensorflow import read_tensorflow
+from igpt.weights.tensorflow_index import read_index
 
 GENUINE = ROOT / "tests" / "weights" / "released_format"
 STEP = 1_000_000

@@ -321,14 +321,6 @@ def test_pickled_tensors_of_other_kinds_are_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_of_pytorchs_older_format_says_how_to_save_it_again(folder: Path) -> None:
-    tensors = load_tensors(folder / "model.safetensors")[0]
-    (folder / "model.safetensors").unlink()
-    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    with pytest.raises(UsageError, match="save it again with a newer PyTorch, or as safetensors"):
-        read_huggingface(folder)
-
-
 def test_a_configuration_nested_without_end_is_one_sentence(folder: Path) -> None:
     (folder / "config.json").write_text("[" * 100_000)
     with pytest.raises(UsageError, match="does not describe an Image GPT|holds no weights"):

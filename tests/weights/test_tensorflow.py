@@ -17,7 +17,8 @@ from torch.testing import assert_close
 from igpt import ImageGPT
 from igpt.errors import UsageError
 from igpt.model import generative_loss
-from igpt.weights.tensorflow import read_index, read_tensorflow
+from igpt.weights.tensorflow import read_tensorflow
+from igpt.weights.tensorflow_index import read_index
 
 FIXTURES = Path(__file__).parent / "released_format"
 KINDS = ("autoregressive", "bert", "classifier")
@@ -129,11 +130,11 @@ def test_any_bytes_that_end_as_an_index_are_refused(tmp_path: Path, content: byt
 
 
 def test_another_models_checkpoint_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from igpt.weights import tensorflow
+    from igpt.weights import tensorflow, tensorflow_index
 
     real = tensorflow.read_index
 
-    def without(prefix: Path) -> tensorflow.Index:
+    def without(prefix: Path) -> tensorflow_index.Index:
         index = real(prefix)
         del index.variables["model/h1/mlp/c_fc/w"]
         index.variables["model/h9/extra"] = index.variables["model/sos"]

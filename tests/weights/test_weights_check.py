@@ -20,7 +20,7 @@ from igpt.errors import UsageError
 from igpt.model import ImageGPT as Model
 from igpt.palette import Palette
 from igpt.project import Project
-from igpt.weights import tensorflow
+from igpt.weights import tensorflow, tensorflow_index
 from igpt.weights.huggingface import write_huggingface
 from igpt.weights.onnx import write_onnx
 from igpt.weights.own import load_tensors, save_weights
@@ -112,7 +112,7 @@ def test_another_dtype_is_refused(
 ) -> None:
     door(tmp_path / "w", casting("wpe", dtype), model, greys)
     name = "wpe" if door is ours else "wpe.weight"
-    refused(tmp_path / "w", f"holds tensors of a wrong kind ({name} is {str(dtype).removeprefix('torch.')})")
+    refused(tmp_path / "w", f"holds tensors of a wrong kind ({name} is {dtype})")
 
 
 @DOORS
@@ -165,7 +165,7 @@ def test_a_variable_of_the_same_size_but_another_shape_is_refused(tmp_path: Path
 
     real = tensorflow.read_index
 
-    def turned(prefix: Path) -> tensorflow.Index:
+    def turned(prefix: Path) -> tensorflow_index.Index:
         index = real(prefix)
         variable = index.variables["model/h1/mlp/c_fc/w"]
         index.variables["model/h1/mlp/c_fc/w"] = replace(variable, shape=variable.shape[::-1])
@@ -224,7 +224,7 @@ def refused(where: Path, message: str) -> None:
 
 def put(prefix: Path, name: str, number: float) -> None:
     """Overwrite a variable's first number, and the checksums of the variable and of the index's blocks."""
-    index = tensorflow.read_index(prefix)
+    index = tensorflow_index.read_index(prefix)
     variable = index.variables[name]
     shard = bytearray(index.shard(variable.shard).read_bytes())
     shard[variable.offset : variable.offset + 4] = struct.pack("<f", number)
@@ -232,11 +232,13 @@ def put(prefix: Path, name: str, number: float) -> None:
     path = prefix.with_name(prefix.name + ".index")
     content = bytearray(path.read_bytes())
     at = content.index(struct.pack("<I", variable.crc))
-    content[at : at + 4] = struct.pack("<I", tensorflow._masked(shard[variable.offset : variable.offset + variable.size]))
+    content[at : at + 4] = struct.pack(
+        "<I", tensorflow_index.masked_crc(shard[variable.offset : variable.offset + variable.size])
+    )
     footer = bytes(content[-48:])
-    outer, _ = tensorflow._handle(footer, tensorflow._handle(footer, 0)[1])
-    for _, value in tensorflow._block(bytes(content), outer):
-        (start, size), _ = tensorflow._handle(value, 0)
+    outer, _ = tensorflow_index._handle(footer, tensorflow_index._handle(footer, 0)[1])
+    for _, value in tensorflow_index._block(bytes(content), outer):
+        (start, size), _ = tensorflow_index._handle(value, 0)
         end = start + size + 1  # with the byte that says whether it is compressed
-        content[end : end + 4] = struct.pack("<I", tensorflow._masked(content[start:end]))
+        content[end : end + 4] = struct.pack("<I", tensorflow_index.masked_crc(content[start:end]))
     path.write_bytes(content)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +18,9 @@ from igpt.companion.stage import Stage
 from igpt.data.cards import data_card, is_present
 from igpt.data.dataset import TOKEN
 from igpt.data.imagenet_tokens import released_path
+from igpt.errors import UsageError
 from igpt.train.memory import FLOAT, USED, fitting, step_memory
-from igpt.weights.released import Released, released_at
-
-TENSORS = ("model.safetensors", "pytorch_model.bin")  # `igpt.weights.huggingface.TENSORS`, which brings torch
+from igpt.weights.released import at_hand, released_at
 
 
 @dataclass(frozen=True)
@@ -148,20 +148,11 @@ def downloads(stage: Stage) -> list[Download]:
     given = stage.parameters
     if stage.notebook == "weights" and given["weights"] == "released":
         model = released_at(str(given["model"]), str(given["objective"]), int(given["step"]))
-        size = FLOAT * model.shape.parameters
-        needed.append(Download(model.label, size, size, True, _at_hand(model), model.prefix.parent))
+        size, here = FLOAT * model.shape.parameters, False
+        with suppress(UsageError):  # a damaged index, which the stage reports
+            here = bool(at_hand(model))
+        needed.append(Download(model.label, size, size, True, here, model.prefix.parent))
     return [each for each in needed if each]
-
-
-def _at_hand(model: Released) -> bool:
-    """Whether released weights are here, a checkpoint or Hugging Face's; as `igpt.weights.fetching.at_hand`, without torch."""
-    stem = model.prefix
-    ends = ["index", *(f"data-{shard:05d}-of-{model.shards:05d}" for shard in range(model.shards))]
-    if all(stem.with_name(f"{stem.name}.{end}").exists() for end in ends):
-        return True
-    tensors = [model.mirrored / f"{name}{ending}" for name in TENSORS for ending in ("", ".index.json")]
-    described = model.mirror is not None and (model.mirrored / "config.json").exists()
-    return described and any(path.exists() for path in tensors)
 
 
 def _dataset(name: str, test_only: bool) -> Download | None:

@@ -21,7 +21,7 @@ from igpt.files import write_text
 from igpt.machine import cores
 from igpt.project import Project
 from igpt.text import counted
-from igpt.weights.released import Released, released_at
+from igpt.weights.released import Released, at_hand, released_at
 
 Question = tuple[str, Callable[[], str]]
 Answer = tuple[bool, str, str]  # whether it is well, what was asked, what is to be said of it
@@ -111,8 +111,6 @@ def data_questions(stages: Iterable[Stage]) -> list[Question]:
         return "comes with scikit-learn" if name == "digits" else f"in {data_folder(name)}"
 
     def fetched(stage: str, model: Released) -> str:
-        from igpt.weights.fetching import at_hand
-
         if not at_hand(model):
             raise UsageError(f"not in {model.prefix.parent}: `igpt run {stage}`, where there is internet, brings them")
         return f"in {model.prefix.parent}"
