@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from igpt.companion.report.tables import Cell, ResultTable, joined
-from igpt.companion.results.agree import differing_values
 from igpt.companion.results.record import Record, Value, read_record, usable_record
 from igpt.companion.results.store import ReaderStore, record_path
+from igpt.companion.results.verdict import differing_values
 from igpt.companion.stage import Stage
 from igpt.errors import UsageError
 from igpt.project import Project

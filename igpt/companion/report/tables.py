@@ -14,11 +14,10 @@ from igpt.companion.experiments.machines import H100, TWO_CORES
 from igpt.companion.experiments.protocols import protocol
 from igpt.companion.experiments.published import Published
 from igpt.companion.experiments.tiers import TIERS
-from igpt.companion.results.agree import differing_values, outcomes_apart
 from igpt.companion.results.notebooks import near_misses
 from igpt.companion.results.record import Record
 from igpt.companion.results.store import ReaderStore, RecordStore, own_weights
-from igpt.companion.results.verdict import Outcome, Verdict, judge, outcome
+from igpt.companion.results.verdict import Outcome, Verdict, differing_values, judge, outcome, outcomes_apart
 from igpt.companion.stage import Stage
 from igpt.data import DATASETS
 from igpt.errors import UsageError
@@ -125,7 +124,7 @@ def tier_cell(experiment: Experiment, tier: str, store: RecordStore) -> Cell:
     word = WORDS[tier][verdict.word]
     stale = sorted({name for stage in run.stages() for name in store.changed(stage)})
     text = f"{measured_text(found, experiment.published)}, {word}{', stale' if stale else ''}"
-    paths = tuple(store.place(s) for s in run.stages())
+    paths = tuple(store.link(s) for s in run.stages())
     return Cell(text, _receipt(found, verdict, run, stale), "measured", paths, word)
 
 

@@ -1,19 +1,29 @@
-"""Whether a record agrees with itself. Nothing is computed again: a record that was invented with care passes."""
+"""Whether a record agrees with itself, and with its executed notebook.
+
+Nothing is computed again: a record that was invented with care passes.
+"""
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+from igpt.companion.results.notebooks import code_cells
 from igpt.companion.results.record import Record, Value
 from igpt.data import DATASETS
 from igpt.measure import wilson
 
-PARTS = ("fraction", "of the depth")  # units of what is a part of one
-WHOLE = ("parameters", "features", "epochs", "steps")  # and of what is counted
-CLOSE = 1e-6  # that two ways to the same number may differ by
-AHEAD = timedelta(hours=1)  # that another machine's clock may be ahead
+PARTS = ("fraction", "of the depth")  # units of values between 0 and 1
+WHOLE = ("parameters", "features", "epochs", "steps")  # units of counts
+CLOSE = 1e-6  # by which two ways to the same number may differ
+AHEAD = timedelta(hours=1)  # by which another machine's clock may be ahead
+LINE = re.compile(r"^Record of (.+): SHA-256 ([0-9a-f]{64}) without its times$", re.MULTILINE)
+NO_NOTEBOOK = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SyntaxError, MemoryError)
 
 
 def doubts_of_stage(record: Record) -> list[str]:
@@ -38,10 +48,10 @@ def doubts_of_values(record: Record) -> list[str]:
     """Where values do not fit their units, their intervals or the data set, and points of series their intervals."""
     doubts = [doubt for name, value in record.values.items() for doubt in _doubts_of_value(name, value, record)]
     for name, rows in record.series.items():
-        for place, row in enumerate(rows):
+        for index, row in enumerate(rows):
             value = row.get("accuracy", row.get("value"))
             if "low" in row and "high" in row and not _between(row["low"], value, row["high"]):
-                doubts.append(f"row {place} of its series {name} lies outside of its interval")
+                doubts.append(f"row {index} of its series {name} lies outside of its interval")
     return doubts
 
 
@@ -103,3 +113,53 @@ def _between(low: object, value: object, high: object) -> bool:
     if not all(isinstance(number, int | float) for number in (low, value, high)):
         return False
     return low - CLOSE * abs(low) <= value <= high + CLOSE * abs(high)  # type: ignore[operator, arg-type]
+
+
+def shown_line(record: Record) -> str:
+    """The line that a notebook prints of its record; the same for every run with the same findings."""
+    return f"Record of {record.stage}: SHA-256 {_digest(record)} without its times"
+
+
+def shown_records(notebook: Path) -> dict[str, str]:
+    """The records whose lines an executed notebook shows: digests by stage; none for a file that is no notebook."""
+    try:
+        outputs = [output for cell in code_cells(notebook) for output in cell["outputs"]]
+        printed = ["".join(output["text"]) for output in outputs if output.get("name") == "stdout"]
+    except NO_NOTEBOOK:
+        return {}
+    return {stage: digest for text in printed for stage, digest in LINE.findall(text)}
+
+
+def doubts_of_notebook(record: Record, notebook: Path) -> list[str]:
+    """Where an executed notebook shows another record, or was run with other parameters."""
+    try:
+        ran = _parameters(notebook)
+    except NO_NOTEBOOK:
+        return [f"{notebook}, which should be its executed notebook, cannot be read"]
+    doubts = [
+        f"its parameter {name} is {value!r}, and {notebook} was run with {ran[name]!r}"
+        for name, value in record.parameters.items()
+        if name in ran and ran[name] != value
+    ]
+    shown = shown_records(notebook)
+    if shown and shown.get(record.stage) != _digest(record):
+        doubts.append(f"{notebook} shows another record: this one's values, series or receipt are not those of that run")
+    return doubts
+
+
+def _digest(record: Record) -> str:
+    """SHA-256 of a record without its times."""
+    kept = record.model_dump(exclude={"receipt": {"seconds", "finished"}})
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _parameters(notebook: Path) -> dict[str, object]:
+    """Names and values that an executed notebook began with: its defaults, and what papermill put after them."""
+    values: dict[str, object] = {}
+    for tag in ("parameters", "injected-parameters"):
+        for cell in code_cells(notebook):
+            if tag in cell["metadata"].get("tags", []):
+                for node in ast.parse("".join(cell["source"])).body:
+                    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                        values[node.targets[0].id] = ast.literal_eval(node.value)
+    return values

@@ -1,9 +1,9 @@
 """A digest of code that changes with what the code computes, and with nothing else.
 
-Left out, since they cannot change a number: comments and layout, docstrings and other bare literals, ``pass``, what stands
-under ``if TYPE_CHECKING``, annotations but those of a class's fields, imports of the machinery, a data set's title and terms,
-and the texts of messages: of errors, assertions, warnings, prints and the like, and of local names that only a message reads.
-The digest is over a normal form of the syntax tree that every Python from 3.11 on gives alike; `ast.unparse` and `ast.dump`
+Left out, since they cannot change a number: comments and layout, docstrings and other bare literals, ``pass``, code under
+``if TYPE_CHECKING``, annotations but those of a class's fields, imports of the machinery, a data set's title and terms,
+and the texts of messages: of errors, assertions, warnings, prints and the like.
+The digest is over a normal form of the syntax tree that is the same in every Python from 3.11 on; `ast.unparse` and `ast.dump`
 differ between them. Standard library only, so that a test can run this file under each.
 """
 
@@ -12,20 +12,17 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
 
 _Form = str | int | None | list["_Form"]
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-# What is called with a text for a person. The last two are the project's own: a lock that is waited for, a training that ends.
+ACTS = ast.Call | ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom  # which may do more than compute
+# Functions called with a text for a person. The last three are the project's own.
 TELLS = ("print", "warnings.warn", "tell", "wait_for_lock", "self._give_up")
-# What a text that is left out may call: nothing that has an effect, such as a draw of random numbers.
-PURE = ("abs", "len", "max", "min", "repr", "round", "sorted", "str", "type")
-# Of a data set's declaration, what is for a person and where its files come from; a signature has what decides its content.
+# Fields of a data set that are for a person or say where its files come from; a signature has the digests of their content.
 TOLD = ("title", "short", "terms", "archives", "loose", "beside")
-MACHINERY = ("igpt.companion.report", "igpt.companion.run")  # what notebooks import of it decides no number
-READS_ALL = ("locals", "vars", "eval", "exec")  # names, without naming them
-# How a node is used follows from where it stands; the others are empty unless a parser is asked for them.
+MACHINERY = ("igpt.companion.report", "igpt.companion.run")  # notebooks import it, and it decides no number
+# A node's context follows from its parent; the other fields are empty unless a parser is asked for them.
 IGNORED = {"ctx", "kind", "type_comment", "type_ignores"}
 
 
@@ -87,35 +84,36 @@ def _f_string(node: ast.JoinedStr, left_out: set[int]) -> _Form:
 def _without_effect(tree: ast.Module) -> set[int]:
     """Ids of the nodes that cannot change a number."""
     fields = {id(statement) for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for statement in node.body}
-    found: list[ast.AST | None] = []
+    nodes: list[ast.AST | None] = []
     for node in ast.walk(tree):
-        found += _messages(node)
+        nodes += _messages(node)
         bare = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         machinery = isinstance(node, ast.ImportFrom) and (node.module or "").startswith(MACHINERY)
         for_types = isinstance(node, ast.If) and _dotted(node.test) == "TYPE_CHECKING"
         if bare or machinery or for_types or isinstance(node, ast.Pass):
-            found.append(node)
+            nodes.append(node)
         elif isinstance(node, ast.Raise):
-            found.append(node.cause)
+            nodes.append(node.cause)
         elif isinstance(node, ast.Call) and _dotted(node.func) == "DataSet":
-            found += [keyword for keyword in node.keywords if keyword.arg in TOLD]
+            nodes += [keyword for keyword in node.keywords if keyword.arg in TOLD]
         elif isinstance(node, ast.arg) or (isinstance(node, ast.AnnAssign) and id(node) not in fields):
-            found.append(node.annotation)
+            nodes.append(node.annotation)
         elif isinstance(node, ast.FormattedValue) and isinstance(node.format_spec, ast.JoinedStr) and not node.format_spec.values:
-            found.append(node.format_spec)
+            nodes.append(node.format_spec)
         elif isinstance(node, Function):
-            found += [node.returns, *(n for n in _texts_for_messages(node) if id(n) not in fields)]
-    return {id(node) for node in found if node is not None}
+            nodes.append(node.returns)
+    return {id(node) for node in nodes if node is not None}
 
 
 def _messages(node: ast.AST) -> list[ast.expr]:
-    """The texts that a node says to a person; of what is raised all of them, since nothing goes on after it."""
-    if isinstance(node, ast.Assert) and node.msg is not None:
-        return [node.msg]
+    """The texts that a node says to a person. One that may do more than compute counts as code, unless an error follows."""
+    if isinstance(node, ast.Assert):
+        return [node.msg] if node.msg else []
     if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-        return [argument for argument in node.exc.args if _is_text(argument, acting=True)]
+        return [argument for argument in node.exc.args if _is_text(argument)]
     if isinstance(node, ast.Call) and (_tells(node) or _dotted(node.func).endswith("Error")):
-        return [argument for argument in node.args if _is_text(argument)]
+        texts = [argument for argument in node.args if _is_text(argument)]
+        return [text for text in texts if not any(isinstance(part, ACTS) for part in ast.walk(text))]
     return []
 
 
@@ -125,54 +123,17 @@ def _tells(call: ast.Call) -> bool:
     return _dotted(call.func) in TELLS and files in ([], ["sys.stderr"])
 
 
+def _is_text(node: ast.AST) -> bool:
+    """Whether an expression is written as text: a literal, an f-string, or some of these added or chosen from."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _is_text(node.left) and _is_text(node.right)
+    if isinstance(node, ast.IfExp):
+        return _is_text(node.body) and _is_text(node.orelse)
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
 def _dotted(node: ast.expr) -> str:
     """A name with its dots; empty for any other expression."""
     if isinstance(node, ast.Attribute):
         return f"{_dotted(node.value)}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else ""
-
-
-def _texts_for_messages(function: ast.AST) -> Iterable[ast.AST]:
-    """Assignments of texts to names of a function that nothing reads but messages."""
-    read = dict(_names_read(function))
-    told = dict(pair for node in ast.walk(function) for part in _messages(node) for pair in _names_read(part))
-    elsewhere = {name for place, name in read.items() if place not in told}
-    if elsewhere & {*READS_ALL}:
-        return
-    elsewhere |= {name for node in ast.walk(function) if isinstance(node, ast.Global | ast.Nonlocal) for name in node.names}
-    for node in ast.walk(function):
-        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign) and node.value is not None and _is_text(node.value):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            if all(isinstance(target, ast.Name) and target.id not in elsewhere for target in targets):
-                yield node
-
-
-def _names_read(node: ast.AST) -> Iterator[tuple[int, str]]:
-    """The names that are read in a tree, each with the id of its node."""
-    return ((id(n), n.id) for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
-
-
-def _is_text(node: ast.AST, *, acting: bool = False) -> bool:
-    """Whether an expression is written as text: a literal, an f-string, or some of these added or chosen from.
-
-    acting : also one that does more than compute
-    """
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _is_text(node.left, acting=acting) and _is_text(node.right, acting=acting)
-    if isinstance(node, ast.IfExp):
-        return all(_is_text(part, acting=acting) for part in (node.body, node.orelse)) and (acting or not _acts(node.test))
-    if isinstance(node, ast.JoinedStr):
-        return acting or not _acts(node)
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-
-def _acts(node: ast.AST) -> bool:
-    """Whether an expression may do more than compute: it calls something unknown, assigns or waits."""
-    acting = ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom
-    return any(isinstance(n, acting) or (isinstance(n, ast.Call) and not _is_pure(n)) for n in ast.walk(node))
-
-
-def _is_pure(call: ast.Call) -> bool:
-    """Whether a call is of a plain function, or a method of a literal text (``", ".join``)."""
-    method = call.func.value if isinstance(call.func, ast.Attribute) else None
-    return _dotted(call.func) in PURE or (isinstance(method, ast.Constant) and isinstance(method.value, str))

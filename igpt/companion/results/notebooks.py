@@ -10,6 +10,7 @@ import ast
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from igpt.companion.stage import Literal, Stage
 from igpt.errors import UsageError
@@ -32,7 +33,7 @@ def read_notebook(folder: Path, name: str) -> Notebook:
     """Read ``folder / name.ipynb``. Raises UsageError when it is missing, damaged or without parameters."""
     path = folder / f"{name}.ipynb"
     try:
-        cells = [cell for cell in read_json(path, most=LARGEST)["cells"] if cell["cell_type"] == "code"]
+        cells = code_cells(path)
         sources = ["".join(cell["source"]) for cell in cells]
         tagged = [s for cell, s in zip(cells, sources, strict=True) if "parameters" in cell["metadata"].get("tags", [])]
     except FileNotFoundError:
@@ -46,6 +47,11 @@ def read_notebook(folder: Path, name: str) -> Notebook:
         return Notebook(name, _literals(ast.parse(tagged[0])), ast.parse("\n".join(sources)))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UsageError(f"{path} cannot be read as Python ({error}): mend the cell") from None
+
+
+def code_cells(path: Path) -> list[dict[str, Any]]:
+    """The code cells of a notebook's file. Raises OSError, or ValueError, LookupError or TypeError for anything else."""
+    return [cell for cell in read_json(path, most=LARGEST)["cells"] if cell["cell_type"] == "code"]
 
 
 def check_stage(notebook: Notebook, stage: Stage) -> Stage:
@@ -70,7 +76,7 @@ def check_stage(notebook: Notebook, stage: Stage) -> Stage:
 
 
 def near_misses(word: str, known: list[str]) -> str:
-    """The end of a sentence about an unknown word: the near misses, or the words there are."""
+    """The end of a sentence about an unknown word: its near misses, or the known words."""
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(close)}?"
@@ -79,7 +85,7 @@ def near_misses(word: str, known: list[str]) -> str:
 
 def _literals(cell: ast.Module) -> dict[str, Literal]:
     """Names and values of the parameters cell's assignments. Raises ValueError for anything else in it."""
-    found: dict[str, Literal] = {}
+    values: dict[str, Literal] = {}
     for node in cell.body:
         if isinstance(node, ast.Assign):
             targets, value = node.targets, ast.literal_eval(node.value)
@@ -92,8 +98,8 @@ def _literals(cell: ast.Module) -> dict[str, Literal]:
         for target in targets:
             if not isinstance(target, ast.Name):
                 raise ValueError(f"line {node.lineno} of the parameters cell assigns to no plain name")
-            found[target.id] = value
-    return found
+            values[target.id] = value
+    return values
 
 
 def _article(default: Literal) -> str:

@@ -1,6 +1,6 @@
 """Plans: stages and the records on disk give what is fresh, what is stale and why, what is missing.
 
-Pure: nothing is run or written. The order is a topological one, parents before children.
+Pure: nothing is run or written. The order is topological: parents come before children.
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ State = Literal["fresh", "stale", "missing"]
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage of a plan: its signature now, its parents, its record if any, and its state."""
+    """One stage of a plan: its signature now, its parents, and its record if any."""
 
     stage: Stage
     signature: Signature
     parents: tuple[Stage, ...]
     record: Record | None
-    state: State
-    changed: tuple[str, ...]  # names of the signature's parts that differ from the record's
+
+    @property
+    def state(self) -> State:
+        """Whether there is a record, and whether it has this signature."""
+        if self.record is None:
+            return "missing"
+        return "fresh" if self.record.signature == self.signature.digest else "stale"
 
     @property
     def in_full(self) -> Stage:
@@ -38,10 +43,11 @@ class PlannedStage:
 
     @property
     def why(self) -> str:
-        """One line on the state."""
-        if self.state == "missing":
+        """One line on the state, with the parts of the signature that changed since the record."""
+        if self.record is None:
             return "no record"
-        return f"changed: {', '.join(self.changed)}" if self.changed else "nothing changed"
+        changed = [] if self.state == "fresh" else self.signature.difference(self.record.parts)
+        return f"changed: {', '.join(changed)}" if changed else "nothing changed"
 
 
 class Plan:
@@ -59,14 +65,14 @@ class Plan:
         return len(self._stages)
 
     def __getitem__(self, stage: Stage) -> PlannedStage:
-        """What the plan says of one stage, under its canonical name."""
+        """One planned stage, by its canonical name."""
         return self._stages[stage]
 
     def to_run(self, finished: Callable[[PlannedStage], bool], wanted: Iterable[Stage] = ()) -> list[PlannedStage]:
         """The stages to carry out, parents first.
 
-        Those neither fresh nor ``finished`` (whole in their run folder), those of ``wanted`` whose run folder
-        is not whole, and the parents whose outputs these read and whose run folder is not whole.
+        These are the stages that are neither fresh nor ``finished`` (complete in their run folder), those of ``wanted`` whose
+        run folder is not complete, and the parents whose outputs these read and whose run folder is not complete.
         """
         needed: set[Stage] = set()
         wanted = set(wanted)
@@ -84,7 +90,7 @@ class Plan:
 
 
 def make_plan(stages: Iterable[Stage], signer: Signer, record_of: Callable[[Stage], Record | None]) -> Plan:
-    """The plan of ``stages`` and all that they stand on.
+    """The plan of ``stages`` and all that they depend on.
 
     Raises UsageError for an unknown notebook or parameter, or a record that cannot be read.
     """
@@ -96,14 +102,4 @@ def make_plan(stages: Iterable[Stage], signer: Signer, record_of: Callable[[Stag
             parents[stage] = tuple(signer.parents(stage).values())
             queue += parents[stage]
     order = TopologicalSorter({stage: parents[stage] for stage in sorted(parents)}).static_order()
-    return Plan({stage: _look_up(stage, parents[stage], signer, record_of(stage)) for stage in order})
-
-
-def _look_up(stage: Stage, parents: tuple[Stage, ...], signer: Signer, record: Record | None) -> PlannedStage:
-    """One stage held against its record."""
-    signature = signer.sign(stage)
-    if record is None:
-        return PlannedStage(stage, signature, parents, None, "missing", ())
-    if record.signature == signature.digest:
-        return PlannedStage(stage, signature, parents, record, "fresh", ())
-    return PlannedStage(stage, signature, parents, record, "stale", tuple(signature.difference(record.parts)))
+    return Plan({stage: PlannedStage(stage, signer.sign(stage), parents[stage], record_of(stage)) for stage in order})

@@ -1,4 +1,4 @@
-"""Records: what one stage found, as validated JSON, with the receipt that says how."""
+"""Records: the findings of one stage as validated JSON, with the receipt of the run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from igpt.progress import tell
 from igpt.text import visible
 
 SCHEMA = 1
-LIMIT = 2**24  # bytes of a file that can be a record; the largest of the book has less than one million
-FIELDS = 3  # of a record's eight, with which a file claims to be one
+LIMIT = 2**24  # bytes of a record's file; the largest of the book has less than one million
+FIELDS = 3  # of a record's eight: a file with these claims to be a record
 
 
 class _Strict(BaseModel):
@@ -26,14 +26,14 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-# Nothing that is measured or counted is beyond these, and sums and squares of what is within them are numbers still.
+# No measured value or count exceeds these bounds, and sums and squares of numbers within them stay finite.
 Number = Annotated[float, Field(ge=-1e30, le=1e30)]
 Whole = Annotated[int, Field(gt=-(2**63), lt=2**63)]
 
 
 class Value(_Strict):
-    """One number; accuracies are fractions. ``low`` and ``high`` bound it at 95 % over the test images; those of a
-    time are the least and the greatest of its rounds.
+    """One number; accuracies are fractions. ``low`` and ``high`` are its 95 % interval over the test images; of a time, the
+    shortest and the longest of its rounds.
     """
 
     value: Number
@@ -44,7 +44,7 @@ class Value(_Strict):
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        """Refuse bounds that are the wrong way round: an interval of less than no width has no digits to print."""
+        """Refuse bounds in the wrong order."""
         if self.low is not None and self.high is not None and self.low > self.high:
             raise ValueError(f"low, {self.low:.6g}, is above high, {self.high:.6g}")
         return self
@@ -77,25 +77,25 @@ class Record(_Strict):
 
 
 def read_record(path: Path) -> Record | None:
-    """The record in a file, None when there is no file. Raises UsageError for anything else than a record."""
+    """The record in a file, None when there is no file. Raises UsageError for a file that is not a record."""
     try:
-        found = read_json(path, most=LIMIT)
-        if not isinstance(found, dict):
+        fields = read_json(path, most=LIMIT)
+        if not isinstance(fields, dict):
             raise ValueError("it has no fields")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UsageError(f"{path} is not a record ({reason}): {_remedy(path)}") from None
-    if (schema := found.get("schema_version")) != SCHEMA:
+    if (schema := fields.get("schema_version")) != SCHEMA:
         raise UsageError(f"{path} has record schema {shortly(schema)}, this version reads {SCHEMA}: {_remedy(path)}")
     try:
-        return Record.model_validate(found)
+        return Record.model_validate(fields)
     except ValidationError as error:
         wrong = error.errors()
         first = next((e for e in wrong if not e["type"].endswith("_type")), wrong[0])  # of a union, the kind that it nearly was
-        place = visible(".".join(map(str, first["loc"])), limit=100)
-        raise UsageError(f"{path} is not a valid record ({place}: {first['msg']}): {_remedy(path)}") from None
+        field = visible(".".join(map(str, first["loc"])), limit=100)
+        raise UsageError(f"{path} is not a valid record ({field}: {first['msg']}): {_remedy(path)}") from None
 
 
 def usable_record(path: Path) -> Record | None:
@@ -108,29 +108,18 @@ def usable_record(path: Path) -> Record | None:
 
 
 def claims_to_be_record(path: Path) -> bool:
-    """Whether a file is meant as a record, by its name or its fields; other JSON files are skipped silently."""
+    """Whether a file is meant as a record, by its name or its fields."""
     if path.name == "record.json" or ("," in path.stem and "=" in path.stem):
         return True
-    try:
-        found = read_json(path, most=LIMIT)
-    except OSError:
-        return False
-    except ValueError:  # one that was cut off, say
-        return _looks_like_record(path)
-    return isinstance(found, dict) and len(found.keys() & Record.model_fields.keys()) >= FIELDS
-
-
-def _looks_like_record(path: Path) -> bool:
-    """Whether a file that is no whole JSON has the fields of a record."""
     try:
         content = read_whole(path, most=LIMIT)
     except (OSError, ValueError):
         return False
-    return sum(f'"{name}": '.encode() in content for name in Record.model_fields) >= FIELDS
+    return sum(f'"{name}"'.encode() in content for name in Record.model_fields) >= FIELDS  # also of one that was cut off
 
 
 def _remedy(path: Path) -> str:
-    """Which command writes the file again, as far as its place and its name tell."""
+    """Which command writes the file again, by its folder and its name."""
     if path.parent.name == "drill":
         return f"`igpt drill --profile {path.stem}` makes it anew"
     if path.stem.startswith("live,"):
@@ -143,5 +132,5 @@ tell_once = cache(tell)  # a plan and a book read the same file more than once
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record, whole or not at all, in a form that diffs line by line."""
+    """Write a record atomically, in a form that diffs line by line."""
     write_text(path, json.dumps(record.model_dump(), indent=1, sort_keys=True) + "\n")

@@ -1,10 +1,9 @@
-"""Signatures: everything a stage's result depends on, as named parts and one digest over them.
+"""Signatures: everything that a stage's result depends on, as named parts, and one digest of them.
 
-What can change a number is a part, and nothing else is. Parts are the parameters, the recipe, the notebook's code,
+The parts are whatever can change a number, and nothing else: the parameters (defaults too), the recipe, the notebook's code,
 each module of igpt that the notebook reaches, the data's digests, the parents' signatures, and the major versions of
-those libraries that decide numbers and are reached. Code counts in the normal form of `igpt.companion.results.code`, so a
-comment or a message changes nothing; a data set's reader counts for the stages that read the set. Defaults count at
-their values: a changed default is a changed result.
+the libraries that are reached and decide numbers. Code counts in the normal form of `igpt.companion.results.code`, so that a
+comment or a message changes nothing; a data set's reader counts for the stages that read the set.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from igpt.companion.stage import Stage
 from igpt.data import split_digest
 from igpt.errors import UsageError
 
-# The companion decides no result, but for the timed work of a speed record, whose modules are named below `INSIDE`.
+# Modules and packages that decide no result. Of the companion, only the timed work of a speed record does: `INSIDE`.
 OUTSIDE = (
-    *("igpt.companion", "igpt.project", "igpt.progress"),
-    # A recipe is a part by itself, and so is what decides a data set's splits: others may change beside them. The module
-    # that reads a data set is named by its stages; `igpt.data.cards` imports them all.
+    *("igpt.companion", "igpt.project", "igpt.progress", "igpt.text"),
+    # A recipe is a part by itself, and so is what decides a data set's splits: others may change beside them. The stages name
+    # the module that reads their data set; `igpt.data.cards` imports them all.
     *("igpt.train.recipes", "igpt.data.cards", "igpt.data.dataset", "igpt.fetch"),
 )
 INSIDE = ("igpt.companion.bench",)
@@ -40,13 +39,13 @@ LIBRARIES = {"torch": "torch", "numpy": "numpy", "scipy": "scipy", "sklearn": "s
 
 @dataclass(frozen=True)
 class Signature:
-    """The parts by name, each a short text, and the SHA-256 over their canonical JSON."""
+    """The parts by name, each a short text; the digest is the SHA-256 of their canonical JSON."""
 
     parts: dict[str, str]
 
     @cached_property
     def digest(self) -> str:
-        """The stage's identity."""
+        """SHA-256 of the parts, in hexadecimal."""
         return hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()
 
     def difference(self, other: dict[str, str]) -> list[str]:
@@ -82,12 +81,12 @@ class Signer:
         return Stage.of(stage.notebook, **self.parameters(stage))
 
     def parents(self, stage: Stage) -> dict[str, Stage]:
-        """The stages whose outputs this one reads, by notebook."""
-        needed = protocol(stage.notebook).parents(self.parameters(stage))
-        return {name: self.canonical(parent) for name, parent in needed.items()}
+        """The stages whose outputs this one reads, by the names under which its notebook asks for them."""
+        parents = protocol(stage.notebook).parents(self.parameters(stage))
+        return {name: self.canonical(parent) for name, parent in parents.items()}
 
     def sign(self, stage: Stage) -> Signature:
-        """The signature of a stage as the checkout stands now."""
+        """The signature of a stage in this checkout."""
         stage = self.canonical(stage)
         if stage not in self._signatures:
             parameters, chosen = self.parameters(stage), protocol(stage.notebook)
@@ -95,13 +94,12 @@ class Signer:
             parts |= {f"data {name}": split_digest(name) for name in chosen.datasets(parameters)}
             parts |= {f"recipe {plan.name}": json.dumps(asdict(plan), sort_keys=True) for plan in chosen.recipes(parameters)}
             parts |= {f"stage {parent.name}": self.sign(parent).digest for parent in self.parents(stage).values()}
-            self._signatures[stage] = Signature(
-                {**parts, **self._reached_code(stage.notebook, *chosen.chosen_modules(parameters))}
-            )
+            parts |= self._reached_code(stage.notebook, *chosen.chosen_modules(parameters))
+            self._signatures[stage] = Signature(parts)
         return self._signatures[stage]
 
     def _reached_code(self, name: str, *chosen: str) -> dict[str, str]:
-        """Digests of the notebook's code and of every igpt module it reaches, by import or by choice; the libraries."""
+        """Digests of the notebook's code and of each igpt module that it imports or chooses; the libraries' versions."""
         key = (name, *chosen)
         if key not in self._code:
             tree = self.notebook(name).tree
@@ -111,15 +109,9 @@ class Signer:
             except RecursionError:
                 raise UsageError(f"notebook {name} is nested too deeply to be signed: split its longest expression") from None
             code |= {f"module {module}": module_digest(module) for module in modules}
-            code |= {f"library {library}": major_version(library) for library in reached_libraries(tree, modules)}
+            code |= {f"library {library}": version(library).split(".")[0] for library in reached_libraries(tree, modules)}
             self._code[key] = code
         return self._code[key]
-
-
-@cache  # read from files, which a plan of a thousand stages would do four thousand times
-def major_version(library: str) -> str:
-    """A library's version up to its first point."""
-    return version(library).split(".")[0]
 
 
 @cache
@@ -131,7 +123,7 @@ def module_digest(module: str) -> str:
 
 
 def reached_modules(tree: ast.Module, *chosen: str) -> list[str]:
-    """The igpt modules that code imports or has chosen, directly or through others, less those that decide no result."""
+    """The igpt modules that code imports or chooses, directly or through others, without those that decide no result."""
     graph = _import_graph()
     if unknown := [name for name in chosen if name not in graph]:
         raise UsageError(f"there is no module {unknown[0]}: give a parameter that names one")
@@ -146,46 +138,38 @@ def reached_modules(tree: ast.Module, *chosen: str) -> list[str]:
 
 
 def reached_libraries(tree: ast.Module, modules: Iterable[str]) -> list[str]:
-    """Of the libraries that decide numbers, those that code imports itself or by the igpt modules that it reaches."""
+    """Of the libraries that decide numbers, those that code imports itself or through the igpt modules that it reaches."""
     graph = _import_graph()
     imported = _imported(tree, graph).union(*(graph[module] for module in modules))
     return sorted(LIBRARIES[name] for name in {name.partition(".")[0] for name in imported} & LIBRARIES.keys())
 
 
 def _is_outside(module: str) -> bool:
-    """Whether a module, or a package that it lies in, decides no result."""
-    return _within(module, OUTSIDE) and not _within(module, INSIDE)
+    """Whether a module, or a package that contains it, decides no result."""
+    packages = {module, *(module[:i] for i, letter in enumerate(module) if letter == ".")}
+    return bool(packages & {*OUTSIDE}) and not packages & {*INSIDE}
 
 
-def _within(module: str, packages: tuple[str, ...]) -> bool:
-    """Whether a module is one of these or lies in one."""
-    return any(module == name or module.startswith(f"{name}.") for name in packages)
-
-
-_GRAPH: dict[str, set[str]] = {}
-
-
+@cache
 def _import_graph() -> dict[str, set[str]]:
-    """Direct imports of igpt's modules, those for type checkers alone left out; built once a process."""
-    if not _GRAPH:
-        import grimp
+    """Direct imports of igpt's modules, without those for type checkers."""
+    import grimp
 
-        graph = grimp.build_graph("igpt", include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None)
-        _GRAPH.update({module: graph.find_modules_directly_imported_by(module) for module in graph.modules})
-    return _GRAPH
+    graph = grimp.build_graph("igpt", include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None)
+    return {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
 
 
 def _imported(tree: ast.Module, modules: Iterable[str]) -> set[str]:
-    """Modules that a syntax tree imports itself; names in one of ``modules``, and igpt's public ones, by their own module."""
+    """Modules that a syntax tree imports; a name that is a module of ``modules``, or igpt's public name, by its own module."""
     from igpt import _PUBLIC
 
-    found: set[str] = set()
+    imported: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 home = _PUBLIC.get(alias.name, "igpt") if node.module == "igpt" else node.module
                 child = f"{node.module}.{alias.name}"
-                found.add(child if child in modules else home)
-    return found
+                imported.add(child if child in modules else home)
+    return imported

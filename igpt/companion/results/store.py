@@ -22,7 +22,7 @@ def record_path(project: Project, stage: Stage) -> Path:
 
 
 class RecordStore:
-    """Reads each published record once."""
+    """The published records; each is read once."""
 
     def __init__(self, project: Project) -> None:
         self.project = project
@@ -34,13 +34,13 @@ class RecordStore:
         return record_path(self.project, self.signer.canonical(stage))
 
     def read(self, stage: Stage) -> Record | None:
-        """A stage's record; None when there is none, or a damaged one, which is told of: the next run replaces it."""
+        """A stage's record; None when there is none, or a damaged one, which is reported: the next run replaces it."""
         if stage not in self._read:
             self._read[stage] = usable_record(self.path(stage))
         return self._read[stage]
 
-    def place(self, stage: Stage) -> str:
-        """Where a stage's record is, as the book's links have it: below its folder of records."""
+    def link(self, stage: Stage) -> str:
+        """A stage's record as the book's links have it: its path below the folder of records."""
         return str(self.path(stage).relative_to(self.project.records))
 
     def changed(self, stage: Stage) -> list[str]:
@@ -52,11 +52,11 @@ class RecordStore:
 
 
 class ReaderStore(RecordStore):
-    """A reader's own records, from a folder of any layout: of `book/records`, of ``runs/``, or all in one place.
+    """A reader's own records, from a folder of any layout: of `book/records`, of ``runs/``, or all in one folder.
 
-    Of two records of one stage the later one counts. Where there is none of a stage on OpenAI's weights, that of the same
-    evaluation on the reader's own weights of the same model stands in its place. Other JSON files are passed over; a
-    damaged record is told of, on stderr, and left out. Raises UsageError for a folder that is none or holds no record.
+    Of two records of one stage the later one counts. Where a stage on OpenAI's weights has no record, that of the same
+    evaluation on the reader's own weights of the same model takes its place. Other JSON files are skipped; a damaged record is
+    reported on stderr and left out. Raises UsageError when there is no such folder or it holds no record.
     """
 
     def __init__(self, project: Project, folder: Path) -> None:
@@ -66,36 +66,32 @@ class ReaderStore(RecordStore):
         if not folder.is_dir():
             raise UsageError(f"there is no folder of records at {folder}: name one that holds records as JSON files")
         damaged = []
-        for path in _json_files(folder):
-            if claims_to_be_record(path):
-                try:
-                    record = read_record(path)
-                except UsageError as error:
-                    damaged.append(str(error))
-                    continue
-                if record is not None:
+        for path in filter(claims_to_be_record, _json_files(folder)):
+            try:
+                if record := read_record(path):
                     self.all.append((path, record))
+            except UsageError as error:
+                damaged.append(str(error))
         if not self.all:
-            found = f" that can be read ({damaged[0]})" if damaged else ""
-            raise UsageError(f"{folder} holds no records{found}: name a folder that holds records as JSON files")
+            reason = f" that can be read ({damaged[0]})" if damaged else ""
+            raise UsageError(f"{folder} holds no records{reason}: name a folder that holds records as JSON files")
         for sentence in damaged:
             tell_once(f"igpt: {sentence}; it is left out")
-        in_order = sorted(self.all, key=lambda found: _finished(found[1]))
-        self._latest = {record.stage: (path, record) for path, record in in_order}
-        self._own = {name: (path, record) for path, record in in_order if (name := self._on_released(record))}
+        in_order = sorted(self.all, key=lambda each: _finished(each[1]))
+        on_own_weights = {name: each for each in in_order if (name := self._on_released(each[1]))}
+        self._latest = {**on_own_weights, **{each[1].stage: each for each in in_order}}
 
     @property
     def label(self) -> str:
-        """What its columns are called."""
+        """The title of its columns."""
         return f"Yours ({self.folder.name})"
 
     def _find(self, stage: Stage) -> tuple[Path, Record] | None:
-        """A stage's record and its place."""
-        name = self.signer.canonical(stage).name
-        return self._latest.get(name) or self._own.get(name)
+        """A stage's record and its path."""
+        return self._latest.get(self.signer.canonical(stage).name)
 
     def _on_released(self, record: Record) -> str:
-        """The name of the same evaluation on OpenAI's weights; nothing for a record on no weights of the reader's own."""
+        """The name of the same evaluation on OpenAI's weights; empty for a record that is not on the reader's own weights."""
         if not own_weights(record):
             return ""
         try:
@@ -111,27 +107,27 @@ class ReaderStore(RecordStore):
 
     def read(self, stage: Stage) -> Record | None:
         """A stage's record; None when the folder has none."""
-        found = self._find(stage)
-        return found[1] if found else None
+        pair = self._find(stage)
+        return pair[1] if pair else None
 
     def path(self, stage: Stage) -> Path:
         """Where a stage's record is, or would be."""
-        found = self._find(stage)
-        return found[0] if found else self.folder / f"{self.signer.canonical(stage).name}.json"
+        pair = self._find(stage)
+        return pair[0] if pair else self.folder / f"{self.signer.canonical(stage).name}.json"
 
-    def place(self, stage: Stage) -> str:
-        """Where the book puts it: never among its own."""
+    def link(self, stage: Stage) -> str:
+        """As of the base class; never among the book's own records."""
         return f"../yours/{self.path(stage).relative_to(self.folder)}"
 
 
 def own_weights(record: Record) -> str:
-    """The name of the weights of a user's own that a record is on; nothing for any other."""
+    """The name of the user's own weights that a record is on; empty for any other record."""
     weights = str(record.parameters.get("weights", "trained"))
     return "" if weights in ("trained", "released") else weights
 
 
 def _finished(record: Record) -> float:
-    """When a record was finished, in seconds of the epoch; before all others for what is no time."""
+    """When a record was finished, in seconds of the epoch; minus infinity where that is not a time."""
     try:
         return datetime.fromisoformat(record.receipt.finished).timestamp()
     except ValueError:
@@ -139,7 +135,7 @@ def _finished(record: Record) -> float:
 
 
 def _json_files(folder: Path) -> Iterator[Path]:
-    """The JSON files below a folder, in order, less what begins with a dot; linked folders and closed ones are passed over."""
-    for place, folders, names in os.walk(folder):
+    """The JSON files below a folder, in order, without names that begin with a dot, linked folders and unreadable ones."""
+    for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(place) / name for name in sorted(names) if name.endswith(".json") and not name.startswith("."))
+        yield from (Path(parent) / name for name in sorted(names) if name.endswith(".json") and not name.startswith("."))

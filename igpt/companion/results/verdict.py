@@ -1,4 +1,4 @@
-"""Verdicts: the criterion of an experiment applied to its records. Computed, never stored."""
+"""Verdicts: the criterion of an experiment applied to its records. Computed, never stored. And whether records agree."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ RecordOf = Callable[[Stage], Record | None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """A metric over its seeds: values, mean, 95 % interval; nothing when a record is missing.
+    """A metric over its seeds: values, mean, 95 % interval.
 
-    The interval is over seeds; of a single one, over what its record gives an interval over (test images, draws of
-    labels), and infinite where it gives none.
+    The interval is over seeds; with a single seed it is the record's own (over test images, or draws of labels), and infinite
+    where the record has none.
     """
 
     values: tuple[float, ...]
@@ -39,21 +39,26 @@ class Verdict:
     sentence: str
 
 
+def outcomes_apart(one: Outcome, other: Outcome) -> bool:
+    """Whether the intervals over seeds are disjoint; infinite ones never are."""
+    return one.high < other.low or other.high < one.low
+
+
 def outcome(metric: Metric, record_of: RecordOf) -> Outcome | None:
     """A metric's values, seed by seed; None when any record it needs is missing."""
-    found = _measured(metric, record_of)
-    if found is None:
+    measured = _measured(metric, record_of)
+    if measured is None:
         return None
     records = tuple(record for record in map(record_of, metric.all_stages()) if record is not None)
-    return Outcome(tuple(value for value, _ in found), *_interval(found), records)
+    return Outcome(tuple(value for value, _ in measured), *_interval(measured), records)
 
 
 def judge(metric: Metric, criterion: Criterion[Metric], record_of: RecordOf, *, published: float) -> Verdict:
-    """The verdict of a criterion; pending until every record it needs stands.
+    """The verdict of a criterion; pending until every record that it needs is there.
 
-    A claim of a side (above, below) is reproduced when the interval (see `Outcome`) lies on it, differs when it lies
-    on the other, and is undecided when it holds zero. With a single seed every value must have an interval of its own:
-    a record that lacks it was made before its notebook wrote one, and the claim is pending until it is made again.
+    A claim of a side (above, below) is reproduced when the interval (see `Outcome`) lies on that side, differs when it lies
+    on the other, and is undecided when it contains zero. With a single seed every value must have an interval of its own:
+    a record without one was made before its notebook wrote intervals, and the claim is pending until it is made again.
     """
     measured = _measured(metric, record_of)
     if measured is None:
@@ -76,7 +81,8 @@ def judge(metric: Metric, criterion: Criterion[Metric], record_of: RecordOf, *, 
         return Verdict("pending", f"{key} has no interval, since its record is of an older version: igpt run {stage.name}")
     mean, low, high = _interval([_less(a, b) for a, b in zip(measured, against, strict=True)])
     over = f"over {len(measured)} seeds" if len(measured) > 1 else "with one seed, the interval over test images or draws"
-    sentence = f"{criterion.claim}: difference {_span(mean, low, high)} {over}"
+    points = f"{100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+    sentence = f"{criterion.claim}: difference {points} {over}"
     if low <= 0 <= high:
         return Verdict("undecided", sentence)
     return Verdict("reproduced" if (low > 0) == (criterion.kind == "above") else "differs", sentence)
@@ -86,12 +92,11 @@ Uncertain = tuple[float, float]  # a value, and half the width of its own 95 % i
 
 
 def _measured(metric: Metric, record_of: RecordOf) -> list[Uncertain] | None:
-    """One value a seed, None when a record is missing or was made before the value was measured."""
+    """One value per seed, None when a record is missing or was made before the value was measured."""
     records = [record for stage in metric.stages if (record := record_of(stage)) is not None]
-    found = [value for record in records if (value := record.values.get(metric.key)) is not None]
-    if len(found) < len(metric.stages):
+    mine = [(value.value, _half(value)) for record in records if (value := record.values.get(metric.key)) is not None]
+    if len(mine) < len(metric.stages):
         return None
-    mine = [(v.value, _half(v)) for v in found]
     if metric.minus is None:
         return mine
     others = _measured(metric.minus, record_of)
@@ -117,14 +122,21 @@ def _less(a: Uncertain, b: Uncertain) -> Uncertain:
     return a[0] - b[0], math.hypot(a[1], b[1])
 
 
-def _interval(found: list[Uncertain]) -> tuple[float, float, float]:
-    """Mean and interval over seeds; of a single one, its own."""
-    if len(found) == 1:
-        [(value, half)] = found
+def _interval(measured: list[Uncertain]) -> tuple[float, float, float]:
+    """Mean and interval over seeds; with a single seed, the value's own interval."""
+    if len(measured) == 1:
+        [(value, half)] = measured
         return value, value - half, value + half
-    return mean_interval([value for value, _ in found])
+    return mean_interval([value for value, _ in measured])
 
 
-def _span(mean: float, low: float, high: float) -> str:
-    """A difference of fractions with its interval, in points."""
-    return f"{100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+def apart(one: Value, other: Value) -> bool:
+    """Whether the intervals of two records' values are disjoint; False where a value has no interval."""
+    if one.low is None or one.high is None or other.low is None or other.high is None or one.unit != other.unit:
+        return False
+    return one.high < other.low or other.high < one.low
+
+
+def differing_values(one: Record, other: Record) -> list[str]:
+    """Names of the values on which two records of one stage disagree beyond their intervals, in order."""
+    return sorted(name for name in one.values.keys() & other.values.keys() if apart(one.values[name], other.values[name]))

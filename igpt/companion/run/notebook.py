@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
-from igpt.companion.results.executed import shown_line
+from igpt.companion.results.check import shown_line
 from igpt.companion.results.record import SCHEMA, Receipt, Record, Value, read_record, write_record
 from igpt.companion.results.signature import Signer
 from igpt.companion.run.folder import PLANNED, STOP, empty, finished_record, hold, read_progress, run_folder

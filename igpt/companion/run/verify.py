@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 
-from igpt.companion.results.agree import apart
-from igpt.companion.results.check import doubts_of_stage, doubts_of_values
-from igpt.companion.results.executed import doubts_of_notebook, shown_records
+from igpt.companion.results.check import doubts_of_notebook, doubts_of_stage, doubts_of_values, shown_records
 from igpt.companion.results.record import SCHEMA, Record, read_record, usable_record
 from igpt.companion.results.signature import Signature, Signer
 from igpt.companion.results.store import record_path
+from igpt.companion.results.verdict import apart
 from igpt.companion.run.git import git
 from igpt.companion.run.targets import find_stages
 from igpt.companion.stage import Stage

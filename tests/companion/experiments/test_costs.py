@@ -118,7 +118,7 @@ def test_hours_add_up_and_another_machine_has_its_own_rates() -> None:
 def test_a_planned_stage_has_all_its_parameters_and_so_its_price(project: Project) -> None:
     named = Stage.of("linear_probe", model="small-l", dataset="cifar10", seed=3)
     signer = Signer(project.notebooks)
-    planned = PlannedStage(signer.canonical(named), signer.sign(named), (), None, "missing", ())
+    planned = PlannedStage(signer.canonical(named), signer.sign(named), (), None)
     assert planned.in_full == signer.in_full(named)
     assert stage_hours(planned.in_full) == stage_hours(full("linear_probe", model="small-l", dataset="cifar10", seed=3))
 

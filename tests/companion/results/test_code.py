@@ -84,10 +84,9 @@ from igpt.companion.run import open_stage
 # a comment
 def f(x: int, *, y: float = 1.5) -> float:
     """What it does."""
-    where = f"image {x}" if x else "nowhere"
     limit = 10
     if x > limit:
-        raise UsageError(f"{where} has {x} of {limit}: give less") from None
+        raise UsageError(f"{name(x)} has {x} of {limit}: give less") from None
     assert y, "y is zero"
     if not y:
         raise Found(y, "text")
@@ -122,15 +121,14 @@ SET = DataSet(name="set", title="A set", read=read, archives=(Archive("set.tar",
         (" -> float", ""),
         ("total: float =", "total ="),
         ("has {x} of {limit}: give less", "is too large"),
-        ('UsageError(f"{where} has {x} of {limit}: give less")', 'UsageError("no")'),
+        ('UsageError(f"{name(x)} has {x} of {limit}: give less")', 'UsageError("no")'),
         (" from None", ""),
-        ('f"image {x}" if x else "nowhere"', '"somewhere"'),
         (', "y is zero"', ""),
         ('y, "text")', "y)"),
         ("def f(x", "'a bare text'\ndef f(x"),
         ("import math", "import math\nif TYPE_CHECKING:\n    from a import b"),
         ("    return scale", "    ...\n    return scale"),
-        ('"slow"', 'f"slow at {x}, of {len(y)}"'),
+        ('"slow"', 'f"slow at {x}, of {y:.3f}" if x else "slower"'),
         ("{limit}: give less", "{limit} at {x:.3f}: give less"),
         ("        pass", '        """Nothing."""'),
         ("    limit = 10\n", "    pass\n    limit = 10\n"),
@@ -174,9 +172,8 @@ def test_what_cannot_change_a_number_does_not_change_the_digest(old: str, new: s
         ("import math", "import numpy as math"),
         ('warn("slow"', 'warn(f"slow, {rng.random()}"'),
         ('print("done", file=log)', 'print("done", file=log); print(f"{(x := 3)}")'),
-        ('UsageError(f"{where}', 'UsageError(3, f"{where}'),
-        ('else "nowhere"', 'else f"{next(x)}"'),
-        ('"nowhere"\n', '"nowhere"\n    x = len(where)\n'),
+        ('UsageError(f"{name', 'UsageError(3, f"{name'),
+        ("limit = 10", "limit = '10'"),
         ("read=read", "read=other"),
         ("train=10", "train=11"),
     ],
@@ -188,25 +185,15 @@ def test_what_can_change_a_number_changes_the_digest(old: str, new: str) -> None
 
 @pytest.mark.parametrize(
     "source",
-    [
-        "def f(a):\n    kind = 'one'\n    if a == kind:\n        raise UsageError(f'not {kind}')",
-        "def f():\n    class C:\n        kind = 'one'\n    return C",
-        "def f():\n    kind = 'one'\n    return g(**locals())",
-        "def f():\n    global kind\n    kind = 'one'",
-        "def f(t):\n    kind = 'one'\n    raise ValueError(warn(f'{kind}')) if t[kind] else None",
-        "def f():\n    kind = 'one'\n    return lambda: kind",
-        "def f(doc):\n    doc.print('one')",
-        "def f():\n    raise Found(kind='one')",
-    ],
+    ["kind = 'one'\nraise UsageError(kind)", "doc.print('one')", "raise Found(kind='one')", "print('one', file=data)"],
 )
-def test_a_text_that_something_reads_beside_a_message_is_code(source: str) -> None:
+def test_a_text_that_something_may_read_is_code(source: str) -> None:
     assert digest(source) != digest(source.replace("'one'", "'two'"))
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        "def f(a):\n    kind = 'one'\n    raise UsageError(f'not {kind}')",
         "def f():\n    return UsageError('one')",
         "def f(self):\n    self._give_up('one')",
         "with wait_for_lock(path, 'one'):\n    a()",
@@ -279,8 +266,6 @@ def test_any_change_of_what_a_module_computes_changes_its_digest(data: st.DataOb
         return
     before = code_digest(copy.deepcopy(tree))
     node = data.draw(st.sampled_from(changeable))
-    if isinstance(node, ast.Assign | ast.AugAssign) and code._is_text(node.value):
-        return  # the text of a message, perhaps
     data.draw(st.sampled_from(_changes(node)))(node)
     assert code_digest(tree) != before
 

@@ -39,7 +39,7 @@ def planned(project: Project, *stages: Stage) -> list[PlannedStage]:
         parts = {f"parameter {name}": json.dumps(value) for name, value in full.parameters.items()}
         own = [other for other in (SMALL, LARGE) if other.parameters["model"] == stage.parameters["model"]]
         parents = tuple(other for other in own if other != stage)
-        found.append(PlannedStage(stage, Signature(parts), parents, None, "missing", ()))
+        found.append(PlannedStage(stage, Signature(parts), parents, None))
     return found
 
 

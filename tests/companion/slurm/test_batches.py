@@ -22,7 +22,7 @@ PROFILE = Profile(array_size=7, stages={"default": Resources(), "pretrain": Reso
 
 
 def planned(stage: Stage, *parents: Stage) -> PlannedStage:
-    return PlannedStage(stage, Signature({"stage": stage.name}), parents, None, "missing", ())
+    return PlannedStage(stage, Signature({"stage": stage.name}), parents, None)
 
 
 @st.composite

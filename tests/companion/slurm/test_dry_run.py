@@ -32,7 +32,7 @@ DAY = Resources(gpus=8, minutes=1440)
 
 def planned(stage: Stage, *parents: Stage) -> PlannedStage:
     parts = {f"parameter {name}": json.dumps(value) for name, value in stage.parameters.items()}
-    return PlannedStage(stage, Signature(parts), parents, None, "missing", ())
+    return PlannedStage(stage, Signature(parts), parents, None)
 
 
 def test_a_training_takes_its_hours_by_its_cards_in_as_many_jobs_as_its_limit_makes_of_it() -> None:

@@ -43,7 +43,7 @@ def test_of_a_thousand_jobs_none_is_lost_and_none_runs_twice(
     resources = Resources(cpus=1, memory_gib=0.2, minutes=5)
     profile = Profile(partition="main", array_size=SIZE, python=f"sh {script}", srun=False, stages={"default": resources})
     stages = [Stage.of("palette", seed=seed) for seed in range(COUNT)]
-    planned = {s: PlannedStage(s, Signature({"seed": s.name}), (), None, "missing", ()) for s in stages}
+    planned = {s: PlannedStage(s, Signature({"seed": s.name}), (), None) for s in stages}
     calls: Counter[str] = Counter()
     monkeypatch.setattr(subprocess, "run", counting(subprocess.run, calls))
     monkeypatch.setattr(subprocess, "check_output", counting(subprocess.check_output, calls))
