@@ -35,8 +35,8 @@ from igpt.companion.report.costs import memory_table, recipe_table, released_cos
 from igpt.companion.report.datasets import datasets_table, terms_table
 from igpt.companion.report.drills import drills_table
 from igpt.companion.report.formats import render
+from igpt.companion.report.live import released_palette_json
 from igpt.companion.report.numbers import number
-from igpt.companion.report.palettes import released_palette_json
 from igpt.companion.report.provenance import provenance_table, reader_records, record_schema, records_table, yours_table
 from igpt.companion.report.speed import seconds_table, speed_table
 from igpt.companion.report.tables import Cell, ResultTable, result_table, score_counts, table_names

@@ -1,4 +1,4 @@
-"""How fast the live panel draws, in a headless Chromium on this machine; a record like any other."""
+"""Measure how fast the live panel draws, in a headless Chromium on this machine, and write the record."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 ROUNDS = 7
+UNITS = {"pixels_per_second": "pixels a second", "pixels_per_second_of_four": "pixels a second", "first_pixel_seconds": "s"}
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 SETTLED = "() => /^(Done|The model)/.test(document.querySelector('.live-status').textContent)"
 
 
 def measure_panel() -> str:
-    """Measure the built book's panel and publish the record; what to say of it.
+    """Measure the built book's panel and publish the record; the line to print.
 
     Each round opens the chapter, presses the button, and draws one whole image from nothing, then four at once.
     Raises UsageError without a built panel or without Chromium, StageError when the panel does not run.
@@ -62,22 +63,15 @@ def measure_panel() -> str:
     except Error as error:
         raise StageError(f"the panel could not be measured: {str(error).splitlines()[0]}") from None
     commit, dirty = head_and_dirt(project.root)
-    units = {
-        "pixels_per_second": "pixels a second",
-        "pixels_per_second_of_four": "pixels a second",
-        "first_pixel_seconds": "s",
-    }
-    parts = live_parts(project)
-    runtime = about["runtime"]
-    assert isinstance(runtime, dict)
+    parts, runtime = live_parts(project), about["runtime"]
     record = Record(
         schema_version=SCHEMA,
         stage=f"live,model={about['model']}",
         parameters={"model": str(about["model"]), "rounds": ROUNDS, "backend": "wasm"},
         signature=Signature(parts).digest,
         parts=parts,
-        values={name: _value([r[name] for r in rounds], unit) for name, unit in units.items()},
-        series={"rounds": [dict(r) for r in rounds]},
+        values={name: _value([each[name] for each in rounds], unit) for name, unit in UNITS.items()},
+        series={"rounds": [dict(each) for each in rounds]},
         receipt=Receipt(
             commit=commit,
             dirty=dirty,
@@ -86,7 +80,7 @@ def measure_panel() -> str:
             hardware=hardware(),
             seconds=round(time.monotonic() - begun, 2),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={"igpt": version("igpt"), "chromium": chromium, str(runtime["name"]): str(runtime["version"])},
+            versions={"igpt": version("igpt"), "chromium": chromium, runtime["name"]: runtime["version"]},
         ),
     )
     target = live_record_path(project, str(about["model"]))
@@ -96,38 +90,38 @@ def measure_panel() -> str:
 
 
 def _round(page: Page) -> dict[str, float]:
-    """One press: seconds from the end of the download to the first pixel, and the rates of one image and of four."""
+    """Load the panel: seconds from the end of the download to the first pixel, and the rates of one image and of four."""
     page.locator(".live-load").click()
     page.wait_for_function("() => /ready|not run here/.test(document.querySelector('.live-status').textContent)", timeout=60_000)
     section, said = page.locator(".igpt-live"), page.locator(".live-status")
     if "ready" not in said.inner_text():
         raise StageError(f"the panel did not start: {said.inner_text()}")
     page.get_by_role("radio", name="Nothing").check()
-    found = {}
+    measured = {}
     for n, name in ((1, "pixels_per_second"), (4, "pixels_per_second_of_four")):
         page.get_by_label("Completions").fill(str(n))
         page.get_by_role("button", name="Complete", exact=True).click()
         page.wait_for_function(SETTLED, timeout=300_000)
-        found[name] = float(section.get_attribute("data-rate") or 0)
+        measured[name] = float(section.get_attribute("data-rate") or 0)
         if n == 1:
-            found["first_pixel_seconds"] = sum(float(section.get_attribute(f"data-{key}") or 0) for key in ("start", "first"))
-    return found
+            measured["first_pixel_seconds"] = sum(float(section.get_attribute(f"data-{key}") or 0) for key in ("start", "first"))
+    return measured
 
 
-def _value(found: list[float], unit: str) -> Value:
+def _value(numbers: list[float], unit: str) -> Value:
     """Median, least and greatest."""
-    return Value(value=statistics.median(found), unit=unit, low=min(found), high=max(found))
+    return Value(value=statistics.median(numbers), unit=unit, low=min(numbers), high=max(numbers))
 
 
 @contextmanager
 def _served(folder: Path) -> Iterator[str]:
-    """A folder on a port of this machine."""
+    """Serve a folder on this machine; its address."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        """A server that says nothing."""
+        """A server without a log."""
 
         def log_message(self, *_: object) -> None:
-            """Nothing."""
+            """Ignore the message."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from igpt.companion.results.record import Record, write_record
-from igpt.companion.run.live_layers import IMAGES, NEAREST, find_neighbours, probe_record
+from igpt.companion.run.live import ASKED, NEAREST, find_neighbours, probe_record
 from igpt.companion.stage import Stage
 from igpt.data import load_split, tokenize
 from igpt.evaluate.features import extract_features
@@ -51,10 +51,10 @@ def test_the_neighbours_are_those_of_another_search(project: Project) -> None:
     assert isinstance(shown, list)
     assert isinstance(neighbours, list)
     assert isinstance(images, list)
-    assert [image["label"] for image in images] == test.labels[:IMAGES].tolist()
+    assert [image["label"] for image in images] == test.labels[:ASKED].tolist()
     tokens = tokenize(train.images, palette)
     known = extract_features(model, tokens)
-    asked = extract_features(model, tokenize(test.images[:IMAGES], palette))
+    asked = extract_features(model, tokenize(test.images[:ASKED], palette))
     for layer, (k, a) in enumerate(zip(known, asked, strict=True)):
         scale = StandardScaler().fit(k)
         distances, theirs = NearestNeighbors(n_neighbors=NEAREST).fit(scale.transform(k)).kneighbors(scale.transform(a))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import some_receipt
 
+from igpt.companion.report.live import live_folder
 from igpt.companion.results.record import SCHEMA, Record, write_record
 from igpt.companion.run import live
 from igpt.companion.stage import Stage
@@ -53,7 +54,7 @@ def record_of(project: Project, original: list[int]) -> None:
 
 
 def made(project: Project) -> dict[str, object]:
-    found: dict[str, object] = json.loads((live.live_folder(project) / "live.json").read_text())
+    found: dict[str, object] = json.loads((live_folder(project) / "live.json").read_text())
     return found
 
 
@@ -69,10 +70,10 @@ def test_every_file_is_what_its_description_says(ready: Project) -> None:
     assert isinstance(model_files, list)
     assert (runtime["version"], runtime["license"]) == ("1.2.3", "MIT")
     for file in [*model_files, *(f for files in runtime["backends"].values() for f in files)]:
-        content = (live.live_folder(ready) / file["name"]).read_bytes()
+        content = (live_folder(ready) / file["name"]).read_bytes()
         assert len(content) == file["bytes"]
         assert file["integrity"] == "sha384-" + base64.b64encode(hashlib.sha384(content).digest()).decode()
-    prepacked = live.live_folder(ready) / "ort-wasm-simd-threaded.wasm.gz"
+    prepacked = live_folder(ready) / "ort-wasm-simd-threaded.wasm.gz"
     assert gzip.decompress(prepacked.read_bytes()) == b"ort-wasm-simd-threaded.wasm"
 
 
@@ -90,17 +91,17 @@ def test_it_is_made_again_when_an_input_has_changed_and_only_then(ready: Project
 
 def test_weights_that_half_precision_holds_are_stored_in_it(ready: Project, model: ImageGPT, greys: Palette) -> None:
     live.prepare_live(str(ready.root / "nine"))
-    whole = (live.live_folder(ready) / "weights.bin").stat().st_size
+    whole = (live_folder(ready) / "weights.bin").stat().st_size
     save_weights(ready.root / "nine", model.half().float(), greys)
     live.prepare_live(str(ready.root / "nine"))
-    assert (live.live_folder(ready) / "weights.bin").stat().st_size < 0.6 * whole
+    assert (live_folder(ready) / "weights.bin").stat().st_size < 0.6 * whole
 
 
 def test_without_npm_the_book_goes_without(ready: Project) -> None:
     live.prepare_live(str(ready.root / "nine"))
     (ready.root / "node_modules" / "onnxruntime-web" / "package.json").unlink()
     assert "install npm" in live.prepare_live(str(ready.root / "nine"))
-    assert not live.live_folder(ready).exists()
+    assert not live_folder(ready).exists()
 
 
 def test_what_is_too_large_for_a_reader_or_of_another_size_is_refused_and_leaves_what_stood(
