@@ -157,36 +157,36 @@ def read_json(path: Path, *, most: int = LARGEST_JSON) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def cannot_read(path: Path, error: Exception, wrong: str = "is damaged") -> UsageError:
-    """What to say of a file that ``error`` kept from being read: what it is instead, where its beginning tells.
+def cannot_read(path: Path, error: Exception, wrong: str = "is damaged", *, advice: str = "") -> UsageError:
+    """The error for a file that ``error`` kept from being read; the file's first bytes may show what it is instead.
 
-    wrong : what is said of a file that is neither missing nor of another kind
+    wrong : the words for a file that is neither missing nor of another kind
+    advice : what to do about the file, in place of the usual
     """
     try:
         size = file_size(path)
         with path.open("rb") as stream:
             begin = stream.read(64)
     except FileNotFoundError:
-        return UsageError(f"{path} is missing: copy it again")
+        return UsageError(f"{path} is missing: {advice or 'copy it again'}")
     except (OSError, ValueError) as closed:
         reason = closed.strerror if isinstance(closed, OSError) else closed
-        return UsageError(f"{path} cannot be read ({reason}): put the file there, or name another")
+        return UsageError(f"{path} cannot be read ({reason}): {advice or 'put the file there, or name another'}")
+    is_text = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in begin)
     if not size:
-        return UsageError(f"{path} is empty: copy it again")
-    if begin.startswith(LFS):
-        return UsageError(f"{path} is a pointer of git-lfs, not the file itself: run `git lfs pull` in its repository")
-    if (path.suffix != ".json" or begin.lstrip().startswith(b"<")) and all(
-        byte in b"\t\n\r" or 32 <= byte < 127 for byte in begin
-    ):
-        return UsageError(
-            f"{path} is a text that begins with {begin[:24].decode()!r}, perhaps a server's answer: download it again"
-        )
-    if path.suffix != ".bin" and begin.startswith(b"PK\x03\x04"):  # PyTorch's own are such archives
-        return UsageError(f"{path} is a zip archive, not the file itself: unpack it first")
-    if path.suffix == ".npy" and not begin.startswith(b"\x93NUMPY"):
-        return UsageError(f"{path} is no .npy file, by its first bytes: give the file that numpy.save wrote")
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return UsageError(f"{path} {wrong} ({reason}): copy it again")
+        wrong, usual = "is empty", "copy it again"
+    elif begin.startswith(LFS):
+        wrong, usual = "is a pointer of git-lfs, not the file itself", "run `git lfs pull` in its repository"
+    elif is_text and (path.suffix != ".json" or begin.lstrip().startswith(b"<")):
+        wrong, usual = f"is a text that begins with {begin[:24].decode()!r}, perhaps a server's answer", "download it again"
+    elif path.suffix != ".bin" and begin.startswith(b"PK\x03\x04"):  # PyTorch's own are such archives
+        wrong, usual = "is a zip archive, not the file itself", "unpack it first"
+    elif path.suffix == ".npy" and not begin.startswith(b"\x93NUMPY"):
+        wrong, usual = "is no .npy file, by its first bytes", "give the file that numpy.save wrote"
+    else:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        wrong, usual = f"{wrong} ({reason})", "copy it again"
+    return UsageError(f"{path} {wrong}: {advice or usual}")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -124,31 +124,9 @@ class Palette:
             )
         flat = _flat(images)
         if images.shape[-1] == 3 and len(flat) > TABLE_PAYS:
-            return _look_up(self._table, flat).reshape(images.shape[:-1])
+            return _look_up(colour_table(self.centres.tobytes()), flat).reshape(images.shape[:-1])
         colours, place = np.unique(flat, axis=0, return_inverse=True)
         return nearest_centres(colours, self.centres)[place].reshape(images.shape[:-1])
-
-    @cached_property
-    def _table(self) -> NDArray[np.uint16]:
-        """The token of each of the 2^24 RGB colours, by r << 16 | g << 8 | b: 32 MiB, built in seconds, exact.
-
-        The colour cube is cut into blocks. Centres that are nearest to no colour of a block, by their distance from
-        its middle, are left out there; the others are compared exactly.
-        """
-        side, levels = 16, _scaled(np.arange(256, dtype=np.uint8))
-        # (block, level, centre): one channel's share of the squared distance
-        share = [np.square(levels[:, None] - c).reshape(256 // side, side, -1) for c in self.centres.T.astype(np.float64)]
-        middle = levels.reshape(-1, side).mean(1)
-        reach = np.sqrt(3) * (levels[side - 1] - levels[0]) / 2 * (1 + 1e-9)  # from the middle to a corner
-        table = np.empty((256, 256, 256), np.uint16)
-        for r, g, b in np.ndindex(3 * (256 // side,)):
-            apart = np.sqrt(np.square(np.array([middle[r], middle[g], middle[b]]) - self.centres).sum(1))
-            near = np.flatnonzero(apart <= apart.min() + 2 * reach)
-            red, green, blue = share[0][r][:, near], share[1][g][:, near], share[2][b][:, near]
-            squared = (red[:, None] + green[None])[:, :, None] + blue  # the sum's order is that of `nearest_centres`
-            at = tuple(slice(side * i, side * (i + 1)) for i in (r, g, b))
-            table[at] = near[squared.argmin(-1)]
-        return table.reshape(-1)
 
     def dequantize(self, tokens: NDArray[np.integer]) -> NDArray[np.uint8]:
         """Images uint8 (..., channels) of tokens (...): rint(127.5 (c + 1)), as released."""
@@ -174,6 +152,30 @@ def nearest_centres(colours: NDArray[np.uint8], centres: NDArray[np.float32]) ->
         offset = _scaled(colours[start : start + 4096])[:, None, :] - centres.astype(np.float64)
         nearest[start : start + 4096] = np.square(offset).sum(-1).argmin(1)
     return nearest
+
+
+@lru_cache(maxsize=2)
+def colour_table(centres: bytes) -> NDArray[np.uint16]:
+    """The token of each of the 2^24 RGB colours, by r << 16 | g << 8 | b: 32 MiB, built in seconds, exact.
+
+    The colour cube is cut into blocks. Centres that are nearest to no colour of a block, by their distance from
+    its middle, are left out there; the others are compared exactly.
+    """
+    colours = np.frombuffer(centres, np.float32).reshape(-1, 3)
+    side, levels = 16, _scaled(np.arange(256, dtype=np.uint8))
+    # (block, level, centre): one channel's share of the squared distance
+    share = [np.square(levels[:, None] - c).reshape(256 // side, side, -1) for c in colours.T.astype(np.float64)]
+    middle = levels.reshape(-1, side).mean(1)
+    reach = np.sqrt(3) * (levels[side - 1] - levels[0]) / 2 * (1 + 1e-9)  # from the middle to a corner
+    table = np.empty((256, 256, 256), np.uint16)
+    for r, g, b in np.ndindex(3 * (256 // side,)):
+        apart = np.sqrt(np.square(np.array([middle[r], middle[g], middle[b]]) - colours).sum(1))
+        near = np.flatnonzero(apart <= apart.min() + 2 * reach)
+        red, green, blue = share[0][r][:, near], share[1][g][:, near], share[2][b][:, near]
+        squared = (red[:, None] + green[None])[:, :, None] + blue  # the sum's order is that of `nearest_centres`
+        at = tuple(slice(side * i, side * (i + 1)) for i in (r, g, b))
+        table[at] = near[squared.argmin(-1)]
+    return table.reshape(-1)
 
 
 def _look_up(table: NDArray[np.uint16], colours: NDArray[np.uint8]) -> NDArray[np.uint16]:

@@ -27,7 +27,7 @@ from released_mirror import (
     write_checkpoint,
 )
 
-from igpt.data.order import index_digest, stable_order
+from igpt.data.dataset import index_digest, stable_order
 from igpt.model import ImageGPT
 from igpt.shape import ModelShape, Objective
 
@@ -48,7 +48,7 @@ OVERRIDES: dict[str, dict[str, int]] = {
 }
 REPLACE = "from dataclasses import replace\n"
 CARDS = f"""{REPLACE}from igpt.data.dataset import Archive
-from igpt.data.imagenet_tokens import _addresses
+from igpt.data.imagenet_tokens import addresses
 
 def _toy(name, **changes):
     return replace(DATASETS[name], **changes)
@@ -152,7 +152,7 @@ def _datasets(mirror: Mirror) -> str:
         known = f'Archive("{name}.tar.gz", ("{mirror.address}/{name}.tar.gz",), {len(archive)}, "md5:{md5(archive)}")'
         more = f"archives=({known},), unpacked_bytes={1 << 24}, files={sums}, split={split!r}"
         items.append(f"{name!r}: _toy({name!r}, train={train}, test={test}, classes={CLASSES[name]}, {more})")
-    beside = "loose=_addresses('imagenet'), beside=()"
+    beside = "loose=addresses('imagenet'), beside=()"
     counts = f"train={TOKENS[0] + TOKENS[1]}, test={TOKENS[2]}, classes={CLASSES['imagenet-tokens']}, height={SIDE}"
     items.append(f"'imagenet-tokens': _toy('imagenet-tokens', {counts}, {beside})")
     return ", ".join(items)

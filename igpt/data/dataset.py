@@ -116,3 +116,14 @@ def checked_bytes(path: Path, md5: str) -> bytes:
     if found != md5:
         raise UsageError(f"{path} is damaged or another file (MD5 {found}, published is {md5}): move it away and fetch again")
     return content
+
+
+def stable_order(salt: str, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``indices`` in an order that depends on them and ``salt`` alone."""
+    keys = [hashlib.sha256(f"{salt} {index}".encode()).digest() for index in indices.tolist()]
+    return indices[sorted(range(len(indices)), key=keys.__getitem__)]
+
+
+def index_digest(indices: NDArray[np.int64]) -> str:
+    """SHA-256 of indices, as little-endian int64."""
+    return hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()

@@ -7,8 +7,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from igpt.data.dataset import DataSet, Official
-from igpt.data.order import stable_order
+from igpt.data.dataset import DataSet, Official, stable_order
 from igpt.errors import UsageError
 
 

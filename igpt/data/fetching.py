@@ -19,9 +19,8 @@ from typing import IO
 import numpy as np
 
 from igpt.data.cards import DATASETS, by_hand, check_present, data_card, data_home, is_present
-from igpt.data.dataset import Archive, DataSet, checked_bytes
+from igpt.data.dataset import Archive, DataSet, checked_bytes, index_digest
 from igpt.data.imagenet_tokens import check_released
-from igpt.data.order import index_digest
 from igpt.data.splits import held_out
 from igpt.errors import UsageError
 from igpt.fetch import RemoteFile, Unavailable, fetch

@@ -1,4 +1,4 @@
-"""Labelled images as tokens, wherever these lie: in memory, in a token store, or in the released files."""
+"""Labelled images as tokens: in memory, in a token store, or in the released files."""
 
 from __future__ import annotations
 
@@ -10,34 +10,29 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from igpt.data.order import index_digest
+from igpt.data.dataset import index_digest
 
 
 class Tokens(Protocol):
-    """A set of images as tokens. What is asked for is read then, and not before."""
+    """Images as tokens, read when they are indexed: tokens, integers (B, positions), at int64 (B,) indices.
 
-    def __len__(self) -> int:
-        """Number of images."""
-        ...
+    positions : tokens per image
+    labels : int64 (N,)
+    digest : identifies the tokens
+    """
 
-    def __getitem__(self, indices: NDArray[np.int64], /) -> NDArray[np.integer]:
-        """Tokens, integers (B, positions), of the images at ``indices``, int64 (B,), none of them negative."""
-        ...
+    def __len__(self) -> int: ...
 
-    @property
-    def positions(self) -> int:
-        """Tokens an image."""
-        ...
+    def __getitem__(self, indices: NDArray[np.int64], /) -> NDArray[np.integer]: ...
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """Labels int64 (N,)."""
-        ...
+    def positions(self) -> int: ...
 
     @property
-    def digest(self) -> str:
-        """What identifies the tokens."""
-        ...
+    def labels(self) -> NDArray[np.int64]: ...
+
+    @property
+    def digest(self) -> str: ...
 
 
 class TokensInMemory:
@@ -48,11 +43,9 @@ class TokensInMemory:
         self.positions = tokens.shape[1]
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.tokens)
 
     def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.uint16]:
-        """Tokens uint16 (B, positions) of the images at ``indices``."""
         return self.tokens[indices]
 
     @cached_property
@@ -63,10 +56,10 @@ class TokensInMemory:
 
 @dataclass(frozen=True, eq=False)
 class LabelledTokens:
-    """Images in some order, out of one or several sets of tokens, as if they were all.
+    """Images from one or several sets of tokens, in a chosen order.
 
-    source : int64 (N,), which of ``sources`` an image is in
-    place : int64 (N,), where in it
+    source : int64 (N,), the number of each image's set in ``sources``
+    indices : int64 (N,), its index there
     classes : how many there are, in these images or not
 
     >>> import numpy as np
@@ -79,21 +72,21 @@ class LabelledTokens:
 
     sources: tuple[Tokens, ...]
     source: NDArray[np.int64]
-    place: NDArray[np.int64]
+    indices: NDArray[np.int64]
     classes: int
 
     @classmethod
-    def of(cls, tokens: Tokens, places: NDArray[np.int64], *, classes: int) -> LabelledTokens:
-        """The images of one set at ``places``, int64 (N,)."""
-        return cls((tokens,), np.zeros(len(places), np.int64), places, classes)
+    def of(cls, tokens: Tokens, indices: NDArray[np.int64] | None = None, *, classes: int) -> LabelledTokens:
+        """The images of one set at ``indices``, int64 (N,); all of them when left out."""
+        indices = np.arange(len(tokens)) if indices is None else indices
+        return cls((tokens,), np.zeros(len(indices), np.int64), indices, classes)
 
     def __len__(self) -> int:
-        """Number of images."""
-        return len(self.place)
+        return len(self.indices)
 
     @property
     def positions(self) -> int:
-        """Tokens an image."""
+        """Tokens per image."""
         return self.sources[0].positions
 
     def __getitem__(self, index: NDArray[np.int64] | slice) -> NDArray[np.uint16]:
@@ -101,35 +94,35 @@ class LabelledTokens:
 
         Raises IndexError outside of the images, and UsageError for tokens that are damaged.
         """
-        source, place = self.source[index], self.place[index]
-        found = np.empty((len(place), self.positions), np.uint16)
-        for number, tokens in enumerate(self.sources):
+        source, indices = self.source[index], self.indices[index]
+        tokens = np.empty((len(indices), self.positions), np.uint16)
+        for number, each in enumerate(self.sources):
             if len(here := np.flatnonzero(source == number)):
-                found[here] = tokens[place[here]]
-        return found
+                tokens[here] = each[indices[here]]
+        return tokens
 
     def take(self, index: NDArray[np.int64] | slice) -> LabelledTokens:
         """The images at ``index``, in that order; nothing is read."""
-        return replace(self, source=self.source[index], place=self.place[index])
+        return replace(self, source=self.source[index], indices=self.indices[index])
 
     def __add__(self, other: LabelledTokens) -> LabelledTokens:
         """Both, one after the other: validation goes back to train before the final fit (section 3.1)."""
         assert (self.classes, self.positions) == (other.classes, other.positions)
         source = np.concatenate([self.source, len(self.sources) + other.source])
-        place = np.concatenate([self.place, other.place])
-        return LabelledTokens((*self.sources, *other.sources), source, place, self.classes)
+        indices = np.concatenate([self.indices, other.indices])
+        return LabelledTokens((*self.sources, *other.sources), source, indices, self.classes)
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Labels int64 (N,)."""
-        found = np.empty(len(self), np.int64)
-        for number, tokens in enumerate(self.sources):
+        labels = np.empty(len(self), np.int64)
+        for number, each in enumerate(self.sources):
             if len(here := np.flatnonzero(self.source == number)):
-                found[here] = tokens.labels[self.place[here]]
-        return found
+                labels[here] = each.labels[self.indices[here]]
+        return labels
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of what identifies tokens, labels and order; the same in every process and on every machine."""
-        parts = [*(tokens.digest for tokens in self.sources), *map(index_digest, (self.source, self.place, self.labels))]
+        parts = [*(each.digest for each in self.sources), *map(index_digest, (self.source, self.indices, self.labels))]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igpt.data.cards import check_present, data_card
-from igpt.data.dataset import Official, SplitName
+from igpt.data.dataset import Official, SplitName, stable_order
 from igpt.data.labelled import LabelledTokens
-from igpt.data.order import stable_order
 from igpt.data.resize import reduced
 from igpt.errors import UsageError
 from igpt.palette import Palette

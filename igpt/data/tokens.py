@@ -1,15 +1,14 @@
-"""From a data set to token stores: read, crop, reduce, quantise; in shards, by several processes, to be continued."""
+"""From a data set to token stores: read, crop, reduce, quantise; in shards, by several processes, resumable."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -18,42 +17,39 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from igpt.data.cards import check_present, data_card, data_home
-from igpt.data.dataset import Official, SplitName
+from igpt.data.dataset import Official, SplitName, index_digest
 from igpt.data.labelled import LabelledTokens, TokensInMemory
-from igpt.data.order import index_digest
 from igpt.data.resize import FILTERS, centre_crop, random_crop, reduced
 from igpt.data.splits import held_out, load_split, validation_indices
 from igpt.data.store import (
     HEADER,
+    LABELS,
     SHARD,
     VERSION,
     Header,
-    StorePart,
     TokenStore,
     read_labels,
     shard_count,
-    shard_images,
     shard_path,
     write_header,
-    write_labels,
-    write_shard,
 )
 from igpt.errors import UsageError
-from igpt.files import check_writable, file_sha256, remove_parts, wait_for_lock
+from igpt.files import check_writable, file_sha256, remove_parts, wait_for_lock, write_array
 from igpt.palette import Palette
 from igpt.seeds import check_seed
 
-if TYPE_CHECKING:  # so that the reader of one data set is not part of what stages with others stand on
+if TYPE_CHECKING:  # so that stages with other data sets do not depend on the reader of this one
     from igpt.data.jpegs import Jpegs
 
-PLAN = "plan.json"  # the header without its shards, while a store is being made
+PLAN = "plan.json"  # the header without checksums, while a store is being made
 AT_ONCE = 512  # images decoded before they are quantised
 Report = Callable[[int, int], None]  # images done, images in all
+Pictures: TypeAlias = "Jpegs | NDArray[np.uint8]"
 
 
 @dataclass(frozen=True)
 class TokenizeSettings:
-    """What is to be tokenised, and how."""
+    """What is tokenised, and how."""
 
     dataset: str
     split: Official
@@ -67,8 +63,8 @@ def labelled_tokens(dataset: str, split: SplitName, *, side: int, palette: Palet
     """One split of a data set as tokens with their labels; train is without the held-out validation images.
 
     side : pixels a side, to which the images are reduced
-    ImageNet's tokens lie on disk and are read as they are asked for: its store is made where there is none. Tokens that
-    were published as such are downloaded where they are not at hand. The other sets are in memory.
+    ImageNet's tokens stay on disk, in a store that is made if there is none. Tokens that were published are downloaded if
+    they are not there. Other sets are in memory.
     Raises UsageError as `load_split` and `make_store` do, and for published tokens of another side or palette.
 
     >>> from igpt.data import load_split
@@ -79,133 +75,121 @@ def labelled_tokens(dataset: str, split: SplitName, *, side: int, palette: Palet
     """
     card = data_card(dataset)
     if card.tokens is not None:
-        released = card.tokens(card, split, side, palette)
-        return LabelledTokens.of(released, np.arange(len(released)), classes=card.classes)
+        return LabelledTokens.of(card.tokens(card, split, side, palette), classes=card.classes)
     if not card.cropped:
         loaded = load_split(dataset, split, side=side)
-        memory = TokensInMemory(palette.quantize(loaded.images).reshape(len(loaded), -1), loaded.labels)
-        return LabelledTokens.of(memory, np.arange(len(memory)), classes=card.classes)
+        tokens = palette.quantize(loaded.images).reshape(len(loaded), -1)
+        return LabelledTokens.of(TokensInMemory(tokens, loaded.labels), classes=card.classes)
     store, _ = make_store(TokenizeSettings(dataset, "test" if split == "test" else "train", side), palette)
-    if split == "test":
-        return LabelledTokens.of(store, np.arange(len(store)), classes=card.classes)
-    part = train_parts(store)[split == "validation"]
-    return LabelledTokens.of(store, part.places, classes=card.classes)
+    return LabelledTokens.of(store, classes=card.classes) if split == "test" else train_parts(store)[split == "validation"]
 
 
-def store_folder(wanted: TokenizeSettings, palette: Palette) -> Path:
-    """Where a store lies: below the data home, under a name that says what it is."""
-    crops = f"-{wanted.crops}-crops-seed-{wanted.seed}" if wanted.crops else ""
-    words = f"{wanted.dataset}-{wanted.split}-{wanted.resolution}-{wanted.filter}{crops}-{palette.digest[:8]}"
-    return data_home() / "tokens" / words
+def train_parts(store: TokenStore) -> tuple[LabelledTokens, LabelledTokens]:
+    """The training and the held-out images of a train store; all crops of an image go to one side.
+
+    Raises UsageError for a store of test images, and for one made with other held-out images.
+    """
+    header = store.header
+    if header.split != "train":
+        raise UsageError(f"{store.folder} holds the test images of {header.dataset}: training and choosing need the train store")
+    held = validation_indices(header.dataset)
+    if header.held_out_sha256 and header.held_out_sha256 != index_digest(held):
+        raise UsageError(f"{store.folder} was made with other held-out images: move it away and tokenise again")
+    pictures = np.arange(len(store)) % (len(store) // max(header.crops, 1))
+    is_held, classes = np.isin(pictures, held), data_card(header.dataset).classes
+    training, validation = (LabelledTokens.of(store, np.flatnonzero(part), classes=classes) for part in (~is_held, is_held))
+    return training, validation
+
+
+def store_folder(settings: TokenizeSettings, palette: Palette) -> Path:
+    """The folder of a store, below the data home."""
+    crops = f"-{settings.crops}-crops-seed-{settings.seed}" if settings.crops else ""
+    name = f"{settings.dataset}-{settings.split}-{settings.resolution}-{settings.filter}{crops}-{palette.digest[:8]}"
+    return data_home() / "tokens" / name
 
 
 def make_store(
-    wanted: TokenizeSettings, palette: Palette, *, workers: int = 1, report: Report = lambda done, total: None
+    settings: TokenizeSettings, palette: Palette, *, workers: int = 1, report: Report = lambda done, total: None
 ) -> tuple[TokenStore, float]:
-    """The store of what is wanted, made or continued; and how many images a second this call tokenised (0 if none).
+    """A store, made or resumed; and how many images per second this call tokenised (0 if none).
 
-    While another process makes it, this one waits for the store, and continues it when that process ends before it does.
-    Raises UsageError for a data set that is not at hand or damaged, and for a resolution, filter or number of crops that
-    it does not have.
+    While another process makes the same store, this call waits, and resumes if that process ends early.
+    Raises UsageError for a data set that is missing or damaged, and for a resolution, filter or number of crops that it does
+    not have.
     """
-    _check(wanted, palette, workers)
-    folder = store_folder(wanted, palette)
-    if (folder / HEADER).exists():
-        return _open_store(folder, wanted, palette), 0.0
-    check_present(wanted.dataset)
-    check_writable(folder, is_folder=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    with wait_for_lock(folder / ".lock", f"{folder} is being made by another process"):
-        if (folder / HEADER).exists():  # that process has finished it
-            return _open_store(folder, wanted, palette), 0.0
-        remove_parts(folder, ".*.part")
-        return _make(wanted, palette, folder, workers=workers, report=report)
-
-
-def _open_store(folder: Path, wanted: TokenizeSettings, palette: Palette) -> TokenStore:
-    """A finished store, held against what is wanted: its folder's name may have been given to another."""
+    _check(settings, palette, workers)
+    folder, rate = store_folder(settings, palette), 0.0
+    if not (folder / HEADER).exists():
+        check_present(settings.dataset)
+        check_writable(folder, is_folder=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with wait_for_lock(folder / ".lock", f"{folder} is being made by another process"):
+            if not (folder / HEADER).exists():  # that process may have finished it
+                remove_parts(folder, ".*.part")
+                rate = _make(settings, palette, folder, workers=workers, report=report)
     store = TokenStore(folder)
-    header = store.header
-    found = TokenizeSettings(header.dataset, header.split, header.resolution, header.crops, header.filter, header.seed)
-    if (found, header.palette_sha256) != (wanted, palette.digest):
+    if not {**asdict(settings), "palette_sha256": palette.digest}.items() <= store.header.model_dump(exclude={"shards"}).items():
         raise UsageError(f"{folder} holds other tokens than its name says: move it away, then tokenise again")
-    store.check_for(palette, positions=wanted.resolution**2)
-    return store
+    store.check_for(palette, positions=settings.resolution**2)
+    return store, rate
 
 
 def check_stores(name: str) -> list[str]:
-    """What a look at every finished store of a data set finds; each shard is read and held against its sum.
+    """One line per finished store of a data set, after a check of every shard's checksum.
 
-    Raises UsageError for the first shard that is not as it was written.
+    Raises UsageError for the first shard that is damaged.
     """
     lines = []
     for header in sorted((data_home() / "tokens").glob(f"{name}-*/{HEADER}")):
         store = TokenStore(header.parent)
         if store.header.dataset != name:
             continue
-        for place, expected in enumerate(store.header.shards):
-            if file_sha256(shard_path(store.folder, place)) != expected:
-                raise UsageError(f"{shard_path(store.folder, place)} is damaged: move {store.folder} away and tokenise again")
+        for shard, expected in enumerate(store.header.shards):
+            if file_sha256(path := shard_path(store.folder, shard)) != expected:
+                raise UsageError(f"{path} is damaged: move {store.folder} away and tokenise again")
         lines.append(f"tokens: {store.folder.name}, {len(store):,} images, every shard as it was written")
     return lines
 
 
-def train_parts(store: TokenStore) -> tuple[StorePart, StorePart]:
-    """A train store without the held-out images, and these; of an image with several crops all go to one side.
-
-    Raises UsageError for a store of test images.
-    """
-    header = store.header
-    if header.split != "train":
-        raise UsageError(f"{store.folder} holds the test images of {header.dataset}: training and choosing want the train store")
-    places = validation_indices(header.dataset)
-    if header.held_out_sha256 and header.held_out_sha256 != index_digest(places):
-        raise UsageError(f"{store.folder} was made under another rule for the held-out part: move it away and tokenise again")
-    pictures = np.arange(len(store)) % (len(store) // max(header.crops, 1))
-    validation = np.isin(pictures, places)
-    return StorePart(store, np.flatnonzero(~validation)), StorePart(store, np.flatnonzero(validation))
-
-
-def _make(wanted: TokenizeSettings, palette: Palette, folder: Path, *, workers: int, report: Report) -> tuple[TokenStore, float]:
-    """Make the missing shards, then the header."""
-    card = data_card(wanted.dataset)
-    assert card.read is not None  # looked at by _check
-    source, labels = card.read(card, wanted.split)
-    images = len(labels) * max(wanted.crops, 1)
+def _make(settings: TokenizeSettings, palette: Palette, folder: Path, *, workers: int, report: Report) -> float:
+    """Make the missing shards, then the header; images per second."""
+    card = data_card(settings.dataset)
+    assert card.read is not None  # as checked in _check
+    pictures, labels = card.read(card, settings.split)
+    labels = np.tile(labels, max(settings.crops, 1))
+    images = len(labels)
     header = Header(
+        **asdict(settings),
         version=VERSION,
-        dataset=wanted.dataset,
-        split=wanted.split,
-        resolution=wanted.resolution,
-        filter=wanted.filter,
-        crops=wanted.crops,
-        seed=wanted.seed,
         palette_sha256=palette.digest,
         images=images,
-        held_out_sha256=index_digest(held_out(wanted.dataset)) if card.split else "",
+        held_out_sha256=index_digest(held_out(settings.dataset)) if card.split else "",
     )
-    _continue(folder, header, np.tile(labels, max(wanted.crops, 1)))
-    todo = [place for place in range(shard_count(images)) if not shard_path(folder, place).exists()]
-    before = images - sum(shard_images(images, place) for place in todo)
-    done, start = before, time.perf_counter()
+    _begin(folder, header, labels)
+    # The i-th stored image is a crop of picture i mod N.
+    shards = [np.arange(start, min(start + SHARD, images)) % len(pictures) for start in range(0, images, SHARD)]
+    todo = [shard for shard in range(len(shards)) if not shard_path(folder, shard).exists()]
+    before = done = images - sum(len(shards[shard]) for shard in todo)
+    start = time.perf_counter()
     report(done, images)
-    for place in _each_shard(todo, source, images, (wanted, palette, folder), workers):
-        done += shard_images(images, place)
+    work = ((shard, _take(pictures, shards[shard]), settings, palette, folder) for shard in todo)
+    for shard in _each_shard(work, workers=min(workers, len(todo))):
+        done += len(shards[shard])
         report(done, images)
     rate = (done - before) / (time.perf_counter() - start) if todo else 0.0
-    sums = [file_sha256(shard_path(folder, place)) for place in range(shard_count(images))]
+    sums = [file_sha256(shard_path(folder, shard)) for shard in range(shard_count(images))]
     write_header(folder / HEADER, header.model_copy(update={"shards": sums}))
     (folder / PLAN).unlink()
-    return TokenStore(folder), rate
+    return rate
 
 
-def _continue(folder: Path, header: Header, labels: NDArray[np.int64]) -> None:
-    """Say in the folder what is being made there, labels first. Raises UsageError when that is something else already."""
+def _begin(folder: Path, header: Header, labels: NDArray[np.int64]) -> None:
+    """Write labels and plan, or check that they are those of an earlier call. Raises UsageError when they are not."""
     plan = folder / PLAN
     if plan.exists():
-        try:
-            begun = Header.model_validate_json(plan.read_bytes())
-            same = begun == header and np.array_equal(read_labels(folder, len(labels)), labels)  # or pictures in another order
+        try:  # other labels are those of pictures in another order
+            same = Header.model_validate_json(plan.read_bytes()) == header
+            same = same and np.array_equal(read_labels(folder, len(labels)), labels)
         except (ValidationError, UsageError):
             same = False
         if not same:
@@ -214,118 +198,83 @@ def _continue(folder: Path, header: Header, labels: NDArray[np.int64]) -> None:
                 " and tokenise again"
             )
     elif any(folder.glob("tokens-*.npy")):
-        raise UsageError(f"{folder} has shards and nothing says of what: move it away, then tokenise again")
+        raise UsageError(f"{folder} has shards and no {PLAN}: move it away, then tokenise again")
     else:
-        write_labels(folder, labels)
+        write_array(folder / LABELS, labels)
         write_header(plan, header)
 
 
-Pictures: TypeAlias = "Jpegs | NDArray[np.uint8]"
+Shard: TypeAlias = "tuple[int, Pictures, TokenizeSettings, Palette, Path]"  # the arguments of make_shard
 
 
-def _each_shard(
-    todo: list[int], pictures: Pictures, images: int, kept: tuple[TokenizeSettings, Palette, Path], workers: int
-) -> Iterator[int]:
-    """Make shards, here or in ``workers`` processes; each one's place as it is done."""
-    if workers == 1 or len(todo) < 2:
-        for place in todo:
-            yield make_shard(place, _part(pictures, place, images), *kept)
-        return
-    context = multiprocessing.get_context("spawn")  # a fork would share what torch's threads hold
-    with ProcessPoolExecutor(min(workers, len(todo)), context, _keep, kept) as pool:
-        try:
-            running = {_submitted(pool, place, _part(pictures, place, images)) for place in todo}
-            while running:
-                ended, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    yield future.result()
-        except BrokenProcessPool:
-            raise UsageError(
-                "a worker was killed, for memory perhaps: run the same command again, with fewer --workers"
-            ) from None
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # and wait for the shards at work, so that the lock outlives them
-            raise
+def _each_shard(work: Iterator[Shard], *, workers: int) -> Iterator[int]:
+    """Make shards in ``workers`` processes, or in this one; the number of each as it is done."""
+    from joblib import Parallel, delayed
 
-
-def _submitted(pool: ProcessPoolExecutor, place: int, pictures: Pictures) -> Future[int]:
-    """A shard given to the pool. Raises BrokenProcessPool if a worker cannot be started.
-
-    A worker that is killed while others start closes the pipes that these would inherit, which Python tells as OSError or
-    ValueError.
-    """
+    # Without max_nbytes joblib would send pictures through files.
+    settings = {"max_nbytes": None, "initializer": _start_worker, "initargs": (os.getpid(),)}
+    pool = Parallel(max(workers, 1), return_as="generator_unordered", **settings)
     try:
-        return pool.submit(_make_kept, place, pictures)
-    except (OSError, ValueError) as error:
-        raise BrokenProcessPool(str(error)) from error
+        yield from pool(delayed(make_shard)(*shard) for shard in work)
+    except BrokenProcessPool:
+        raise UsageError("a worker was killed, for memory perhaps: run the same command again, with fewer --workers") from None
 
 
-_KEPT: list[tuple[TokenizeSettings, Palette, Path]] = []  # in a worker: what all its shards have in common, sent once
+def _start_worker(parent: int) -> None:
+    """In a worker: leave Ctrl-C to the parent, and end when that is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
-def _keep(wanted: TokenizeSettings, palette: Palette, folder: Path) -> None:
-    """Set a worker up."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _KEPT[:] = [(wanted, palette, folder)]
-
-
-def _end_with_parent() -> None:
-    """End a worker whose process was killed; it would wait for the next shard for ever, with its share of memory."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _make_kept(place: int, pictures: Pictures) -> int:
-    """Make one shard in a worker."""
-    return make_shard(place, pictures, *_KEPT[0])
-
-
-def _part(pictures: Pictures, place: int, images: int) -> Pictures:
-    """One shard's pictures: the ``index``-th stored image is of picture ``index mod N``."""
-    indices = np.arange(place * SHARD, place * SHARD + shard_images(images, place)) % len(pictures)
+def _take(pictures: Pictures, indices: NDArray[np.int64]) -> Pictures:
+    """The pictures of one shard."""
     return pictures[indices] if isinstance(pictures, np.ndarray) else pictures.take(indices)
 
 
-def make_shard(place: int, pictures: Pictures, wanted: TokenizeSettings, palette: Palette, folder: Path) -> int:
-    """Tokenise and write one shard out of its pictures; its place. In memory at a time are some of its images only."""
-    tokens = np.empty((len(pictures), wanted.resolution**2), np.uint16)
+def make_shard(shard: int, pictures: Pictures, settings: TokenizeSettings, palette: Palette, folder: Path) -> int:
+    """Tokenise the pictures of one shard and write it; its number. At most `AT_ONCE` images are in memory."""
+    tokens = np.empty((len(pictures), settings.resolution**2), np.uint16)
     for start in range(0, len(pictures), AT_ONCE):
         rows = range(start, min(start + AT_ONCE, len(pictures)))
         if isinstance(pictures, np.ndarray):
             pixels = pictures[start : rows.stop]
-            if pixels.shape[1] != wanted.resolution:
-                pixels = reduced(pixels, side=wanted.resolution, filter=wanted.filter)
+            if pixels.shape[1] != settings.resolution:
+                pixels = reduced(pixels, side=settings.resolution, filter=settings.filter)
         else:
-            pixels = np.stack([_cropped(pictures, wanted, row, place * SHARD + row) for row in rows])
+            pixels = np.stack([_cropped(pictures, settings, row, shard * SHARD + row) for row in rows])
         tokens[start : rows.stop] = palette.quantize(pixels).reshape(len(rows), -1)
-    write_shard(folder, place, tokens)
-    return place
+    write_array(shard_path(folder, shard), tokens)
+    return shard
 
 
-def _cropped(jpegs: Jpegs, wanted: TokenizeSettings, row: int, index: int) -> NDArray[np.uint8]:
+def _cropped(jpegs: Jpegs, settings: TokenizeSettings, row: int, index: int) -> NDArray[np.uint8]:
     """One stored image, the ``index``-th. Random crops depend on seed and index alone."""
     picture = jpegs.picture(row)
-    if not wanted.crops:
-        return centre_crop(picture, side=wanted.resolution, filter=wanted.filter)
-    generator = np.random.default_rng([wanted.seed, index])
-    return random_crop(picture, side=wanted.resolution, filter=wanted.filter, generator=generator)
+    if not settings.crops:
+        return centre_crop(picture, side=settings.resolution, filter=settings.filter)
+    generator = np.random.default_rng([settings.seed, index])
+    return random_crop(picture, side=settings.resolution, filter=settings.filter, generator=generator)
 
 
-def _check(wanted: TokenizeSettings, palette: Palette, workers: int) -> None:
+def _check(settings: TokenizeSettings, palette: Palette, workers: int) -> None:
     """Refuse what cannot be made, before anything is opened."""
-    card = data_card(wanted.dataset)
+    card = data_card(settings.dataset)
     if card.read is None:
         raise UsageError(f"{card.title} is tokens already: name a data set of pictures, or use these as they are")
-    if not 1 <= wanted.resolution <= card.height:
+    if not 1 <= settings.resolution <= card.height:
         raise UsageError(f"{card.title} has {card.height} pixels a side: choose a resolution from 1 to {card.height}")
-    if wanted.filter not in FILTERS:
-        raise UsageError(f"there is no filter {wanted.filter!r}; choose one of {', '.join(FILTERS)}")
-    if wanted.crops and (not card.cropped or wanted.split != "train"):
-        raise UsageError(f"random crops are taken of ImageNet's training images, not of {card.title}'s {wanted.split} images")
-    check_seed(wanted.seed)
-    if wanted.crops < 0 or workers < 1:
-        raise UsageError(f"crops are at least 0 and workers 1, not {wanted.crops} and {workers}")
+    if settings.filter not in FILTERS:
+        raise UsageError(f"there is no filter {settings.filter!r}; choose one of {', '.join(FILTERS)}")
+    if settings.crops and (not card.cropped or settings.split != "train"):
+        raise UsageError(f"random crops are taken of ImageNet's training images, not of {card.title}'s {settings.split} images")
+    check_seed(settings.seed)
+    if settings.crops < 0 or workers < 1:
+        raise UsageError(f"crops are at least 0 and workers 1, not {settings.crops} and {workers}")
     if palette.centres.shape[1] != card.channels:
         raise UsageError(f"the palette has {palette.centres.shape[1]} channels, {card.title} has {card.channels}: give another")

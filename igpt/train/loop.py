@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from igpt.data.labelled import LabelledTokens
-from igpt.data.store import StorePart, TokenStore
+from igpt.data.store import TokenStore
 from igpt.errors import UsageError
 from igpt.files import write_folder
 from igpt.model import ImageGPT, draw_mask
@@ -36,7 +36,7 @@ DRAWN = 256  # images whose masks are drawn together when they are evaluated
 RISE = 1.0  # nats by which the mean loss of a window may stand above the lowest one before it
 
 
-Tokens: TypeAlias = "Tensor | NDArray[np.integer] | TokenStore | StorePart | LabelledTokens"  # (images, positions)
+Tokens: TypeAlias = "Tensor | NDArray[np.integer] | TokenStore | LabelledTokens"  # (images, positions)
 
 
 def pretrain(
@@ -198,8 +198,6 @@ def _identity(tokens: Tokens) -> str:
     """What is trained on, in few letters: a store by its header, an array by its content."""
     if isinstance(tokens, LabelledTokens):
         return tokens.digest
-    if isinstance(tokens, StorePart):
-        return f"{_identity(tokens.store)} {hashlib.sha256(tokens.places.tobytes()).hexdigest()}"
     if isinstance(tokens, TokenStore):
         return hashlib.sha256(tokens.header.model_dump_json().encode()).hexdigest()
     return hashlib.sha256(np.ascontiguousarray(np.asarray(tokens, dtype=np.int64)).tobytes()).hexdigest()

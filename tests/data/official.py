@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from igpt.data import cards, splits
-from igpt.data.dataset import Archive, Official
+from igpt.data.dataset import Archive, Official, index_digest
 from igpt.data.jpegs import Jpegs, imagenet_jpegs, tiny_jpegs
-from igpt.data.order import index_digest
 from igpt.errors import UsageError
 from igpt.palette import Palette
 

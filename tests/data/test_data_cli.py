@@ -202,15 +202,15 @@ def test_a_stop_is_a_sentence_and_the_same_command_continues(
     publish_cifar10(publish, home)
     COLOURS.save(home / "palette.npy")
     words = ("data", "tokenize", "cifar10", "--resolution", "4", "--palette", str(home / "palette.npy"))
-    write_shard = tokens.write_shard
+    write_array = tokens.write_array
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tokens, "write_shard", stop)
+    monkeypatch.setattr(tokens, "write_array", stop)
     code, out, err = say(*words)
     assert (code, out) == (130, "") and err.endswith("igpt: stopped; the same command continues\n")
-    monkeypatch.setattr(tokens, "write_shard", write_shard)
+    monkeypatch.setattr(tokens, "write_array", write_array)
     assert say(*words).code == 0
 
 

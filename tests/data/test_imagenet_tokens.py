@@ -113,7 +113,7 @@ def changed(path: Path, row: int, column: int, value: float) -> None:
 @pytest.mark.parametrize(
     ("split", "end", "damage", "says"),
     [
-        ("test", "X", lengthened, "is not an array of tokens (it is longer than it says)"),
+        ("test", "X", lengthened, "is not an array of tokens (it is longer than its header says)"),
         ("test", "X", cut, "is not an array of tokens (mmap length is greater than file size)"),
         ("test", "X", lambda path: path.write_bytes(b""), "is empty"),
         ("test", "X", lambda path: path.write_text("<html>not found</html>" * 9), "perhaps a server's answer"),
@@ -134,7 +134,7 @@ def changed(path: Path, row: int, column: int, value: float) -> None:
         ),
         ("train", "X", lambda path: changed(path, 19, 1023, 512), "the released ones are of 512 colours"),
         ("validation", "X", lambda path: changed(path, 7, 0, -1), "has tokens from -1 to 511"),
-        ("test", "Y", lengthened, "is not an array of labels (it is longer than it says)"),
+        ("test", "Y", lengthened, "is not an array of labels (it is longer than its header says)"),
         ("test", "Y", cut, "is not an array of labels"),
         ("test", "Y", lambda path: np.save(path, labels_of("test")), "holds int64 (6,), not one-hot labels (6, 4)"),
         ("test", "Y", lambda path: np.save(path, one_hot(labels_of("test")).astype("U1")), "holds <U1 (6, 4)"),
@@ -246,7 +246,7 @@ def site(released: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with counting(folder.parent) as address:
         monkeypatch.setattr(imagenet_tokens, "OPENAI", address)
-        publish("imagenet-tokens", loose=imagenet_tokens._addresses("imagenet"), beside=imagenet_tokens._addresses("cifar10"))
+        publish("imagenet-tokens", loose=imagenet_tokens.addresses("imagenet"), beside=imagenet_tokens.addresses("cifar10"))
         yield folder
 
 
@@ -312,7 +312,7 @@ def test_without_a_network_it_is_said_which_file_to_put_where(home: Path, monkey
     monkeypatch.setattr(imagenet_tokens, "fetch", no_network)
     text = refusal(opened, "train")
     assert text.startswith(
-        "released tokens cannot be had: there is no network; or put imagenet_trX.npy from https://openaipublic"
+        "released tokens cannot be fetched: there is no network; or put imagenet_trX.npy from https://openaipublic"
     )
     assert text.endswith(f"/image-gpt/datasets/ into {home / 'imagenet-tokens'}")
 
@@ -387,49 +387,36 @@ def save_train(tokens: NDArray[np.integer], labels: NDArray[np.int64]) -> None:
     save("validation", tokens[50:], labels[50:])
 
 
+def line(split: str, images: int, ours: int, differ: int, tokens: int, unequal: int, unlabelled: int) -> str:
+    return (
+        f"released tokens, {split}: {images} images, {ours} here; row by row {differ} differ, in {tokens:,} tokens;"
+        f" in any order {unequal} have no equal here, {unlabelled} none of the same label"
+    )
+
+
 def test_released_tokens_of_cifar10_are_compared_with_ours(both: tuple[NDArray[np.int64], NDArray[np.int64]]) -> None:
     tokens, labels = both
-    same = "released tokens, test: 0 of 20 images differ from ours, in 0 of 20,480 tokens, and 0 labels"
-    train, test = compare_released(COLOURS)
-    assert (
-        train == "released tokens, train: 0 of 60 images differ from ours, in 0 of 61,440 tokens, and 0 labels" and test == same
-    )
+    same = line("test", 20, 20, 0, 0, 0, 0)
+    assert [*compare_released(COLOURS)] == [line("train", 60, 60, 0, 0, 0, 0), same]
     tokens[[3, 55]] = (tokens[[3, 55]] + 1) % 16
     tokens[7, :5] = (tokens[7, :5] + 1) % 16
     labels[9] = (labels[9] + 1) % 10
     save_train(tokens, labels)
-    train, test = compare_released(COLOURS)
-    assert train == "released tokens, train: 3 of 60 images differ from ours, in 2,053 of 61,440 tokens, and 1 labels"
-    assert test == same
+    assert [*compare_released(COLOURS)] == [line("train", 60, 60, 3, 2053, 3, 4), same]
+    save_train(np.roll(tokens, 1, 0), np.roll(labels, 1))
+    assert next(compare_released(COLOURS)).endswith("; in any order 3 have no equal here, 4 none of the same label")
+    save_train(tokens[:55], labels[:55])
+    assert next(compare_released(COLOURS)) == line("train", 55, 60, 2, 1029, 2, 3)
 
 
-def test_the_check_of_cifar10_says_how_many_differ(home: Path, publish: Publish) -> None:
+def test_the_check_of_cifar10_compares_them(home: Path, publish: Publish) -> None:
     publish_cifar10(publish, home)
     test = load_official("cifar10", "test")
     (home / "imagenet-tokens").mkdir()
     np.save(released_path("test", of="cifar10"), released_palette().quantize(test.images).reshape(20, -1))
     assert "released" not in datasets.check("cifar10")
     np.save(released_path("test", "Y", of="cifar10"), one_hot(test.labels, 10))
-    assert datasets.check("cifar10").endswith(
-        "\n  released tokens, test: 0 of 20 images differ from ours, in 0 of 20,480 tokens, and 0 labels"
-    )
-
-
-def test_in_another_order_they_are_compared_as_sets(both: tuple[NDArray[np.int64], NDArray[np.int64]]) -> None:
-    tokens, labels = both
-    tokens[7, :5] = (tokens[7, :5] + 1) % 16
-    labels[9] = (labels[9] + 1) % 10
-    save_train(np.roll(tokens, 1, 0), np.roll(labels, 1))
-    train, _ = compare_released(COLOURS)
-    assert train.startswith("released tokens, train: 60 of 60 images differ from ours, in ")
-    assert train.endswith(
-        " labels row by row; in any order, 1 of the released images have no equal here, 2 none of the same label"
-    )
-    save_train(tokens[:55], labels[:55])
-    train, _ = compare_released(COLOURS)
-    assert train.startswith(
-        "released tokens, train: 55 images, here 60; in any order, 1 of the released images have no equal here"
-    )
+    assert datasets.check("cifar10").endswith(f"\n  {line('test', 20, 20, 0, 0, 0, 0)}")
 
 
 def test_files_that_are_missing_are_not_compared_and_damaged_ones_refused(

@@ -65,11 +65,11 @@ def test_those_of_imagenet_are_on_disk_and_its_parts_are_the_stores() -> None:
     store, test = (make_store(TokenizeSettings("imagenet", split, 4), COLOURS)[0] for split in ("train", "test"))
     train, validation = train_parts(store)
     parts = [labelled_tokens("imagenet", split, side=4, palette=COLOURS) for split in SPLITS]
-    for found, where, places in zip(parts, (store, store, test), (train.places, validation.places, np.arange(6)), strict=True):
+    for found, where, indices in zip(parts, (store, store, test), (train.indices, validation.indices, np.arange(6)), strict=True):
         assert isinstance(found.sources[0], TokenStore)
-        np.testing.assert_array_equal(found[:], where[places])
-        np.testing.assert_array_equal(found.labels, where.labels[places])
-    assert sorted((parts[0] + parts[1]).place.tolist()) == list(range(9))
+        np.testing.assert_array_equal(found[:], where[indices])
+        np.testing.assert_array_equal(found.labels, where.labels[indices])
+    assert sorted((parts[0] + parts[1]).indices.tolist()) == list(range(9))
 
 
 def test_train_and_validation_together_are_the_official_train_split(home: Path, publish: Publish) -> None:

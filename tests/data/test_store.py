@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from official import COLOURS, refusal
 
 from igpt.data import store
-from igpt.data.store import HEADER, VERSION, Header, TokenStore, read_tokens, shard_path, write_header, write_labels, write_shard
+from igpt.data.store import HEADER, LABELS, VERSION, Header, TokenStore, read_tokens, shard_path, write_header
 from igpt.errors import UsageError
+from igpt.files import write_array
 from igpt.palette import Palette
 
 IMAGES = 19
@@ -28,8 +29,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store of three shards: 8, 8 and 3 images."""
     monkeypatch.setattr(store, "SHARD", 8)
     for place in range(3):
-        write_shard(tmp_path, place, TOKENS[8 * place : 8 * place + 8])
-    write_labels(tmp_path, np.arange(IMAGES))
+        write_array(shard_path(tmp_path, place), TOKENS[8 * place : 8 * place + 8])
+    write_array(tmp_path / LABELS, np.arange(IMAGES))
     write_header(tmp_path / HEADER, HEAD)
     return tmp_path
 
@@ -70,9 +71,9 @@ def test_a_store_of_another_palette_or_size_is_refused(folder: Path, greys: Pale
 
 
 def test_a_token_that_the_palette_lacks_is_refused_where_it_is_read(folder: Path) -> None:
-    write_shard(folder, 1, np.where(TOKENS[8:16] % 16 == 3, 16, TOKENS[8:16] % 16).astype(np.uint16))
+    write_array(shard_path(folder, 1), np.where(TOKENS[8:16] % 16 == 3, 16, TOKENS[8:16] % 16).astype(np.uint16))
     for place in (0, 2):
-        write_shard(folder, place, TOKENS[8 * place : 8 * place + 8] % 16)
+        write_array(shard_path(folder, place), TOKENS[8 * place : 8 * place + 8] % 16)
     found = TokenStore(folder)
     found.check_for(COLOURS, positions=16)
     assert len(found[np.arange(8)]) == 8
@@ -96,7 +97,7 @@ def test_other_labels_are_refused(folder: Path) -> None:
     whole = path.read_bytes()
     for content in (b"", b"words", whole[:-8], whole[:50], b"PK\x03\x04" + whole):
         path.write_bytes(content)
-        assert refusal(lambda: TokenStore(folder).labels).startswith(f"{path} is damaged")
+        assert refusal(lambda: TokenStore(folder).labels).endswith(f": move {folder} away and tokenise again")
     for labels in (np.arange(IMAGES - 1), np.arange(IMAGES).astype(float), np.zeros((IMAGES, 1), np.int64)):
         np.save(path, labels)
         assert refusal(lambda: TokenStore(folder).labels).startswith(str(path))
@@ -127,7 +128,8 @@ def test_a_shard_cut_short_is_refused(folder: Path, size: int) -> None:
     path = shard_path(folder, 1)
     assert path.stat().st_size == 384
     path.write_bytes(path.read_bytes()[:size])
-    assert refusal(every, folder).startswith(f"{path} is damaged")
+    text = refusal(every, folder)
+    assert text.startswith(f"{path} is ") and text.endswith(f": move {folder} away and tokenise again")
 
 
 def test_a_shorter_head_does_not_shift_the_tokens(folder: Path) -> None:
@@ -205,7 +207,7 @@ def test_what_is_not_tokens_is_refused(array: np.ndarray, message: str, tmp_path
 
 def test_damaged_and_missing_token_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokens.npy"
-    assert "there are no tokens" in refusal(read_tokens, path)
+    assert refusal(read_tokens, path) == f"{path} is missing: get it again"
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     assert "not an array of tokens" in refusal(read_tokens, path)
     path.write_bytes(b"\x93NUMPY")

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -34,9 +33,10 @@ from igpt.data import cards, store, tokens
 from igpt.data.jpegs import Jpegs
 from igpt.data.resize import centre_crop, random_crop, reduced
 from igpt.data.splits import load_split
-from igpt.data.store import HEADER, TokenStore, read_header, shard_path
+from igpt.data.store import HEADER, LABELS, TokenStore, read_header, shard_path
 from igpt.data.tokens import PLAN, TokenizeSettings, check_stores, make_store, store_folder, train_parts
 from igpt.errors import UsageError
+from igpt.files import write_array
 from igpt.palette import Palette
 
 SMALL = TokenizeSettings("cifar10", "train", 4)
@@ -125,13 +125,13 @@ from igpt.data import store, tokens
 store.SHARD = tokens.SHARD = 16
 patch = pytest.MonkeyPatch()
 publisher(patch)("imagenet", train=9, test=6, classes=3)
-write = tokens.write_shard
-def slow(folder, place, found):
-    if place == 1:
+write = tokens.write_array
+def slow(path, array):
+    if path.name == "tokens-00001.npy":
         print("half way", flush=True)
         sys.stdin.read()
-    write(folder, place, found)
-tokens.write_shard = slow
+    write(path, array)
+tokens.write_array = slow
 tokens.make_store(tokens.TokenizeSettings("imagenet", "train", 4, crops=5, seed=3), COLOURS)
 """
 
@@ -197,52 +197,33 @@ def test_a_picture_that_is_none_ends_the_work_of_workers_in_a_sentence(
     wanted = TokenizeSettings("imagenet", "train", 4, crops=500)
     assert f"{WNIDS[0]}_10.JPEG is not an image" in refusal(make_store, wanted, COLOURS, workers=2)
     assert [name for name in final(store_folder(wanted, COLOURS)) if name == HEADER] == []
-    for child in multiprocessing.active_children():
-        child.join(PATIENCE)
-    assert multiprocessing.active_children() == []
-
-
-ORPHANS = """
-import os, sys, time
-sys.path.insert(0, {here!r})
-import numpy as np
-from igpt.data import tokens
-if __name__ == "__main__":
-    context = tokens.multiprocessing.get_context("spawn")
-    with tokens.ProcessPoolExecutor(1, context, tokens._keep, (None, None, None)) as pool:
-        print(pool.submit(os.getpid).result(), flush=True)
-        sys.stdin.read()
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="asks Linux whether a process is alive")
-def test_workers_end_when_their_process_is_killed(tmp_path: Path) -> None:
-    (tmp_path / "orphans.py").write_text(ORPHANS.format(here=str(ROOT)))
-    with subprocess.Popen([sys.executable, str(tmp_path / "orphans.py")], stdin=-1, stdout=-1, text=True) as process:
-        assert process.stdout is not None
-        worker = int(process.stdout.readline())
-        process.kill()
-    try:
-        wait_until(lambda: not alive(worker))
-    finally:
-        if alive(worker):
-            os.kill(worker, signal.SIGKILL)
 
 
 def test_a_worker_that_is_killed_is_told() -> None:
     # the pool itself cannot be reached from outside, so the shard that kills is of our own making
+    shards = [(index, np.zeros((16, 8, 8, 1), np.uint8), SMALL, COLOURS, _Deadly()) for index in range(2)]
     with pytest.raises(UsageError, match="a worker was killed, for memory perhaps"):
-        list(tokens._each_shard([0, 1], np.zeros((32, 8, 8, 1), np.uint8), 32, (SMALL, COLOURS, _Deadly()), 2))  # type: ignore[arg-type]
+        list(tokens._each_shard(iter(shards), workers=2))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("error", [ValueError("bad value(s) in fds_to_keep"), OSError("cannot allocate memory")])
-def test_a_worker_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def refuse(*args: object) -> None:
-        raise error
+ORPHANS = """
+import os, sys
+sys.path.insert(0, {here!r})
+from igpt.data import tokens
+tokens.make_shard = os.getpid
+print(*tokens._each_shard(iter([()] * 2), workers=2), flush=True)
+sys.stdin.read()
+"""
 
-    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor.submit", refuse)
-    with pytest.raises(UsageError, match="a worker was killed, for memory perhaps"):
-        list(tokens._each_shard([0, 1], np.zeros((32, 8, 8, 1), np.uint8), 32, (SMALL, COLOURS, Path()), 2))
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="asks Linux whether a process is alive")
+def test_workers_end_when_their_process_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", ORPHANS.format(here=str(ROOT))], stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout is not None
+        workers = {int(number) for number in process.stdout.readline().split()} - {process.pid}
+        process.kill()
+    assert workers
+    wait_until(lambda: not any(map(alive, workers)))
 
 
 class _Deadly:
@@ -338,7 +319,7 @@ def test_shards_of_something_else_are_not_continued(home: Path, publish: Publish
         begun = header if damage == "plan of another" else header.model_copy(update={"shards": []})
         (folder / PLAN).write_text("{" if damage == "plan is none" else begun.model_dump_json())
     if damage == "pictures in another order":
-        store.write_labels(folder, np.roll(store.read_labels(folder, 60), 1))
+        write_array(folder / LABELS, np.roll(store.read_labels(folder, 60), 1))
     if damage == "no labels":
         (folder / "labels.npy").unlink()
     before = final(folder)
@@ -374,10 +355,10 @@ import resource, signal, sys
 sys.path.insert(0, {here!r})
 import numpy as np
 from pathlib import Path
-from igpt.data.store import write_shard
+from igpt.files import write_array
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 try:
-    write_shard(Path({folder!r}), 0, np.zeros((4096, 64), np.uint16))
+    write_array(Path({folder!r}) / "tokens-00000.npy", np.zeros((4096, 64), np.uint16))
 except OSError as error:
     print(error.errno, error.filename)
 """
@@ -395,7 +376,7 @@ def test_no_more_than_a_shard_of_pictures_is_decoded_before_it_is_written(
 ) -> None:
     publish_imagenet(publish, home, imagenet_folders())
     decoded, largest = 0, 0
-    picture, write_one = Jpegs.picture, tokens.write_shard
+    picture, write_one = Jpegs.picture, tokens.write_array
 
     def count(self: Jpegs, index: int) -> object:
         nonlocal decoded, largest
@@ -409,7 +390,7 @@ def test_no_more_than_a_shard_of_pictures_is_decoded_before_it_is_written(
         write_one(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Jpegs, "picture", count)
-    monkeypatch.setattr(tokens, "write_shard", written)
+    monkeypatch.setattr(tokens, "write_array", written)
     make_store(CROPS, COLOURS)
     assert largest == 16
 
@@ -504,7 +485,7 @@ def test_training_never_sees_the_held_out_images(home: Path) -> None:
     store, _ = make_store(TokenizeSettings("digits", "train", 8), palette)
     training, validation = train_parts(store)
     assert (len(training), len(validation)) == (1293, 144)
-    assert not set(training.places) & set(validation.places)
+    assert not set(training.indices) & set(validation.indices)
     held = load_split("digits", "validation").images
     assert (validation[np.arange(144)] == palette.quantize(held).reshape(144, -1)).all()
     with pytest.raises(UsageError, match="holds the test images of digits"):

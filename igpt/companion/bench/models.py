@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igpt.data.store import HEADER, SHARD, VERSION, Header, TokenStore, write_header, write_labels, write_shard
+from igpt.data.store import HEADER, LABELS, SHARD, VERSION, Header, TokenStore, shard_path, write_header
 from igpt.errors import UsageError
+from igpt.files import write_array
 from igpt.model import ImageGPT
 from igpt.shape import SIZES, ModelShape
 from igpt.weights.huggingface import write_huggingface
@@ -65,9 +66,9 @@ def random_store(shape: ModelShape, *, shards: int) -> tuple[tempfile.TemporaryD
     kept = tempfile.TemporaryDirectory(prefix="igpt-bench-")
     folder = Path(kept.name)
     generator = np.random.default_rng(0)
-    for place in range(shards):
-        write_shard(folder, place, generator.integers(0, shape.n_vocab, (SHARD, shape.n_ctx)).astype(np.uint16))
-    write_labels(folder, np.zeros(shards * SHARD, np.int64))
+    for shard in range(shards):
+        write_array(shard_path(folder, shard), generator.integers(0, shape.n_vocab, (SHARD, shape.n_ctx)).astype(np.uint16))
+    write_array(folder / LABELS, np.zeros(shards * SHARD, np.int64))
     header = Header(
         version=VERSION,
         dataset="imagenet",

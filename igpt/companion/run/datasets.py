@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from igpt.data import DATASETS, data_card
 from igpt.data.cards import by_hand, is_present
-from igpt.data.cifar_tokens import compare_released, released_at_hand
+from igpt.data.cifar_tokens import compare_released, released_splits
 from igpt.data.fetching import check_dataset, dataset_lines, download, fetch_dataset
 from igpt.data.tokens import TokenizeSettings, check_stores, make_store
 from igpt.palette import Palette
@@ -37,7 +37,7 @@ def fetch(name: str) -> str:
 def check(name: str) -> str:
     """Look at a whole data set; what was found, line by line."""
     lines = [*check_dataset(name), *check_stores(name)]
-    if name == "cifar10" and released_at_hand():
+    if name == "cifar10" and released_splits():
         from igpt.weights.own import released_palette  # brings torch
 
         lines += compare_released(released_palette())

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from igpt.data import LabelledTokens, labelled_tokens
+from igpt.data import LabelledTokens, data_card, labelled_tokens
 from igpt.data.imagenet_tokens import SIDE, released_path
-from igpt.data.store import StorePart, TokenStore, read_tokens
+from igpt.data.store import TokenStore, read_tokens
 from igpt.errors import UsageError
 from igpt.fast import prepacked
 from igpt.pretrained import open_weights
@@ -31,11 +31,11 @@ def loss_line(model: str, tokens: Path | None, images: int | None) -> str:
     """
     weights, palette = open_weights(model)
     weights.to("cuda" if torch.cuda.is_available() else "cpu")
-    found: TokenStore | LabelledTokens | NDArray[np.integer]
+    found: LabelledTokens | NDArray[np.integer]
     if tokens is not None and tokens.is_dir():
-        found = TokenStore(tokens)
-        found.check_for(palette, positions=weights.shape.n_ctx)
-        place = tokens
+        store = TokenStore(tokens)
+        store.check_for(palette, positions=weights.shape.n_ctx)
+        place, found = tokens, LabelledTokens.of(store, classes=data_card(store.header.dataset).classes)
     elif tokens is not None:
         place, found = tokens, read_tokens(tokens)
     elif palette.digest != released_palette().digest:
@@ -48,11 +48,7 @@ def loss_line(model: str, tokens: Path | None, images: int | None) -> str:
         place = released_path("test")
         found = labelled_tokens("imagenet-tokens", "test", side=SIDE, palette=palette)
     count = min(images or max(len(found) // BATCH, 1) * BATCH, len(found))
-    part: StorePart | LabelledTokens | NDArray[np.integer]
-    if isinstance(found, TokenStore):
-        part = StorePart(found, np.arange(count))
-    else:
-        part = found.take(slice(count)) if isinstance(found, LabelledTokens) else found[:count]
+    part = found.take(slice(count)) if isinstance(found, LabelledTokens) else found[:count]
     _check(part, weights.shape.n_ctx, weights.shape.n_vocab, place)
     with prepacked(weights), Bar("", " images") as report:
         nats = evaluate_loss(weights, part, at_once=BATCH, report=report)
@@ -63,7 +59,7 @@ def loss_line(model: str, tokens: Path | None, images: int | None) -> str:
     return f"{model}: {nats:.4f} nats per token, {nats / math.log(2):.4f} bits, over {count:,} images of {place}"
 
 
-def _check(tokens: StorePart | LabelledTokens | NDArray[np.integer], positions: int, colours: int, place: Path) -> None:
+def _check(tokens: LabelledTokens | NDArray[np.integer], positions: int, colours: int, place: Path) -> None:
     """Refuse no tokens, and those of another shape or palette; a store and released tokens are checked by themselves."""
     if not len(tokens):
         raise UsageError(f"{place} has no tokens: give others")

@@ -15,8 +15,9 @@ from conftest import PATIENCE
 from conftest import igpt_here as igpt
 
 from igpt.companion.run.training import peak_rate, product_rate, token_flops, train
-from igpt.data.store import HEADER, Header, write_header, write_labels, write_shard
+from igpt.data.store import HEADER, LABELS, Header, shard_path, write_header
 from igpt.errors import UsageError
+from igpt.files import write_array
 from igpt.palette import Palette
 from igpt.project import Project
 from igpt.shape import ModelShape
@@ -33,8 +34,8 @@ def store(tmp_path: Path) -> tuple[Path, Path]:
     palette.save(tmp_path / "palette.npy")
     folder = tmp_path / "store"
     tokens = np.random.default_rng(0).integers(0, 16, (1437, 64)).astype(np.uint16)
-    write_shard(folder, 0, tokens)
-    write_labels(folder, np.arange(1437) % 10)
+    write_array(shard_path(folder, 0), tokens)
+    write_array(folder / LABELS, np.arange(1437) % 10)
     header = Header(
         version=1,
         dataset="digits",
