@@ -1,35 +1,56 @@
-"""`igpt clean`: what old runs and snapshots take, in this checkout and in the shared folders; deleted only when asked."""
+"""`igpt clean`: what old runs and snapshots take, in this checkout and in the shared folders; deleted only when asked.
+
+Only ``runs`` is looked at, and of other users' folders nothing is touched. A folder is renamed before it is deleted, so that
+none is ever half there under its name.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from tabulate import tabulate
 
 from igpt.companion.results.notebooks import near_misses
-from igpt.companion.run.clean import FAILED, PARTS, STALE, UNFINISHED, Found, Runs, delete_away, is_ours, move_away, size_of
-from igpt.companion.slurm.ledger import Array, Ledger, arrays_of, homes
-from igpt.companion.slurm.scheduler import OVER, Queue, look, may_arrive, number_of
-from igpt.companion.slurm.status import ANSWER, FINAL
+from igpt.companion.results.record import Record, read_record
+from igpt.companion.results.signature import Signer
+from igpt.companion.run.folder import folder_record
+from igpt.companion.run.targets import parameters_of
+from igpt.companion.slurm.ledger import FINAL, Job, Ledger, run_roots
+from igpt.companion.slurm.scheduler import ENDED_FOR_GOOD, Queue, look, may_arrive, number_of
+from igpt.companion.slurm.status import ANSWER
+from igpt.companion.stage import Literal, Stage
 from igpt.errors import StageError, UsageError
+from igpt.files import try_lock
 from igpt.project import Project
 from igpt.text import visible
 
-SNAPSHOTS, NEEDED = "snapshots", "snapshots that jobs need"
-CODE = ".snapshots"
 KINDS = {  # what may go, by the words that name it
-    STALE: "finished runs of other code or data",
-    FAILED: "failed runs that hold no work",
-    SNAPSHOTS: "code of jobs that are all finished",
-    PARTS: "what killed processes left half-written",
-    UNFINISHED: "what would be continued; goes only when named",
+    "stale": "finished runs of other code or data",
+    "failed": "failed runs that hold no work",
+    "snapshots": "code of jobs that are all finished",
+    "parts": "what killed processes left half-written",
+    "unfinished": "what would be continued; goes only when named",
 }
+FRESH, PUBLISHED = "runs whose records are fresh", "runs that published records speak of"  # and what stays
+AT_WORK, READ, OTHERS = "runs at work", "runs that what is at work, or is to be resumed, may read", "runs of other users"
+UNKNOWN = "runs of stages that this checkout does not know"  # or whose notebook cannot be read just now
+NEEDED = "snapshots that jobs need"
+CODE = ".snapshots"
+AWAY = ".clean-"  # begins the name of a folder that is being deleted
+RUN = re.compile(r"(?P<stage>.+)-(?P<digest>[0-9a-f]{12})")
+NO_WORK = re.compile(r"\..*|progress\.json|stop|(failed|notebook)\.ipynb")  # what a failed run leaves besides its work
+
+Item = tuple[str, Path]  # a kind, or why it stays, and where it is
 
 
 def clean(kinds: list[str], *, delete: bool) -> str:
-    """Delete what is of the kinds, all but the unfinished ones when there are none; or only say what that would be.
+    """Delete what is of the kinds, all but the unfinished ones when there are none; without ``delete`` only list it.
 
     Raises UsageError for an unknown kind before anything is deleted, StageError for what could not be deleted.
     """
@@ -37,111 +58,242 @@ def clean(kinds: list[str], *, delete: bool) -> str:
         if kind not in KINDS:
             raise UsageError(f"there is no kind {kind!r}{near_misses(kind, list(KINDS))}")
     project = Project.here()
-    wanted = kinds or [kind for kind in KINDS if kind != UNFINISHED]
-    found, gone, failures = list[Found](), list[Found](), list[str]()
-    trouble = ""
-    for home in homes(project):
-        ledger = Ledger(home)
-        jobs = _Jobs(ledger)
-        mine = [*Runs(project, home, jobs.folders, jobs.resumable).sort(), *_snapshots(home, jobs.snapshots)]
-        found, trouble = found + mine, trouble or jobs.trouble
-        if not delete:
-            continue
-        away = list[Path]()
-        with ledger.alone() if ledger.folder.exists() else nullcontext():  # so that nobody submits what needs them now
-            jobs = _Jobs(ledger)
-            runs = Runs(project, home, jobs.folders, jobs.resumable)
-            for each in mine:
-                code = each.path.parent.name == CODE
-                if each.kind not in wanted or (code and each.path.name in jobs.snapshots):
-                    continue
-                try:
-                    taken = [move_away(each.path, home.runs)] if code else runs.take_away(each)
-                except OSError as error:
-                    failures.append(f"{each.path} ({error.strerror})")
-                    continue
-                away += taken
-                gone += [each] if taken or not each.path.exists() else []
-        for path in away:  # which takes its time, and keeps nobody from submitting
-            try:
+    asked = kinds or [kind for kind in KINDS if kind != "unfinished"]
+    items, failures = list[Item](), list[str]()
+    trouble, deleted, size = "", 0, 0
+    for root in run_roots(project):
+        ledger, moved = Ledger(root), list[Path]()
+        with ledger.alone() if delete and ledger.folder.exists() else nullcontext():  # nobody submits now what needs them
+            runs = Runs(project, ledger)
+            trouble = trouble or runs.trouble
+            items += (there := list(runs.items()))
+            for kind, path in there if delete else []:
+                if kind in asked:
+                    with _noting(path, failures):
+                        moved += runs.take_away(kind, path)
+        for path in moved:  # which takes time, so without the lock
+            with _noting(path, failures):
+                size += size_of(path)
                 delete_away(path)
-            except OSError as error:
-                failures.append(f"{path} ({error.strerror})")
-    unasked = (
-        f"the scheduler could not be asked ({trouble}); so every job that has not said itself that it has ended counts as at work"
-    )
-    said = [f"{len(gone)} deleted, {_size(gone)}"] if delete else _report(found, kinds)
+            deleted += 1
+    lines = [f"{deleted} deleted, {_text(size)}"] if delete else _report(items, kinds)
     if failures:
         raise StageError(
-            f"{said[0]}; {len(failures)} could not be deleted, {failures[0]} first: see who owns it, and run the same again"
+            f"{lines[0]}; {len(failures)} could not be deleted, {failures[0]} first: see who owns it, and run the same again"
         )
-    return "\n".join([*([unasked, ""] if trouble else []), *said])
+    unasked = f"the scheduler could not be asked ({trouble}); so every job without a final status counts as at work"
+    return "\n".join([*([unasked, ""] if trouble else []), *lines])
 
 
-class _Jobs:
-    """What the jobs of one folder need: their run folders while they are at work, and their code until they are finished."""
+@contextmanager
+def _noting(path: Path, failures: list[str]) -> Iterator[None]:
+    """Go on after an OSError, and note it."""
+    try:
+        yield
+    except OSError as error:
+        failures.append(f"{path} ({error.strerror})")
 
-    def __init__(self, ledger: Ledger) -> None:
-        arrays = ledger.arrays()
-        every = [(array, index) for array in arrays for index in range(len(array.stages))]
-        marks = {(array.token, index): ledger.mark(array.token, index) for array, index in every}
-        running = {key for key, mark in marks.items() if mark is not None and mark.state == "running"}
-        done = {name: ledger.finished(name) for name in {array.stages[index].folder for array, index in every}}
-        asked = [each for each in every if not done[each[0].stages[each[1]].folder] or (each[0].token, each[1]) in running]
-        self.trouble, queue = "", None
+
+class Runs:
+    """The runs and snapshots of one run root, as a checkout's code and the jobs there need them.
+
+    code : the checkout whose notebooks, code and published records decide what is fresh
+    """
+
+    def __init__(self, code: Project, ledger: Ledger) -> None:
+        self._code, self._signer, self._published = code, Signer(code.notebooks), _published(code)
+        self._runs = ledger.run_root.runs
+        self.trouble = ""  # why the scheduler could not be asked
+        open_jobs = [job for job in ledger.jobs() if not job.finished or job.state == "running"]
+        queue = None
         try:
-            queue = look(ledger, arrays_of(asked), seconds=ANSWER)
+            queue = look(open_jobs, seconds=ANSWER)
         except UsageError as error:
             self.trouble = str(error)
-        working = [each for each in asked if _may_work(ledger, *each, queue)]
-        latest = [each for folder, each in ledger.latest().items() if not done[folder]]  # `igpt resume` continues these
-        self.folders = {array.stages[index].folder for array, index in working}
-        self.resumable = {array.stages[index].folder for array, index in latest}
-        self.snapshots = {Path(array.snapshot).name for array, _ in [*working, *latest]}
+        working = [job for job in open_jobs if _may_work(job, queue)]
+        resumable = [job for job in ledger.latest().values() if not job.finished]
+        self._snapshots = {Path(job.array.snapshot).name for job in [*working, *resumable]}
+        self._at_work = {job.listed.folder for job in working}
+        busy = {folder.name for folder in self._folders() if self._is_busy(folder)} | self._at_work
+        # A job or process of other code reads runs that its stage depends on, and these count as stale here.
+        self._others_read = any(not self._is_current(name) for name in busy)
+        self._to_be_read = {stage.name for job in resumable for stage in self._ancestors(job.listed.folder)}
+
+    def items(self) -> Iterator[Item]:
+        """All that is there, also what stays."""
+        for folder in self._folders():
+            kind = self.kind(folder)
+            yield kind, folder
+            if kind in (FRESH, PUBLISHED, READ, UNKNOWN):  # an unfinished one is cleared when it continues
+                parts = [*folder.rglob(".*.part"), *folder.glob(".notebook.*.part.ipynb"), *folder.glob(".kernel.*.log")]
+                yield from (("parts", path) for path in sorted(parts))
+        yield from (("parts", path) for path in sorted(self._runs.glob(f"{AWAY}*")) if _is_ours(path))
+        for path in sorted((self._runs / CODE).iterdir()) if (self._runs / CODE).is_dir() else []:
+            stays = path.name in self._snapshots or not _is_ours(path)
+            yield NEEDED if stays else "parts" if path.name.startswith(".") else "snapshots", path
+
+    def kind(self, folder: Path, *, held: bool = False) -> str:
+        """The kind of a run folder; ``held`` by this process, which then has looked for other holders."""
+        if not _is_ours(folder):
+            return OTHERS
+        if folder.name in self._at_work or (not held and any(map(_locked, _locks(folder)))):
+            return AT_WORK
+        record = _record(folder)
+        if record is None:
+            return "failed" if all(NO_WORK.fullmatch(path.name) for path in folder.iterdir()) else "unfinished"
+        current = self._digest(record.stage.partition(",")[0], record.parameters)
+        if current == record.signature:
+            return FRESH
+        signatures = self._published.get(record.stage, set())
+        if signatures is None or record.signature in signatures:
+            return PUBLISHED
+        if current is None:
+            return UNKNOWN
+        return READ if self._others_read or record.stage in self._to_be_read else "stale"
+
+    def take_away(self, kind: str, path: Path) -> list[Path]:
+        """Rename an item, so that it is gone at once and whole; what is then to be deleted. Nothing if it is in use now."""
+        if path.name.startswith(AWAY):
+            return [path]
+        away = self._runs / f"{AWAY}{secrets.token_hex(4)}"
+        if path.parent.name == CODE:
+            return [path.rename(away)]
+        folder = self._runs / path.relative_to(self._runs).parts[0]
+        lock = try_lock(folder / ".lock")
+        if lock is None:
+            return []
+        with lock:
+            in_use = any(_locked(other) for other in _locks(folder) if other != folder / ".lock")
+            if in_use or not path.exists() or (path == folder and self.kind(folder, held=True) != kind):
+                return []
+            return [path.rename(away)]
+
+    def _folders(self) -> list[Path]:
+        """The run folders; links and all else in ``runs`` are left alone."""
+        paths = self._runs.iterdir() if self._runs.is_dir() else iter(())
+        return sorted(path for path in paths if RUN.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
+
+    def _is_busy(self, folder: Path) -> bool:
+        """Whether someone may be at work in a folder; another user's locks cannot always be tried."""
+        return any(map(_locked, _locks(folder))) and (_is_ours(folder) or _record(folder) is None)
+
+    def _is_current(self, name: str) -> bool:
+        """Whether this checkout's code, data and packages give a run folder this name."""
+        parts = RUN.fullmatch(name)
+        head, *words = Stage.words(parts["stage"]) if parts else [""]
+        try:
+            digest = self._digest(head, parameters_of(self._code, head, words))
+        except UsageError:
+            return False
+        return parts is not None and digest is not None and digest.startswith(parts["digest"])
+
+    def _ancestors(self, name: str) -> Iterator[Stage]:
+        """The stages that a run folder's stage depends on in this checkout; none for a stage that it does not know."""
+        head, *words = Stage.words(name.rpartition("-")[0])
+        with suppress(UsageError):
+            queue = [Stage.of(head, **parameters_of(self._code, head, words))]
+            while queue:
+                parents = self._signer.parents(queue.pop()).values()
+                queue += parents
+                yield from parents
+
+    def _digest(self, notebook: str, parameters: dict[str, Literal]) -> str | None:
+        """The signature that a stage has now; None for one that cannot be signed."""
+        try:
+            return self._signer.sign(Stage.of(notebook, **parameters)).digest
+        except UsageError:
+            return None
 
 
-def _may_work(ledger: Ledger, array: Array, index: int, queue: Queue | None) -> bool:
+def _may_work(job: Job, queue: Queue | None) -> bool:
     """Whether a job is queued or running, or may be as far as is known."""
     if queue is not None:
-        unknown = array.job is None and not number_of(ledger, array, queue)
-        return queue.active(array, index) is not None or (unknown and may_arrive(ledger, array, queue))
-    mark = ledger.mark(array.token, index)
-    ended = mark is not None and mark.state in FINAL
-    return not ended and ledger.end(array.token, index) not in OVER - {"PREEMPTED", "NODE_FAIL"}  # then queued again, perhaps
+        unknown = job.array.job is None and not number_of(job, queue)
+        return queue.active(job) is not None or (unknown and may_arrive(job, queue))
+    return job.state not in FINAL and job.end not in ENDED_FOR_GOOD
 
 
-def _snapshots(home: Project, needed: set[str]) -> Iterator[Found]:
-    """The snapshots of one folder, also those in part: only who holds the ledger makes one."""
-    folder = home.runs / CODE
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        stays = path.name in needed or not is_ours(path)
-        yield Found(NEEDED if stays else PARTS if path.name.startswith(".") else SNAPSHOTS, path, size_of(path))
+def _record(folder: Path) -> Record | None:
+    """The valid record of a run folder, if there is one."""
+    try:
+        return folder_record(folder)
+    except UsageError:
+        return None
 
 
-def _report(found: list[Found], kinds: list[str]) -> list[str]:
+def _published(code: Project) -> dict[str, set[str] | None]:
+    """The signatures of published records, by stage; None for a stage whose record cannot be read."""
+    published: dict[str, set[str] | None] = {}
+    for path in code.records.glob("*/*.json"):
+        try:
+            record = read_record(path)
+        except UsageError:
+            published[path.stem] = None
+            continue
+        signatures = published.setdefault(record.stage, set()) if record else None
+        if record and signatures is not None:
+            signatures.add(record.signature)
+    return published
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether this user owns a file."""
+    try:
+        return path.lstat().st_uid == os.getuid()
+    except OSError:
+        return False
+
+
+def _locks(folder: Path) -> list[Path]:
+    """The lock files of a run folder: its own, and those of kernels, training and features; only those that exist."""
+    return [*folder.glob(".kernel.*.log"), *folder.rglob(".*lock")]
+
+
+def _locked(path: Path) -> bool:
+    """Whether another process holds a lock; also if that cannot be known."""
+    try:
+        lock = try_lock(path)
+    except OSError:
+        return True
+    if lock is None:
+        return True
+    lock.lock.release()
+    return False
+
+
+def delete_away(path: Path) -> None:
+    """Delete what was renamed; the next `igpt clean` continues a deletion that was killed."""
+    with suppress(FileNotFoundError):  # another process cleans too
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def size_of(path: Path) -> int:
+    """The bytes that something takes on disk; links are not followed."""
+    size = 0
+    with suppress(OSError):  # removed meanwhile
+        for each in [path, *path.rglob("*")]:
+            size += each.lstat().st_blocks * 512
+    return size
+
+
+def _report(items: list[Item], kinds: list[str]) -> list[str]:
     """The kinds with their numbers and sizes; those that were named with each folder."""
+    sizes = {path: size_of(path) for _, path in items}
+    of_kind = {kind: [sizes[path] for k, path in items if k == kind] for kind in dict.fromkeys([*KINDS, *(k for k, _ in items)])}
     if kinds:
-        chosen = [each for kind in KINDS for each in found if each.kind == kind and kind in kinds]
-        lines = [f"{_size([each]):>10}  {visible(str(each.path))}" for each in chosen]
+        chosen = [path for kind in KINDS if kind in kinds for k, path in items if k == kind]
+        lines = [f"{_text(sizes[path]):>10}  {visible(str(path))}" for path in chosen]
     else:
-        chosen = [each for each in found if each.kind in KINDS and each.kind != UNFINISHED]
-        table = [(kind, len(mine), _size(mine), said) for kind, said in KINDS.items() if (mine := _of(kind, found))]
+        chosen = [path for kind, path in items if kind in KINDS and kind != "unfinished"]
+        rows = [(kind, len(of_kind[kind]), _text(sum(of_kind[kind])), what) for kind, what in KINDS.items() if of_kind[kind]]
         heads = ("Kind", "Number", "Size", "What")
-        lines = [tabulate(table, heads, disable_numparse=True, colalign=("left", "right", "right"))] if table else []
-        kept = [kind for kind in dict.fromkeys(each.kind for each in found) if kind not in KINDS]
-        lines += [
-            *([""] if table else []),
-            *(f"kept: {len(_of(kind, found))} {kind}, {_size(_of(kind, found))}" for kind in kept),
-        ]
+        lines = [tabulate(rows, heads, disable_numparse=True, colalign=("left", "right", "right")), ""] if rows else []
+        kept = {kind: them for kind, them in of_kind.items() if kind not in KINDS}
+        lines += [f"kept: {len(them)} {kind}, {_text(sum(them))}" for kind, them in kept.items()]
     words = " ".join(["igpt clean", *kinds, "--delete"])
-    return [*lines, f"{_size(chosen)} can go; `{words}` deletes it" if chosen else "there is nothing to delete"]
+    size = _text(sum(sizes[path] for path in chosen))
+    return [*lines, f"{size} can go; `{words}` deletes it" if chosen else "there is nothing to delete"]
 
 
-def _of(kind: str, found: list[Found]) -> list[Found]:
-    return [each for each in found if each.kind == kind]
-
-
-def _size(found: list[Found]) -> str:
-    """What they take together."""
-    size = sum(each.size for each in found)
+def _text(size: int) -> str:
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"

@@ -1,4 +1,4 @@
-"""`igpt doctor`: what would go wrong on a cluster, asked before the queue finds it out."""
+"""`igpt doctor`: what would go wrong on a cluster, asked before anything waits in the queue."""
 
 from __future__ import annotations
 
@@ -8,40 +8,47 @@ import platform
 import re
 import secrets
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import igpt
+from igpt.companion.experiments.protocols import protocol
 from igpt.companion.results.plan import PlannedStage
+from igpt.companion.results.signature import Signature, Signer
 from igpt.companion.run.local import plan_stages
 from igpt.companion.run.targets import find_stages
-from igpt.companion.slurm.ledger import Array, Ledger, Listed, homes, last_word, scheduler_word, user
-from igpt.companion.slurm.node import Answer, NodeCheck, ask, data_questions
+from igpt.companion.slurm.ledger import Array, Job, Ledger, Listed, new_array
 from igpt.companion.slurm.profile import FOLDERS, Profile, Resources, find_profile
-from igpt.companion.slurm.scheduler import SECONDS, call, cancel, job_parameters, look, require, submit, trouble_in
-from igpt.companion.slurm.shell import plain_shell
+from igpt.companion.slurm.scheduler import ask, call, cancel, job_parameters, require, submit, trial
 from igpt.companion.slurm.snapshot import check_clean, take_snapshot
+from igpt.companion.slurm.status import look_at
 from igpt.companion.stage import Stage
+from igpt.data.cards import check_present, data_folder
 from igpt.errors import UsageError
+from igpt.files import write_text
 from igpt.machine import cores, gpus
 from igpt.project import Project
 from igpt.text import counted
+from igpt.weights.released import Released, at_hand, released_at
 
-FREE_GIB = 5.0  # below which a folder is said to be nearly full
+FREE_GIB = 5.0  # below which a disk counts as nearly full
+ANSWERS = "answers.json"
+Question = tuple[str, Callable[[], str]]
+Answer = tuple[bool, str, str]  # whether all is well, the question, the answer
 
 
 def examine(
     profile_name: str, targets: Sequence[str] = (), tier: str | None = None, *, patience: float = 10.0
 ) -> tuple[str, int]:
-    """One line a question, and the exit code: 0 when nothing is wrong, 1 otherwise.
+    """One line per question, and the exit code: 0 when nothing is wrong, 1 otherwise.
 
-    targets, tier : what would be submitted, whose data and weights are looked for where it would run
+    targets, tier : what would be submitted; its data and weights are looked for where it would run
     patience : minutes to wait for the jobs that look at a node; none are submitted for 0
 
     Raises UsageError for a bad profile or an unknown target.
@@ -50,116 +57,191 @@ def examine(
     profile = find_profile(project, profile_name)
     os.environ.update({name: profile.environment[name] for name in FOLDERS if name in profile.environment})
     todo = [planned for planned in plan_stages(project, find_stages(list(targets), tier, project)) if planned.state != "fresh"]
-    found = ask(
+    answers = answer(
         [
             ("checkout", lambda: check_clean(project, dirty=False)[:12]),
-            ("shared folder", lambda: _folder(profile.home(project).runs)),
-            ("earlier jobs", lambda: _unread(project)),
+            ("shared folder", lambda: _folder(profile.run_root(project).runs)),
         ]
     )
     if profile.scheduler == "local":
-        found += ask([("this machine", lambda: f"{counted(cores(), 'core')}, {counted(len(gpus()), 'GPU')}")])
-        found += ask(data_questions(planned.stage for planned in todo))
+        answers += answer([("this machine", lambda: f"{counted(cores(), 'core')}, {counted(len(gpus()), 'GPU')}")])
+        answers += answer(data_questions(planned.stage for planned in todo))
     else:
-        found += ask([("scheduler", _answers)])
-        if found[-1][0]:  # or each would only say so again
-            found += ask(
+        answers += answer([("scheduler", _scheduler)])
+        if answers[-1][0]:  # without a scheduler, each further answer would be the same
+            answers += answer(
                 [
                     ("array size", lambda: _array_size(profile)),
-                    ("queue again", _requeue),
                     ("accounting", _accounting),
-                    *((f"a job of {name}", partial(_try, project, profile, name)) for name in profile.stages),
+                    *((f"a job of {name}", partial(_trial, project, profile, name)) for name in profile.stages),
                 ]
             )
-            found += _on_nodes(project, profile, todo, patience)
-    lines = [f"{'ok   ' if well else 'wrong'}  {what}: {said}" for well, what, said in found]
-    wrong = sum(not well for well, _, _ in found)
+            answers += _on_nodes(project, profile, todo, patience) if patience else []
+    lines = [f"{'ok   ' if well else 'wrong'}  {question}: {text}" for well, question, text in answers]
+    wrong = sum(not well for well, _, _ in answers)
     lines.append(f"{wrong} of {len(lines)} answers are wrong" if wrong else "nothing is wrong")
     return "\n".join(lines), int(bool(wrong))
 
 
+def answer(questions: Iterable[Question]) -> list[Answer]:
+    """The answers; a question that raises is not well."""
+    answers = []
+    for question, function in questions:
+        try:
+            answers.append((True, question, function()))
+        except (UsageError, OSError) as error:
+            answers.append((False, question, str(error)))
+    return answers
+
+
+def data_questions(stages: Iterable[Stage]) -> list[Question]:
+    """Whether the data sets and the released weights that stages read are there."""
+    signer = Signer(Project.here().notebooks)
+    datasets: set[str] = set()
+    weights: dict[str, Released] = {}  # by the stage that fetches them
+    for stage in stages:
+        given = signer.parameters(stage)
+        datasets |= set(protocol(stage.notebook).prior_datasets(given))
+        if stage.notebook == "weights" and given["weights"] == "released":
+            weights[stage.name] = released_at(str(given["model"]), str(given["objective"]), int(given["step"]))
+
+    def present(name: str) -> str:
+        check_present(name)
+        return "comes with scikit-learn" if name == "digits" else f"in {data_folder(name)}"
+
+    def fetched(stage: str, model: Released) -> str:
+        if not at_hand(model):
+            raise UsageError(f"not in {model.prefix.parent}: `igpt run {stage}`, where there is internet, fetches them")
+        return f"in {model.prefix.parent}"
+
+    return [
+        *((f"data set {name}", partial(present, name)) for name in sorted(datasets)),
+        *((f"weights {model.label}", partial(fetched, name, model)) for name, model in sorted(weights.items())),
+    ]
+
+
+@dataclass(frozen=True)
+class NodeCheck:
+    """A short job that looks at its node; pickled by submitit, by reference to the snapshot's code.
+
+    stages : those that such a job would be for, as the submitting machine signs them
+    asked : what the job has asked for
+    """
+
+    stages: tuple[tuple[Stage, Signature], ...]
+    asked: Resources
+    job: Job
+
+    def __call__(self) -> str:
+        """Write the answers."""
+        questions = [("Python", _python), ("code", self._code), ("packages", self._packages)]
+        if self.asked.gpus:
+            questions.append(("GPU", _gpu))
+        write_text(self.job.logs / ANSWERS, json.dumps(answer([*questions, *data_questions(stage for stage, _ in self.stages)])))
+        return "answered"
+
+    def _code(self) -> str:
+        here, code = Path(igpt.__file__).resolve().parents[1], Path(self.job.array.snapshot)
+        if here != code.resolve():
+            raise UsageError(f"it would run the code in {here}, not the snapshot {code}: let python use PYTHONPATH")
+        return f"of {code.name[:12]}, as submitted"
+
+    def _packages(self) -> str:
+        plan = plan_stages(Project.here(), [stage for stage, _ in self.stages])
+        differing = {part for stage, signed in self.stages for part in plan[stage].signature.difference(signed.parts)}
+        if differing:
+            raise UsageError(
+                f"{', '.join(sorted(differing))} differ from those where you submit: have the same packages and data on both"
+            )
+        if not self.stages:
+            return "not compared: no stage of the targets would run here"
+        return f"the same as where you submit, for {counted(len(self.stages), 'stage')}"
+
+
+def _python() -> str:
+    import torch
+
+    return f"{platform.python_version()} at {sys.executable} on {platform.node()}, torch {torch.__version__}"
+
+
+def _gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError(
+            f"torch {torch.__version__} sees none, though the job has one: install the build of torch for the node's driver,"
+            " or let the container see it (apptainer exec --nv)"
+        )
+    return f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}"
+
+
 def _on_nodes(project: Project, profile: Profile, todo: list[PlannedStage], patience: float) -> list[Answer]:
     """The answers of short jobs, one for each place that the profile sends jobs to; they are cancelled if it takes too long."""
-    if not patience:
-        return []
-    places: dict[Resources, list[str]] = {}
+    notebooks: dict[Resources, list[str]] = {}
     for notebook in profile.stages:
-        places.setdefault(_small(profile, Stage.of(notebook)), []).append(notebook)
-    home = Project(profile.home(project).runs / ".doctor" / secrets.token_hex(4))
-    ledger = Ledger(home)
-    waiting: dict[Resources, Array] = {}
-    found: list[Answer] = []
-    keep = True
+        notebooks.setdefault(_smallest(profile, Stage.of(notebook)), []).append(notebook)
+    ledger = Ledger(Project(profile.run_root(project).runs / ".doctor" / secrets.token_hex(4)))
+    jobs: dict[str, Job] = {}  # by the question
+    answers: list[Answer] = []
+    keep = True  # the folder, whose logs the answers name
     try:
-        code = take_snapshot(project, profile.home(project), check_clean(project, dirty=True))
-        for place, notebooks in places.items():
-            stages = tuple((p.stage, p.signature) for p in todo if _small(profile, p.stage) == place)
-            array = _array(place, code)
-            check = NodeCheck(stages, code.root, place.cpus, place.gpus, ledger.logs(array.token) / "answers.json")
+        code = take_snapshot(project, profile.run_root(project), check_clean(project, dirty=True))
+        for asked, names in notebooks.items():
+            question = f"node for {', '.join(names)}"
+            job = Job(ledger, _array(asked, code), 0)
+            stages = tuple((p.stage, p.signature) for p in todo if _smallest(profile, p.stage) == asked)
             try:
-                job = submit(ledger, array, [check], profile, place, root=code)
+                number = submit(job, [NodeCheck(stages, asked, job)], profile, asked)
             except UsageError as error:
-                found.append((False, f"node for {', '.join(notebooks)}", str(error)))
+                answers.append((False, question, str(error)))
                 continue
-            waiting[place] = array.model_copy(update={"job": job})
-            print(f"job {job} looks at a node for {', '.join(notebooks)}; up to {patience:g} minutes", file=sys.stderr)
-        found += _await(ledger, waiting, places, patience)
-    except UsageError as error:  # no snapshot, or no scheduler any more
-        found.append((False, "node", str(error)))
+            jobs[question] = replace(job, array=job.array.model_copy(update={"job": number}))
+            print(f"job {number} looks at a {question}; up to {patience:g} minutes", file=sys.stderr)
+        answers += _await(jobs, patience)
+        keep = not all(well for well, _, _ in answers)
+    except UsageError as error:  # no snapshot
+        answers.append((False, "node", str(error)))
     except KeyboardInterrupt:
         keep = False
         raise
     finally:
         with suppress(UsageError):
-            cancel(str(array.job) for array in waiting.values())
-        if not keep or all(well for well, _, _ in found):  # else the logs that are named lie there
-            shutil.rmtree(home.root, ignore_errors=True)
-    return found
+            cancel(str(job.number) for job in jobs.values())
+        if not keep:
+            shutil.rmtree(ledger.run_root.root, ignore_errors=True)
+    return answers
 
 
-def _await(ledger: Ledger, waiting: dict[Resources, Array], places: dict[Resources, list[str]], patience: float) -> list[Answer]:
-    """The answers as they come; each job that has given its own is taken out of ``waiting``."""
-    found: list[Answer] = []
-    ended: set[Resources] = set()
+def _await(jobs: dict[str, Job], patience: float) -> list[Answer]:
+    """The answers of the jobs as they come, or why there are none."""
+    answers: list[Answer] = []
+    waiting, over = dict(jobs), set[str]()
     until, pause = time.monotonic() + 60 * patience, 1.0
     while waiting:
-        queue = look(ledger, list(waiting.values()))
         late = time.monotonic() > until
-        for place, array in list(waiting.items()):
-            what = f"node for {', '.join(places[place])}"
-            answers, job = ledger.logs(array.token) / "answers.json", queue.find(array, 0)
-            if answers.exists():
-                found += [(well, f"{what}: {asked}", said) for well, asked, said in json.loads(answers.read_text())]
-            elif (job is None or job.over) and place not in ended:
-                ended.add(place)  # another look, since a shared disk may show the answers late
+        for (question, job), row in zip(list(waiting.items()), look_at(list(waiting.values())).rows, strict=True):
+            at_work = row.state in ("queued", "running", "unknown")
+            if (job.logs / ANSWERS).exists():
+                on_node = json.loads((job.logs / ANSWERS).read_text())
+                answers += [(well, f"{question}: {about}", text) for well, about, text in on_node]
+            elif at_work and not late:
                 continue
-            elif job is None or job.over:
-                log = ledger.log(array, 0)
-                said = scheduler_word(log) or last_word(log) or "it left no word"
-                where = log or ledger.logs(array.token)
-                found.append((False, what, f"job {array.job} ended without an answer ({said}): {where} may say more"))
-            elif late:
-                why = f"{job.state.lower()}{f' ({job.reason})' if job.reason else ''}"
-                if job.held:
-                    said = f"job {array.job} would never begin ({job.reason or job.state}), and was cancelled: change the profile"
-                else:
-                    said = (
-                        f"job {array.job} was still {why}, and was cancelled: give --patience more minutes, or another partition"
-                    )
-                found.append((False, what, said))
-                continue  # to be cancelled
+            elif not at_work and row.state != "held" and question not in over:
+                over.add(question)  # one more look, since a shared disk may show the answers late
+                continue
             else:
-                continue
-            del waiting[place]
-        if late:
-            break
+                todo = (
+                    "give --patience more minutes, or another partition" if at_work else f"{job.log() or job.logs} may say more"
+                )
+                answers.append((False, question, f"job {row.job} gave no answer, {row.state} ({row.why}): {todo}"))
+            del waiting[question]
         time.sleep(pause if waiting else 0)
         pause = min(pause * 1.5, 15.0)
-    return found
+    return answers
 
 
-def _small(profile: Profile, stage: Stage) -> Resources:
-    """A job where the stage would run, that asks for as little as can show the node: such start soonest."""
+def _smallest(profile: Profile, stage: Stage) -> Resources:
+    """A job where the stage would run that asks for as little as possible, so that it starts soon."""
     asked = profile.resources(stage)
     less = {
         "cpus": min(asked.cpus, 2),
@@ -171,21 +253,8 @@ def _small(profile: Profile, stage: Stage) -> Resources:
     return asked.model_copy(update=less)
 
 
-def _array(place: Resources, code: Project) -> Array:
-    """What the job goes by; the ledger of stages never sees it."""
-    return Array(
-        token=secrets.token_hex(6),
-        number=0,
-        job=None,
-        profile="",
-        snapshot=str(code.root),
-        submitted=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        by=f"{user()} on {platform.node()}",
-        gpus=place.gpus,
-        nodes=1,
-        minutes=place.minutes,
-        stages=(Listed(name="doctor", folder="doctor", planned=0.0),),
-    )
+def _array(asked: Resources, code: Project) -> Array:
+    return new_array([Listed(name="doctor", folder="doctor", planned=0.0)], asked, number=0, profile="", snapshot=code)
 
 
 def _folder(runs: Path) -> str:
@@ -196,8 +265,7 @@ def _folder(runs: Path) -> str:
         os.fsync(stream.fileno())
     with Ledger(Project(runs.parent)).alone():
         pass
-    stat = os.statvfs(runs)
-    free = stat.f_bavail * stat.f_frsize / 2**30
+    free = shutil.disk_usage(runs).free / 2**30
     if free < FREE_GIB:
         raise UsageError(
             f"{runs} has {free:.1f} GiB left: free some (`igpt clean` says what can go), or set shared_folder to another disk"
@@ -205,68 +273,31 @@ def _folder(runs: Path) -> str:
     return f"{runs} can be written and locked, {free:,.0f} GiB are free"
 
 
-def _unread(project: Project) -> str:
-    """Whether the files about jobs can be read, and the records that they left."""
-    ledgers = [Ledger(home) for home in homes(project)]
-    damaged = [path for ledger in ledgers for folder in ledger.latest() if (path := ledger.damaged(folder))]
-    if damaged:
-        raise UsageError(f"{damaged[0]} is not a valid record ({len(damaged)} in all): `igpt resume` runs their stages again")
-    return f"{sum(len(ledger.arrays()) for ledger in ledgers)} arrays were submitted from here"
-
-
-def _answers() -> str:
-    """The scheduler's version, and what its controller says of its nodes."""
+def _scheduler() -> str:
+    """The scheduler's version, and the state of its nodes."""
     require()
     states = [line for line in call("sinfo", "-h", "-o", "%D %T").splitlines() if line]
     return f"{call('sinfo', '--version').strip()}, {', '.join(states)} nodes"
 
 
-def _settings() -> dict[str, str]:
-    """The scheduler's settings by name."""
-    return dict(re.findall(r"^(\w+)\s*= (.*)$", call("scontrol", "show", "config"), re.MULTILINE))
-
-
 def _array_size(profile: Profile) -> str:
     """Whether the cluster takes arrays as large as the profile makes them."""
-    most = int(_settings().get("MaxArraySize", "1001")) - 1
+    setting = re.search(r"^MaxArraySize\s*= (\d+)$", call("scontrol", "show", "config"), re.MULTILINE)
+    most = int(setting[1] if setting else 1001) - 1
     if profile.array_size > most:
         raise UsageError(f"array_size is {profile.array_size} and the cluster takes {most}: lower it in the profile")
     return f"{profile.array_size} of at most {most}"
 
 
-def _requeue() -> str:
-    """How jobs are queued again; jobs ask for it by themselves."""
-    held = re.search(r"cred_expire=(\d+)", _settings().get("AuthInfo", ""))
-    return f"a job that is queued again waits some {held[1] if held else 120} seconds first"
-
-
 def _accounting() -> str:
-    """Whether sacct answers. It is never needed, so nothing is wrong without it."""
-    try:
-        with plain_shell():
-            done = subprocess.run(["sacct", "-n", "-X", "-S", "now"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return "none, which is no trouble: jobs say themselves what becomes of them"
-    return "there" if done.returncode == 0 else "none, which is no trouble: jobs say themselves what becomes of them"
+    """Whether sacct answers. It is optional, so its absence is not wrong."""
+    with suppress(UsageError):
+        if ask("sacct", "-n", "-X", "-S", "now", seconds=20).returncode == 0:
+            return "available"
+    return "not available (optional)"
 
 
-def _try(project: Project, profile: Profile, notebook: str) -> str:
-    """Whether the scheduler would take such a job, and when it would start: asked without submitting."""
-    resources = profile.resources(Stage.of(notebook))
-    array = _array(resources, project)
-    from submitit.slurm.slurm import _make_sbatch_string
-
-    with tempfile.TemporaryDirectory() as folder:
-        parameters = job_parameters(array, profile, resources, after=(), root=project)
-        script = Path(folder) / "job.sh"
-        script.write_text(_make_sbatch_string("true", folder, **parameters))  # type: ignore[arg-type]
-        try:
-            with plain_shell():
-                done = subprocess.run(["sbatch", "--test-only", str(script)], capture_output=True, text=True, timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            raise UsageError(f"sbatch has not answered for {SECONDS:g} s: try again later") from None
-    said = " ".join(done.stderr.split()).removeprefix("sbatch: ").removeprefix("allocation failure: ")
-    if done.returncode:
-        raise UsageError(trouble_in(done.stderr) or f"{said}: mend the profile")
-    start = re.search(r"to start at (\S+)", said)
-    return f"would start at {start[1]}" if start else said
+def _trial(project: Project, profile: Profile, notebook: str) -> str:
+    """Whether the scheduler would take a notebook's jobs, and when one would start."""
+    asked = profile.resources(Stage.of(notebook))
+    return trial(job_parameters(_array(asked, project), profile, asked))

@@ -1,44 +1,43 @@
-"""What is asked of SLURM: one call an array to submit, one a look, one to cancel. Every call has a limit of its own."""
+"""All calls to SLURM: one to submit an array, one for each look at the queue, one to cancel. Every call has a time limit."""
 
 from __future__ import annotations
 
 import io
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import redirect_stderr, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from igpt.companion.slurm.batches import dependency
-from igpt.companion.slurm.ledger import Array, Ledger, clock, user
+from igpt.companion.slurm.ledger import FINAL, QUEUED_AGAIN, Array, Job, clock, one_per_array, user
 from igpt.companion.slurm.profile import Profile, Resources
-from igpt.companion.slurm.shell import plain_shell
 from igpt.errors import UsageError
 from igpt.files import NO_ROOM
 from igpt.project import Project
 
-SECONDS = 60.0  # that the scheduler has for an answer
-OVER = {  # SLURM's words for a job that will do nothing more
-    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "REVOKED"),
-    "PREEMPTED",
-}
-HIDDEN = "HIDDEN"  # our word for another user's job that may be at work, where the scheduler does not say
+SECONDS = 60.0  # the limit of a call to the scheduler
+ENDED_FOR_GOOD = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "REVOKED"}
+OVER = {*ENDED_FOR_GOOD, "PREEMPTED", "NODE_FAIL"}  # SLURM's states of a job that has ended; the last two may be queued again
+HIDDEN = "HIDDEN"  # igpt's own state: another user's job that may be at work, and that the scheduler does not show
 # Seconds in which a submission without an answer may still arrive: sbatch itself goes on trying for two minutes. A job that
-# arrives later still finds nothing to do, since submitit's file of its work is put in its place by its number only.
+# arrives even later has nothing to do: submitit's file of its work gets its final name with the job's number only.
 GRACE = 150.0
-HIDDEN_DAYS = 7.0  # that another user's hidden job may wait in the queue before it counts as gone
-UNANSWERED = re.compile(  # what sbatch says when it does not know either whether the job was taken
+HIDDEN_DAYS = 7.0  # for which another user's hidden job may wait in the queue before it counts as gone
+UNANSWERED = re.compile(  # sbatch's message when it does not know whether the job was taken
     r"unable to contact|timed out|unexpected message|not connected|connection (failure|reset|refused|closed)|broken pipe"
     r"|(send|receive|shutdown|communication\w*) failure|zero bytes|temporarily unavailable|no route to host|interrupted",
     re.IGNORECASE,
 )
 REFUSED = re.compile(r"error: |fatal: |unrecognized option|invalid option|requires an argument")
-UNREACHABLE = {  # what SLURM's commands print when they do not get as far as its controller; what that means, and what to do
+UNREACHABLE = {  # what SLURM's commands print when they cannot reach its controller, and what to do
     r"slurm\.conf|ClusterName needs|configuration (file|source)|fetch.?config|DNS SRV": (
         "SLURM is not set up on this machine: log in where it is, or set SLURM_CONF to its slurm.conf"
     ),
@@ -51,8 +50,8 @@ UNREACHABLE = {  # what SLURM's commands print when they do not get as far as it
     ),
     UNANSWERED.pattern: "SLURM's controller, slurmctld, does not answer: try again when `scontrol ping` says that it is up",
 }
-TOO_MANY = re.compile(r"(QOS|Assoc)\w*Submit|unable to accept job", re.IGNORECASE)  # whatever the profile asks for
-REASONS = {  # SLURM's word for why a job has not begun, and what it means; one that begins with "held" lets none begin by itself
+TOO_MANY = re.compile(r"(QOS|Assoc)\w*Submit|unable to accept job", re.IGNORECASE)  # the profile is not the cause
+REASONS = {  # why a job has not begun: SLURM's reason, and what it means; "held" is for jobs that never begin by themselves
     "DependencyNeverSatisfied": "held, since a job it waits for has failed: `igpt cancel` it, then `igpt resume`",
     "ReservationDeleted|RESV.DEL.HOLD": "held, since its reservation is gone: {mend}",
     "JobHeldAdmin": "held by an administrator: ask for `scontrol release {job}`",
@@ -78,11 +77,23 @@ REASONS = {  # SLURM's word for why a job has not begun, and what it means; one 
 }
 
 
+# What the user's shell may export, and what must not change the jobs or the scheduler's answers: options of SLURM's commands,
+# which would win over the job's script; the variables of an interactive job (salloc, srun --pty); a running stage's devices.
+NOT_OURS = re.compile(
+    r"(SBATCH|SALLOC|SRUN|SQUEUE|SCANCEL|SACCT|SINFO|SCONTROL|SLURMD|PMIX?)_|SLURM_(?!(CONF|CONF_SERVER|JWT)$)"
+    r"|(CUDA|ROCR)_VISIBLE_DEVICES$|GPU_DEVICE_ORDINAL$|IGPT_(DEVICES|NODES|RENDEZVOUS|PLANNED)$"
+)
+NO_SCHEDULER = (
+    "there is no SLURM here: log in where sbatch is, or run slurm/local-cluster up; `igpt run` and `igpt submit --profile local`"
+    " need none"
+)
+
+
 @dataclass(frozen=True)
 class Queued:
     """A job as the scheduler sees it."""
 
-    job: str
+    number: str
     state: str
     reason: str = ""
     seconds: float = 0.0  # since it began, this time
@@ -90,12 +101,12 @@ class Queued:
 
     @property
     def over(self) -> bool:
-        """Whether it has ended for good."""
+        """Whether it has ended."""
         return self.state in OVER
 
     @property
     def waits(self) -> str:
-        """Why it has not begun, in words with SLURM's own beside them; empty when it has begun."""
+        """Why it has not begun, in words and in SLURM's own; empty when it has begun."""
         if self.over or self.state in ("RUNNING", HIDDEN):
             return ""
         reason = self.reason.replace("_", " ")  # newer schedulers write it so
@@ -103,12 +114,12 @@ class Queued:
             for pattern, means in REASONS.items():
                 if re.fullmatch(pattern, word, re.IGNORECASE):
                     mend = "`igpt cancel` it, change the profile and `igpt resume`"
-                    return f"{means.format(job=self.job, mend=mend)} ({reason or self.state})"
+                    return f"{means.format(job=self.number, mend=mend)} ({reason or self.state})"
         return f"waits ({reason})" if reason else "waits"
 
     @property
     def held(self) -> str:
-        """The same of a job that will never begin by itself; empty for others."""
+        """The same for a job that will never begin by itself; empty for others."""
         return self.waits if self.waits.startswith("held") else ""
 
 
@@ -117,24 +128,47 @@ class Unreachable(UsageError):
 
 
 class Unanswered(UsageError):
-    """Whether a submission has arrived is not known."""
+    """It is not known whether a submission has arrived."""
 
 
+@dataclass(frozen=True)
 class Queue:
-    """The scheduler's answer to one question: what is queued or running of some arrays."""
+    """What the scheduler or its accounting knows: jobs by their array's title and index, arrays' numbers by title.
 
-    def __init__(self, jobs: Mapping[tuple[str, int], Queued], numbers: Mapping[str, str]) -> None:
-        self._jobs = jobs
-        self.numbers = numbers  # the arrays' own, by their titles
+    A row with the index None is for all jobs of an array that have no row of their own.
+    """
 
-    def find(self, array: Array, index: int) -> Queued | None:
+    jobs: dict[tuple[str, int | None], Queued] = field(default_factory=dict)
+    numbers: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, answer: str) -> Queue:
+        """From lines of title, number, state, time and node, of squeue also the reason."""
+        queue = cls()
+        for line in answer.splitlines():
+            title, number, state, time_used, node, *reason = line.split("|", 5)
+            array, _, index = number.partition("_")
+            parts = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", time_used)
+            days, hours, minutes, seconds = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0, 0)
+            queue.numbers[title] = array
+            queue.jobs[title, int(index) if index.isdigit() else None] = Queued(
+                number,
+                state.partition(" ")[0],  # without "by 1000", who cancelled it
+                "" if reason in ([], ["None"]) else reason[0],
+                float(((days * 24 + hours) * 60 + minutes) * 60 + seconds),
+                "" if node == "None assigned" else node,
+            )
+        return queue
+
+    def find(self, job: Job) -> Queued | None:
         """One job, if the scheduler still knows it."""
-        return self._jobs.get((array.title, index))
+        queued = self.jobs.get((job.array.title, job.index)) or self.jobs.get((job.array.title, None))
+        return replace(queued, number=job.number or queued.number) if queued else None
 
-    def active(self, array: Array, index: int) -> Queued | None:
+    def active(self, job: Job) -> Queued | None:
         """One job, if it is queued or running."""
-        job = self.find(array, index)
-        return job if job is not None and not job.over else None
+        queued = self.find(job)
+        return queued if queued is not None and not queued.over else None
 
 
 def require() -> None:
@@ -143,176 +177,138 @@ def require() -> None:
         raise Unreachable(NO_SCHEDULER)
 
 
-def look(ledger: Ledger, arrays: Sequence[Array], *, seconds: float = SECONDS) -> Queue:
-    """Ask for all of the arrays at once. Raises Unreachable when there is no scheduler, or it does not answer in time.
+def look(jobs: Iterable[Job], *, seconds: float = SECONDS) -> Queue:
+    """Ask for all arrays of the jobs at once. Raises Unreachable when the scheduler does not answer.
 
-    seconds : that each of its commands has for an answer
+    seconds : the limit of each command
 
-    Where ``PrivateData`` hides the jobs of others, theirs are in the answer as `HIDDEN` for as long as nothing says that
-    they have ended; see `_hidden`.
+    Where ``PrivateData`` hides other users' jobs, these are in the answer as `HIDDEN` until something shows that they have
+    ended; see `_hidden`.
     """
-    if not arrays:
-        return Queue({}, {})
-    names = ",".join(array.title for array in arrays)
-    answer = call("squeue", "-h", "-r", "-t", "all", "-n", names, "-o", "%j|%F|%K|%T|%M|%N|%r", seconds=seconds)
-    jobs: dict[tuple[str, int], Queued] = {}
-    numbers: dict[str, str] = {}
-    for line in answer.splitlines():
-        title, number, place, state, time_used, node, reason = line.split("|", 6)
-        index = int(place) if place.isdigit() else 0
-        numbers[title] = number
-        job = f"{number}_{index}" if place.isdigit() else number
-        jobs[title, index] = Queued(job, state, "" if reason == "None" else reason, _seconds(time_used), node)
-    absent = [array for array in arrays if array.title not in numbers]
-    unknown = [array for array in absent if array.job is None]
-    others = [array for array in absent if array.owner not in ("", user())]
-    others = others if others and _private(seconds) else []
-    if not unknown and not others:
-        return Queue(jobs, numbers)
+    jobs = list(jobs)
+    if not jobs:
+        return Queue()
+    names = ",".join(job.array.title for job in one_per_array(jobs))
+    queue = Queue.of(call("squeue", "-h", "-r", "-t", "all", "-n", names, "-o", "%j|%i|%T|%M|%N|%r", seconds=seconds))
+    absent = [job for job in jobs if job.array.title not in queue.numbers]
+    unknown = [job for job in absent if job.array.job is None]
+    others = [job for job in absent if job.array.owner not in ("", user())]
+    if others and not _private(seconds):
+        others = []
     known = accounted([*unknown, *others], seconds=seconds)
-    numbers |= {array.title: known.numbers[array.title] for array in unknown if array.title in known.numbers}
-    for array in others:
-        for index in range(len(array.stages)):
-            if hidden := _hidden(ledger, array, index, known.find(array, index)):
-                jobs[array.title, index] = hidden
-    return Queue(jobs, numbers)
-
-
-def _seconds(time_used: str) -> float:
-    """SLURM's [days-][hours:]minutes:seconds in seconds; 0 for what is none."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", time_used)
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)
-    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    queue.numbers.update({job.array.title: known.numbers[job.array.title] for job in unknown if job.array.title in known.numbers})
+    for job in others:
+        if hidden := _hidden(job, known.find(job)):
+            queue.jobs[job.array.title, job.index] = hidden
+    return queue
 
 
 def _private(seconds: float) -> bool:
-    """Whether the scheduler hides the jobs of others; its answer is not the whole then."""
-    found = re.search(r"^PrivateData\s*= (.*)$", call("scontrol", "show", "config", seconds=seconds), re.MULTILINE)
-    return found is not None and bool({"jobs", "all"} & set(found[1].lower().split(",")))
+    """Whether the scheduler hides the jobs of other users."""
+    setting = re.search(r"^PrivateData\s*= (.*)$", call("scontrol", "show", "config", seconds=seconds), re.MULTILINE)
+    return setting is not None and bool({"jobs", "all"} & set(setting[1].lower().split(",")))
 
 
-def _hidden(ledger: Ledger, array: Array, index: int, said: Queued | None) -> Queued | None:
+def _hidden(job: Job, accounting: Queued | None) -> Queued | None:
     """Another user's job that squeue does not show, while it counts as at work; None once it is known to have ended.
 
-    What counts is, in this order: its own last word, the accounting, what its owner's commands saw of its end, and time. A
-    job that has said it runs counts until its limit of minutes after its last word, one that waits for `HIDDEN_DAYS` after
-    that, or after its submission.
+    What counts, in this order: its own last status, the accounting, what its owner's commands saw of its end, and time. A
+    running job counts until its limit of minutes after its last status, one that waits for `HIDDEN_DAYS`.
     """
-    mark = ledger.mark(array.token, index)
-    if mark and (mark.state in ("done", "failed", "cancelled") or (mark.state == "stopped" and "queued again" not in mark.why)):
+    status = job.status
+    if status and (status.state in FINAL or (status.state == "stopped" and not status.why.endswith(QUEUED_AGAIN))):
         return None
-    end = ledger.end(array.token, index)
-    if (said is not None and said.over) or end in OVER - {"PREEMPTED", "NODE_FAIL"}:  # after which it may be queued again
+    if (accounting is not None and accounting.over) or job.end in ENDED_FOR_GOOD:
         return None
-    runs = mark is not None and mark.state == "running"
-    until = ledger.last_sign(array, index) + (60 * array.minutes if runs else 86400 * HIDDEN_DAYS)
-    if said is None and time.time() > until:
+    until = job.last_sign + (60 * job.array.minutes if job.state == "running" else 86400 * HIDDEN_DAYS)
+    if accounting is None and time.time() > until:
         return None
-    counts = "" if said else f": it counts as queued or running until {clock(until)}, or until {array.owner} runs `igpt cancel`"
-    return Queued(array.job_of(index) or array.title, HIDDEN, f"a job of {array.owner} that PrivateData hides{counts}")
+    owner = job.array.owner
+    counts = f": it counts as queued or running until {clock(until)}, or until {owner} runs `igpt cancel`"
+    reason = f"a job of {owner} that PrivateData hides{'' if accounting else counts}"
+    return Queued(job.number or job.array.title, HIDDEN, reason)
 
 
-def accounted(arrays: Sequence[Array], *, seconds: float = SECONDS) -> Queue:
-    """What the accounting knows of arrays; nothing where there is none, or it does not answer."""
+def accounted(jobs: Iterable[Job], *, seconds: float = SECONDS) -> Queue:
+    """What the accounting knows of jobs; nothing where there is none, or it does not answer."""
+    arrays = [job.array for job in one_per_array(jobs)]
     if not arrays:
-        return Queue({}, {})
-    names = ",".join(array.title for array in arrays)
+        return Queue()
     first = datetime.fromtimestamp(min(array.since for array in arrays)) - timedelta(days=1)
-    begin = max(first, datetime(1971, 1, 1)).strftime("%Y-%m-%d")
-    # An end in the future, or sacct leaves out what was not to begin yet.
-    command = ("sacct", "-a", "-n", "-X", "-P", "-S", begin, "-E", "now+366days", f"--name={names}")
+    # An end in the future, or sacct leaves out jobs that were to begin later.
+    period = ("-S", max(first, datetime(1971, 1, 1)).strftime("%Y-%m-%d"), "-E", "now+366days")
+    names = f"--name={','.join(array.title for array in arrays)}"
     try:
-        answer = call(*command, "-o", "JobName,JobID,State,ElapsedRaw,NodeList", seconds=seconds)
+        return Queue.of(call("sacct", "-anXP", *period, names, "-o", "JobName,JobID,State,Elapsed,NodeList", seconds=seconds))
     except UsageError:
-        return Queue({}, {})
-    found: dict[tuple[str, int | None], Queued] = {}
-    for line in answer.splitlines():
-        title, job, state, elapsed, node = line.split("|", 4)
-        place = job.partition("_")[2]
-        index = int(place) if place.isdigit() else None  # of all places of an array that have no line of their own
-        began = 0.0 if node == "None assigned" or not elapsed.isdigit() else float(elapsed)
-        found[title, index] = Queued(job, state.partition(" ")[0], "", began, "" if node == "None assigned" else node)
-    places = {(array.title, index): array.job_of(index) for array in arrays for index in range(len(array.stages))}
-    jobs = {
-        (title, index): replace(said, job=job or said.job)
-        for (title, index), job in places.items()
-        if (said := found.get((title, index)) or found.get((title, None)))
-    }
-    return Queue(jobs, {title: said.job.partition("_")[0] for (title, _), said in found.items()})
+        return Queue()
 
 
-def settle(ledger: Ledger, arrays: Sequence[Array], queue: Queue) -> list[Array]:
-    """Settle submissions that were cut off or had no answer; those of which it is still not known whether they arrived.
+def settle(jobs: Iterable[Job], queue: Queue) -> list[Job]:
+    """Settle submissions that were cut off or had no answer; one job of each that may still arrive.
 
-    One that has arrived gets its number, and its jobs their work. Only for who holds the ledger alone.
+    An array that has arrived gets its number, and its jobs their work. Call it only while holding `Ledger.alone`.
     """
     unknown = []
-    for array in arrays:
-        if array.job is not None:
+    for job in one_per_array(jobs):
+        if job.array.job is not None:
             continue
-        if number := number_of(ledger, array, queue):
-            _give_work(ledger, array, number)
-            ledger.write(array.model_copy(update={"job": number}))
-        elif may_arrive(ledger, array, queue):
-            unknown.append(array)
+        if number := number_of(job, queue):
+            array = job.array.model_copy(update={"job": number})
+            _give_work(array, job.logs)
+            job.ledger.write(array)
+        elif may_arrive(job, queue):
+            unknown.append(job)
         else:
-            ledger.withdraw(array)
+            job.ledger.withdraw(job.array)
     return unknown
 
 
-def number_of(ledger: Ledger, array: Array, queue: Queue) -> str | None:
-    """The scheduler's number of an array that has none in the ledger yet, from the queue, the accounting or its logs."""
-    return queue.numbers.get(array.title) or ledger.number_on_disk(array)
+def number_of(job: Job, queue: Queue) -> str | None:
+    """The scheduler's number of a job's array that has none in the ledger yet, from the queue, the accounting or its logs."""
+    on_disk = (path.name.partition("_")[0] for path in sorted(job.logs.glob("*_log.*")))
+    return queue.numbers.get(job.array.title) or next(filter(str.isdigit, on_disk), None)
 
 
-def may_arrive(ledger: Ledger, array: Array, queue: Queue) -> bool:
-    """Whether a submission of which nothing is to be seen may still have arrived."""
-    return ledger.was_sent(array) and time.time() < settled_by(array, queue)
+def may_arrive(job: Job, queue: Queue) -> bool:
+    """Whether a submission that the scheduler does not show may still arrive."""
+    return job.was_sent and time.time() < settled_by(job, queue)
 
 
-def settled_by(array: Array, queue: Queue) -> float:
-    """When the scheduler's word that there is no such job counts for good, in seconds of the epoch."""
-    hidden = queue.find(array, 0)
-    return array.since + (86400 * HIDDEN_DAYS if hidden and hidden.state == HIDDEN else GRACE)
+def settled_by(job: Job, queue: Queue) -> float:
+    """When it is final that the scheduler knows no such job, in seconds of the epoch."""
+    hidden = queue.find(job)
+    return job.array.since + (86400 * HIDDEN_DAYS if hidden and hidden.state == HIDDEN else GRACE)
 
 
-def _give_work(ledger: Ledger, array: Array, number: str) -> None:
-    """Put submitit's files of the jobs' work where they look for it, as it would have done with an answer."""
+def _give_work(array: Array, logs: Path) -> None:
+    """Rename submitit's files of the jobs' work as submitit does when sbatch answers."""
     from submitit.core.utils import DelayedSubmission
 
-    numbered = array.model_copy(update={"job": number})
-    for path in ledger.logs(array.token).glob("*.pkl"):
+    for path in logs.glob("*.pkl"):
         if "_" in path.name:
-            continue  # in its place
-        with suppress(Exception):  # of other code than this, say: then the job ends without its work, and is shown as lost
-            index = DelayedSubmission.load(path).function.index  # type: ignore[attr-defined]
-            path.rename(path.with_name(f"{numbered.job_of(index)}_submitted.pkl"))
+            continue  # renamed already
+        with suppress(Exception):  # of other code than this, say: the job then ends without its work, and is shown as lost
+            index = DelayedSubmission.load(path).function.job.index  # type: ignore[attr-defined]
+            path.rename(path.with_name(f"{array.job_of(index)}_submitted.pkl"))
 
 
 def submit(
-    ledger: Ledger,
-    array: Array,
-    functions: Sequence[Callable[[], object]],
-    profile: Profile,
-    resources: Resources,
-    *,
-    after: Iterable[str] = (),
-    root: Project,
+    job: Job, functions: Sequence[Callable[[], object]], profile: Profile, resources: Resources, *, after: Iterable[str] = ()
 ) -> str:
-    """Submit an array in one call; the scheduler's number of it.
+    """Submit the array that a job is of, in one call; the scheduler's number of it.
 
-    functions : one a job, called there without arguments
-    after : the jobs to wait for
-    root : the folder of the code that they run
+    functions : one per job, called there without arguments
+    after : numbers of the jobs to wait for
 
-    Raises UsageError with the scheduler's words when it refuses, Unanswered when it may have taken the array nevertheless.
+    Raises UsageError with the scheduler's message when it refuses, Unanswered when it may have taken the array nevertheless.
     """
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    # submitit counts any stop of a job under ten minutes as a timeout; the jobs themselves say when it is enough.
-    executor = submitit.SlurmExecutor(ledger.logs(array.token), max_num_timeout=1_000_000, python=python_command(profile))
-    executor.update_parameters(**job_parameters(array, profile, resources, after=after, root=root))
+    # submitit counts any stop of a job under ten minutes as a timeout; igpt counts them itself, see `job.FRUITLESS`.
+    executor = submitit.SlurmExecutor(job.logs, max_num_timeout=1_000_000, python=python_command(profile))
+    executor.update_parameters(**job_parameters(job.array, profile, resources, after=after))
     try:
         # A refusal would otherwise be printed here a second time.
         with plain_shell(), redirect_stderr(io.StringIO()), executor.batch():
@@ -321,10 +317,10 @@ def submit(
         said = " ".join(str(error).split()).removeprefix("sbatch: error: ")
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise UsageError(
-                f"{ledger.folder} cannot take the jobs' files ({error.strerror}): make room, or set shared_folder to a disk that"
-                " can be written, and submit again"
+                f"{job.ledger.folder} cannot take the jobs' files ({error.strerror}): make room, or set shared_folder to a disk"
+                " that can be written, and submit again"
             ) from None
-        if ledger.was_sent(array) and not _refused(error):
+        if job.was_sent and not _refused(error):
             raise Unanswered(said or "sbatch was killed") from None
         if trouble := trouble_in(str(error)):
             raise Unreachable(f"nothing was submitted: {trouble}") from None
@@ -336,33 +332,36 @@ def submit(
 
 
 def _refused(error: Exception) -> bool:
-    """Whether sbatch's end says for certain that it has submitted nothing."""
+    """Whether it is certain that sbatch has submitted nothing."""
     code = error.__cause__.returncode if isinstance(error.__cause__, subprocess.CalledProcessError) else 0
     return code > 0 and REFUSED.search(str(error)) is not None and UNANSWERED.search(str(error)) is None
 
 
 def python_command(profile: Profile) -> str:
-    """What starts Python in a job; without srun the shell becomes it, so that the batch step's signal reaches it."""
+    """The command that starts Python in a job; without srun by exec, so that the signal for the batch step reaches it."""
     python = profile.python or shlex.quote(sys.executable)
     return python if profile.srun else f"exec {python}"
 
 
-def job_parameters(
-    array: Array, profile: Profile, resources: Resources, *, after: Iterable[str], root: Project
-) -> dict[str, object]:
-    """What submitit is given, from which it writes the sbatch file."""
+def job_parameters(array: Array, profile: Profile, resources: Resources, *, after: Iterable[str] = ()) -> dict[str, object]:
+    """The parameters from which submitit writes the sbatch file."""
     grace = profile.signal_seconds
     options: dict[str, object] = {"requeue": True, **profile.gpu_options(resources), **resources.options}
     options["chdir"] = str(Project.here().root)  # from wherever it is submitted
     if not profile.srun:
         options["signal"] = f"B:USR2@{grace}"
     waits = dependency(after)
-    wanted = {
+    exported = {
+        "OMP_NUM_THREADS": str(resources.cpus),
+        "SRUN_CPUS_PER_TASK": str(resources.cpus),  # since 22.05 srun ignores sbatch's, and binds a task to one core
+        **profile.environment,
+        "PYTHONPATH": array.snapshot,
+        "PYTHONSAFEPATH": "1",  # or the working directory, a checkout that may have changed, would come before it
+        "IGPT_ROOT": array.snapshot,
+    }
+    parameters = {
         "job_name": array.title,
-        "partition": resources.partition,
-        "account": resources.account,
-        "qos": resources.qos,
-        "constraint": resources.constraint,
+        **{name: getattr(resources, name) for name in ("partition", "account", "qos", "constraint")},
         "time": resources.minutes,
         "nodes": resources.nodes,
         "ntasks_per_node": 1,
@@ -372,59 +371,70 @@ def job_parameters(
         "array_parallelism": profile.at_once,
         "use_srun": profile.srun,
         "srun_args": ["--kill-on-bad-exit=1"] if resources.nodes > 1 else None,
-        "setup": _setup(profile, resources, root),
+        "setup": [*profile.setup, *(f"export {name}={shlex.quote(value)}" for name, value in exported.items())],
         "additional_parameters": {**options, **({"dependency": waits} if waits else {})},
     }
-    return {name: value for name, value in wanted.items() if value is not None}
+    return {name: value for name, value in parameters.items() if value is not None}
 
 
-def _setup(profile: Profile, resources: Resources, root: Project) -> list[str]:
-    """Shell lines before the work: the user's, then where the code and the data are."""
-    exported = {
-        "OMP_NUM_THREADS": str(resources.cpus),
-        "SRUN_CPUS_PER_TASK": str(resources.cpus),  # from 22.05 on, srun forgets sbatch's, and binds a task to one core
-        **profile.environment,
-        "PYTHONPATH": str(root.root),
-        "PYTHONSAFEPATH": "1",  # or the working directory, a checkout that may have changed, would come before it
-        "IGPT_ROOT": str(root.root),
-    }
-    return [*profile.setup, *(f"export {name}={shlex.quote(value)}" for name, value in exported.items())]
+def trial(parameters: dict[str, object]) -> str:
+    """When sbatch would start a job with such parameters, asked without submitting. Raises UsageError when it refuses."""
+    more = parameters["additional_parameters"]
+    assert isinstance(more, dict)
+    named = ("partition", "account", "qos", "constraint", "time", "nodes", "ntasks_per_node", "cpus_per_task", "mem")
+    options = {**{name.replace("_", "-"): parameters[name] for name in named if name in parameters}, **more}
+    words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
+    done = ask("sbatch", "--test-only", *words, "--wrap", "true")
+    printed = " ".join(done.stderr.split()).removeprefix("sbatch: ").removeprefix("allocation failure: ")
+    if done.returncode:
+        raise UsageError(trouble_in(done.stderr) or f"{printed}: mend the profile")
+    start = re.search(r"to start at (\S+)", printed)
+    return f"would start at {start[1]}" if start else printed
 
 
-def cancel(jobs: Iterable[str]) -> None:
+def cancel(numbers: Iterable[str]) -> None:
     """Cancel jobs, by their numbers, in one call."""
-    if wanted := sorted(set(jobs)):
-        call("scancel", "--quiet", *wanted)
+    if sorted_numbers := sorted(set(numbers)):
+        call("scancel", "--quiet", *sorted_numbers)
 
 
 def call(*command: str, seconds: float = SECONDS) -> str:
     """What a command of the scheduler prints. Raises UsageError when it refuses, Unreachable when it could not be asked."""
-    try:
-        with plain_shell():
-            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-    except FileNotFoundError:
-        raise Unreachable(NO_SCHEDULER) from None
-    except subprocess.TimeoutExpired as error:
-        said = error.stderr.decode(errors="replace") if error.stderr else ""
-        raise Unreachable(trouble_in(said) or trouble_in(f"{command[0]}: timed out after {seconds:g} s")) from None
+    done = ask(*command, seconds=seconds)
     if done.returncode:
         if trouble := trouble_in(done.stderr):
             raise Unreachable(trouble)
-        said = " ".join(done.stderr.rpartition("fatal: ")[2].split())
-        raise UsageError(f"{command[0]} refuses ({said}): see whether the scheduler is up, `sinfo` says")
+        printed = " ".join(done.stderr.rpartition("fatal: ")[2].split())
+        raise UsageError(f"{command[0]} refuses ({printed}): see whether the scheduler is up, `sinfo` says")
     return done.stdout
 
 
-def trouble_in(said: str) -> str:
-    """Why the scheduler could not be asked, from what a command of its printed; empty when it could."""
+def ask(*command: str, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
+    """Run a command of the scheduler. Raises Unreachable where there is none, and when it does not answer in time."""
+    try:
+        with plain_shell():
+            return subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    except FileNotFoundError:
+        raise Unreachable(NO_SCHEDULER) from None
+    except subprocess.TimeoutExpired as error:
+        printed = error.stderr.decode(errors="replace") if error.stderr else ""
+        raise Unreachable(trouble_in(printed) or trouble_in(f"{command[0]}: timed out after {seconds:g} s")) from None
+
+
+def trouble_in(printed: str) -> str:
+    """Why the scheduler could not be asked, from what a command printed; empty when it could."""
     for pattern, means in UNREACHABLE.items():
-        lines = [line for line in said.splitlines() if re.search(pattern, line, re.IGNORECASE)]
+        lines = [line for line in printed.splitlines() if re.search(pattern, line, re.IGNORECASE)]
         for line in [line for line in lines if "If munged is up" not in line] or lines:
             return f"{means} ({re.sub(r'^(.*? )?error: |^[a-z]+: ', '', line.strip())})"
     return ""
 
 
-NO_SCHEDULER = (
-    "there is no SLURM here: log in where sbatch is, or run slurm/local-cluster up; `igpt run` and `igpt submit --profile local`"
-    " need none"
-)
+@contextmanager
+def plain_shell() -> Iterator[None]:
+    """Take the variables of `NOT_OURS` out of the environment meanwhile."""
+    kept = {name: os.environ.pop(name) for name in list(os.environ) if NOT_OURS.match(name)}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)

@@ -1,4 +1,4 @@
-"""The code that jobs run: a clone of the commit that was submitted, whatever the checkout becomes meanwhile."""
+"""The code that jobs run: a clone of the commit that was submitted, so later changes of the checkout do not matter."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
+from igpt.companion.results.plan import Plan, PlannedStage
 from igpt.companion.run.git import CODE, changes, git, head
+from igpt.companion.run.local import plan_stages
+from igpt.companion.run.targets import find_stages
 from igpt.errors import UsageError
 from igpt.files import NO_ROOM
 from igpt.project import Project
+
+PLANNED = TypeAdapter(tuple[PlannedStage, ...])
 
 
 def check_clean(project: Project, *, dirty: bool) -> str:
@@ -40,9 +48,9 @@ def check_clean(project: Project, *, dirty: bool) -> str:
     return f"{commit}-dirty-{content.hexdigest()[:12]}"
 
 
-def take_snapshot(project: Project, home: Project, name: str) -> Project:
-    """A clone of the checkout under its code's name, whose ``runs`` are those of ``home``; made once."""
-    folder = home.runs / ".snapshots" / name
+def take_snapshot(project: Project, run_root: Project, name: str) -> Project:
+    """A clone of the checkout under its code's name, whose ``runs`` are those of ``run_root``; made once."""
+    folder = run_root.runs / ".snapshots" / name
     if folder.exists():
         return Project(folder)
     part = folder.with_name(f".{name}.{os.getpid()}.part")
@@ -62,31 +70,40 @@ def take_snapshot(project: Project, home: Project, name: str) -> Project:
         exclude = part / ".git" / "info" / "exclude"
         exclude.parent.mkdir(exist_ok=True)
         exclude.write_text("/runs\n")  # or git would call the link a change
-        (part / "runs").symlink_to(home.runs, target_is_directory=True)
+        (part / "runs").symlink_to(run_root.runs, target_is_directory=True)
         part.replace(folder)
-    except subprocess.CalledProcessError as error:
-        said = next((os.strerror(number) for number in NO_ROOM if os.strerror(number) in error.stderr), "")
-        if said:
-            raise _no_room(folder, said) from None
-        lines = error.stderr.strip().splitlines() or [f"git ended with {error.returncode}"]
-        first = next((line for line in lines if line.startswith(("fatal: ", "error: "))), lines[0])
-        raise UsageError(f"the snapshot of {name[:12]} could not be made ({first}): fix the cause and submit again") from None
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            raise _no_room(folder, os.strerror(error.errno)) from None
-        if not folder.exists():  # another submission made it meanwhile
-            raise UsageError(f"the snapshot could not be written ({error.strerror}): fix the cause and submit again") from None
+    except (OSError, subprocess.CalledProcessError) as error:
+        if folder.exists():  # another submission has made it meanwhile
+            return Project(folder)
+        reason = error.strerror if isinstance(error, OSError) else _why(error)
+        raise UsageError(
+            f"the code that the jobs are to run could not be copied to {folder.parent} ({reason}): fix that, by `igpt clean` or"
+            " another shared_folder if its disk is full, and submit again"
+        ) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return Project(folder)
 
 
-def _no_room(folder: Path, said: str) -> UsageError:
-    """What is said of a disk that does not take the code."""
-    return UsageError(
-        f"the code that the jobs are to run could not be copied to {folder.parent} ({said}): make room there (`igpt clean`"
-        " says what can go), or set shared_folder to a disk that can be written, and submit again"
-    )
+def _why(error: subprocess.CalledProcessError) -> str:
+    """Git's own message: of a full disk its reason alone, else the first line that names an error."""
+    no_room = [os.strerror(number) for number in NO_ROOM if os.strerror(number) in error.stderr]
+    lines = [line for line in error.stderr.splitlines() if line.startswith(("fatal: ", "error: "))]
+    return next(iter([*no_room, *lines, *error.stderr.splitlines()]), f"git ended with {error.returncode}")
+
+
+def plan_of_snapshot(code: Project, names: list[str], environment: dict[str, str]) -> Plan:
+    """The plan of stages by name, made and signed by a process that runs the snapshot's code.
+
+    Raises UsageError when that code cannot plan them.
+    """
+    given = {**os.environ, **environment, "IGPT_ROOT": str(code.root), "PYTHONPATH": str(code.root), "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-m", "igpt.companion.slurm.snapshot", *names]
+    done = subprocess.run(command, env=given, capture_output=True, text=True)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:]
+        raise UsageError(f"the code in {code.root} cannot plan {names[0]} ({' '.join(last)}): submit it again instead")
+    return Plan({planned.stage: planned for planned in PLANNED.validate_json(done.stdout)})
 
 
 def _changed_files(root: Path) -> list[str]:
@@ -94,3 +111,8 @@ def _changed_files(root: Path) -> list[str]:
     changed = git(root, "diff", "HEAD", "--name-only", "-z", "--no-renames", "--", *CODE)
     new = git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *CODE)
     return sorted(path for path in (changed + new).split("\0") if path and not (root / path).is_symlink())
+
+
+if __name__ == "__main__":
+    here = Project.here()
+    print(PLANNED.dump_json(tuple(plan_stages(here, find_stages(sys.argv[1:], None, here)))).decode())

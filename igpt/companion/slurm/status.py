@@ -1,7 +1,7 @@
 """`igpt status`, `igpt logs`, `igpt cancel` and `igpt collect`: what became of what was submitted.
 
-Whether a stage is done is read from its record, never from the scheduler's word; why one is not, from what its job
-said, from what the scheduler wrote into its log, or from the queue. One question to the scheduler a look.
+Whether a stage is done is read from its record, never from the scheduler; why one is not, from its job's status, from what
+the scheduler wrote into the job's log, or from the queue. The scheduler is asked once per look.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import math
 import shutil
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tabulate import tabulate
@@ -22,21 +22,16 @@ from igpt.companion.results.record import usable_record, write_record
 from igpt.companion.results.store import record_path
 from igpt.companion.run.folder import read_progress, run_folder
 from igpt.companion.run.local import publishable_stages
-from igpt.companion.slurm.ledger import (
+from igpt.companion.slurm.job_log import (
     BY_SCANCEL,
     DISK_WAS_FULL,
     MEMORY,
     NODE,
-    Array,
-    Ledger,
-    arrays_of,
-    clock,
-    homes,
-    last_word,
-    member_word,
-    scheduler_word,
-    user,
+    last_line,
+    other_nodes_last_line,
+    scheduler_reason,
 )
+from igpt.companion.slurm.ledger import FINAL, QUEUED_AGAIN, Job, clock, one_per_array, run_roots, user
 from igpt.companion.slurm.scheduler import (
     HIDDEN,
     NO_SCHEDULER,
@@ -50,347 +45,258 @@ from igpt.companion.slurm.scheduler import (
     settle,
     settled_by,
 )
-from igpt.companion.slurm.targets import Jobs, chosen, chosen_now
+from igpt.companion.slurm.targets import by_ledger, chosen_jobs
 from igpt.errors import StageError, UsageError
 from igpt.project import Project
 from igpt.text import counted, visible
 
+STATES = ("done", "running", "queued", "held", "stopped", "failed", "cancelled", "lost", "unknown")
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-ENDS = {"OUT_OF_MEMORY": MEMORY, "NODE_FAIL": NODE, "PREEMPTED": "preempted"}  # and how it says that a job has ended
-AGAIN = ": queued again"
-EVERY = 10.0  # seconds between two looks, for the scheduler's sake
-ANSWER = 10.0  # seconds that a look has: a controller that is down is known as such after nine
-ACCOUNTING = 2.0  # and that the accounting has, in its place
-FRESH = 120.0  # seconds for which a job's own word that it runs counts; it says so every half a minute
+REASONS = {"OUT_OF_MEMORY": MEMORY, "NODE_FAIL": NODE, "PREEMPTED": "preempted"}  # of SLURM's states
+EVERY = 10.0  # seconds between two looks, to spare the scheduler
+ANSWER = 10.0  # limit in seconds of a look: squeue gives up after nine when the controller is down
+ACCOUNTING = 2.0  # and of the accounting
+FRESH = 120.0  # seconds for which a job's status "running" counts; a running job renews it every half a minute
 WIDTH = 80  # columns
-FINAL = ("done", "failed", "cancelled")  # words of a job after which it says nothing more
+FULL = 2**20  # free bytes below which a disk counts as full
 
 
 @dataclass(frozen=True)
 class Row:
-    """One job as a person wants to know it.
+    """A job as `igpt status` shows it. The fields are the keys of its JSON document; the chapter on clusters explains them."""
 
-    node : where it runs, or ran last
-    elapsed : seconds that it has run, in all its sessions
-    done, total : steps; both 0 where it counts none
-    loss : the last of its training, in nats per token; left : seconds. None while unknown
-    used, planned : GPU-hours; the planned ones are an H100's
-    """
-
-    name: str
-    job: str
+    stage: str
+    job: str | None
     state: str
     why: str
-    node: str
-    elapsed: float
+    node: str | None
+    elapsed_seconds: float
     folder: Path
-    cell: str
-    done: float
-    total: float
-    loss: float | None
-    left: float | None
-    used: float
-    planned: float
     log: Path | None
+    cell: str | None
+    steps_done: float | None
+    steps_total: float | None
+    loss: float | None
+    seconds_left: float | None
+    gpu_hours_used: float
+    gpu_hours_planned: float
 
 
 @dataclass(frozen=True)
 class Look:
-    """The jobs at one moment; ``unasked`` says why the scheduler could not be asked, if it could not."""
+    """The jobs at one moment; ``trouble`` is why the scheduler could not be asked, if it could not."""
 
     rows: list[Row]
-    unasked: str = ""
-    retry: bool = False  # whether it may be asked later, since there is one
+    trouble: str | None
 
     @property
     def at_work(self) -> bool:
         """Whether there is something to wait for."""
-        return any(row.state in ("queued", "running") or (self.retry and row.state == "unknown") for row in self.rows)
+        waited_for = ("queued", "running", *(["unknown"] if self.trouble and NO_SCHEDULER not in self.trouble else []))
+        return any(row.state in waited_for for row in self.rows)
 
 
 def status_text(targets: list[str], *, every: bool) -> str:
-    """A table of the jobs; the finished ones only counted unless ``every``."""
-    return _text(_look(targets), every=every)
-
-
-def _text(seen: Look, *, every: bool) -> str:
-    """The same of a look."""
-    if not seen.rows:
-        return "no job was submitted from here: `igpt submit TARGETS --profile NAME` does"
-    shown = [row for row in seen.rows if every or row.state != "done"]
-    cells = [(row.state, row.job, _clock(row.elapsed) if row.elapsed else "", row.name) for row in shown]
-    head, rule, *lines = tabulate(
-        [map(visible, row) for row in cells] or [[""] * 4], ("State", "Job", "Elapsed", "Stage"), disable_numparse=True
-    ).splitlines()
-    table = [head, rule, *(line for job, row in zip(lines, shown, strict=False) for line in (job.rstrip(), *_details(row)))]
-    counts = [f"{n} {state}" for state in STATES if (n := sum(row.state == state for row in seen.rows))]
-    used, planned = sum(row.used for row in seen.rows), sum(row.planned for row in seen.rows)
-    said = f"{counted(len(seen.rows), 'job')}: {', '.join(counts)}; {used:.2f} GPU-hours used, {planned:.2f} planned"
-    return "\n".join([*([*table, ""] if shown else []), *([*_wrapped(seen.unasked), ""] if seen.unasked else []), said])
-
-
-def _details(row: Row) -> list[str]:
-    """What is to be said of a job beside its line in the table, in lines of their own."""
-    words = [
-        row.why,
-        f"on {row.node}" if row.node and row.state == "running" else f"last on {row.node}" if row.node else "",
-        f"cell {row.cell}" if row.cell else "",
-        f"step {row.done:,.0f} of {row.total:,.0f}" if row.total and row.state != "done" else "",
-        f"loss {row.loss:.4f}" if row.loss is not None else "",
-        f"{_clock(row.left)} left" if row.left is not None else "",
-        f"{row.used:.2f} of {row.planned:.2f} GPU-hours" if row.used else "",
-        _near(row.folder) if row.folder.exists() else "",
-    ]
-    lines = [""]
-    for word in filter(None, map(visible, words)):
-        longer = f"{lines[-1]}; {word}" if lines[-1] else f"  {word}"
-        lines = [*lines[:-1], longer] if len(longer) <= WIDTH or not lines[-1] else [*lines, f"  {word}"]
-    return [part for line in lines for part in _wrapped(line)]
-
-
-def _wrapped(line: str) -> list[str]:
-    """A line as lines of the table's width; words and paths stay whole."""
-    return textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-
-
-def _near(path: Path) -> str:
-    """A path as one types it here."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def status_json(targets: list[str]) -> str:
-    """All of the jobs as one JSON document; the chapter on clusters says what its keys mean."""
-    seen = _look(targets)
-    jobs = [
-        {
-            "stage": row.name,
-            "job": row.job if row.job != "-" else None,
-            "state": row.state,
-            "why": row.why,
-            "node": row.node or None,
-            "elapsed_seconds": row.elapsed,
-            "folder": str(row.folder),
-            "log": str(row.log) if row.log else None,
-            "cell": row.cell or None,
-            "steps_done": row.done if row.total else None,
-            "steps_total": row.total or None,
-            "loss": row.loss,
-            "seconds_left": row.left,
-            "gpu_hours_used": row.used,
-            "gpu_hours_planned": row.planned,
-        }
-        for row in seen.rows
-    ]
-    return json.dumps({"version": 1, "trouble": seen.unasked or None, "jobs": jobs}, indent=1, allow_nan=False)
-
-
-FULL = 2**20  # bytes that are as good as none
-STATES = ("done", "running", "queued", "held", "stopped", "failed", "cancelled", "lost", "unknown")
+    """A table of the jobs; the finished ones are only counted unless ``every``."""
+    return _text(look_at(chosen_jobs(targets)), every=every)
 
 
 def watch_status(targets: list[str], *, every: bool) -> Iterator[str]:
     """The status again and again, until nothing is queued or running."""
     while True:
-        seen = _look(targets)
+        seen = look_at(chosen_jobs(targets))
         yield _text(seen, every=every)
         if not seen.at_work:
             return
         time.sleep(EVERY)
 
 
-def rows(ledger: Ledger, targets: list[str]) -> list[Row]:
-    """One row a stage, by its last job; one question to the scheduler."""
-    return _rows(chosen([ledger], targets)).rows
+def status_json(targets: list[str]) -> str:
+    """All jobs as one JSON document."""
+    seen = look_at(chosen_jobs(targets))
+    content = {"version": 1, "trouble": seen.trouble, "jobs": [asdict(row) for row in seen.rows]}
+    return json.dumps(content, indent=1, allow_nan=False, default=str)
 
 
-def _look(targets: list[str]) -> Look:
-    """The chosen jobs of all folders."""
-    return _rows(chosen(_ledgers(), targets))
+def _text(seen: Look, *, every: bool) -> str:
+    if not seen.rows:
+        return "no job was submitted from here: `igpt submit TARGETS --profile NAME` does"
+    shown = [row for row in seen.rows if every or row.state != "done"]
+    cells = [
+        tuple(map(visible, (row.state, row.job or "-", _clock(row.elapsed_seconds) if row.elapsed_seconds else "", row.stage)))
+        for row in shown
+    ]
+    head, rule, *lines = tabulate(cells or [[""] * 4], ("State", "Job", "Elapsed", "Stage"), disable_numparse=True).splitlines()
+    table = [head, rule, *(part for line, row in zip(lines, shown, strict=False) for part in (line.rstrip(), *_details(row)))]
+    counts = [f"{n} {state}" for state in STATES if (n := sum(row.state == state for row in seen.rows))]
+    used, planned = sum(row.gpu_hours_used for row in seen.rows), sum(row.gpu_hours_planned for row in seen.rows)
+    sums = f"{counted(len(seen.rows), 'job')}: {', '.join(counts)}; {used:.2f} GPU-hours used, {planned:.2f} planned"
+    return "\n".join([*([*table, ""] if shown else []), *([*_wrapped(seen.trouble), ""] if seen.trouble else []), sums])
 
 
-def _rows(found: Sequence[tuple[Ledger, Jobs]]) -> Look:
-    """A row each job. Where the scheduler does not answer, it is asked once only, and the accounting in its place."""
-    seen: list[tuple[Ledger, Jobs, Queue | None]] = []
-    trouble: UsageError | None = None
-    for ledger, jobs in found:
-        unfinished = _unfinished(ledger, jobs)
-        queue = None
-        if trouble is None or not unfinished:
-            try:
-                queue = look(ledger, unfinished, seconds=ANSWER)
-                jobs = _with_numbers(ledger, jobs, queue)
-            except UsageError as error:  # the login node of another cluster, say: what the jobs wrote is still to be read
-                trouble = error
-        seen.append((ledger, jobs, queue))
-    silent = [array for ledger, jobs, queue in seen for array in _without_a_word(ledger, jobs, queue)]
-    known = accounted(silent, seconds=ACCOUNTING)
-    made = [_row(ledger, array, index, queue, known) for ledger, jobs, queue in seen for array, index in jobs.values()]
-    retry = trouble is not None and str(trouble) != NO_SCHEDULER
-    return Look(made, f"the scheduler could not be asked: {trouble}" if trouble else "", retry)
+def _details(row: Row) -> list[str]:
+    """The lines below a job's line in the table."""
+    node = (f"on {row.node}" if row.state == "running" else f"last on {row.node}") if row.node else ""
+    details = [
+        row.why,
+        node,
+        f"cell {row.cell}" if row.cell else "",
+        f"step {row.steps_done:,.0f} of {row.steps_total:,.0f}" if row.steps_total and row.state != "done" else "",
+        f"loss {row.loss:.4f}" if row.loss is not None else "",
+        f"{_clock(row.seconds_left)} left" if row.seconds_left is not None else "",
+        f"{row.gpu_hours_used:.2f} of {row.gpu_hours_planned:.2f} GPU-hours" if row.gpu_hours_used else "",
+    ]
+    here = Path.cwd()
+    folder = str(row.folder.relative_to(here) if row.folder.is_relative_to(here) else row.folder)
+    lines = [visible("; ".join(filter(None, details))), visible(folder) if row.folder.exists() else ""]
+    return [part for line in lines if line for part in _wrapped(line, "  ")]
 
 
-def _unfinished(ledger: Ledger, jobs: Jobs) -> list[Array]:
-    """Arrays of which something may be queued or running."""
-    return arrays_of(each for folder, each in jobs.items() if not ledger.finished(folder) or _says(ledger, *each) == "running")
-
-
-def _without_a_word(ledger: Ledger, jobs: Jobs, queue: Queue | None) -> list[Array]:
-    """Arrays of which the accounting alone may know what became of them."""
-    if queue is None:
-        return _unfinished(ledger, jobs)
-    open_ = [each for folder, each in jobs.items() if not ledger.finished(folder) and _says(ledger, *each) not in FINAL]
-    return arrays_of(each for each in open_ if each[0].job and not ledger.end(each[0].token, each[1]) and not queue.find(*each))
-
-
-def _silent(ledger: Ledger, array: Array, index: int) -> bool:
-    """Whether a job has never said or written anything."""
-    return ledger.mark(array.token, index) is None and ledger.log(array, index) is None
-
-
-def _ledgers() -> list[Ledger]:
-    """Those of all folders that jobs of this checkout may lie in."""
-    return [Ledger(home) for home in homes(Project.here())]
-
-
-def _with_numbers(ledger: Ledger, jobs: Jobs, queue: Queue) -> Jobs:
-    """The jobs, those with their numbers whose submission has arrived without an answer."""
-    unnumbered = [array for array in arrays_of(jobs.values()) if array.job is None]
-    arrived = {array.token: number for array in unnumbered if (number := number_of(ledger, array, queue))}
-    if not arrived:
-        return jobs
-    with suppress(UsageError, OSError), ledger.alone(patience=0):  # or the submission at work writes them down itself
-        settle(ledger, [array for array in unnumbered if array.token in arrived], queue)
-    return {
-        folder: (array.model_copy(update={"job": arrived.get(array.token, array.job)}), index)
-        for folder, (array, index) in jobs.items()
-    }
-
-
-def _says(ledger: Ledger, array: Array, index: int) -> str:
-    """The state that a job itself said last; empty before its first word."""
-    mark = ledger.mark(array.token, index)
-    return mark.state if mark else ""
-
-
-def _row(ledger: Ledger, array: Array, index: int, queue: Queue | None, known: Queue) -> Row:
-    """One stage's row. ``known`` is what the accounting says where the queue does not know."""
-    listed = array.stages[index]
-    folder = ledger.home.runs / listed.folder
-    mark = ledger.mark(array.token, index)
-    job, kept = queue.find(array, index) if queue else None, known.find(array, index)
-    if job is None and kept is not None:
-        # The accounting misses ends: that a job is at work counts where nobody else says otherwise.
-        ended = mark is not None and mark.state in FINAL
-        job = kept if kept.over or (queue is None and not ended) else None
-    if job is not None and job.over and job.state not in ("COMPLETED", "FAILED"):  # which say no more than the job itself
-        with suppress(OSError):  # of another user, or a full disk
-            ledger.keep_end(array.token, index, job.state)
-    state, why = _state(ledger, array, index, job, queue)
-    progress = read_progress(folder)
-    done, total = (_number(progress.get(name)) or 0.0 for name in ("done", "total"))
-    left = None
-    if state == "running" and done and (seconds := _number(progress.get("seconds"))):
-        left = seconds * (total - done) / done
-    said = mark.seconds if mark else 0.0
-    return Row(
-        name=listed.name,
-        job=array.job_of(index) or "-",
-        state=state,
-        why=why,
-        node=(job.node if job is not None and state == "running" else "") or (mark.host if mark else ""),
-        elapsed=max(said, job.seconds if job is not None else 0.0),
-        folder=folder,
-        cell=_cell(folder) if state == "running" else "",
-        done=done,
-        total=total,
-        loss=_loss(folder),
-        left=left,
-        used=said * array.gpus * array.nodes / 3600,
-        planned=listed.planned,
-        log=ledger.log_path(array, index),
+def _wrapped(line: str, indent: str = "") -> list[str]:
+    """A line as lines of the table's width; words and paths stay whole."""
+    return textwrap.wrap(
+        line,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
     )
 
 
-def _state(ledger: Ledger, array: Array, index: int, job: Queued | None, queue: Queue | None) -> tuple[str, str]:
-    """A job's state, one of `STATES`, and why it is so."""
-    mark = ledger.mark(array.token, index)
-    folder = array.stages[index].folder
-    if ledger.finished(folder):
-        ending = job is not None and not job.over and mark is not None and mark.state == "running"
+def look_at(jobs: list[Job]) -> Look:
+    """A row per job. Where the scheduler does not answer, the accounting is asked in its place."""
+    open_jobs = [job for job in jobs if not job.finished or job.state == "running"]
+    queue: Queue | None = None
+    trouble = None
+    try:
+        queue = look(open_jobs, seconds=ANSWER)
+    except UsageError as error:  # on the login node of another cluster, say: what the jobs wrote can still be read
+        trouble, silent = f"the scheduler could not be asked: {error}", open_jobs
+    else:
+        jobs = _with_numbers(jobs, queue)
+        ended = [job for job in jobs if job.number and not queue.find(job) and not job.end and job.state not in FINAL]
+        silent = [job for job in ended if not job.finished]
+    accounting = accounted(silent, seconds=ACCOUNTING)
+    return Look([_row(job, queue, accounting) for job in jobs], trouble)
+
+
+def _with_numbers(jobs: list[Job], queue: Queue) -> list[Job]:
+    """The jobs, with the numbers of those whose submission has arrived without an answer."""
+    numbers: dict[str, str] = {}
+    for job in one_per_array(job for job in jobs if job.array.job is None):
+        if number := number_of(job, queue):
+            numbers[job.array.token] = number
+            with suppress(UsageError, OSError), job.ledger.alone(patience=0):  # or the submission at work writes it down itself
+                settle([job], queue)
+    return [
+        replace(job, array=job.array.model_copy(update={"job": numbers[job.array.token]})) if job.array.token in numbers else job
+        for job in jobs
+    ]
+
+
+def _row(job: Job, queue: Queue | None, accounting: Queue) -> Row:
+    """One job's row. ``accounting`` has what the queue does not know."""
+    status = job.status
+    queued, kept = queue.find(job) if queue else None, accounting.find(job)
+    if queued is None and kept is not None and (kept.over or (queue is None and job.state not in FINAL)):
+        queued = kept  # the accounting misses ends: its word that a job is at work counts only where nothing else is known
+    if queued is not None and queued.over and queued.state not in ("COMPLETED", "FAILED"):  # of which the job's status says more
+        with suppress(OSError):  # of another user, or a full disk
+            job.keep_end(queued.state)
+    state, why = _state(job, queued, queue)
+    progress = read_progress(job.folder)
+    done, total, seconds = (_number(progress.get(name)) or 0.0 for name in ("done", "total", "seconds"))
+    worked = status.seconds if status else 0.0
+    return Row(
+        stage=job.name,
+        job=job.number,
+        state=state,
+        why=why,
+        node=(queued.node if queued is not None and state == "running" else "") or (status.host if status else "") or None,
+        elapsed_seconds=max(worked, queued.seconds if queued is not None else 0.0),
+        folder=job.folder,
+        log=job.log_path(),
+        cell=_cell(job.folder) if state == "running" else None,
+        steps_done=done if total else None,
+        steps_total=total or None,
+        loss=_loss(job.folder),
+        seconds_left=seconds * (total - done) / done if state == "running" and done and seconds else None,
+        gpu_hours_used=worked * job.array.gpus * job.array.nodes / 3600,
+        gpu_hours_planned=job.listed.planned,
+    )
+
+
+def _state(job: Job, queued: Queued | None, queue: Queue | None) -> tuple[str, str]:
+    """A job's state, one of `STATES`, and the reason."""
+    status = job.status
+    if job.finished:
+        ending = queued is not None and not queued.over and job.state == "running"
         return ("running", "its results are written and it is ending") if ending else ("done", "")
-    if job is not None and job.state == HIDDEN:
-        return ("running" if mark is not None and mark.state == "running" else "queued"), job.reason
-    if job is not None and job.state in WAITING:
-        if job.held:
-            return "held", job.held
-        if mark is not None and mark.state == "stopped":
-            return "queued", f"{mark.why.removesuffix(AGAIN)}{AGAIN}"
-        return "queued", job.waits
-    if job is not None and not job.over:
-        return "running", f"session {mark.sessions}" if mark and mark.sessions > 1 else ""
-    if damaged := ledger.damaged(folder):
+    if queued is not None and queued.state == HIDDEN:
+        return ("running" if job.state == "running" else "queued"), queued.reason
+    if queued is not None and queued.state in WAITING:
+        if queued.held:
+            return "held", queued.held
+        again = status is not None and status.state == "stopped"
+        return "queued", f"{status.why.removesuffix(QUEUED_AGAIN)}{QUEUED_AGAIN}" if status and again else queued.waits
+    if queued is not None and not queued.over:
+        return "running", f"session {status.sessions}" if status and status.sessions > 1 else ""
+    if damaged := job.damaged_record:
         return "failed", f"{damaged} is not a valid record; `igpt resume` sets it aside and runs the stage again"
-    if mark is not None and mark.state in ("failed", "cancelled"):
-        return mark.state, mark.why
-    if mark is not None and mark.state == "done":
+    if status is not None and status.state == "done":
         return "lost", "its record is gone; `igpt resume` runs it again"
-    if array.job is None and ledger.busy():
+    if status is not None and status.state in FINAL:
+        return status.state, status.why
+    if job.array.job is None and job.ledger.busy():
         return "queued", "is being submitted"
-    if array.job is None and queue is not None:
-        return _unanswered(ledger, array, queue)
-    end = job.state if job is not None else ledger.end(array.token, index)
-    if queue is None and not end:
-        return _last_said(ledger, array, index)
-    return _ended(ledger, array, index, end)
+    if job.array.job is None and queue is not None:
+        if may_arrive(job, queue):
+            until = clock(settled_by(job, queue))
+            return "unknown", f"its submission had no answer: run the same `igpt submit` after {until}"
+        return "lost", "its submission was cut off and has not arrived; `igpt resume` submits it"
+    end = queued.state if queued is not None else job.end
+    if queue is not None or end:
+        return _ended(job, end)
+    since = clock(job.last_sign)  # of its last status, all that is known
+    if status is None:
+        return "unknown", f"submitted at {since}{'' if job.number else ', without an answer'}; no status of it yet"
+    fresh = status.state == "running" and time.time() - job.last_sign < FRESH
+    return ("running" if fresh else "unknown"), f"{status.why or status.state} at {since}, its last status"
 
 
-def _last_said(ledger: Ledger, array: Array, index: int) -> tuple[str, str]:
-    """The same from what a job said last, where nobody else can be asked."""
-    mark, since = ledger.mark(array.token, index), ledger.last_sign(array, index)
-    if mark is None:
-        return "unknown", f"submitted at {clock(since)}{'' if array.job else ', without an answer'}; it has said nothing yet"
-    if mark.state == "running":
-        return ("running" if time.time() - since < FRESH else "unknown"), f"running, as it said at {clock(since)}"
-    return "unknown", f"{mark.why}, as it said at {clock(since)}"
-
-
-def _ended(ledger: Ledger, array: Array, index: int, end: str) -> tuple[str, str]:
-    """The same of a job that is over and has neither a record nor a last word of its own; ``end`` is the scheduler's word."""
-    mark = ledger.mark(array.token, index)
-    log = ledger.log(array, index)
-    said = scheduler_word(log)
-    if not said and shutil.disk_usage(ledger.folder).free < FULL:  # where neither log nor mark could be written
-        said = DISK_WAS_FULL
-    if said == BY_SCANCEL or (end == "CANCELLED" and not said.startswith("killed")):
+def _ended(job: Job, end: str) -> tuple[str, str]:
+    """The state of a job that is over without a record or a final status; ``end`` is the scheduler's state of it."""
+    status, log = job.status, job.log()
+    reason = scheduler_reason(log)
+    if not reason and shutil.disk_usage(job.ledger.folder).free < FULL:  # so neither log nor status could be written
+        reason = DISK_WAS_FULL
+    if reason == BY_SCANCEL or (end == "CANCELLED" and reason != MEMORY):
         return "cancelled", BY_SCANCEL
     if end == "TIMEOUT":
         return "lost", "its time limit came before it could stop; `igpt resume` continues it"
-    if mark is not None and mark.state == "stopped" and not said:
-        why = member_word(log)
-        return ("failed", why) if why else ("stopped", f"{mark.why}; `igpt resume` continues it")
-    if not end and _silent(ledger, array, index):
+    if status is not None and status.state == "stopped" and not reason:
+        why = other_nodes_last_line(log)
+        return ("failed", why) if why else ("stopped", f"{status.why}; `igpt resume` continues it")
+    if not end and _never_began(job):
         return "lost", "not in the queue any more, and it never began: cancelled, perhaps; `igpt resume` queues it again"
-    why = said or ENDS.get(end) or last_word(log) or end.lower() or "it ended without a message"
+    why = reason or REASONS.get(end) or last_line(log) or end.lower() or "it ended without a message"
     return "lost", f"{why}; `igpt resume` continues it"
 
 
-def _unanswered(ledger: Ledger, array: Array, queue: Queue) -> tuple[str, str]:
-    """The state of a job that the scheduler does not know, and whose submission had no answer or was cut off."""
-    if may_arrive(ledger, array, queue):
-        until = clock(settled_by(array, queue))
-        return "unknown", f"its submission had no answer: run the same `igpt submit` after {until}"
-    return "lost", "its submission was cut off and has not arrived; `igpt resume` submits it"
+def _never_began(job: Job) -> bool:
+    """Whether a job has written neither a status nor a log."""
+    return job.status is None and job.log() is None
 
 
-def _cell(folder: Path) -> str:
-    """Which cell of how many the notebook is at, as papermill keeps it while it works."""
+def _cell(folder: Path) -> str | None:
+    """Which cell of how many the notebook is at, as papermill writes it while it works."""
     parts = sorted(folder.glob(".notebook.*.part.ipynb"), key=lambda path: path.stat().st_mtime)
     try:
         cells = [cell for cell in json.loads(parts[-1].read_text())["cells"] if cell["cell_type"] == "code"]
         begun = sum(cell["metadata"].get("papermill", {}).get("status") in ("running", "completed") for cell in cells)
     except (IndexError, OSError, ValueError, KeyError, TypeError):
-        return ""
+        return None
     return f"{begun} of {len(cells)}"
 
 
@@ -402,9 +308,9 @@ def _loss(folder: Path) -> float | None:
         return None
 
 
-def _number(found: object) -> float | None:
-    """A finite number; None for anything else that a file may hold in its place."""
-    return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
+def _number(value: object) -> float | None:
+    """A finite number; None for anything else."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _clock(seconds: float) -> str:
@@ -415,97 +321,80 @@ def _clock(seconds: float) -> str:
 
 def log_lines(target: str, *, follow: bool) -> Iterator[str]:
     """What the jobs of a target wrote, and with ``follow`` what they write from now until they end."""
-    found = chosen(_ledgers(), [target])
-    if not found:
+    if not chosen_jobs([target]):
         raise UsageError(f"nothing was submitted under {target!r}: `igpt status` lists what was")
-    places: dict[Path, int] = {}
-    told: set[str] = set()  # stages of which it was said that there is nothing
+    read: dict[Path, int] = {}  # bytes of each log
+    told: set[str] = set()  # stages that have written nothing, as was said
     while True:
-        for ledger, (array, index) in ((ledger, each) for ledger, jobs in found for each in jobs.values()):
-            name = array.stages[index].name
-            logs = [path for path in (ledger.log(array, index, "out"), ledger.log(array, index)) if path is not None]
-            news = [line for path in logs for line in _news(path, name, places)]
-            yield from news
-            if not any(places.get(path) for path in logs) and name not in told:
-                told.add(name)
-                yield visible(f"== {name}: {_nothing(ledger, array, index)}")
-            failed = ledger.home.runs / array.stages[index].folder / "failed.ipynb"
-            if failed.exists() and failed not in places:
-                places[failed] = 0
+        jobs = chosen_jobs([target])
+        for job in jobs:
+            logs = [path for path in (job.log("out"), job.log()) if path is not None]
+            yield from (line for path in logs for line in _news(path, job.name, read))
+            if not any(read.get(path) for path in logs) and job.name not in told:
+                told.add(job.name)
+                yield visible(f"== {job.name}: {_nothing(job)}")
+            failed = job.folder / "failed.ipynb"
+            if failed.exists() and failed not in read:
+                read[failed] = 0
                 yield f"== the notebook as far as it came: {failed}"
-        if not follow or not _rows(found).at_work:
+        if not follow or not look_at(jobs).at_work:
             return
         time.sleep(min(EVERY, 2.0))
-        found = [(ledger, chosen_now(ledger, jobs, [target])) for ledger, jobs in found]
 
 
-def _nothing(ledger: Ledger, array: Array, index: int) -> str:
+def _nothing(job: Job) -> str:
     """Why there is nothing to print of a job, and where it will be."""
-    path = ledger.log_path(array, index)
-    if path is None:
-        return f"nothing yet; its submission had no answer, and its log will be in {ledger.logs(array.token)}"
-    if not path.exists() and (ledger.mark(array.token, index) or ledger.finished(array.stages[index].folder)):
+    path = job.log_path()
+    if path is not None and not path.exists() and (job.status or job.finished):
         return f"its log is gone; it was {path}"
-    return f"nothing yet; what it writes will be in {path}"
+    return f"nothing yet; what it writes will be in {path or job.logs}"
 
 
-def _news(path: Path, name: str, places: dict[Path, int]) -> Iterator[str]:
-    """A log's lines since the last time, under its name."""
+def _news(path: Path, name: str, read: dict[Path, int]) -> Iterator[str]:
+    """A log's new lines, under the stage's name."""
     with path.open(errors="replace") as stream:
-        stream.seek(places.get(path, 0))
+        stream.seek(read.get(path, 0))
         lines = stream.read().splitlines()
-        if lines:
-            yield visible(f"== {name}: {path}")
-            yield from map(visible, lines)
-        places[path] = stream.tell()
+        read[path] = stream.tell()
+    if lines:
+        yield visible(f"== {name}: {path}")
+        yield from map(visible, lines)
 
 
 def cancel_targets(targets: list[str]) -> str:
-    """Cancel the queued and running jobs of the targets; all when there are none. What to say of it."""
+    """Cancel the queued and running jobs of the targets, all when there are none; a sentence on it."""
     count, left = 0, list[str]()
-    for ledger, jobs in chosen(_ledgers(), targets):
-        with ledger.alone():
-            mine = chosen_now(ledger, jobs, targets)
-            arrays = arrays_of(mine.values())
-            queue = look(ledger, arrays)
-            settle(ledger, [array for array in arrays if number_of(ledger, array, queue)], queue)
-            active = {job.job: each for each in mine.values() if (job := queue.active(*each)) and job.state != HIDDEN}
-            cancel(active)
-            for array, index in [*active.values(), *(each for each in mine.values() if _forgotten(ledger, *each, queue))]:
-                ledger.keep_end(array.token, index, "CANCELLED")
-            count += len(active)
-            left += _not_cancelled(ledger, mine, queue)
-    done = (
-        f"{counted(count, 'job')} cancelled; `igpt resume` queues them again"
-        if count
-        else "nothing to cancel: no job is queued or running"
-    )
-    return "; ".join([done, *left[:1], *([f"and {len(left) - 1} more like it"] if len(left) > 1 else [])])
+    for _, jobs in by_ledger(targets):
+        queue = look(jobs)
+        settle((job for job in jobs if number_of(job, queue)), queue)
+        active = {queued.number: job for job in jobs if (queued := queue.active(job)) and queued.state != HIDDEN}
+        cancel(active)
+        # One's own job that left the queue before it began, as by scancel: kept for users who may not see the queue.
+        mine = (job for job in jobs if job.number and job.array.owner == user() and not job.finished)
+        forgotten = [job for job in mine if _never_began(job) and queue.find(job) is None]
+        for job in [*active.values(), *forgotten]:
+            job.keep_end("CANCELLED")
+        count += len(active)
+        left += _not_cancelled(jobs, queue)
+    done = f"{counted(count, 'job')} cancelled; `igpt resume` queues them again"
+    more = [f"and {len(left) - 1} more like it"] if len(left) > 1 else []
+    return "; ".join([done if count else "nothing to cancel: no job is queued or running", *left[:1], *more])
 
 
-def _forgotten(ledger: Ledger, array: Array, index: int, queue: Queue) -> bool:
-    """Whether one's own job has left the queue before it began, as by scancel, and the queue does not know it any more.
-
-    That is kept for others, who may not see the queue.
-    """
-    mine = array.job is not None and array.owner == user() and not ledger.finished(array.stages[index].folder)
-    return mine and _silent(ledger, array, index) and queue.find(array, index) is None
-
-
-def _not_cancelled(ledger: Ledger, jobs: Jobs, queue: Queue) -> Iterator[str]:
-    """Words on the jobs that may be at work and cannot be cancelled: hidden ones of others, and submissions without an answer."""
-    for array, index in jobs.values():
-        if (job := queue.find(array, index)) and job.state == HIDDEN:
-            yield f"{array.stages[index].name} is job {job.job}, {job.reason}"
-    for array in arrays_of(jobs.values()):
-        if array.job is None and not number_of(ledger, array, queue) and may_arrive(ledger, array, queue):
-            yield f"{array.stages[0].name} may be queued and was not cancelled: its submission had no answer"
+def _not_cancelled(jobs: list[Job], queue: Queue) -> Iterator[str]:
+    """A sentence on each job that may be at work and cannot be cancelled: hidden ones, and submissions without an answer."""
+    for job in jobs:
+        if (queued := queue.find(job)) and queued.state == HIDDEN:
+            yield f"{job.name} is job {queued.number}, {queued.reason}"
+    for job in one_per_array(jobs):
+        if job.array.job is None and not number_of(job, queue) and may_arrive(job, queue):
+            yield f"{job.name} may be queued and was not cancelled: its submission had no answer"
 
 
 def collect() -> str:
-    """Copy the records of finished stages into the book: those that a run here would publish, where the code is as it was.
+    """Copy the records of finished stages into the book, those that `igpt run` would publish; a sentence on it.
 
-    What to say of it. Raises StageError naming the records that are not accepted.
+    Raises StageError naming the records that are not accepted.
     """
     project = Project.here()
     plan = publishable_stages(project)
@@ -515,8 +404,8 @@ def collect() -> str:
         if planned.state == "fresh":
             fresh += 1
             continue
-        for home in homes(project):
-            path = run_folder(home, planned.stage, planned.signature) / "record.json"
+        for root in run_roots(project):
+            path = run_folder(root, planned.stage, planned.signature) / "record.json"
             record = usable_record(path)
             if record is None:
                 continue
@@ -527,8 +416,7 @@ def collect() -> str:
             taken += 1
             break
     pending = len(plan) - taken - fresh
-    missing = f"{pending} of the book's {len(plan)} stages have none of this code"
-    said = f"{counted(taken, 'record')} collected, {fresh} there already, {missing}"
+    result = f"{counted(taken, 'record')} collected, {fresh} there already, {pending} of the book's {len(plan)} stages pending"
     if refused:
-        raise StageError(f"{said}; not accepted: {'; '.join(refused)}")
-    return said
+        raise StageError(f"{result}; not accepted: {'; '.join(refused)}")
+    return result

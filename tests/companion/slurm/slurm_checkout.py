@@ -16,8 +16,8 @@ import pytest
 import yaml
 from conftest import PATIENCE, ROOT, wait_until
 
-from igpt.companion.slurm.ledger import Array, Ledger, Listed
-from igpt.companion.slurm.status import Row, rows
+from igpt.companion.slurm.ledger import Array, Job, Ledger, Listed
+from igpt.companion.slurm.status import Row, look_at
 from igpt.companion.slurm.submit import submit_targets
 from igpt.project import Project
 
@@ -60,6 +60,7 @@ TRAINED = """
 (stage.folder / "weights-0000001" / "model").write_text(str(total))
 stage.write_record(values={"total": {"value": float(total), "unit": "none"}}, series={"losses": [{"step": steps}]})
 """
+PRICED = 'layers = "all"\nprecision = "float32"\nviews = 1'  # without which a probe has no cost
 PROBE = 'pretrain_total = stage.parent_record("pretrain").values["total"].value\nseed = pretrain_total'
 
 
@@ -86,6 +87,11 @@ def an_array(*names: str, **changes: object) -> Array:
     given: dict[str, object] = {"token": "0a", "number": 1, "job": "7", "profile": "any", "snapshot": "/", "submitted": "2026"}
     given |= {"by": "", "gpus": 0, "nodes": 1, "minutes": 1, "stages": stages}
     return Array(**{**given, **changes})  # type: ignore[arg-type]
+
+
+def rows(ledger: Ledger, target: str = "") -> list[Row]:
+    """The rows of a ledger's jobs, or of those that a target names."""
+    return look_at([job for job in ledger.latest().values() if not target or target in job.words]).rows
 
 
 @dataclass
@@ -131,8 +137,12 @@ class Checkout:
         return submit_targets(list(targets), None, profile or self.profile(), dry_run=False, dirty=False)
 
     def row(self, target: str) -> Row:
-        (found,) = rows(self.ledger, [target])
+        (found,) = rows(self.ledger, target)
         return found
+
+    def job(self, name: str) -> Job:
+        """The last job of the stage whose folder begins so."""
+        return next(job for folder, job in self.ledger.latest().items() if folder.startswith(name))
 
     def wait(self, target: str, until: Callable[[Row], bool]) -> Row:
         """A job's row, once it is as wanted."""
@@ -152,7 +162,7 @@ class Checkout:
         return self.wait(target, lambda row: row.state in states)
 
     def wait_for_step(self, target: str, step: int) -> Row:
-        return self.wait(target, lambda row: row.state == "running" and row.done >= step)
+        return self.wait(target, lambda row: row.state == "running" and (row.steps_done or 0) >= step)
 
     def logs(self) -> str:
         """What the jobs wrote, for a test that fails."""
@@ -202,7 +212,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         notebooks, "pretrain", model, OPEN.format(name="pretrain", parameters=given) + f"long = {LONG_STEPS}" + TRAINING, TRAINED
     )
     probe = OPEN.format(name="linear_probe", parameters=f"{given}, dataset=dataset")
-    write_notebook(notebooks, "linear_probe", f'{model}\nweights = "trained"\ndataset = "digits"', probe + PROBE, RECORD)
+    write_notebook(
+        notebooks, "linear_probe", f'{model}\nweights = "trained"\ndataset = "digits"\n{PRICED}', probe + PROBE, RECORD
+    )
     checkout = Checkout(root)
     checkout.git("init", "-q")
     checkout.commit()
@@ -233,7 +245,7 @@ class Answers:
     folder: Path
 
     def say(self, *lines: str) -> None:
-        """Have the queue be these lines, ``title|job|index|state|time used|node|reason`` each."""
+        """Have the queue be these lines, ``title|job|state|time used|node|reason`` each."""
         (self.folder / "queue").write_text("".join(f"{line}\n" for line in lines))
 
     def program(self, name: str, does: str) -> None:

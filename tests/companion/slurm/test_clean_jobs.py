@@ -10,7 +10,7 @@ from conftest import igpt_here, run_of
 
 from igpt.companion.results.signature import Signer
 from igpt.companion.run.folder import run_folder
-from igpt.companion.slurm.ledger import Array, JobStatus, Ledger, Listed
+from igpt.companion.slurm.ledger import Array, Job, JobStatus, Ledger, Listed
 from igpt.companion.stage import Stage
 from igpt.project import Project
 
@@ -38,7 +38,7 @@ def submitted(ledger: Ledger, token: str, code: Path, folder: str) -> Array:
     listed = Listed(name=folder.rpartition("-")[0], folder=folder, planned=0.5)
     array = an_array(token=token, number=int(token, 16), job=str(int(token, 16)), snapshot=str(code), stages=(listed,))
     ledger.write(array)
-    ledger.logs(token).mkdir()
+    (ledger.folder / token).mkdir()
     return array
 
 
@@ -59,18 +59,18 @@ def test_what_a_job_needs_stays_until_it_has_ended(
     folder = run_without_record(project, f"palette,seed=1-{'1' * 12}", "failed.ipynb", "checkpoint-0000010", ".x.part")
     array = submitted(ledger, "01", ours, folder.name)
     if known in ("queued", "running"):
-        answers.say(f"{array.title}|1|N/A|{'PENDING' if known == 'queued' else 'RUNNING'}|0:00||None")
+        answers.say(f"{array.title}|1|{'PENDING' if known == 'queued' else 'RUNNING'}|0:00||None")
     elif known == "hidden":
         ledger.write(array.model_copy(update={"by": "anna on login2"}))
         answers.program("scontrol", "echo 'PrivateData             = jobs'")
-        ledger.mark_path("01", 0).write_text(JobStatus(state="running").model_dump_json())
+        Job(ledger, array, 0).status_path.write_text(JobStatus(state="running").model_dump_json())
     elif known == "unreachable":
         answers.program("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
     else:
         from datetime import UTC, datetime
 
         ledger.write(array.model_copy(update={"job": None, "submitted": datetime.now(UTC).isoformat()}))
-        (ledger.logs("01") / ".submission_file_0a.sh").touch()
+        (ledger.folder / "01" / ".submission_file_0a.sh").touch()
     done = igpt_here("clean", *EVERYTHING, root=project.root)
     assert (done.returncode, done.stderr) == (0, "")
     assert folder.exists()
@@ -92,10 +92,9 @@ def test_the_code_of_a_failed_job_stays_since_resume_needs_it_until_the_stage_is
     ledger = Ledger(project)
     first, second = snapshot(project, "a1"), snapshot(project, "b2")
     name = f"palette,seed=1-{'1' * 12}"
-    submitted(ledger, "01", first, name)
-    submitted(ledger, "02", second, name)  # the same stage again
-    for token in ("01", "02"):
-        ledger.mark_path(token, 0).write_text(JobStatus(state="failed", why="bad luck").model_dump_json())
+    for token, code in (("01", first), ("02", second)):  # the same stage again
+        array = submitted(ledger, token, code, name)
+        Job(ledger, array, 0).status_path.write_text(JobStatus(state="failed", why="bad luck").model_dump_json())
     assert igpt_here("clean", "--delete", root=project.root).stdout.startswith("1 deleted, ")
     assert not first.exists()
     assert second.exists()
@@ -110,7 +109,7 @@ def test_old_runs_stay_while_a_job_of_other_code_may_read_them(
     stage = Signer(project.notebooks).canonical(Stage.of("palette", seed=1))
     name = run_folder(project, stage, Signer(project.notebooks).sign(stage)).name if current else f"palette,seed=1-{'1' * 12}"
     array = submitted(Ledger(project), "01", snapshot(project, "a1"), name)
-    answers.say(f"{array.title}|1|N/A|PENDING|0:00||Dependency")
+    answers.say(f"{array.title}|1|PENDING|0:00||Dependency")
     igpt_here("clean", "--delete", root=project.root)
     assert old.exists() == stays
     answers.say()
@@ -143,8 +142,8 @@ def test_old_runs_stay_while_a_job_that_reads_them_is_to_be_resumed(project: Pro
     old, other = (run_of(project, seed, code="older") for seed in (0, 3))
     child = run_without_record(project, f"pretrain,model=tiny-s,objective=autoregressive,seed=0-{'1' * 12}", "checkpoint-0000010")
     ledger = Ledger(project)
-    submitted(ledger, "01", snapshot(project, "a1"), child.name)
-    ledger.mark_path("01", 0).write_text(JobStatus(state="stopped").model_dump_json())
+    array = submitted(ledger, "01", snapshot(project, "a1"), child.name)
+    Job(ledger, array, 0).status_path.write_text(JobStatus(state="stopped").model_dump_json())
     answers.say()
     igpt_here("clean", "--delete", root=project.root)
     assert old.exists()

@@ -88,10 +88,9 @@ def limited(running_cluster: Cluster, template: Path, tmp_path_factory: pytest.T
 
 def sessions(checkout: Checkout, name: str) -> int:
     """How often a job has begun."""
-    array, index = checkout.ledger.latest()[checkout.folder(name).name]
-    mark = checkout.ledger.mark(array.token, index)
-    assert mark is not None
-    return mark.sessions
+    status = checkout.job(name).status
+    assert status is not None
+    return status.sessions
 
 
 def test_a_plan_runs_in_its_order_from_the_commit_that_was_submitted(cluster: Cluster, checkout: Checkout) -> None:
@@ -160,7 +159,7 @@ def test_each_failure_says_why_and_holds_up_only_what_stands_on_it(cluster: Clus
     )
     row = checkout.wait_for("linear_probe,model=tiny-s,seed=13", "cancelled", "done", "lost")
     assert row.state == "cancelled"
-    assert row.why.startswith(f"it stands on {unlucky}, which failed: ")
+    assert row.why.startswith(f"it depends on {unlucky}, which failed: ")
     assert "RuntimeError: bad luck; the notebook so far is" in row.why
     assert checkout.row(unlucky).state == "failed"
     row = checkout.wait_for(hungry, "failed", "lost", "done")  # without accounting
@@ -176,33 +175,33 @@ def test_each_failure_says_why_and_holds_up_only_what_stands_on_it(cluster: Clus
     cancel_targets([])
 
 
-def test_a_job_asked_to_stop_continues_where_it_was_with_srun_and_without(cluster: Cluster, checkout: Checkout) -> None:
-    other = "pretrain,model=tiny-s,seed=42"
-    checkout.submit(LONG)
-    checkout.submit(other, profile=checkout.profile(srun=False, gpus_by="gres", resources={"gpus": 1}))
-    for name, options in ((LONG, []), (other, ["--batch"])):
-        job = checkout.wait_for_step(name, 15).job
-        subprocess.run(["scancel", *options, "--signal=USR2", job], check=True)
-    for name in (LONG, other):
+def test_jobs_that_are_asked_to_stop_or_preempted_or_killed_continue_where_they_were(
+    cluster: Cluster, checkout: Checkout
+) -> None:
+    asked, without_srun, preempted, killed = names = [f"pretrain,model=tiny-s,seed={seed}" for seed in (40, 41, 42, 43)]
+    apart: dict[str, object] = {"options": {"exclude": "n1"}}  # from the node that one of them is to lose
+    checkout.submit(asked, killed, profile=checkout.profile(**apart))
+    checkout.submit(without_srun, profile=checkout.profile(srun=False, gpus_by="gres", resources={"gpus": 1}, **apart))
+    checkout.submit(preempted, profile=checkout.profile(partition="low", options={"nodelist": "n1"}))
+    jobs = {name: checkout.wait_for_step(name, 15).job for name in names}
+    first = ["sbatch", "--parsable", "-p", "high", "-w", "n1", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1000"]
+    number = subprocess.run(first, check=True, capture_output=True, text=True).stdout.strip()
+    subprocess.run(["scontrol", "requeuehold", str(jobs[killed])], check=True)  # as preemption without a grace time, and a hold
+    subprocess.run(["scancel", "--signal=USR2", str(jobs[asked])], check=True)
+    subprocess.run(["scancel", "--batch", "--signal=USR2", str(jobs[without_srun])], check=True)
+    for name in (asked, without_srun, preempted):
         assert checkout.wait(name, lambda row: row.state == "queued").why == "preempted: queued again"
-    for name in (LONG, other):
+    row = checkout.wait_for(killed, "held", "queued", "done", "lost")
+    assert row.why == f"held: `scontrol release {row.job}` releases it (job requeued in held state)"
+    assert resume([killed]) == f"nothing to resume: no job has failed or is lost; job {row.job} is {row.why}"
+    release(str(row.job))
+    subprocess.run(["scancel", number], check=True)
+    for name in names:
         checkout.wait_for(name, "done", "failed", "lost")
         assert found(checkout, name) == {"total": total_of()}
         assert sessions(checkout, name) == 2
-    assert checkout.row(LONG).used == 0
-    assert checkout.row(other).used > 0  # GPU-hours
-
-
-def test_a_preempted_job_continues_when_there_is_room_again(cluster: Cluster, checkout: Checkout) -> None:
-    checkout.submit(LONG, profile=checkout.profile(partition="low", options={"nodelist": "n1"}))
-    checkout.wait_for_step(LONG, 15)
-    first = ["sbatch", "--parsable", "-p", "high", "-w", "n1", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1000"]
-    number = subprocess.run(first, check=True, capture_output=True, text=True).stdout.strip()
-    row = checkout.wait(LONG, lambda row: row.state == "queued")
-    assert row.why == "preempted: queued again"
-    subprocess.run(["scancel", number], check=True)
-    checkout.wait_for(LONG, "done", "failed", "lost")
-    assert found(checkout, LONG) == {"total": total_of()}
+    assert checkout.row(asked).gpu_hours_used == 0
+    assert checkout.row(without_srun).gpu_hours_used > 0
 
 
 def test_a_job_whose_node_is_lost_continues_on_another(cluster: Cluster, checkout: Checkout) -> None:
@@ -215,18 +214,6 @@ def test_a_job_whose_node_is_lost_continues_on_another(cluster: Cluster, checkou
         checkout.wait_for(LONG, "done", "failed", "lost")
     finally:
         cluster.run("start-node", "n2")
-    assert found(checkout, LONG) == {"total": total_of()}
-
-
-def test_a_job_killed_without_warning_continues_from_its_checkpoint(cluster: Cluster, checkout: Checkout) -> None:
-    checkout.submit(LONG)
-    job = checkout.wait_for_step(LONG, 15).job
-    subprocess.run(["scontrol", "requeuehold", job], check=True)  # what preemption without a grace time does, and a hold
-    row = checkout.wait_for(LONG, "held", "queued", "done", "lost")
-    assert row.why == f"held: `scontrol release {job}` releases it (job requeued in held state)"
-    assert resume([LONG]) == f"nothing to resume: no job has failed or is lost; job {job} is {row.why}"
-    release(job)
-    checkout.wait_for(LONG, "done", "failed", "lost")
     assert found(checkout, LONG) == {"total": total_of()}
 
 
@@ -279,8 +266,7 @@ def test_cancelled_jobs_stay_so_and_are_resumed(
     for name in (LONG, waiting):
         row = checkout.wait_for(name, "cancelled", "lost", "stopped")
         assert (row.state, row.why) == ("cancelled", "by scancel")
-    array, _ = checkout.ledger.latest()[checkout.folder(LONG).name]
-    (checkout.ledger.logs(array.token) / "end-0").unlink()  # as if nobody had looked: then its log says so
+    (checkout.job(LONG).logs / "end-0").unlink()  # as if nobody had looked: then its log says so
     (tmp_path / "squeue").write_text("#!/bin/sh\n")  # which has forgotten all jobs, as after MinJobAge
     (tmp_path / "squeue").chmod(0o755)
     with monkeypatch.context() as patch:
@@ -440,7 +426,7 @@ def test_the_doctor_says_what_the_queue_would(cluster: Cluster, checkout: Checko
         text, code = examine(checkout.profile(gpus_by=by, resources={"gpus": 4}), patience=0)
         assert code == 0, text
         assert "ok     a job of default: would start at" in text
-        assert "none, which is no trouble" in text
+        assert "accounting: not available (optional)" in text
     text, code = examine(checkout.profile(array_size=5000, partition="nowhere"), patience=0)
     assert code == 1
     assert "wrong  array size: array_size is 5000 and the cluster takes 1000: lower it in the profile" in text

@@ -10,7 +10,7 @@ from igpt.companion.experiments.costs import stage_hours
 from igpt.companion.results.plan import PlannedStage
 from igpt.companion.results.signature import Signature
 from igpt.companion.slurm.batches import make_batches
-from igpt.companion.slurm.dry_run import describe, disk_gib, expect
+from igpt.companion.slurm.dry_run import describe, expect
 from igpt.companion.slurm.profile import Profile, Resources
 from igpt.companion.stage import Stage
 
@@ -78,7 +78,7 @@ def test_a_probe_that_reaches_its_time_limit_continues_in_the_next_job() -> None
 
 def test_the_disk_of_an_array_is_that_of_its_stages() -> None:
     profile = Profile(stages={"default": Resources(gpus=1), "pretrain": DAY})
-    assert disk_gib(PROBES[0]) == pytest.approx(49 * 60_000 * 1536 * 4 / 2**30)
+    assert expect(PROBES[0], DAY, profile).disk_gib == pytest.approx(49 * 60_000 * 1536 * 4 / 2**30)
     text = describe(profile, make_batches([planned(PROBES[0])], profile), {}, 0)
     assert "0.3 GPU-hours of an H100, 16.82 GiB of disk" in text
 

@@ -13,9 +13,8 @@ import pytest
 from conftest import PATIENCE, ROOT, wait_until
 
 from igpt.companion.results.signature import Signature
-from igpt.companion.run.folder import run_folder
-from igpt.companion.slurm.job import MEETING, StageJob, _kept_work
-from igpt.companion.slurm.ledger import JobStatus
+from igpt.companion.slurm.job import StageJob, _kept_work
+from igpt.companion.slurm.ledger import Job, JobStatus
 from igpt.companion.stage import Stage
 from igpt.files import write_text
 
@@ -27,9 +26,11 @@ pytest_plugins = ("slurm_checkout",)
 CALL = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb'))())"
 
 
-def a_job(checkout: Checkout, **settings: object) -> StageJob:
-    given = {"minutes": 30, "signal_seconds": 20, "nodes": 2, "code": ROOT, **settings}
-    return StageJob(Stage.of("palette", seed=0), Signature({}), checkout.root, "0a", 0, **given)  # type: ignore[arg-type]
+def a_job(checkout: Checkout, code: Path = ROOT) -> StageJob:
+    from slurm_checkout import an_array
+
+    array = an_array(nodes=2, snapshot=str(code))
+    return StageJob(Stage.of("palette", seed=0), Signature({}), Job(checkout.ledger, array, 0), signal_seconds=20)
 
 
 def start(job: StageJob, folder: Path, task: int) -> subprocess.Popen[str]:
@@ -37,6 +38,7 @@ def start(job: StageJob, folder: Path, task: int) -> subprocess.Popen[str]:
     path = folder / "job.pickle"
     path.write_bytes(pickle.dumps(job))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "SLURM_PROCID": str(task), "SLURM_JOB_ID": "7"}
+    environment["SLURM_LAUNCH_NODE_IPADDR"] = "127.0.0.1"
     return subprocess.Popen(
         [sys.executable, "-c", CALL, str(path)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -48,12 +50,11 @@ def children(pid: int) -> list[int]:
 
 def test_a_further_node_ends_with_all_its_processes_once_the_stage_is_done(checkout: Checkout, tmp_path: Path) -> None:
     job = a_job(checkout)
-    write_text(run_folder(checkout.project, job.stage, job.signature) / MEETING, '{"session": "7 0", "address": "127.0.0.1:1"}')
     member = start(job, tmp_path, task=1)
     try:
         wait_until(lambda: children(member.pid))  # it has joined the group, and waits for a training that never begins
         (child,) = children(member.pid)
-        write_text(checkout.ledger.mark_path("0a", 0), JobStatus(state="done").model_dump_json())
+        write_text(job.job.status_path, JobStatus(state="done").model_dump_json())
         out, error = member.communicate(timeout=PATIENCE)  # it waited for a minute
     finally:
         member.kill()
@@ -63,15 +64,15 @@ def test_a_further_node_ends_with_all_its_processes_once_the_stage_is_done(check
 
 @pytest.mark.parametrize("task", [0, 1])
 def test_a_job_refuses_code_other_than_its_snapshots(checkout: Checkout, tmp_path: Path, task: int) -> None:
-    done = start(a_job(checkout, code=checkout.root), tmp_path, task)
+    job = a_job(checkout, checkout.root)
+    done = start(job, tmp_path, task)
     _, error = done.communicate(timeout=PATIENCE)
     assert done.returncode != 0
     assert error.splitlines()[-1] == (
         f"igpt.errors.UsageError: palette,seed=0 was submitted with the code in {checkout.root}, but this job would run the code"
         f" in {ROOT}: let the profile's python use PYTHONPATH, and submit again if the first folder is gone"
     )
-    mark = checkout.ledger.mark("0a", 0)
-    assert (mark.state if mark else None) == ("failed" if task == 0 else None)
+    assert job.job.state == ("failed" if task == 0 else "")
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,8 @@ from conftest import PATIENCE, wait_until
 from igpt.companion.results.plan import Plan, PlannedStage
 from igpt.companion.results.signature import Signature
 from igpt.companion.slurm import scheduler
-from igpt.companion.slurm.ledger import Ledger, user
+from igpt.companion.slurm.ledger import Job, Ledger, user
 from igpt.companion.slurm.profile import Profile, Resources
-from igpt.companion.slurm.status import rows
 from igpt.companion.slurm.submit import carry_out, prepare
 from igpt.companion.stage import Stage
 from igpt.project import Project
@@ -34,7 +33,7 @@ COUNT, SIZE = 1000, 250
 def test_of_a_thousand_jobs_none_is_lost_and_none_runs_twice(
     cluster: Cluster, checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from slurm_checkout import squeue
+    from slurm_checkout import rows, squeue
 
     ran = tmp_path / "ran"
     ran.mkdir()
@@ -51,13 +50,13 @@ def test_of_a_thousand_jobs_none_is_lost_and_none_runs_twice(
 
     decided = prepare("any", profile, Plan(planned), ledger)
     assert [len(batch.stages) for batch in decided.batches] == [SIZE] * (COUNT // SIZE)
-    carry_out(decided, ledger, checkout.project)
+    carry_out(decided, checkout.project)
     assert calls["squeue"] == 0  # nothing was submitted before, so there is nothing to ask
 
     again = prepare("any", profile, Plan(planned), ledger)
     done = {array.token for array in ledger.arrays()}
-    queued = scheduler.look(ledger, ledger.arrays())
-    waiting = sum(1 for a in ledger.arrays() for i in range(SIZE) if (job := queued.find(a, i)) and not job.over)
+    queue = scheduler.look(ledger.jobs())
+    waiting = sum(queue.active(job) is not None for job in ledger.jobs())
     assert len(again.batches) == 0 or waiting < COUNT  # what still waits is not submitted again
     assert len(done) == COUNT // SIZE
 
@@ -67,7 +66,7 @@ def test_of_a_thousand_jobs_none_is_lost_and_none_runs_twice(
     def over() -> bool:
         nonlocal looks
         looks += 1
-        return not any(row.state in ("queued", "running") for row in rows(ledger, []))
+        return not any(row.state in ("queued", "running") for row in rows(ledger))
 
     wait_until(over, said=lambda: squeue()[-2000:], every=1)
     assert calls["squeue"] == looks
@@ -88,7 +87,7 @@ def counting(call, calls: Counter[str]):  # type: ignore[no-untyped-def]
 
 
 def test_a_cluster_with_accounting_comes_up_answers_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slurm_checkout import Cluster, an_array, skip_without_slurm
+    from slurm_checkout import Cluster, an_array, rows, skip_without_slurm
 
     skip_without_slurm("slurmdbd", "mariadbd")
     cluster = Cluster(tmp_path / "cluster")
@@ -103,10 +102,11 @@ def test_a_cluster_with_accounting_comes_up_answers_and_goes(tmp_path: Path, mon
         number = submitted_and_forgotten("igpt-0a", tmp_path, monkeypatch)
         ledger = Ledger(Project(tmp_path))
         unanswered = an_array(job=None, submitted=datetime.now(UTC).isoformat(), by=f"{user()} on here")
-        wait_until(lambda: scheduler.look(ledger, [unanswered]).numbers, every=0.5)
-        assert scheduler.look(ledger, [unanswered]).numbers == {"igpt-0a": number}  # which the queue no longer knows
+        jobs = [Job(ledger, unanswered, 0)]
+        wait_until(lambda: scheduler.look(jobs).numbers, every=0.5)
+        assert scheduler.look(jobs).numbers == {"igpt-0a": number}  # which the queue no longer knows
         ledger.write(unanswered.model_copy(update={"job": number}))
-        (row,) = rows(ledger, [])
+        (row,) = rows(ledger)
         assert (row.state, row.why) == ("cancelled", "by scancel")
     finally:
         cluster.run("down")

@@ -33,8 +33,7 @@ HELD = {"hold": True}
 
 def job(checkout: Checkout, target: str) -> dict[str, str]:
     """What the scheduler knows of a job."""
-    array, index = checkout.ledger.latest()[next(f for f in checkout.ledger.latest() if f.startswith(target))]
-    said = subprocess.check_output(["scontrol", "show", "job", str(array.job_of(index))], text=True)
+    said = subprocess.check_output(["scontrol", "show", "job", str(checkout.job(target).number)], text=True)
     return dict(re.findall(r"(\S+?)=(.*?)(?=\s\S+?=|\s*\n)", said))
 
 
@@ -147,7 +146,7 @@ def test_what_is_resumed_finds_the_data_of_its_submission(
         cancel_targets([])
         assert resume([]).startswith("1 job submitted again")
         array = checkout.ledger.arrays()[-1]
-        scripts = list(checkout.ledger.logs(array.token).glob("*submission*.sh"))
+        scripts = list((checkout.ledger.folder / array.token).glob("*submission*.sh"))
         assert scripts
         assert all(f"export IGPT_DATA={tmp_path}/first\n" in script.read_text() for script in scripts)
     cancel_targets([])
@@ -240,7 +239,7 @@ def test_the_doctor_says_what_keeps_python_from_a_node(cluster: Cluster, checkou
     text, code = examine(checkout.profile(python="no-such-python", setup=["true"]), ["palette"])
     assert code == 1
     assert re.search(
-        r"^wrong  node for default: job \d+ ended without an answer \(.*no-such-python.*\): \S+ may say more$", text, re.MULTILINE
+        r"^wrong  node for default: job \d+ gave no answer, lost \(.*no-such-python.*\): \S+ may say more$", text, re.MULTILINE
     )
     text, code = examine(checkout.profile(resources={"gpus": 1}), ["palette"])
     assert "wrong  node for default: GPU: torch" in text, text  # as they are pretended
@@ -253,9 +252,7 @@ def test_the_doctor_waits_no_longer_than_it_says_and_leaves_no_job(cluster: Clus
     held = checkout.profile(options=HELD)
     text, code = examine(held, ["palette"], patience=0.01)
     assert code == 1
-    still = re.search(
-        r"^wrong  node for default: job (\d+) would never begin \(\w*Held\w*\), and was cancelled: change", text, re.MULTILINE
-    )
+    still = re.search(r"^wrong  node for default: job (\d+) gave no answer, held \(.*JobHeldUser\)\): ", text, re.MULTILINE)
     assert still, text
     assert not at_work(still[1])
     assert "node for" not in examine(held, ["palette"], patience=0)[0]

@@ -15,7 +15,8 @@ from conftest import PATIENCE, ROOT
 
 from igpt.companion.run.git import head_and_dirt
 from igpt.companion.slurm.doctor import examine
-from igpt.companion.slurm.ledger import JobStatus, Ledger, scheduler_word
+from igpt.companion.slurm.job_log import scheduler_reason
+from igpt.companion.slurm.ledger import Job, JobStatus, Ledger
 from igpt.companion.slurm.snapshot import check_clean, take_snapshot
 from igpt.errors import UsageError
 from igpt.project import Project
@@ -82,7 +83,9 @@ def test_a_disk_too_small_for_the_code_is_one_sentence_and_nothing_half_written(
     name = check_clean(checkout.project, dirty=False)
     for size in ("60k", "300k", "600k"):  # too small for the folders, for git's objects, for the files
         small_disk(checkout.project.runs, size)
-        with pytest.raises(UsageError, match=r"could not be copied to .*\(No space left on device\): make room there") as told:
+        with pytest.raises(
+            UsageError, match=r"could not be copied to .*\(No space left on device\): fix that, by `igpt clean`"
+        ) as told:
             take_snapshot(checkout.project, checkout.project, name)
         assert "\n" not in str(told.value)
         no_code_of(checkout)
@@ -221,17 +224,19 @@ def test_which_job_is_the_last_is_no_question_of_clocks(tmp_path: Path) -> None:
     ledger = Ledger(Project(tmp_path))
     ledger.write(an_array())
     ledger.write(an_array(token="0b", number=2, submitted="1970"))
-    assert {array.token for array, _ in ledger.latest().values()} == {"0b"}
+    assert {job.array.token for job in ledger.latest().values()} == {"0b"}
 
 
 def test_a_mark_that_is_damaged_is_no_word(tmp_path: Path) -> None:
-    ledger = Ledger(Project(tmp_path))
-    ledger.logs("0a").mkdir(parents=True)
+    from slurm_checkout import an_array
+
+    job = Job(Ledger(Project(tmp_path)), an_array(), 0)
+    job.logs.mkdir(parents=True)
     for content in ("", "{", '{"state": "unheard of"}', "\x00"):
-        ledger.mark_path("0a", 0).write_text(content)
-        assert ledger.mark("0a", 0) is None
-    ledger.mark_path("0a", 0).write_text(JobStatus(state="done").model_dump_json())
-    assert ledger.mark("0a", 0) == JobStatus(state="done")
+        job.status_path.write_text(content)
+        assert job.status is None
+    job.status_path.write_text(JobStatus(state="done").model_dump_json())
+    assert job.status == JobStatus(state="done")
 
 
 @pytest.mark.parametrize(
@@ -253,7 +258,7 @@ def test_a_mark_that_is_damaged_is_no_word(tmp_path: Path) -> None:
 )
 def test_the_schedulers_word_is_read_from_the_log(tmp_path: Path, line: str, why: str) -> None:
     (tmp_path / "log").write_text(f"before\n{line}\nafter\n")
-    assert scheduler_word(tmp_path / "log") == why
+    assert scheduler_reason(tmp_path / "log") == why
 
 
 def test_the_doctor_examines_this_machine(checkout: Checkout) -> None:
@@ -276,7 +281,7 @@ def test_the_doctor_looks_for_data_and_weights_here(checkout: Checkout, tmp_path
     assert f"wrong  data set cifar10: CIFAR-10 is not here: `igpt data fetch cifar10` brings it into {tmp_path}/" in text
     assert "ok     data set digits: comes with scikit-learn" in text
     said = (
-        f"wrong  weights igpt-s: not in {tmp_path / 'igpt-s'}: `igpt run weights,model=igpt-s`, where there is internet, brings"
+        f"wrong  weights igpt-s: not in {tmp_path / 'igpt-s'}: `igpt run weights,model=igpt-s`, where there is internet, fetches"
     )
     assert said in text
     shutil.copytree(ROOT / "tests" / "weights" / "released_format" / "autoregressive", tmp_path / "igpt-s")

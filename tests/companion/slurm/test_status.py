@@ -17,10 +17,10 @@ from conftest import ROOT, igpt_here
 from igpt.companion.results.record import Record, read_record, write_record
 from igpt.companion.run.folder import run_folder
 from igpt.companion.run.local import plan_stages
-from igpt.companion.slurm.doctor import examine
-from igpt.companion.slurm.ledger import Array, JobStatus, Ledger, Listed, homes, last_word
+from igpt.companion.slurm.job_log import last_line
+from igpt.companion.slurm.ledger import Array, Job, JobStatus, Ledger, Listed, run_roots
 from igpt.companion.slurm.scheduler import Unreachable
-from igpt.companion.slurm.status import Row, cancel_targets, log_lines, rows, status_text, watch_status
+from igpt.companion.slurm.status import Row, cancel_targets, log_lines, status_text, watch_status
 from igpt.companion.slurm.submit import resume
 from igpt.companion.stage import Stage
 from igpt.errors import UsageError
@@ -40,23 +40,25 @@ def submitted(ledger: Ledger, name: str = NAME, *, token: str = "0a", job: str =
 
     array = an_array(name, token=token, job=job)
     ledger.write(array)
-    ledger.logs(token).mkdir()
+    (ledger.folder / token).mkdir()
     return array
 
 
 def row(ledger: Ledger) -> Row:
-    (found,) = rows(ledger, [])
+    from slurm_checkout import rows
+
+    (found,) = rows(ledger)
     return found
 
 
-def say(ledger: Ledger, array: Array, mark: JobStatus) -> None:
-    """What the job says of itself."""
-    ledger.mark_path(array.token, 0).write_text(mark.model_dump_json())
+def say(ledger: Ledger, array: Array, status: JobStatus) -> None:
+    """Have the job write its status."""
+    Job(ledger, array, 0).status_path.write_text(status.model_dump_json())
 
 
 def log(ledger: Ledger, array: Array, text: str, task: int = 0) -> None:
     """What stands in the log of one of the job's tasks."""
-    (ledger.logs(array.token) / f"{array.job}_{task}_log.err").write_text(text)
+    (ledger.folder / array.token / f"{array.job}_{task}_log.err").write_text(text)
 
 
 @pytest.fixture
@@ -85,7 +87,6 @@ def test_only_a_valid_record_of_the_stage_is_done(
         path.write_text(content)
         assert row(checkout.ledger).state == "failed"
         assert row(checkout.ledger).why == f"{path} is not a valid record; `igpt resume` sets it aside and runs the stage again"
-        assert f"wrong  earlier jobs: {path} is not a valid record (1 in all)" in examine("local")[0]
         (text,) = watch_status([], every=False)  # and there is nothing to wait for
         assert text.endswith("1 job: 1 failed; 0.00 GPU-hours used, 0.50 planned")
     path.unlink()
@@ -117,7 +118,7 @@ def test_a_cancelled_job_stays_so_when_the_scheduler_has_forgotten_it(
     if by_hand:
         log(ledger, array, by_hand)
     else:
-        answers.say(f"{array.title}|7|N/A|PENDING|0:00||Priority")
+        answers.say(f"{array.title}|7|PENDING|0:00||Priority")
         assert cancel_targets([NAME]).startswith("1 job cancelled")
         assert answers.cancelled() == ["--quiet", "7"]
         answers.say()
@@ -134,7 +135,7 @@ def test_what_the_scheduler_said_of_a_job_once_is_kept(checkout: Checkout, answe
         ("OUT_OF_MEMORY", "lost", "killed for memory: raise memory_gib in the profile; `igpt resume` continues it"),
         ("BOOT_FAIL", "lost", "n1: task 0: Killed; `igpt resume` continues it"),
     ):
-        for line in ([f"{array.title}|7|N/A|{state}|0:00||None"], []):
+        for line in ([f"{array.title}|7|{state}|0:00||None"], []):
             answers.say(*line)
             assert (row(checkout.ledger).state, row(checkout.ledger).why) == (found, why)
 
@@ -181,12 +182,12 @@ def test_a_held_job_says_what_lets_it_go_on_and_nobody_waits_for_it(
 ) -> None:
     array = submitted(checkout.ledger)
     say(checkout.ledger, array, JobStatus(state="stopped", why="ended by the scheduler"))
-    answers.say(f"{array.title}|7|N/A|{state}|0:00||{reason}")
+    answers.say(f"{array.title}|7|{state}|0:00||{reason}")
     assert (row(checkout.ledger).state, row(checkout.ledger).why) == ("held", why)
     (text,) = watch_status([], every=False)
     assert text.endswith("1 job: 1 held; 0.00 GPU-hours used, 0.50 planned")
     assert resume([]) == f"nothing to resume: no job has failed or is lost; job 7 is {why}"
-    answers.say(f"{array.title}|7|N/A|PENDING|0:00||BeginTime")
+    answers.say(f"{array.title}|7|PENDING|0:00||BeginTime")
     assert (row(checkout.ledger).state, row(checkout.ledger).why) == ("queued", "ended by the scheduler: queued again")
 
 
@@ -216,7 +217,7 @@ def test_a_held_job_says_what_lets_it_go_on_and_nobody_waits_for_it(
 )
 def test_why_a_job_waits_is_said_in_words_beside_slurms_own(checkout: Checkout, answers: Answers, reason: str, why: str) -> None:
     array = submitted(checkout.ledger)
-    answers.say(f"{array.title}|7|N/A|PENDING|0:00||{reason}")
+    answers.say(f"{array.title}|7|PENDING|0:00||{reason}")
     assert (row(checkout.ledger).state, row(checkout.ledger).why) == ("queued", why)
 
 
@@ -227,9 +228,9 @@ def test_a_job_that_left_the_queue_before_it_began_is_cancelled_if_the_accountin
     found = row(checkout.ledger)
     assert found.state == "lost"
     assert found.why == "not in the queue any more, and it never began: cancelled, perhaps; `igpt resume` queues it again"
-    answers.program("sacct", f"echo '{array.title}|7|PENDING|0|None assigned'")  # which has missed its end
+    answers.program("sacct", f"echo '{array.title}|7|PENDING|00:00:00|None assigned'")  # which has missed its end
     assert row(checkout.ledger).state == "lost"
-    answers.program("sacct", f"echo '{array.title}|7|CANCELLED by 1000|0|None assigned'")
+    answers.program("sacct", f"echo '{array.title}|7|CANCELLED by 1000|00:00:00|None assigned'")
     assert (row(checkout.ledger).state, row(checkout.ledger).why) == ("cancelled", "by scancel")
     answers.program("sacct", "exit 1")
     assert row(checkout.ledger).state == "cancelled"  # asked once, and kept
@@ -284,10 +285,8 @@ def test_a_scheduler_that_cannot_be_asked_is_said_once_and_the_rest_is_told_from
     first, second = checkout.ledger, share(checkout, "second", tmp_path / "second")
     for ledger in (first, second):
         array = submitted(ledger)
-    (found,) = rows(first, [])
-    assert (found.state, found.why) == ("unknown", "submitted at 2026, and nothing since") or found.why.startswith(
-        "submitted at "
-    )
+    found = row(first)
+    assert (found.state, found.why.partition(" at ")[0]) == ("unknown", "submitted")
     say(second, array, JobStatus(state="running", host="n1", sessions=1, seconds=62.0))
     (answers.folder / "asked").unlink()
     text = status_text([], every=False)
@@ -295,9 +294,9 @@ def test_a_scheduler_that_cannot_be_asked_is_said_once_and_the_rest_is_told_from
     assert text.count("could not be asked") == 1
     assert text.endswith("2 jobs: 1 running, 1 unknown; 0.00 GPU-hours used, 1.00 planned")
     assert (answers.folder / "asked").read_text() == "\n"  # once for both folders
-    answers.program("sacct", f"echo '{array.title}|7|RUNNING|3700|n2'")
-    (found,) = rows(first, [])
-    assert (found.state, found.node, found.elapsed) == ("running", "n2", 3700)
+    answers.program("sacct", f"echo '{array.title}|7|RUNNING|01:01:40|n2'")
+    found = row(first)
+    assert (found.state, found.node, found.elapsed_seconds) == ("running", "n2", 3700)
     say(second, array, JobStatus(state="failed", why="bad luck"))
     assert (row(second).state, row(second).why) == ("failed", "bad luck")
     if "sleep" not in script:  # which has a minute here
@@ -318,8 +317,8 @@ def test_the_status_says_node_time_and_folder_in_a_table_of_80_columns_and_in_js
     (folder / "progress.json").write_text('{"done": 1000, "total": 4000, "seconds": 3600.0}')
     (folder / "metrics.jsonl").write_text('{"loss": 2.34567}\n')
     answers.say(
-        f"{arrays[0].title}|0|N/A|RUNNING|1-02:03:04|n[1-2]|None",
-        f"{arrays[1].title}|1|N/A|PENDING|0:00||Dependency",
+        f"{arrays[0].title}|0|RUNNING|1-02:03:04|n[1-2]|None",
+        f"{arrays[1].title}|1|PENDING|0:00||Dependency",
     )
     text = igpt_here("status", root=checkout.root)
     assert (text.returncode, text.stderr) == (0, "")
@@ -327,8 +326,8 @@ def test_the_status_says_node_time_and_folder_in_a_table_of_80_columns_and_in_js
         "State    Job    Elapsed    Stage",
         "-------  -----  ---------  -----------------------------------------------",
         "running  0      26:03:04   pretrain,model=igpt-l,objective=bert,seed=0",
-        "  session 2; on n[1-2]; step 1,000 of 4,000; loss 2.3457; 3:00:00 left",
-        "  16.00 of 0.50 GPU-hours",
+        "  session 2; on n[1-2]; step 1,000 of 4,000; loss 2.3457; 3:00:00 left; 16.00 of",
+        "  0.50 GPU-hours",
         f"  runs/{folder.name}",
         "queued   1                 linear_probe,model=igpt-l,objective=bert,seed=0",
         "  waits for jobs that it depends on (Dependency)",
@@ -356,7 +355,7 @@ def test_the_status_says_node_time_and_folder_in_a_table_of_80_columns_and_in_js
                 "node": "n[1-2]",
                 "elapsed_seconds": 93784.0,
                 "folder": str(folder),
-                "log": str(ledger.logs("00") / "0_0_log.err"),
+                "log": str(ledger.folder / "00" / "0_0_log.err"),
                 "cell": None,
                 "steps_done": 1000.0,
                 "steps_total": 4000.0,
@@ -439,8 +438,8 @@ def test_the_status_of_nothing_is_a_json_document_too(checkout: Checkout) -> Non
 def test_logs_say_where_they_will_be_and_that_they_are_gone(checkout: Checkout, answers: Answers) -> None:
     ledger = checkout.ledger
     array = submitted(ledger)
-    path = ledger.logs(array.token) / "7_0_log.err"
-    answers.say(f"{array.title}|7|N/A|PENDING|0:00||Priority")
+    path = ledger.folder / array.token / "7_0_log.err"
+    answers.say(f"{array.title}|7|PENDING|0:00||Priority")
     for begin in (lambda: None, path.touch):
         begin()
         assert list(log_lines(NAME, follow=False)) == [f"== {NAME}: nothing yet; what it writes will be in {path}"]
@@ -452,7 +451,7 @@ def test_logs_say_where_they_will_be_and_that_they_are_gone(checkout: Checkout, 
     assert list(log_lines(NAME, follow=True)) == [f"== {NAME}: its log is gone; it was {path}"]
     ledger.write(array.model_copy(update={"job": None}))
     (found,) = log_lines(NAME, follow=False)
-    assert found.startswith(f"== {NAME}: nothing yet; its submission had no answer")
+    assert found == f"== {NAME}: nothing yet; what it writes will be in {path.parent}"
 
 
 EXITED = "srun: error: n1: task 0: Exited with exit code 1\n"
@@ -483,7 +482,7 @@ TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1, in <modu
 )
 def test_a_jobs_own_words_come_before_those_of_srun(tmp_path: Path, text: str, why: str) -> None:
     (tmp_path / "7_0_log.err").write_text(text)
-    assert last_word(tmp_path / "7_0_log.err") == why
+    assert last_line(tmp_path / "7_0_log.err") == why
 
 
 def test_a_further_node_that_fails_is_the_reason_and_not_that_the_first_was_ended(checkout: Checkout, answers: Answers) -> None:
@@ -510,7 +509,7 @@ def share(checkout: Checkout, name: str, folder: Path) -> Ledger:
 def test_jobs_in_two_shared_folders_are_found_by_what_names_them(checkout: Checkout, answers: Answers, tmp_path: Path) -> None:
     first, second = (share(checkout, name, tmp_path / name) for name in ("first", "second"))
     arrays = [submitted(first, NAME, job="7"), submitted(second, "pretrain,model=tiny-s,seed=5", token="0b", job="8")]
-    answers.say(*(f"{array.title}|{array.job}|N/A|PENDING|0:00||Priority" for array in arrays))
+    answers.say(*(f"{array.title}|{array.job}|PENDING|0:00||Priority" for array in arrays))
     for number, target in (("7", "palette"), ("7", NAME), ("7", "7"), ("8", "pretrain,model=tiny-s,seed=5"), ("8", "8")):
         assert status_text([target], every=False).splitlines()[2].split()[1] == number
         list(log_lines(target, follow=False))
@@ -532,22 +531,22 @@ def test_another_clone_sees_the_jobs_of_the_shared_folder_of_its_profiles(
     shutil.copytree(checkout.root, other)
     with pytest.MonkeyPatch.context() as patch:  # ends before the checkout's own does, which sets the same
         patch.setenv("IGPT_ROOT", str(other))
-        assert homes(Project(other)) == [Project(other)]  # nothing was submitted there yet
+        assert run_roots(Project(other)) == [Project(other)]  # nothing was submitted there yet
         submitted(shared)
         (other / "slurm" / "profiles" / "broken.yaml").write_text("stages: [")
         (tmp_path / "again").symlink_to(tmp_path / "shared")
         share(type(checkout)(other), "again", tmp_path / "again")  # the same by another path counts once
-        assert len(homes(Project(other))) == 2
+        assert len(run_roots(Project(other))) == 2
         assert "1 job: " in status_text([NAME], every=False)
 
 
 def test_another_clone_sees_the_jobs_that_it_would_have_submitted(checkout: Checkout, answers: Answers, tmp_path: Path) -> None:
     shared = Ledger(Project(tmp_path / "shared"))  # of a profile that lies outside of the checkout
     (planned,) = plan_stages(checkout.project, [Stage.of("palette", seed=0)])
-    folder = run_folder(shared.home, planned.stage, planned.signature).name
+    folder = run_folder(shared.run_root, planned.stage, planned.signature).name
     array = submitted(shared)
     shared.write(array.model_copy(update={"stages": (Listed(name=planned.stage.name, folder=folder, planned=0.5),)}))
-    answers.say(f"{array.title}|7|N/A|PENDING|0:00||Priority")
-    said = checkout.submit(NAME, profile=checkout.profile(shared_folder=str(shared.home.root)))
+    answers.say(f"{array.title}|7|PENDING|0:00||Priority")
+    said = checkout.submit(NAME, profile=checkout.profile(shared_folder=str(shared.run_root.root)))
     assert said == "nothing to submit: 0 of 1 stage finished, 1 queued or running"
     assert status_text([], every=False).endswith("1 job: 1 queued; 0.00 GPU-hours used, 0.50 planned")

@@ -19,7 +19,7 @@ import pytest
 from conftest import PATIENCE, ROOT, wait_until
 
 from igpt.companion.results.record import read_record
-from igpt.companion.slurm.ledger import Array, JobStatus
+from igpt.companion.slurm.ledger import Array, Job, JobStatus
 from igpt.companion.slurm.scheduler import GRACE, HIDDEN_DAYS
 from igpt.companion.slurm.status import cancel_targets, status_text
 from igpt.companion.slurm.submit import resume, submit_targets
@@ -83,9 +83,9 @@ def age(checkout: Checkout, seconds: float) -> None:
         checkout.ledger.write(array.model_copy(update={"submitted": then}))
 
 
-def say(checkout: Checkout, array: Array, mark: JobStatus) -> None:
-    """Have an array's first job say something."""
-    checkout.ledger.mark_path(array.token, 0).write_text(mark.model_dump_json())
+def say(checkout: Checkout, array: Array, status: JobStatus) -> None:
+    """Have an array's first job write its status."""
+    Job(checkout.ledger, array, 0).status_path.write_text(status.model_dump_json())
 
 
 def the_array(checkout: Checkout) -> Array:
@@ -146,11 +146,10 @@ def test_a_job_that_was_cancelled_by_hand_as_it_waited_and_is_forgotten_is_kept_
     cluster: Cluster, checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkout.submit(PALETTE, profile=waits(checkout))
-    array = the_array(checkout)
-    subprocess.run(["scancel", str(array.job)], check=True)
+    subprocess.run(["scancel", str(the_array(checkout).job)], check=True)
     replace_program(tmp_path / "programs", "squeue", "exit 0", monkeypatch)  # as after MinJobAge
     assert cancel_targets([]) == "nothing to cancel: no job is queued or running"
-    assert checkout.ledger.end(array.token, 0) == "CANCELLED"  # for who may not see the queue
+    assert checkout.job(PALETTE).end == "CANCELLED"  # for who may not see the queue
 
 
 def test_a_submission_killed_as_it_called_sbatch_is_made_anew_once_it_can_no_longer_arrive(
@@ -283,23 +282,23 @@ def test_anothers_job_that_the_scheduler_hides_counts_as_at_work_until_something
     assert checkout.row(PALETTE).state == "running"
     assert submit().startswith("nothing to submit")
     long_ago = time.time() - 60 * mine.minutes - 1
-    os.utime(ledger.mark_path(mine.token, 0), (long_ago, long_ago))
+    os.utime(Job(ledger, mine, 0).status_path, (long_ago, long_ago))
     age(checkout, 86400)
     assert checkout.row(PALETTE).state == "lost"  # beyond its limit, without a word
     say(checkout, mine, JobStatus(state="stopped", why="preempted: queued again"))
     assert checkout.row(PALETTE).state == "queued"
-    for mark in (
+    for status in (
         JobStatus(state="failed", why="bad luck"),
         JobStatus(state="cancelled"),
         JobStatus(state="stopped", why="ended by the scheduler"),
     ):
-        say(checkout, mine, mark)
-        assert checkout.row(PALETTE).state == mark.state
-    ledger.mark_path(mine.token, 0).unlink()
+        say(checkout, mine, status)
+        assert checkout.row(PALETTE).state == status.state
+    Job(ledger, mine, 0).status_path.unlink()
     assert checkout.row(PALETTE).state == "queued"
-    ledger.keep_end(mine.token, 0, "CANCELLED")  # as anna's own commands do
+    checkout.job(PALETTE).keep_end("CANCELLED")  # as anna's own commands do
     assert checkout.row(PALETTE).state == "cancelled"
-    (ledger.logs(mine.token) / "end-0").unlink()
+    (ledger.folder / mine.token / "end-0").unlink()
     age(checkout, 86400 * HIDDEN_DAYS + 1)
     assert checkout.row(PALETTE).state == "lost"
     assert submit().startswith("1 job submitted")
@@ -315,7 +314,9 @@ def test_the_accounting_says_of_a_hidden_job_that_it_has_ended(
     subprocess.run(["scancel", str(mine.job)], check=True)
     checkout.ledger.write(mine.model_copy(update={"by": "anna on login2"}))
     for state, found in (("RUNNING", "queued"), ("CANCELLED by 1000", "cancelled")):
-        replace_program(tmp_path / "programs", "sacct", f"echo '{mine.title}|{mine.job}|{state}|0|None assigned'", monkeypatch)
+        replace_program(
+            tmp_path / "programs", "sacct", f"echo '{mine.title}|{mine.job}|{state}|00:00:00|None assigned'", monkeypatch
+        )
         assert checkout.row(PALETTE).state == found
 
 

@@ -13,10 +13,10 @@ from igpt.companion.results.record import read_record
 from igpt.companion.run.execute import StageStopped
 from igpt.companion.run.folder import run_folder
 from igpt.companion.run.local import Slots, plan_stages, run_plan
-from igpt.companion.slurm.ledger import JobStatus, Ledger
-from igpt.companion.slurm.local import run_here
+from igpt.companion.slurm.ledger import Job, JobStatus, Ledger
 from igpt.companion.slurm.profile import Profile, Resources
 from igpt.companion.slurm.status import collect, log_lines, status_text
+from igpt.companion.slurm.submit import run_here
 from igpt.companion.stage import Stage
 from igpt.errors import UsageError
 from igpt.files import write_text
@@ -53,7 +53,8 @@ def test_what_a_run_publishes_is_collected_the_parents_with_it(project: Project,
             'stage.parent("palette")',
         ),
         "linear_probe": (
-            'model = "tiny-s"\nobjective = "autoregressive"\ndataset = "digits"\nweights = "trained"\nseed = 0',
+            'model = "tiny-s"\nobjective = "autoregressive"\ndataset = "digits"\nweights = "trained"\nseed = 0\n'
+            'layers = "all"\nprecision = "float32"\nviews = 1',
             "model=model, objective=objective, dataset=dataset, weights=weights, seed=seed",
             'stage.parent("pretrain")',
         ),
@@ -79,8 +80,8 @@ def test_what_jobs_wrote_reaches_the_terminal_as_text(project: Project) -> None:
     array = an_array(f"palette,seed=0{nasty}")
     ledger = Ledger(project)
     ledger.write(array)
-    write_text(ledger.mark_path("0a", 0), JobStatus(state="failed", why=nasty).model_dump_json())
-    write_text(ledger.logs("0a") / "7_0_log.err", nasty)
+    write_text(Job(ledger, array, 0).status_path, JobStatus(state="failed", why=nasty).model_dump_json())
+    write_text(ledger.folder / "0a" / "7_0_log.err", nasty)
     text = "\n".join([status_text([], every=True), *log_lines("7", follow=False)])
     assert r"a\x1b[2J\x07\nb\u202e" in text
     assert all(c.isprintable() or c == "\n" for c in text)

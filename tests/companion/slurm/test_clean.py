@@ -142,17 +142,18 @@ def test_what_a_live_process_holds_stays_and_so_does_what_it_may_read(project: P
 
 
 def test_what_begins_after_the_look_is_not_deleted(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    from igpt.companion.run.clean import Found, Runs
+    from igpt.companion.slurm.clean import Runs
+    from igpt.companion.slurm.ledger import Ledger
 
     failed = begun(project, 4, "failed.ipynb")
-    runs = Runs(project, project, ())
-    (found,) = runs.sort()
+    runs = Runs(project, Ledger(project))
+    (item,) = runs.items()
     with another_process_holds(failed / ".lock"):
-        assert runs.take_away(found) == []
+        assert runs.take_away(*item) == []
     (failed / "checkpoint-0000001").touch()  # it has run meanwhile, and holds work
-    assert runs.take_away(found) == []
+    assert runs.take_away(*item) == []
     assert failed.exists()
-    assert runs.take_away(Found("unfinished", failed, 0))
+    assert runs.take_away("unfinished", failed)
 
 
 def test_what_other_users_left_in_a_shared_folder_stays(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
