@@ -14,7 +14,7 @@ from igpt.companion.run.budget import is_released, make_budget
 from igpt.companion.run.datasets import fetch
 from igpt.companion.run.folder import empty, hold, release, run_folder
 from igpt.companion.run.local import Slots, plan_stages, run_plan, to_do
-from igpt.companion.run.own_weights import settle
+from igpt.companion.run.own_weights import resolve_weights
 from igpt.companion.run.targets import find_stages, parameters_of
 from igpt.companion.stage import Stage
 from igpt.data.cards import is_present
@@ -70,7 +70,9 @@ def run_targets(targets: list[str], tier: str | None, overrides: list[str]) -> s
     stages = find_stages(targets, tier, project)
     if overrides:
         stages = [
-            settle(project, Stage.of(stage.notebook, **{**stage.parameters, **parameters_of(project, stage.notebook, overrides)}))
+            resolve_weights(
+                project, Stage.of(stage.notebook, **{**stage.parameters, **parameters_of(project, stage.notebook, overrides)})
+            )
             for stage in stages
         ]
     plan, signer = plan_stages(project, stages), Signer(project.notebooks)

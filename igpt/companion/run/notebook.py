@@ -24,7 +24,7 @@ from igpt.companion.results.signature import Signer
 from igpt.companion.run.folder import PLANNED, STOP, empty, finished_record, hold, read_progress, run_folder
 from igpt.companion.run.git import head_and_dirt
 from igpt.companion.run.local import ensure
-from igpt.companion.run.own_weights import own_place, settle
+from igpt.companion.run.own_weights import own_path, resolve_weights
 from igpt.companion.stage import Literal, Stage
 from igpt.files import read_json, write_text
 from igpt.measure import Measured
@@ -142,7 +142,7 @@ class OpenStage:
 
     def own_weights(self) -> Path:
         """Where a user's own weights lie, which the stage's parameter names. Raises UsageError when they moved or changed."""
-        return own_place(self.project, str(self._parameters["weights"]))
+        return own_path(self.project, str(self._parameters["weights"]))
 
     def report(self, done: int, total: int) -> None:
         """Say how far the work is, in steps; kept on disk at most twice a second."""
@@ -238,7 +238,7 @@ def open_stage(notebook: str, **parameters: Literal) -> OpenStage:
     runs the stage.
     """
     project = Project.here()
-    return OpenStage(project, settle(project, Stage.of(notebook, **parameters)), Signer(project.notebooks))
+    return OpenStage(project, resolve_weights(project, Stage.of(notebook, **parameters)), Signer(project.notebooks))
 
 
 def hardware() -> str:

@@ -1,8 +1,7 @@
-"""A user's own weights: a path on the command line becomes a name, their folder's and the digest of their files.
+"""A user's own weights: a path on the command line becomes a name, made of the folder's name and the digest of its files.
 
-A folder that is moved keeps its name as long as it is called the same: what stands on it stays. One that is renamed is
-other weights to every plan, though its digest says that they are the same. Which path, digest and shape a name stands for
-is kept in ``runs/weights/NAME.json``.
+A folder that moves but keeps its name keeps its results. A renamed folder counts as other weights, though the digest is the
+same. ``runs/weights/NAME.json`` records the path, digest and shape of a name.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from igpt.project import Project, whole_path
 
 TRAINED, RELEASED = "trained", "released"
 NAME = re.compile(r"[\w.+-]+-[0-9a-f]{12}")
-LONGEST = 40  # characters of a folder's name in that of its weights
+LONGEST = 40  # characters of the folder's name
 
 
 @dataclass(frozen=True)
 class Registered:
-    """What a name stands for: a folder or TensorFlow prefix, its files' digest, the recipe that has the shape, its images."""
+    """Weights with a name: their folder or TensorFlow prefix, digest, recipe of the same shape, and kind of images."""
 
     path: str
     digest: str
@@ -39,33 +38,40 @@ class Registered:
     channels: int
     palette: str  # its digest
 
+    @property
+    def images(self) -> str:
+        """The kind of images in words."""
+        return _kind(self.side, self.channels)
 
-def settle(project: Project, stage: Stage) -> Stage:
-    """The stage that is meant: a path given as ``weights`` gets its name, and model and objective follow from what lies there.
 
-    Raises UsageError for weights that are not there or damaged, of another model than was given, that do not fit the data,
+def resolve_weights(project: Project, stage: Stage) -> Stage:
+    """The stage with a path given as ``weights`` replaced by its name, and with the model and objective of these weights.
+
+    Raises UsageError for weights that are missing or damaged, of another model than was given, or that do not fit the data,
     and for a word that is none of ``trained``, ``released``, a registered name and a path.
     """
     defaults = read_notebook(project.notebooks, stage.notebook).defaults
     given = stage.parameters
+    word = given.get("weights", defaults.get("weights", TRAINED))
     _check_trained(given, defaults)
-    if "weights" not in defaults or not isinstance(word := given.get("weights", defaults["weights"]), str):
-        return stage  # what the plan says of a parameter that is unknown, or of another type
+    if "weights" not in defaults or not isinstance(word, str):
+        return stage  # the plan refuses an unknown parameter, and one of another type
     if word == TRAINED:
         if stage.notebook in ("weights", "released_loss"):
             raise UsageError(f"notebook {stage.notebook} takes weights that exist, not {TRAINED}: give {RELEASED} or a path")
         return stage
-    full = {**defaults, **given}
     if word == RELEASED:
-        if released := _released(full):
-            for dataset in protocol(stage.notebook).datasets(full):
-                _check_data(dataset, f"OpenAI's {released.model}", released)
+        if released := _released({**defaults, **given}):
+            _check_data(stage.notebook, {**defaults, **given}, f"OpenAI's {released.model}", released)
         return stage
-    place = _registration(project, word)
-    if NAME.fullmatch(word) and not place.exists() and "model" in given:
-        return stage  # of a run elsewhere: what it is can be said, and it is refused where its weights are to be read
-    name, known = (word, _read(place)) if place.exists() else _register(project, word)
-    _check_notebook(stage.notebook, defaults, word, known)
+    registration = _registration(project, word)
+    if NAME.fullmatch(word) and not registration.exists() and "model" in given:
+        return stage  # of a run elsewhere, whose records can be read; refused where its weights are to be read
+    name, known = (word, _read(registration)) if registration.exists() else _register(project, word)
+    if stage.notebook == "loss_against_probe":
+        raise UsageError(f"loss_against_probe compares the weights after several steps, and {word} holds one: run linear_probe")
+    if known.objective == "bert" and "objective" not in defaults:
+        raise UsageError(f"notebook {stage.notebook} is for autoregressive weights, and {word} holds BERT's: give others")
     wanted = {"model": known.model, "objective": known.objective}
     for parameter, value in wanted.items():
         if parameter in given and given[parameter] != value:
@@ -73,20 +79,19 @@ def settle(project: Project, stage: Stage) -> Stage:
                 f"{word} holds weights of {known.model}, {known.objective}, and {parameter} is {given[parameter]}: leave"
                 f" {parameter} out, or give {value}"
             )
-    settled = {**given, **{k: v for k, v in wanted.items() if k in defaults}, "weights": name}
-    for dataset in protocol(stage.notebook).datasets({**defaults, **settled}):
-        _check_data(dataset, word, known)
-    return Stage.of(stage.notebook, **settled)
+    resolved = {**given, **{k: v for k, v in wanted.items() if k in defaults}, "weights": name}
+    _check_data(stage.notebook, {**defaults, **resolved}, word, known)
+    return Stage.of(stage.notebook, **resolved)
 
 
-def own_place(project: Project, name: str) -> Path:
-    """Where the weights of a registered name lie. Raises UsageError when they have been moved or changed since."""
-    place = _registration(project, name)
-    if not place.exists():
+def own_path(project: Project, name: str) -> Path:
+    """The path of the weights with a registered name. Raises UsageError when they have been moved or changed since."""
+    registration = _registration(project, name)
+    if not registration.exists():
         raise UsageError(f"no weights are registered here as {name}: give their folder again (-p weights=FOLDER)")
-    known = _read(place)
+    known = _read(registration)
     path = Path(known.path)
-    if not _is_there(path):
+    if not _exists(path):
         raise UsageError(f"the weights called {name} are no longer at {path}: give the place where they are (-p weights=FOLDER)")
     if _digest(path) != known.digest:
         raise UsageError(
@@ -96,24 +101,24 @@ def own_place(project: Project, name: str) -> Path:
     return path
 
 
-def hand_on(project: Project, home: Project) -> None:
-    """Let jobs, whose runs are those of ``home``, know what the names of a user's own weights stand for."""
+def share_names(project: Project, home: Project) -> None:
+    """Copy the names of a user's own weights to ``home``, where jobs look for them."""
     if home.runs != project.runs:
-        for place in (project.runs / "weights").glob("*.json"):
-            write_text(home.runs / "weights" / place.name, place.read_text())
+        for path in (project.runs / "weights").glob("*.json"):
+            write_text(home.runs / "weights" / path.name, path.read_text())
 
 
 def _register(project: Project, word: str) -> tuple[str, Registered]:
-    """Give the weights at a path their name."""
+    """Give the weights at a path a name, and record it."""
     from igpt.train.recipes import model_of
     from igpt.weights.huggingface import has_output, is_huggingface
     from igpt.weights.read import read_palette, weights_shape
 
     path = whole_path("weights", word)
-    if not word or not _is_there(path):
+    if not word or not _exists(path):
         raise _unknown(project, word)
-    if path.is_dir() and not (path / "config.json").exists() and (found := sorted(path.glob("*.index"))):
-        raise UsageError(f"{path} holds TensorFlow checkpoints: give the path of one, such as {found[-1].with_suffix('')}")
+    if path.is_dir() and not (path / "config.json").exists() and (indices := sorted(path.glob("*.index"))):
+        raise UsageError(f"{path} holds TensorFlow checkpoints: give the path of one, such as {indices[-1].with_suffix('')}")
     if path.is_dir() and is_huggingface(path) and not has_output(path):
         raise UsageError(
             f"{path} holds weights without an output matrix, as a classifier's: igpt.ImageGPT.from_pretrained reads their"
@@ -121,17 +126,17 @@ def _register(project: Project, word: str) -> tuple[str, Registered]:
         )
     shape = weights_shape(path)
     palette = read_palette(path, shape)
-    side, channels = math.isqrt(shape.n_ctx), palette.centres.shape[1]
     digest = _digest(path)
-    called = re.sub(r"[^A-Za-z0-9._+-]+", "-", path.name if path.is_dir() else path.parent.name).strip(".-")[:LONGEST]
-    name = f"{called or 'weights'}-{digest[:12]}"
+    label = re.sub(r"[^A-Za-z0-9._+-]+", "-", path.name if path.is_dir() else path.parent.name).strip(".-")[:LONGEST]
+    name = f"{label or 'weights'}-{digest[:12]}"
+    side, channels = math.isqrt(shape.n_ctx), palette.centres.shape[1]
     known = Registered(str(path), digest, model_of(shape), shape.objective, side, channels, palette.digest)
     write_text(_registration(project, name), json.dumps(vars(known), indent=1) + "\n")
     return name, known
 
 
 def _unknown(project: Project, word: str) -> UsageError:
-    """What to say of a word that names no weights."""
+    """The error for a word that names no weights."""
     from igpt.train.recipes import recipe
     from igpt.weights.released import released_model
 
@@ -142,14 +147,14 @@ def _unknown(project: Project, word: str) -> UsageError:
         return UsageError(f"{word} names a recipe: give model={recipe(word).name}, and leave weights out")
     except UsageError:
         pass
-    names = [path.stem for path in _registration(project, "").parent.glob("*.json")]
-    near = near_misses(word, [TRAINED, RELEASED, *sorted(names)])
+    names = sorted(path.stem for path in (project.runs / "weights").glob("*.json"))
+    near = near_misses(word, [TRAINED, RELEASED, *names])
     ways = "give a folder, or a TensorFlow checkpoint's path without .index"
     return UsageError(f"there are no weights {word!r}{near.rstrip('?')}{', or' if near else ':'} {ways}")
 
 
 def _check_trained(given: Mapping[str, Literal], defaults: Mapping[str, Literal]) -> None:
-    """Raise UsageError for a model that only a user's own weights have where none are given."""
+    """Raise UsageError for a model that no recipe trains, without weights."""
     from igpt.train.recipes import CUSTOM
 
     model = str(given.get("model", ""))
@@ -159,49 +164,42 @@ def _check_trained(given: Mapping[str, Literal], defaults: Mapping[str, Literal]
 
 
 def _released(given: Mapping[str, Literal]) -> Registered | None:
-    """What OpenAI's weights are; None where parameters are missing or of a wrong type, which is left to the plan.
+    """OpenAI's weights; None where parameters are missing or of a wrong type, which the plan refuses.
 
-    Raises UsageError for what was not released.
+    Raises UsageError for weights that were not released.
     """
     from igpt.palette import RELEASED as RELEASED_COLOURS
     from igpt.weights.released import LAST_STEP, released_at
 
     step = given.get("step", LAST_STEP)
-    if not isinstance(step, int) or "model" not in given:  # a notebook of one's own may name none
+    if not isinstance(step, int) or "model" not in given:  # a user's own notebook may have no model
         return None
     model, objective = str(given["model"]), str(given.get("objective", "autoregressive"))
     shape = released_at(model, objective, step).shape
     return Registered("", "", model, objective, math.isqrt(shape.n_ctx), 3, RELEASED_COLOURS)
 
 
-def _check_notebook(notebook: str, defaults: dict[str, Literal], word: str, known: Registered) -> None:
-    """Raise UsageError for a notebook that needs other weights than a user can give."""
-    if notebook == "loss_against_probe":
-        raise UsageError(f"{notebook} compares the weights after several steps, and {word} holds one: run linear_probe instead")
-    if known.objective == "bert" and "objective" not in defaults:
-        raise UsageError(f"notebook {notebook} is for autoregressive weights, and {word} holds BERT's: give others")
-
-
-def _check_data(dataset: str, word: str, known: Registered) -> None:
-    """Raise UsageError for images that the weights cannot read; an unknown data set is left to the plan."""
+def _check_data(notebook: str, parameters: dict[str, Literal], word: str, known: Registered) -> None:
+    """Raise UsageError for data sets whose images the weights cannot read; the plan refuses an unknown data set."""
     from igpt.data.cards import DATASETS, data_card
     from igpt.palette import RELEASED as RELEASED_COLOURS
 
-    if not dataset and known.model.startswith("custom"):
-        raise UsageError(f"of {word} it is not known on which images it was trained: say which to take (-p dataset=cifar10)")
-    if dataset not in DATASETS:
-        return
-    card = data_card(dataset)
-    if known.channels != card.channels or known.side > card.height:
-        raise UsageError(
-            f"{word} reads {_kind(known.side, known.channels)}, and {dataset} has {_kind(card.height, card.channels)}: choose"
-            " another data set (-p dataset=...)"
-        )
-    if card.tokens and (known.side, known.palette) != (card.height, RELEASED_COLOURS):
-        raise UsageError(
-            f"{word} reads {_kind(known.side, known.channels)} in its own colours or size, and {dataset} are tokens of"
-            f" {card.height} x {card.height} pixels in the released ones: choose a data set of pictures (-p dataset=...)"
-        )
+    for dataset in protocol(notebook).datasets(parameters):
+        if not dataset and known.model.startswith("custom"):
+            raise UsageError(f"of {word} it is not known on which images it was trained: say which to take (-p dataset=cifar10)")
+        if dataset not in DATASETS:
+            continue
+        card = data_card(dataset)
+        if known.channels != card.channels or known.side > card.height:
+            raise UsageError(
+                f"{word} reads {known.images}, and {dataset} has {_kind(card.height, card.channels)}: choose"
+                " another data set (-p dataset=...)"
+            )
+        if card.tokens and (known.side, known.palette) != (card.height, RELEASED_COLOURS):
+            raise UsageError(
+                f"{word} reads {known.images} in its own colours or size, and {dataset} are tokens of"
+                f" {card.height} x {card.height} pixels in the released ones: choose a data set of pictures (-p dataset=...)"
+            )
 
 
 def _kind(side: int, channels: int) -> str:
@@ -210,40 +208,35 @@ def _kind(side: int, channels: int) -> str:
 
 
 def _registration(project: Project, name: str) -> Path:
-    """The file that says what a name stands for; a word that cannot be one, such as a path, has none."""
+    """The file that describes a name; a word that cannot be one, such as a path, has none."""
     return project.runs / "weights" / f"{name if NAME.fullmatch(name) else 'none'}.json"
 
 
-def _read(place: Path) -> Registered:
-    """What a registration says."""
+def _read(registration: Path) -> Registered:
+    """The weights of a registration."""
     try:
-        return Registered(**read_json(place))
+        return Registered(**read_json(registration))
     except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"{place} is damaged ({error}): delete it, and give the weights' folder again") from None
+        raise UsageError(f"{registration} is damaged ({error}): delete it, and give the weights' folder again") from None
 
 
-def _is_there(path: Path) -> bool:
-    """Whether there is something that may be weights."""
+def _exists(path: Path) -> bool:
+    """Whether there may be weights at a path."""
     return path.exists() or path.with_name(f"{path.name}.index").exists()
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of what lies at a path. Raises UsageError where files are missing."""
+    """SHA-256 of the weights at a path. Raises UsageError where files are missing."""
     from igpt.weights.read import weights_files
 
     files = weights_files(path)
-    return _content(tuple((file, _state(file)) for file in files))
-
-
-def _state(file: Path) -> tuple[int, ...]:
-    """What changes with a file's content."""
-    found = file.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    states = [file.stat() for file in files]
+    return _read_digest(tuple(files), tuple((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in states))
 
 
 @cache
-def _content(files: tuple[tuple[Path, tuple[int, ...]], ...]) -> str:
-    """SHA-256 of files in a state, read once: the stages of a plan stand on the same gigabytes."""
+def _read_digest(files: tuple[Path, ...], states: tuple[tuple[int, ...], ...]) -> str:
+    """SHA-256 of files in a state, read once, since all stages of a plan ask for it."""
     from igpt.weights.existing import content_digest, file_sums
 
-    return content_digest(file_sums(file for file, _ in files))
+    return content_digest(file_sums(files))

@@ -7,7 +7,7 @@ import re
 from igpt.companion.experiments.cells import TABLES, declared_stages, experiments, why_not
 from igpt.companion.experiments.tiers import TIERS
 from igpt.companion.results.notebooks import near_misses, read_notebook
-from igpt.companion.run.own_weights import settle
+from igpt.companion.run.own_weights import resolve_weights
 from igpt.companion.stage import Literal, Stage
 from igpt.errors import UsageError
 from igpt.project import Project
@@ -49,7 +49,7 @@ def _stages_of(target: str, tier: str | None, project: Project) -> list[Stage]:
         raise UsageError(f"{nothing}: {has}")
     head, *words = Stage.words(target)
     if head in notebooks:
-        return [settle(project, Stage.of(head, **parameters_of(project, head, words)))]
+        return [resolve_weights(project, Stage.of(head, **parameters_of(project, head, words)))]
     known = list(dict.fromkeys([*tables, *by_name, *notebooks]))  # a table and a notebook may share a name
     same = next((name for name in by_name if _plain(name) == _plain(target)), None)
     near = f"; did you mean {same}?" if same else near_misses(target, known)

@@ -12,7 +12,7 @@ from igpt.companion.experiments.costs import stage_hours
 from igpt.companion.results.plan import Plan
 from igpt.companion.run.folder import finished_record, run_folder
 from igpt.companion.run.local import Slots, check_data, plan_stages, run_plan
-from igpt.companion.run.own_weights import hand_on
+from igpt.companion.run.own_weights import share_names
 from igpt.companion.run.targets import find_stages
 from igpt.companion.slurm.batches import Batch, make_batches
 from igpt.companion.slurm.dry_run import describe
@@ -65,7 +65,7 @@ def submit_targets(targets: list[str], tier: str | None, profile_name: str, *, d
     require()
     check_data(project, plan)
     code_name = check_clean(project, dirty=dirty)
-    hand_on(project, run_root)
+    share_names(project, run_root)
     with ledger.alone():
         remember_run_root(project, run_root)  # also when another clone has submitted all of it
         decided = prepare(profile_name, profile, plan, ledger)

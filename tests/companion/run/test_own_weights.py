@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from igpt.companion.results.signature import Signer
 from igpt.companion.results.store import ReaderStore
-from igpt.companion.run.own_weights import hand_on, own_place, settle
+from igpt.companion.run.own_weights import own_path, resolve_weights, share_names
 from igpt.companion.stage import Stage
 from igpt.errors import UsageError
 from igpt.files import file_sha256
@@ -67,7 +67,7 @@ def evaluate(project: Project, write_notebook: WriteNotebook) -> None:
 
 def settled(project: Project, weights: object, notebook: str = "evaluate", **given: object) -> dict[str, object]:
     """The parameters of a stage once its weights have their name."""
-    return dict(settle(project, Stage.of(notebook, weights=str(weights), **given)).parameters)  # type: ignore[arg-type]
+    return dict(resolve_weights(project, Stage.of(notebook, weights=str(weights), **given)).parameters)  # type: ignore[arg-type]
 
 
 def refused(project: Project, weights: object, notebook: str = "evaluate", **given: object) -> str:
@@ -90,7 +90,7 @@ def test_a_path_becomes_a_name_of_the_folder_and_its_content(
     monkeypatch.chdir(folder.parent)
     monkeypatch.setenv("HOME", str(folder.parent))
     assert settled(project, folder.name) == settled(project, f"~/{folder.name}") == found
-    assert own_place(project, name) == folder
+    assert own_path(project, name) == folder
     Signer(project.notebooks).sign(Stage.of("evaluate", **found))  # type: ignore[arg-type]
 
 
@@ -99,18 +99,18 @@ def test_the_same_weights_elsewhere_are_the_same_and_others_are_not(project: Pro
     name = settled(project, folder)["weights"]
     moved = folder.rename(folder.with_name("elsewhere"))
     with pytest.raises(UsageError, match=f"the weights called {name} are no longer at .*: give the place where they are"):
-        own_place(project, str(name))
+        own_path(project, str(name))
     shutil.copytree(moved, folder)
     other = Palette(shades.centres * np.float32(0.5))
     save_weights(folder, random_model(SHAPE), other)  # the colours decide too
     with pytest.raises(UsageError, match="have changed since they were called"):
-        own_place(project, str(name))
+        own_path(project, str(name))
     changed = settled(project, folder)["weights"]
     assert changed != name
     assert str(settled(project, moved)["weights"])[-12:] == str(name)[-12:]
     shutil.rmtree(folder)
     shutil.copytree(moved, folder)
-    assert settled(project, folder)["weights"] == name and own_place(project, str(name)) == folder
+    assert settled(project, folder)["weights"] == name and own_path(project, str(name)) == folder
 
 
 @pytest.mark.usefixtures("evaluate")
@@ -215,15 +215,15 @@ def test_a_registration_that_is_damaged_or_elsewhere_says_so(project: Project, f
     whole = {"model": CUSTOM, "objective": "autoregressive", "weights": name}
     assert settled(project, name, model=CUSTOM, objective="autoregressive") == whole  # as the name of a stage elsewhere
     with pytest.raises(UsageError, match=f"no weights are registered here as {name}: give their folder again"):
-        own_place(project, name)
+        own_path(project, name)
 
 
 @pytest.mark.usefixtures("evaluate")
 def test_jobs_in_a_shared_folder_know_the_names_too(project: Project, folder: Path, tmp_path: Path) -> None:
     name = str(settled(project, folder)["weights"])
     for home in (project, Project(tmp_path / "shared")):
-        hand_on(project, home)
-        assert own_place(home, name) == folder
+        share_names(project, home)
+        assert own_path(home, name) == folder
 
 
 def test_released_weights_are_of_the_models_that_were_released(project: Project, write_notebook: WriteNotebook) -> None:
@@ -253,7 +253,7 @@ def test_a_model_that_is_nobodys_recipe_wants_weights(project: Project, write_no
     assert refused(project, "trained", model=CUSTOM).endswith("no recipe trains: give weights=FOLDER too, or another model")
     write_notebook("train", 'model = "tiny-s"', "")
     with pytest.raises(UsageError, match=f"{CUSTOM} is the shape of somebody's own weights, .*: choose another model"):
-        settle(project, Stage.of("train", model=CUSTOM))
+        resolve_weights(project, Stage.of("train", model=CUSTOM))
 
 
 @pytest.mark.usefixtures("evaluate")
@@ -285,7 +285,7 @@ def test_a_folder_is_read_once_as_long_as_it_is_the_same(project: Project, folde
     monkeypatch.setattr(existing, "file_sha256", counted)
     name = str(settled(project, folder)["weights"])
     for _ in range(3):
-        assert settled(project, folder)["weights"] == name and own_place(project, name) == folder
+        assert settled(project, folder)["weights"] == name and own_path(project, name) == folder
     assert len(read) == 3
     content = (folder / "config.json").read_text()
     (folder / "config.json").write_text(f"{content} ")
