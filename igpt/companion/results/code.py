@@ -15,7 +15,6 @@ import json
 
 _Form = str | int | None | list["_Form"]
 
-Function = ast.FunctionDef | ast.AsyncFunctionDef
 ACTS = ast.Call | ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom  # which may do more than compute
 # Functions called with a text for a person. The last three are the project's own.
 TELLS = ("print", "warnings.warn", "tell", "wait_for_lock", "self._give_up")
@@ -28,29 +27,69 @@ IGNORED = {"ctx", "kind", "type_comment", "type_ignores"}
 
 def code_digest(tree: ast.Module) -> str:
     """SHA-256 of a module's normal form, in hexadecimal."""
-    return hashlib.sha256(json.dumps(_form(tree, _without_effect(tree))).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_form(tree)).encode()).hexdigest()
 
 
-def _form(node: object, left_out: set[int]) -> _Form:
-    """Nested lists of texts and numbers; equal for trees that differ in nothing but the nodes ``left_out``, by id."""
+def _form(node: object, *, in_class: bool = False) -> _Form:
+    """Nested lists of texts and numbers, equal for trees that differ in nothing but what cannot change a number."""
     if isinstance(node, list):
-        return [_form(item, left_out) for item in node if id(item) not in left_out]
+        return [_form(item, in_class=in_class) for item in node if not _is_silent(item)]
     if isinstance(node, ast.Constant):
         return _literal(node.value)
     if isinstance(node, ast.JoinedStr):
-        return _f_string(node, left_out)
+        return _f_string(node)
     if not isinstance(node, ast.AST):
         assert node is None or isinstance(node, str | int)  # an identifier, or a small number such as an import's level
         return node
-    if isinstance(node, ast.AnnAssign) and node.value is not None and id(node.annotation) in left_out:
-        node = ast.Assign(targets=[node.target], value=node.value)
+    node = _without_messages(node, in_class=in_class)
     form: list[_Form] = [type(node).__name__]
     for name in sorted(node._fields):
         value = getattr(node, name, None)
-        if name not in IGNORED and value is not None and id(value) not in left_out:
-            inner = _form(value, left_out)
+        if name not in IGNORED and value is not None:
+            inner = _form(value, in_class=isinstance(node, ast.ClassDef))
             form += [name, inner] if inner != [] else []  # some Pythons leave empty lists out
     return form
+
+
+def _is_silent(node: object) -> bool:
+    """Whether a statement cannot change a number."""
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant)
+    if isinstance(node, ast.ImportFrom):
+        return (node.module or "").startswith(MACHINERY)
+    return isinstance(node, ast.Pass) or (isinstance(node, ast.If) and _dotted(node.test) == "TYPE_CHECKING")
+
+
+def _without_messages(node: ast.AST, *, in_class: bool) -> ast.AST:
+    """A node without its texts for a person and its annotations; the original is left as it is.
+
+    A text that may do more than compute is kept, unless an error follows it.
+    """
+    if isinstance(node, ast.Assert):
+        return ast.Assert(test=node.test)
+    if isinstance(node, ast.Raise):
+        raised: ast.AST | None = node.exc
+        if isinstance(raised, ast.Call):
+            raised = _less(raised, args=[each for each in raised.args if not _is_text(each)])
+        return _less(node, exc=raised, cause=None)
+    if isinstance(node, ast.Call) and _dotted(node.func) == "DataSet":
+        return _less(node, keywords=[each for each in node.keywords if each.arg not in TOLD])
+    if isinstance(node, ast.Call) and (_tells(node) or _dotted(node.func).endswith("Error")):
+        return _less(node, args=[each for each in node.args if not _is_text(each) or _acts(each)])
+    if isinstance(node, ast.AnnAssign) and not in_class:
+        return ast.Assign(targets=[node.target], value=node.value) if node.value else _less(node, annotation=None)
+    if isinstance(node, ast.arg):
+        return _less(node, annotation=None)
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return _less(node, returns=None)
+    if isinstance(node, ast.FormattedValue) and isinstance(node.format_spec, ast.JoinedStr) and not node.format_spec.values:
+        return _less(node, format_spec=None)
+    return node
+
+
+def _less(node: ast.AST, **fields: object) -> ast.AST:
+    """A copy of a node with some other fields."""
+    return type(node)(**{**dict(ast.iter_fields(node)), **fields})
 
 
 def _literal(value: object) -> _Form:
@@ -66,7 +105,7 @@ def _literal(value: object) -> _Form:
     return [type(value).__name__, repr(value)]
 
 
-def _f_string(node: ast.JoinedStr, left_out: set[int]) -> _Form:
+def _f_string(node: ast.JoinedStr) -> _Form:
     """An f-string with its literal stretches whole, since Pythons cut them differently; without a value it is a text."""
     parts: list[_Form] = []
     stretch = ""
@@ -74,47 +113,11 @@ def _f_string(node: ast.JoinedStr, left_out: set[int]) -> _Form:
         if isinstance(part, ast.Constant):
             stretch += str(part.value)
         else:
-            parts += [*([_literal(stretch)] if stretch else []), _form(part, left_out)]
+            parts += [*([_literal(stretch)] if stretch else []), _form(part)]
             stretch = ""
     if not parts:
         return _literal(stretch)
     return ["JoinedStr", *parts, *([_literal(stretch)] if stretch else [])]
-
-
-def _without_effect(tree: ast.Module) -> set[int]:
-    """Ids of the nodes that cannot change a number."""
-    fields = {id(statement) for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for statement in node.body}
-    nodes: list[ast.AST | None] = []
-    for node in ast.walk(tree):
-        nodes += _messages(node)
-        bare = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        machinery = isinstance(node, ast.ImportFrom) and (node.module or "").startswith(MACHINERY)
-        for_types = isinstance(node, ast.If) and _dotted(node.test) == "TYPE_CHECKING"
-        if bare or machinery or for_types or isinstance(node, ast.Pass):
-            nodes.append(node)
-        elif isinstance(node, ast.Raise):
-            nodes.append(node.cause)
-        elif isinstance(node, ast.Call) and _dotted(node.func) == "DataSet":
-            nodes += [keyword for keyword in node.keywords if keyword.arg in TOLD]
-        elif isinstance(node, ast.arg) or (isinstance(node, ast.AnnAssign) and id(node) not in fields):
-            nodes.append(node.annotation)
-        elif isinstance(node, ast.FormattedValue) and isinstance(node.format_spec, ast.JoinedStr) and not node.format_spec.values:
-            nodes.append(node.format_spec)
-        elif isinstance(node, Function):
-            nodes.append(node.returns)
-    return {id(node) for node in nodes if node is not None}
-
-
-def _messages(node: ast.AST) -> list[ast.expr]:
-    """The texts that a node says to a person. One that may do more than compute counts as code, unless an error follows."""
-    if isinstance(node, ast.Assert):
-        return [node.msg] if node.msg else []
-    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-        return [argument for argument in node.exc.args if _is_text(argument)]
-    if isinstance(node, ast.Call) and (_tells(node) or _dotted(node.func).endswith("Error")):
-        texts = [argument for argument in node.args if _is_text(argument)]
-        return [text for text in texts if not any(isinstance(part, ACTS) for part in ast.walk(text))]
-    return []
 
 
 def _tells(call: ast.Call) -> bool:
@@ -130,6 +133,11 @@ def _is_text(node: ast.AST) -> bool:
     if isinstance(node, ast.IfExp):
         return _is_text(node.body) and _is_text(node.orelse)
     return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def _acts(node: ast.AST) -> bool:
+    """Whether an expression may do more than compute."""
+    return any(isinstance(part, ACTS) for part in ast.walk(node))
 
 
 def _dotted(node: ast.expr) -> str:

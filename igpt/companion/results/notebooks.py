@@ -9,9 +9,11 @@ from __future__ import annotations
 import ast
 import difflib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from igpt.companion.results.code import code_digest
 from igpt.companion.stage import Literal, Stage
 from igpt.errors import UsageError
 from igpt.files import read_json
@@ -27,6 +29,11 @@ class Notebook:
     name: str
     defaults: dict[str, Literal]
     tree: ast.Module
+
+    @cached_property
+    def digest(self) -> str:
+        """Of its code, see `code_digest`."""
+        return code_digest(self.tree)
 
 
 def read_notebook(folder: Path, name: str) -> Notebook:

@@ -102,16 +102,22 @@ class Signer:
         """Digests of the notebook's code and of each igpt module that it imports or chooses; the libraries' versions."""
         key = (name, *chosen)
         if key not in self._code:
-            tree = self.notebook(name).tree
-            modules = reached_modules(tree, *chosen)
+            notebook = self.notebook(name)
+            modules = reached_modules(notebook.tree, *chosen)
             try:
-                code = {"notebook": code_digest(tree)}
+                code = {"notebook": notebook.digest}
             except RecursionError:
                 raise UsageError(f"notebook {name} is nested too deeply to be signed: split its longest expression") from None
             code |= {f"module {module}": module_digest(module) for module in modules}
-            code |= {f"library {library}": version(library).split(".")[0] for library in reached_libraries(tree, modules)}
+            code |= {f"library {library}": major_version(library) for library in reached_libraries(notebook.tree, modules)}
             self._code[key] = code
         return self._code[key]
+
+
+@cache  # read from files
+def major_version(library: str) -> str:
+    """A library's version up to its first point."""
+    return version(library).split(".")[0]
 
 
 @cache
@@ -127,7 +133,7 @@ def reached_modules(tree: ast.Module, *chosen: str) -> list[str]:
     graph = _import_graph()
     if unknown := [name for name in chosen if name not in graph]:
         raise UsageError(f"there is no module {unknown[0]}: give a parameter that names one")
-    queue = [*(_imported(tree, graph) & graph.keys()), *chosen]
+    queue = [*(_imported(tree) & graph.keys()), *chosen]
     reached: set[str] = set()
     while queue:
         module = queue.pop()
@@ -140,7 +146,7 @@ def reached_modules(tree: ast.Module, *chosen: str) -> list[str]:
 def reached_libraries(tree: ast.Module, modules: Iterable[str]) -> list[str]:
     """Of the libraries that decide numbers, those that code imports itself or through the igpt modules that it reaches."""
     graph = _import_graph()
-    imported = _imported(tree, graph).union(*(graph[module] for module in modules))
+    imported = _imported(tree).union(*(graph[module] for module in modules))
     return sorted(LIBRARIES[name] for name in {name.partition(".")[0] for name in imported} & LIBRARIES.keys())
 
 
@@ -159,11 +165,12 @@ def _import_graph() -> dict[str, set[str]]:
     return {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
 
 
-def _imported(tree: ast.Module, modules: Iterable[str]) -> set[str]:
-    """Modules that a syntax tree imports; a name that is a module of ``modules``, or igpt's public name, by its own module."""
+@cache
+def _imported(tree: ast.Module) -> set[str]:
+    """Modules that a syntax tree imports; a name that is a module, or igpt's public name, by its own module."""
     from igpt import _PUBLIC
 
-    imported: set[str] = set()
+    modules, imported = _import_graph(), set[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
