@@ -160,13 +160,13 @@ def _stands(file: RemoteFile, path: Path) -> bool:
     """Whether the file stands under ``path``. Raises UsageError when another one does."""
     if not path.exists():
         return False
-    if fault := _fault(file, path):
+    if fault := difference(file, path):
         raise UsageError(f"{path} {fault}: move it away, and the same command fetches it anew")
     return True
 
 
-def _fault(file: RemoteFile, path: Path) -> str:
-    """What at ``path`` differs from what is published, or nothing."""
+def difference(file: RemoteFile, path: Path) -> str:
+    """How the file at ``path`` differs from what is published; empty if it does not."""
     size = path.stat().st_size
     if file.bytes is not None and size != file.bytes:
         return f"has {size:,} bytes instead of {file.bytes:,}"
@@ -193,7 +193,7 @@ def _check_space(file: RemoteFile, part: _Part) -> None:
 def _fetch_from_any(file: RemoteFile, part: _Part, path: Path, manner: _Manner) -> None:
     """Put the file under ``path``, from the first address that gives it. Raises UsageError when none does."""
     wrong = path.with_name(f"{file.name}.wrong")
-    if file.bytes is not None and part.size() >= file.bytes and _fault(file, part.path):
+    if file.bytes is not None and part.size() >= file.bytes and difference(file, part.path):
         part.become(wrong)
     failures, changed, missing = [], False, True
     begun, _ = part.origin()
@@ -204,7 +204,7 @@ def _fetch_from_any(file: RemoteFile, part: _Part, path: Path, manner: _Manner) 
             failures.append(f"{address}: {refused}")
             missing &= str(refused) == NOT_FOUND
             continue
-        fault = _fault(file, part.path) or manner.check(part.path)
+        fault = difference(file, part.path) or manner.check(part.path)
         if not fault:
             manner.report(part.size(), part.size())
             return part.become(path)
@@ -268,7 +268,7 @@ def _ask_for_rest(address: str, file: RemoteFile, part: _Part, manner: _Manner) 
         first, total = _content_range(answer)
         if answer.status_code == 206 and first == size and _validator(answer) in (validator, None):
             return answer, total
-        if answer.status_code == 416 and total == size and not _fault(file, part.path):
+        if answer.status_code == 416 and total == size and not difference(file, part.path):
             return answer, total
         if answer.status_code not in (206, 416):
             return answer, _whole(answer)

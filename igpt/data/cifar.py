@@ -1,7 +1,6 @@
-"""CIFAR-10 and CIFAR-100 out of the official Python batches, which are pickles, without trusting them.
+"""CIFAR-10 and CIFAR-100 from the official Python batches.
 
-Their sums are checked first. Then only numpy arrays of bytes can come out: the few names such a file needs are
-replaced by our own, and every other one is refused.
+These are pickles, so their MD5 sums are checked before they are read, and only the names of numpy's arrays are allowed.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 
 from igpt.data.dataset import Archive, DataSet, Official, checked_bytes
 from igpt.errors import UsageError
-from igpt.pickles import check_cost
 
 PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "cifar10": {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
@@ -36,90 +34,54 @@ def read_cifar(card: DataSet, split: Official) -> tuple[NDArray[np.uint8], NDArr
         path = card.folder / part
         batch = read_batch(path, checked_bytes(path, card.files[part]))
         try:
-            data, found = batch[b"data"], _labels(batch[LABELS[card.name]], card.classes)
-            images.append(np.asarray(data, dtype=np.uint8).reshape(len(found), 3, SIDE, SIDE).transpose(0, 2, 3, 1))
-        except (KeyError, ValueError, TypeError, OverflowError) as error:
+            data: NDArray[np.uint8] = batch[b"data"]  # type: ignore[assignment]
+            numbers = _labels(batch[LABELS[card.name]], card.classes)
+            images.append(data.astype(np.uint8, casting="no").reshape(len(numbers), 3, SIDE, SIDE).transpose(0, 2, 3, 1))
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UsageError(f"{path} is not a batch of {card.title} ({error}): fetch it again") from None
-        labels.append(found)
+        labels.append(numbers)
     return np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels)
 
 
-def _labels(found: object, classes: int) -> NDArray[np.int64]:
-    """Labels int64 (N,). Raises ValueError for anything but a list of the classes' numbers."""
-    if not isinstance(found, list) or not all(type(label) is int and 0 <= label < classes for label in found):
-        raise ValueError("its labels are not numbers of classes")
-    return np.array(found, dtype=np.int64)
+def _labels(labels: object, classes: int) -> NDArray[np.int64]:
+    """Labels int64 (N,). Raises ValueError for anything but a list of class numbers."""
+    if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < classes for label in labels):
+        raise ValueError("its labels are not class numbers")
+    return np.array(labels, dtype=np.int64)
 
 
 def read_names(card: DataSet) -> list[str]:
     """The classes' names, by label."""
     part, key = NAMES[card.name]
     path = card.folder / part
-    found = read_batch(path, checked_bytes(path, card.files[part])).get(key)
-    if not isinstance(found, list) or not all(isinstance(word, bytes) and word.isascii() for word in found):
-        found = []
-    if len(found) != card.classes:
+    names = read_batch(path, checked_bytes(path, card.files[part])).get(key)
+    if not isinstance(names, list) or len(names) != card.classes:
         raise UsageError(f"{path} does not name the classes of {card.title}: fetch it again")
-    return [word.decode() for word in found]
+    return [name.decode() for name in names]
 
 
 def read_batch(path: Path, content: bytes) -> dict[object, object]:
     """The dictionary in a batch's pickle. Raises UsageError for anything but what a batch needs."""
     try:
-        check_cost(content)
-        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except UsageError:
         raise
     except Exception as error:  # whatever bytes make the unpickler raise
         raise UsageError(f"{path} is not a batch of CIFAR ({type(error).__name__}): fetch it again") from None
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} is not a batch of CIFAR (it holds a {type(found).__name__}): fetch it again")
-    return found
-
-
-class _Bytes:
-    """Stands in for numpy's array while a pickle is read: takes bytes with a shape, and nothing else."""
-
-    def __init__(self, *_: object) -> None:
-        self.array: NDArray[np.uint8] = np.empty(0, np.uint8)
-
-    def __setstate__(self, state: tuple[object, ...]) -> None:
-        _, shape, dtype, fortran, content = state
-        if not (isinstance(dtype, _Type) and dtype.word in (b"u1", "u1", b"|u1", "|u1") and isinstance(content, bytes)):
-            raise ValueError("an array of other than bytes")
-        if not (isinstance(shape, tuple) and all(isinstance(size, int) and size >= 0 for size in shape)) or fortran:
-            raise ValueError("an array of another layout")
-        self.array = np.frombuffer(content, np.uint8).reshape(shape)
-
-    def __array__(self, dtype: np.dtype[np.uint8] | None = None, copy: bool | None = None) -> NDArray[np.uint8]:
-        """What came out."""
-        return self.array
-
-
-class _Type:
-    """Stands in for numpy's dtype."""
-
-    def __init__(self, word: object = None, *_: object) -> None:
-        self.word = word
-
-    def __setstate__(self, state: object) -> None:
-        """The byte order and the like, which bytes do not have."""
+    if not isinstance(batch, dict):
+        raise UsageError(f"{path} is not a batch of CIFAR (it holds a {type(batch).__name__}): fetch it again")
+    return batch
 
 
 class _Unpickler(pickle.Unpickler):
-    """Constructs arrays of bytes only."""
+    """Constructs numpy's arrays only."""
 
     def find_class(self, module: str, name: str) -> object:
-        """Our stand-ins for the three names of a numpy array in a pickle."""
-        known = {
-            ("numpy.core.multiarray", "_reconstruct"): _Bytes,
-            ("numpy._core.multiarray", "_reconstruct"): _Bytes,
-            ("numpy", "ndarray"): _Bytes,
-            ("numpy", "dtype"): _Type,
-        }
-        if (module, name) not in known:
+        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
+            module = "numpy._core.multiarray"  # its name since numpy 2
+        elif (module, name) not in {("numpy", "ndarray"), ("numpy", "dtype")}:
             raise UsageError(f"a batch of CIFAR asks for {module}.{name}, which none does: it is not the official file")
-        return known[module, name]
+        return super().find_class(module, name)
 
 
 TERMS = "no explicit licence; cite Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
