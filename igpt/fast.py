@@ -1,15 +1,11 @@
-"""Products of activations with weights, and causal attention, as fast as this machine's processor has them.
+"""Faster linear layers and causal attention on a CPU, and torch.compile where it works.
 
-torch's float32 `F.linear` leaves some of many processors' rate unused, and reads weights in an order that
-costs most when few rows meet them, as in sampling (`igpt bench` measures both). oneDNN, which stands in the same
-wheel, is faster on weights that it has laid out for itself. That layout is another copy of the weights, so it is made
-for a block of work and dropped after it; without it, and where oneDNN or its operators are missing, every product is
-plain `F.linear`.
+torch's float32 `F.linear` is slow on many processors, above all for few rows, as in sampling (`igpt bench` measures it).
+oneDNN, which is part of torch, is faster on weights in its own layout. That layout is a second copy of the weights, so
+it is made for a block of work (`prepacked`) and dropped after it; otherwise, and without oneDNN, layers use `F.linear`.
 
-torch's fused attention is slow in bfloat16 on a CPU, above all on short sequences. There the queries go in blocks, each
-against the keys up to its own end, as plain products that leave out most of what a causal mask hides.
-
-torch.compile makes a training step faster where there is a compiler that works, which only trying shows.
+torch's fused attention is slow in bfloat16 on a CPU, above all for short sequences. There `causal_attention` computes
+blocks of queries, each against the keys up to its end, with plain products that skip most of what the mask hides.
 """
 
 from __future__ import annotations
@@ -24,14 +20,14 @@ from torch import Tensor, nn
 from igpt.progress import tell
 
 GELU = 1.702  # x * sigmoid(1.702 x), the released code's gelu2
-# Below this, a product is over before oneDNN has begun (measured on two cores; the tiny tier lies below).
+# For narrower layers oneDNN is no faster (measured on two cores; the tiny tier is narrower).
 LEAST_INPUTS = 256
-OPERATORS = ("_reorder_linear_weight", "_linear_pointwise")  # torch's own, which a later version may take away
-LONGEST_BLOCK = 256  # queries; a sequence goes in two blocks at least (128 to 256 were fastest at 256 and at 1,024)
+OPERATORS = ("_reorder_linear_weight", "_linear_pointwise")  # private ones of torch, which a later version may remove
+LONGEST_BLOCK = 256  # queries; at least two blocks per sequence (128 to 256 were fastest at 256 and 1,024 positions)
 
 
 class Linear(nn.Linear):
-    """``x W^T``, without bias; with ``gelu``, x * sigmoid(1.702 x) of it."""
+    """``x W^T`` without bias, followed by x * sigmoid(1.702 x) with ``gelu``."""
 
     def __init__(self, inputs: int, outputs: int, *, gelu: bool = False) -> None:
         super().__init__(inputs, outputs, bias=False)
@@ -39,7 +35,7 @@ class Linear(nn.Linear):
         self.prepacked: Tensor | None = None  # inside `prepacked` only; of 1.702 W when a gelu follows
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        """Of x (..., inputs): (..., outputs), and ``add`` of that shape on top."""
+        """From x (..., inputs) to (..., outputs), plus ``add`` of that shape."""
         if self.prepacked is None:
             y = F.linear(x, self.weight)
             if self.gelu:
@@ -47,7 +43,7 @@ class Linear(nn.Linear):
             return y if add is None else add + y
         if add is not None:
             return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.prepacked, None, "add")  # type: ignore[no-any-return]
-        if self.gelu:  # swish(1.702 x) / 1.702, and oneDNN puts the swish into the product
+        if self.gelu:  # swish(1.702 x) / 1.702, with the swish fused into the product
             return torch.ops.mkldnn._linear_pointwise(x, self.prepacked, None, "swish", [], "").mul_(1 / GELU)  # type: ignore[no-any-return]
         return torch.ops.mkldnn._linear_pointwise(x, self.prepacked, None, "none", [], "")  # type: ignore[no-any-return]
 
@@ -68,24 +64,24 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.cat(parts, dim=2)
 
 
-LONGEST = 300  # characters of a compiler's output that are worth a look
+LONGEST = 300  # characters of a compiler's output in a message
 UNCOMPILED = "igpt: the model cannot be compiled and runs uncompiled, more slowly"
-_why: list[str] = []  # the line with which this process has said so
+_noted: list[str] = []  # the line that this process has printed
 
 
 def compile_module(module: nn.Module) -> None:
-    """Have a module's calls compiled; one that cannot be runs as it is from then on, which a line on stderr says once.
+    """Compile a module's calls; if that fails, it runs uncompiled from then on, and one line on stderr says so.
 
-    Whatever a compiled call raises, the plain one is tried: what that raises too is no fault of the compiler's.
+    When a compiled call raises an error, the plain call is tried, and raises what is not the compiler's fault.
     """
     try:
         from torch._functorch import config
 
-        # The gradients' part would else be compiled in the midst of `backward`, where there is nothing to fall back to.
+        # Otherwise the backward pass is compiled in the middle of `backward`, where there is no plain call to try.
         if hasattr(config, "force_non_lazy_backward_lowering"):  # since torch 2.5 or so
             config.force_non_lazy_backward_lowering = True
         compiled = torch.compile(module._call_impl)
-    except Exception as error:  # a Python that torch does not compile for yet
+    except Exception as error:  # a Python version that torch does not compile for yet
         note_uncompiled(f"{UNCOMPILED}: {_reason(error)}")
         return
 
@@ -93,30 +89,30 @@ def compile_module(module: nn.Module) -> None:
         try:
             return compiled(*args, **kwargs)
         except Exception as error:
-            why = _reason(error)  # not the error itself, which holds on to all tensors of the call
-        found = module._call_impl(*args, **kwargs)
+            why = _reason(error)  # not the error itself, which keeps all tensors of the call alive
+        result = module._call_impl(*args, **kwargs)
         module._compiled_call_impl = None
         note_uncompiled(f"{UNCOMPILED}: {why}")
-        return found
+        return result
 
     module._compiled_call_impl = call
 
 
-def note_uncompiled(said: str) -> None:
-    """Say so on stderr, the first time in this process. Of what a child process has said, that line and no other counts."""
-    line = next((line for line in said.splitlines() if line.startswith(UNCOMPILED)), "")
-    if line and not _why:
-        _why.append(line)
+def note_uncompiled(output: str) -> None:
+    """Print the line of ``output`` that starts with `UNCOMPILED`, if there is one, the first time in this process."""
+    line = next((line for line in output.splitlines() if line.startswith(UNCOMPILED)), "")
+    if line and not _noted:
+        _noted.append(line)
         tell(line)
 
 
 def uncompiled() -> str:
-    """What `note_uncompiled` has said in this process; empty where every model that was to be compiled has been."""
-    return "".join(_why)
+    """The line that `note_uncompiled` has printed in this process; empty if compilation never failed."""
+    return "".join(_noted)
 
 
 def _reason(error: Exception) -> str:
-    """The line that matters of what may be pages of a compiler's output."""
+    """The line of a compiler's output that names the error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     line = next((line for line in lines if " error: " in f" {line}"), lines[0])
     mend = "; install g++ and Python's headers (Debian: g++ and python3-dev)" if "C++" in str(error) else ""
@@ -125,10 +121,10 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def prepacked(model: nn.Module) -> Iterator[None]:
-    """A block of work without gradients, in which the model's products take oneDNN's layout of its weights.
+    """A block without gradients in which the model's linear layers use oneDNN's layout of their weights.
 
-    On a CPU, in float32 or bfloat16, this costs the weights' memory once more and about a pass over them; elsewhere
-    it does nothing. The weights must not change inside the block.
+    On a CPU, in float32 or bfloat16, this takes the weights' memory once more and about the time of reading them;
+    elsewhere it does nothing. The weights must not change inside the block.
 
     >>> from igpt.model import ImageGPT
     >>> from igpt.sample import sample
@@ -150,7 +146,7 @@ def prepacked(model: nn.Module) -> Iterator[None]:
 
 
 def _gains(weight: Tensor) -> bool:
-    """Whether products with this weight are faster through oneDNN: a plain rule, not a measurement."""
+    """Whether products with this weight are expected to be faster in oneDNN's layout."""
     return (
         weight.device.type == "cpu"
         and weight.dtype in (torch.float32, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The numbers that decide an Image GPT's shape; apart from the model so that they can be had without torch."""
+"""The numbers that decide an Image GPT's shape; separate from the model, so that they can be imported without torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES: dict[str, tuple[int, int, int]] = {
 }
 
 
-MOST = 2**31 - 1  # of anything that is counted here, so that arithmetic with it stays small
+MOST = 2**31 - 1  # the largest of these numbers, so that arithmetic with them stays small
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ModelShape:
     objective: Objective = "autoregressive"
 
     def __post_init__(self) -> None:
-        """Refuse an unknown objective, numbers that are not whole and positive, and a width that the heads do not divide."""
+        """Raise ValueError for an unknown objective, numbers that are not whole and positive, and heads that do not divide."""
         if self.objective not in get_args(Objective):
             raise ValueError(f"there is no objective {shortly(self.objective)}")
         for name in ("n_layer", "n_embd", "n_head", "n_vocab", "n_ctx"):
@@ -54,5 +54,5 @@ class ModelShape:
         return blocks + 2 * self.n_vocab * width + self.n_ctx * width + start
 
     def as_dict(self) -> dict[str, int | str]:
-        """The fields by name, as ``config.json`` keeps them."""
+        """The fields by name, as in ``config.json``."""
         return asdict(self)

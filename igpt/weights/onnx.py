@@ -1,11 +1,11 @@
-"""ONNX: the model as a graph with its keys and values as inputs and outputs, for runtimes that know nothing of torch.
+"""Export to ONNX: the model as a graph with its keys and values as inputs and outputs, for runtimes without torch.
 
-One graph does both the prefill and the step, so that a runtime holds the weights once:
+One graph computes both the prefix and each later step, so that a runtime holds the weights once:
 
     tokens                       int64 (B, S)             the start token (``n_vocab``) and the prefix first, then one at a time
     past.0.key .. past.L-1.value  float32 (B, H, P, D)     of all positions so far, none (P = 0) at first
-    logits                       float32 (B, V)           of the position after the last token given
-    present.0.key ..             float32 (B, H, P + S, D)  past and new: the next call's past
+    logits                       float32 (B, V)           of the position after the last given token
+    present.0.key ..             float32 (B, H, P + S, D)  the past and the new ones: the next call's past
 
 Letters as in `igpt.model`; L is the number of blocks. A runtime on a graphics card may leave the cache there.
 Only operators of ONNX's opset 17 are used, so that any runtime since 2022 reads the file.
@@ -37,8 +37,8 @@ ALIGNED = 64  # bytes, at which each tensor begins
 def write_onnx(folder: Path, model: ImageGPT, palette: Palette, *, half: bool = False) -> None:
     """Write a model as ``model.onnx``, ``weights.bin`` and ``palette.npy``; ``config.json`` comes last.
 
-    half : store weights in float16. A runtime computes in float32 all the same, on weights that are off by at most
-    2^-11 of themselves: on a trained tiny-l logits then move by less than 0.02, where float32 agrees within 1e-3
+    half : store weights in float16. A runtime still computes in float32, on weights with a relative error of at most
+    2^-11: on a trained tiny-l, logits then differ by less than 0.02, and by less than 1e-3 with float32
 
     Raises UsageError for a BERT model, which has no next token, and for weights that are not finite or that float16
     cannot hold.
@@ -58,7 +58,7 @@ def write_onnx(folder: Path, model: ImageGPT, palette: Palette, *, half: bool = 
 
 
 class _Graph:
-    """Nodes in the order in which they are computed; weights go to ``stream`` as they come."""
+    """Nodes in the order of computation; weights are written to ``stream`` in that order."""
 
     def __init__(self, stream: IO[bytes], *, half: bool) -> None:
         self.stream = stream
@@ -73,16 +73,16 @@ class _Graph:
         self.integers("first", 0)
         past = self.node("Squeeze", self.length("past.0.key", 2), "first")
         new = self.node("Squeeze", self.length("tokens", 1), "first")
-        # Of all positions so far, and of those given now: a query sees no key behind it.
+        # All positions so far, and the new ones: a query sees no later key.
         total = self.node("Add", past, new)
         zero, one = self.integers("zero", 0, scalar=True), self.integers("one", 1, scalar=True)
-        places = self.node("Range", past, total, one)  # (S,)
+        positions = self.node("Range", past, total, one)  # (S,)
         keys_at = self.node("Range", zero, total, one)  # (P + S,)
-        later = self.node("Greater", keys_at, self.node("Unsqueeze", places, self.integers("behind", 1)))  # (S, P + S)
+        later = self.node("Greater", keys_at, self.node("Unsqueeze", positions, self.integers("behind", 1)))  # (S, P + S)
         mask = self.node("Where", later, self.floats("never", -3e38), self.floats("nothing", 0.0))
 
         h = self.node("Gather", self.weight("wte", torch.cat([state["wte"], state["sos"][None]])), "tokens")  # (B, S, C)
-        h = self.node("Add", h, self.node("Gather", self.weight("wpe", state["wpe"]), places))
+        h = self.node("Add", h, self.node("Gather", self.weight("wpe", state["wpe"]), positions))
         for number in range(shape.n_layer):
             start = f"blocks.{number}."
             block = {name.removeprefix(start): tensor for name, tensor in state.items() if name.startswith(start)}
@@ -134,7 +134,7 @@ class _Graph:
         return self.node("Add", h, inner)
 
     def norm(self, h: str, gain: str) -> str:
-        """As `igpt.model.Norm`, in the five operators that runtimes know how to fuse."""
+        """As `igpt.model.Norm`, in the five operators that runtimes fuse."""
         at = len(self.nodes)
         squared = self.node("Pow", h, self.floats(f"two.{at}", 2.0))
         mean = self.node("ReduceMean", squared, axes=[-1], keepdims=1)
@@ -142,11 +142,11 @@ class _Graph:
         return self.node("Mul", self.node("Div", h, root), gain)
 
     def length(self, name: str, axis: int) -> str:
-        """One side of an input, int64 (1,)."""
+        """The size of one axis of an input, int64 (1,)."""
         return self.node("Shape", name, start=axis, end=axis + 1)
 
     def node(self, operator: str, *inputs: str, out: str = "", **attributes: int | list[int]) -> str:
-        """Add a node; the name of its output."""
+        """Add a node, and return the name of its output."""
         out = out or f"{operator.lower()}.{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, list(inputs), [out], **attributes))  # type: ignore[arg-type]  # of its own keywords
         return out
@@ -162,7 +162,7 @@ class _Graph:
         return name
 
     def weight(self, name: str, tensor: Tensor) -> str:
-        """Write a weight; the name under which a node has it in float32."""
+        """Write a weight, and return the name of its float32 value."""
         stored = tensor.to(self.dtype).contiguous()
         if not stored.isfinite().all():
             raise UsageError(f"the weight {name} is beyond float16's range: export without --half")

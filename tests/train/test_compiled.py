@@ -77,7 +77,7 @@ class Double(nn.Module):
 
 @pytest.fixture
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast, "_why", [])
+    monkeypatch.setattr(fast, "_noted", [])
 
 
 @pytest.mark.parametrize(
