@@ -123,6 +123,10 @@ class Ledger:
         """The last job of each stage, by the stage's folder."""
         return {job.listed.folder: job for job in self.jobs()}
 
+    def latest_in(self, folders: set[str]) -> list[Job]:
+        """The last jobs of the stages with these folders."""
+        return [job for folder, job in self.latest().items() if folder in folders]
+
     def write(self, array: Array) -> None:
         """Keep an array as it now is."""
         write_text(self.folder / f"{array.token}.json", json.dumps(array.model_dump(), indent=1) + "\n")

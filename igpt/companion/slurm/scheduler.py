@@ -314,20 +314,20 @@ def submit(
         with plain_shell(), redirect_stderr(io.StringIO()), executor.batch():
             jobs: list[submitit.Job[object]] = [executor.submit(function) for function in functions]
     except (FailedJobError, FailedSubmissionError, OSError) as error:
-        said = " ".join(str(error).split()).removeprefix("sbatch: error: ")
+        message = " ".join(str(error).split()).removeprefix("sbatch: error: ")
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise UsageError(
                 f"{job.ledger.folder} cannot take the jobs' files ({error.strerror}): make room, or set shared_folder to a disk"
                 " that can be written, and submit again"
             ) from None
         if job.was_sent and not _refused(error):
-            raise Unanswered(said or "sbatch was killed") from None
+            raise Unanswered(message or "sbatch was killed") from None
         if trouble := trouble_in(str(error)):
             raise Unreachable(f"nothing was submitted: {trouble}") from None
         todo = "mend the profile, `igpt doctor` says more"
-        if TOO_MANY.search(said):
+        if TOO_MANY.search(message):
             todo = "wait until jobs of yours have ended, or submit fewer at once"
-        raise UsageError(f"the scheduler refuses it ({said}): {todo}") from None
+        raise UsageError(f"the scheduler refuses it ({message}): {todo}") from None
     return str(jobs[0].job_id).partition("_")[0]
 
 

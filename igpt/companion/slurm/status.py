@@ -45,7 +45,7 @@ from igpt.companion.slurm.scheduler import (
     settle,
     settled_by,
 )
-from igpt.companion.slurm.targets import by_ledger, chosen_jobs
+from igpt.companion.slurm.targets import chosen_folders, chosen_jobs
 from igpt.errors import StageError, UsageError
 from igpt.project import Project
 from igpt.text import counted, visible
@@ -321,12 +321,13 @@ def _clock(seconds: float) -> str:
 
 def log_lines(target: str, *, follow: bool) -> Iterator[str]:
     """What the jobs of a target wrote, and with ``follow`` what they write from now until they end."""
-    if not chosen_jobs([target]):
+    folders = chosen_folders([target])
+    if not folders:
         raise UsageError(f"nothing was submitted under {target!r}: `igpt status` lists what was")
     read: dict[Path, int] = {}  # bytes of each log
     told: set[str] = set()  # stages that have written nothing, as was said
     while True:
-        jobs = chosen_jobs([target])
+        jobs = [job for ledger, names in folders.items() for job in ledger.latest_in(names)]
         for job in jobs:
             logs = [path for path in (job.log("out"), job.log()) if path is not None]
             yield from (line for path in logs for line in _news(path, job.name, read))
@@ -364,18 +365,20 @@ def _news(path: Path, name: str, read: dict[Path, int]) -> Iterator[str]:
 def cancel_targets(targets: list[str]) -> str:
     """Cancel the queued and running jobs of the targets, all when there are none; a sentence on it."""
     count, left = 0, list[str]()
-    for _, jobs in by_ledger(targets):
-        queue = look(jobs)
-        settle((job for job in jobs if number_of(job, queue)), queue)
-        active = {queued.number: job for job in jobs if (queued := queue.active(job)) and queued.state != HIDDEN}
-        cancel(active)
-        # One's own job that left the queue before it began, as by scancel: kept for users who may not see the queue.
-        mine = (job for job in jobs if job.number and job.array.owner == user() and not job.finished)
-        forgotten = [job for job in mine if _never_began(job) and queue.find(job) is None]
-        for job in [*active.values(), *forgotten]:
-            job.keep_end("CANCELLED")
-        count += len(active)
-        left += _not_cancelled(jobs, queue)
+    for ledger, folders in chosen_folders(targets).items():
+        with ledger.alone():
+            jobs = ledger.latest_in(folders)
+            queue = look(jobs)
+            settle((job for job in jobs if number_of(job, queue)), queue)
+            active = {queued.number: job for job in jobs if (queued := queue.active(job)) and queued.state != HIDDEN}
+            cancel(active)
+            # One's own job that left the queue before it began, as by scancel: kept for users who may not see the queue.
+            mine = (job for job in jobs if job.number and job.array.owner == user() and not job.finished)
+            forgotten = [job for job in mine if _never_began(job) and queue.find(job) is None]
+            for job in [*active.values(), *forgotten]:
+                job.keep_end("CANCELLED")
+            count += len(active)
+            left += _not_cancelled(jobs, queue)
     done = f"{counted(count, 'job')} cancelled; `igpt resume` queues them again"
     more = [f"and {len(left) - 1} more like it"] if len(left) > 1 else []
     return "; ".join([done if count else "nothing to cancel: no job is queued or running", *left[:1], *more])

@@ -21,7 +21,7 @@ from igpt.companion.slurm.ledger import Job, Ledger, Listed, clock, new_array, r
 from igpt.companion.slurm.profile import FOLDERS, Profile, find_profile, known_as, profile_path, read_profile
 from igpt.companion.slurm.scheduler import HIDDEN, Queued, Unanswered, look, number_of, require, settle, settled_by, submit
 from igpt.companion.slurm.snapshot import check_clean, plan_of_snapshot, take_snapshot
-from igpt.companion.slurm.targets import by_ledger
+from igpt.companion.slurm.targets import chosen_folders
 from igpt.companion.stage import Stage
 from igpt.errors import UsageError
 from igpt.files import write_text
@@ -193,28 +193,30 @@ def resume(targets: list[str]) -> str:
     """Queue failed, cancelled and lost jobs again, with the code they were first submitted with; a sentence on it."""
     project = Project.here()
     numbers, waiting, count = list[str](), list[str](), 0
-    for ledger, jobs in by_ledger(targets):
-        queue = look(jobs)
-        unknown = {job.array.token for job in settle(jobs, queue)}
-        unfinished = [job for job in jobs if not job.finished and job.array.token not in unknown]
-        waiting += [f"job {held.number} is {held.held}" for job in unfinished if (held := queue.active(job)) and held.held]
-        by_code: dict[tuple[str, str], list[Job]] = {}
-        for job in unfinished:
-            if queue.active(job) is None:
-                by_code.setdefault((job.array.snapshot, job.array.profile), []).append(job)
-        for (snapshot, profile_name), lost in by_code.items():
-            code = Project(Path(snapshot))
-            if not code.root.is_dir():
-                raise UsageError(f"the snapshot {code.root} is gone: submit {lost[0].name} again instead")
-            profile = _profile_now(project, profile_name, lost)
-            folders = {name: profile.environment[name] for name in FOLDERS if name in profile.environment}
-            plan = plan_of_snapshot(code, [job.name for job in lost], folders)
-            for job in lost:
-                if damaged := job.damaged_record:
-                    damaged.replace(damaged.with_name(f"{damaged.name}.damaged"))
-            decided = prepare(profile_name, profile, plan, ledger)
-            numbers += carry_out(decided, code)
-            count += sum(len(batch.stages) for batch in decided.batches)
+    for ledger, folders in chosen_folders(targets).items():
+        with ledger.alone():
+            jobs = ledger.latest_in(folders)
+            queue = look(jobs)
+            unknown = {job.array.token for job in settle(jobs, queue)}
+            unfinished = [job for job in jobs if not job.finished and job.array.token not in unknown]
+            waiting += [f"job {held.number} is {held.held}" for job in unfinished if (held := queue.active(job)) and held.held]
+            by_code: dict[tuple[str, str], list[Job]] = {}
+            for job in unfinished:
+                if queue.active(job) is None:
+                    by_code.setdefault((job.array.snapshot, job.array.profile), []).append(job)
+            for (snapshot, profile_name), lost in by_code.items():
+                code = Project(Path(snapshot))
+                if not code.root.is_dir():
+                    raise UsageError(f"the snapshot {code.root} is gone: submit {lost[0].name} again instead")
+                profile = _profile_now(project, profile_name, lost)
+                data = {name: profile.environment[name] for name in FOLDERS if name in profile.environment}
+                plan = plan_of_snapshot(code, [job.name for job in lost], data)
+                for job in lost:
+                    if damaged := job.damaged_record:
+                        damaged.replace(damaged.with_name(f"{damaged.name}.damaged"))
+                decided = prepare(profile_name, profile, plan, ledger)
+                numbers += carry_out(decided, code)
+                count += sum(len(batch.stages) for batch in decided.batches)
     done = f"{counted(count, 'job')} submitted again ({', '.join(numbers)})"
     return "; ".join([done if count else "nothing to resume: no job has failed or is lost", *waiting])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 
 from igpt.companion.experiments.tiers import TIERS
@@ -33,13 +32,12 @@ def chosen_jobs(targets: list[str]) -> list[Job]:
     return list(chosen)
 
 
-def by_ledger(targets: list[str]) -> Iterator[tuple[Ledger, list[Job]]]:
-    """The chosen jobs of each run root, as they are now that nobody else can submit there."""
-    jobs = chosen_jobs(targets)
-    for ledger in dict.fromkeys(job.ledger for job in jobs):
-        with ledger.alone():
-            folders = {job.folder for job in jobs if job.ledger == ledger}
-            yield ledger, [job for job in ledger.latest().values() if job.folder in folders or not targets]
+def chosen_folders(targets: list[str]) -> dict[Ledger, set[str]]:
+    """The run folders of the chosen jobs' stages, by their ledger."""
+    folders: dict[Ledger, set[str]] = {}
+    for job in chosen_jobs(targets):
+        folders.setdefault(job.ledger, set()).add(job.listed.folder)
+    return folders
 
 
 def _names(target: str, latest: list[Job]) -> set[str | None]:

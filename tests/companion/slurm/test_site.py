@@ -186,35 +186,27 @@ stage.write_record(values={"nothing": {"value": 0.0, "unit": "none"}}, series={"
 """
 
 
-@pytest.mark.parametrize("srun", [True, False])
-@pytest.mark.parametrize("name", ["conda", "apptainer"])
-def test_the_examples_of_conda_and_apptainer_run(
-    cluster: Cluster, checkout: Checkout, programs: Path, name: str, srun: bool
-) -> None:
-    example = (ROOT / "slurm" / "profiles" / f"{name}.yaml").read_text().replace("/scratch/me", str(programs))
-    settings = {**yaml.safe_load(example), "partition": "main", "signal_seconds": 20, "srun": srun}
-    settings["stages"] = {"default": {"cpus": 1, "memory_gib": 1.5, "minutes": 30}}
-    checkout.write("pretrain", BROUGHT)
-    stage = "pretrain,model=tiny-s,seed=0"
-    checkout.submit(stage, profile=checkout.profile(**settings))
-    shared = type(checkout)(Path(settings.get("shared_folder", checkout.root)))
-    row = shared.wait_for(stage, "done", "failed", "lost", "cancelled")
-    assert row.state == "done", (row, shared.logs())
-    record = read_record(shared.folder(stage) / "record.json")
-    assert record is not None
-    assert record.series["brought"] == [{"by": name}]
-
-
-def test_variables_before_the_command_that_starts_python_are_set_with_srun_and_without(
-    cluster: Cluster, checkout: Checkout
+def test_the_examples_of_conda_and_apptainer_run_and_variables_before_the_command_are_set(
+    cluster: Cluster, checkout: Checkout, programs: Path
 ) -> None:
     checkout.write("pretrain", BROUGHT)
-    for seed, srun in enumerate((True, False)):
-        python = f"BROUGHT_BY='a b' {sys.executable} -s"
-        checkout.submit(f"pretrain,model=tiny-s,seed={seed}", profile=checkout.profile(python=python, srun=srun))
-    for seed in range(2):
-        row = checkout.wait_for(f"pretrain,model=tiny-s,seed={seed}", "done", "failed", "lost", "cancelled")
-        assert row.state == "done", (row, checkout.logs())
+    submitted: list[tuple[Checkout, str, str]] = []  # all first, then looked at
+    for srun in (True, False):
+        for name in ("conda", "apptainer", "a b"):
+            settings: dict[str, object] = {"python": f"BROUGHT_BY='{name}' {sys.executable} -s"}
+            if name != "a b":
+                example = (ROOT / "slurm" / "profiles" / f"{name}.yaml").read_text().replace("/scratch/me", str(programs))
+                settings = {**yaml.safe_load(example), "partition": "main", "signal_seconds": 20}
+                settings["stages"] = {"default": {"cpus": 1, "memory_gib": 1.5, "minutes": 30}}
+            stage = f"pretrain,model=tiny-s,seed={len(submitted)}"
+            checkout.submit(stage, profile=checkout.profile(srun=srun, **settings))
+            submitted.append((type(checkout)(Path(str(settings.get("shared_folder", checkout.root)))), stage, name))
+    for shared, stage, name in submitted:
+        row = shared.wait_for(stage, "done", "failed", "lost", "cancelled")
+        assert row.state == "done", (row, shared.logs())
+        record = read_record(shared.folder(stage) / "record.json")
+        assert record is not None
+        assert record.series["brought"] == [{"by": name}]
 
 
 def test_the_doctor_starts_python_on_a_node_and_looks_at_the_data_there(
