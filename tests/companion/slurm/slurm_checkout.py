@@ -196,7 +196,7 @@ def squeue() -> str:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What each test's checkout is a copy of."""
     root = tmp_path_factory.mktemp("template")
-    ignored = shutil.ignore_patterns("__pycache__")
+    ignored = shutil.ignore_patterns("__pycache__", "published")  # whose models would fill a small disk
     shutil.copytree(ROOT / "igpt", root / "igpt", ignore=ignored)
     shutil.copytree(ROOT / "slurm", root / "slurm", ignore=ignored)
     shutil.copy(ROOT / ".gitignore", root)
