@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
-
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import AsyncKernelManager
+from typing import TYPE_CHECKING
 
 from igpt.companion.results.plan import PlannedStage
 from igpt.companion.results.record import Record, read_record, write_record
@@ -20,6 +18,9 @@ from igpt.errors import StageError, UsageError
 from igpt.files import try_lock, write_text
 from igpt.progress import tell
 from igpt.project import Project
+
+if TYPE_CHECKING:
+    from jupyter_client.manager import AsyncKernelManager
 
 # What kernels have in their environment, where the user has not said otherwise. glibc told to keep its memory saves a
 # fifth of a training step at the tiny sizes (measured on two cores).
@@ -49,6 +50,9 @@ class Kernels:
 
         environment : what this kernel is told beside `ENVIRONMENT` and this process's own
         """
+        from jupyter_client.kernelspec import KernelSpec
+        from jupyter_client.manager import AsyncKernelManager
+
         kernels = self
 
         class Manager(AsyncKernelManager):

@@ -167,7 +167,7 @@ STL10 = DataSet("""
     [
         ("evaluate/linear_probe.py", "# The first of equals:", "# The very first of equals:"),
         ("companion/report/figures.py", "def depth(", "def depth_of("),
-        ("companion/cli.py", "decides nothing", "decides nothing at all"),
+        ("companion/cli.py", "parses the command line", "decides nothing at all"),
         ("companion/run/local.py", "timeout=0.5", "timeout=0.6"),
         ("data/splits.py", "training images, fewer than the", "images for training, less than the"),
         ("train/loop.py", "cannot be shared by {size} devices: take", "does not go into {size} parts: give"),
