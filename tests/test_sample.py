@@ -105,29 +105,6 @@ def test_the_likeliest_token_alone_is_the_greedy_one(model: ImageGPT) -> None:
     assert torch.equal(sample(model, n=2, seed=3, top_p=1e-9), greedy_)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"temperature": math.nan},
-        {"temperature": math.inf},
-        {"top_p": math.nan},
-        {"top_k": 0},
-        {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"temperature": -1.0},
-        {"n": 0},
-        {"n": 1.5},
-        {"n": None},
-        {"top_k": 2.5},
-        {"temperature": "hot"},
-        {"top_p": "most"},
-    ],
-)
-def test_settings_outside_their_range_are_refused(model: ImageGPT, settings: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="at least 1, temperature is at least 0"):
-        sample(model, **{"n": 1, "seed": 0, **settings})  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**64, 1.0, math.nan, "0", None, True])
 def test_a_seed_outside_its_range_is_refused(model: ImageGPT, seed: int) -> None:
     with pytest.raises(UsageError, match=rf"a seed is a whole number from 0 to 4294967295, not {seed!r}: choose another"):
@@ -225,16 +202,16 @@ def test_a_gpu_replays_what_a_cpu_draws(model: ImageGPT, tokens: torch.Tensor) -
     assert torch.equal(complete(model.cuda(), tokens[:, :3].cuda(), n=2, seed=4).cpu(), expected)
 
 
-def test_settings_of_other_kinds_are_taken_or_refused(model: ImageGPT) -> None:
+def test_settings_of_other_kinds_and_outside_their_range_are_taken_or_refused(model: ImageGPT) -> None:
     plain = sample(model, n=2, seed=3, temperature=0.5, top_k=4, top_p=0.5)
     of_numpy = sample(model, n=np.int64(2), seed=np.uint32(3), temperature=Fraction(1, 2), top_k=np.int8(4), top_p=Fraction(1, 2))
     assert torch.equal(plain, of_numpy)
     wrong: list[tuple[str, object]] = [
-        *(("n", n) for n in (True, 0, 10**5000, 2.0)),
-        *(("top_k", k) for k in (True, 0, 10**5000)),
-        *(("temperature", t) for t in (10**400, -1, float("nan"), "1")),
-        *(("top_p", p) for p in (0, 1.5, "1")),
-        *(("seed", s) for s in (True, -1, 2**32, 10**5000, 1.0, "x" * 10**6)),
+        *(("n", n) for n in (True, 0, 10**5000, 2.0, 1.5, None)),
+        *(("top_k", k) for k in (True, 0, 10**5000, 2.5)),
+        *(("temperature", t) for t in (10**400, -1, math.nan, math.inf, "1")),
+        *(("top_p", p) for p in (0, 1.5, math.nan, "1")),
+        *(("seed", s) for s in (10**5000, "x" * 10**6)),
     ]
     for name, value in wrong:
         with pytest.raises(UsageError, match=name) as raised:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,19 +106,13 @@ def test_biases_that_are_not_zero_are_refused(folder: Path) -> None:
         read_huggingface(folder)
 
 
-def test_a_missing_tensor_is_named(folder: Path) -> None:
+@pytest.mark.parametrize("name", ["transformer.h.0.attn.c_attn.weight", "lm_head.weight"])
+def test_a_missing_tensor_is_named(folder: Path, name: str) -> None:
     tensors = load_tensors(folder / "model.safetensors")[0]
-    del tensors["transformer.h.0.attn.c_attn.weight"]
+    del tensors[name]
     save_tensors(folder / "model.safetensors", tensors)
-    with pytest.raises(UsageError, match=r"holds other tensors than its model has \(h\.0\.attn\.c_attn\.weight is missing\)"):
-        read_huggingface(folder)
-
-
-@pytest.mark.parametrize("change", [{"n_head": 3}, {"n_head": 0}, {"n_layer": "2"}, {"n_embd": None}, {"vocab_size": 4}])
-def test_a_config_that_does_not_fit_is_refused(folder: Path, change: dict[str, object]) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(UsageError, match=r"does not describe an Image GPT|holds other tensors"):
+    plain = re.escape(name.removeprefix("transformer."))
+    with pytest.raises(UsageError, match=rf"holds other tensors than its model has \({plain} is missing\)"):
         read_huggingface(folder)
 
 
@@ -278,20 +273,6 @@ def test_weights_without_an_output_matrix_give_features_and_say_why_they_give_no
     assert not (tmp_path / "new").exists()
 
 
-def test_generative_weights_that_lost_their_output_matrix_are_refused(folder: Path) -> None:
-    tensors = load_tensors(folder / "model.safetensors")[0]
-    del tensors["lm_head.weight"]
-    save_tensors(folder / "model.safetensors", tensors)
-    with pytest.raises(UsageError, match=r"\(lm_head\.weight is missing\)"):
-        read_huggingface(folder)
-
-
-def test_bert_weights_are_not_exported(bert: ImageGPT, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="transformers has no Image GPT with BERT's objective"):
-        write_huggingface(tmp_path / "hf", bert)
-    assert not (tmp_path / "hf").exists()
-
-
 def as_pickle(folder: Path, change: Callable[[dict[object, object]], object]) -> None:
     """Put changed tensors in place of a folder's, in the older format."""
     tensors: dict[object, object] = dict(load_tensors(folder / "model.safetensors")[0])
@@ -319,12 +300,6 @@ def test_pickled_tensors_of_other_kinds_are_one_sentence(
     with pytest.raises(UsageError, match=message) as caught:
         read_weights(str(folder))
     assert "\n" not in str(caught.value)
-
-
-def test_a_configuration_nested_without_end_is_one_sentence(folder: Path) -> None:
-    (folder / "config.json").write_text("[" * 100_000)
-    with pytest.raises(UsageError, match="does not describe an Image GPT|holds no weights"):
-        read_weights(str(folder))
 
 
 def in_shards(folder: Path, kind: str) -> Path:

@@ -104,12 +104,6 @@ def test_a_tiny_shape_and_a_completion_by_greedy(model: ImageGPT, greys: Palette
         assert (logits.argmax(-1) == ours[:, position]).all()
 
 
-def test_bert_weights_are_refused_before_anything_is_written(bert: ImageGPT, greys: Palette, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="use autoregressive ones"):
-        write_onnx(tmp_path / "bert", bert, greys)
-    assert not (tmp_path / "bert").exists()
-
-
 def test_weights_beyond_half_precision_are_refused(model: ImageGPT, greys: Palette, tmp_path: Path) -> None:
     with torch.no_grad():
         model.wtet[0, 0] = 1e6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,8 +139,10 @@ def test_another_models_checkpoint_is_refused(copy: Path, monkeypatch: pytest.Mo
         index = real(prefix)
         del index.variables["model/h1/mlp/c_fc/w"]
         index.variables["model/h9/extra"] = index.variables["model/sos"]
+        matrix = index.variables["model/h0/mlp/c_fc/w"]
+        index.variables["model/h0/mlp/c_fc/w"] = replace(matrix, shape=matrix.shape[::-1])  # of the same size
         return index
 
     monkeypatch.setattr(tensorflow, "read_index", without)
-    with pytest.raises(UsageError, match="model/h1/mlp/c_fc/w is missing; model/h9/extra is unknown"):
+    with pytest.raises(UsageError, match="c_fc/w is missing; model/h9/extra is unknown; model/h0/mlp/c_fc/w has shape"):
         read_tensorflow(copy)

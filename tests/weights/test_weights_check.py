@@ -20,7 +20,7 @@ from igpt.errors import UsageError
 from igpt.model import ImageGPT as Model
 from igpt.palette import Palette
 from igpt.project import Project
-from igpt.weights import tensorflow, tensorflow_index
+from igpt.weights import tensorflow_index
 from igpt.weights.huggingface import write_huggingface
 from igpt.weights.onnx import write_onnx
 from igpt.weights.own import load_tensors, save_weights
@@ -141,14 +141,6 @@ def test_a_block_more_than_the_configuration_says_is_refused(
     refused(tmp_path / "w", "holds other tensors than its model has (")
 
 
-def test_a_sparse_tensor_is_refused(model: Model, greys: Palette, tmp_path: Path) -> None:
-    def change(tensors: dict[str, Tensor]) -> None:
-        tensors["transformer.wpe.weight"] = tensors["transformer.wpe.weight"].to_sparse()
-
-    pickled(tmp_path / "w", change, model, greys)
-    refused(tmp_path / "w", "holds tensors that are not dense (transformer.wpe.weight)")
-
-
 @pytest.mark.parametrize("name", ["model/wte", "model/h2/attn/q_proj", "model/h0/mlp/c_proj/w", "model/sos"])
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_a_released_checkpoint_with_such_a_number_and_right_checksums_is_refused(
@@ -158,21 +150,6 @@ def test_a_released_checkpoint_with_such_a_number_and_right_checksums_is_refused
     prefix = tmp_path / "c" / "model.ckpt-1000000"
     put(prefix, name, number)
     refused(prefix, "holds numbers that are NaN or infinite (1 in ")
-
-
-def test_a_variable_of_the_same_size_but_another_shape_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
-    real = tensorflow.read_index
-
-    def turned(prefix: Path) -> tensorflow_index.Index:
-        index = real(prefix)
-        variable = index.variables["model/h1/mlp/c_fc/w"]
-        index.variables["model/h1/mlp/c_fc/w"] = replace(variable, shape=variable.shape[::-1])
-        return index
-
-    monkeypatch.setattr(tensorflow, "read_index", turned)
-    refused(RELEASED / "bert" / "model.ckpt-1000000", "model/h1/mlp/c_fc/w has shape (")
 
 
 @pytest.mark.parametrize("words", [["sample", "--model"], ["complete", "photo.png", "--model"], ["export", "out", "--model"], ["evaluate-loss"]])  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the book's panel loads: made once, from weights at hand, within what a reader may be asked to wait for."""
+"""The files of the book's live panel: made once, no larger than a reader may download; neighbours against scikit-learn's."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import some_receipt
+from conftest import random_model, some_receipt
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
 
 from igpt.companion.report.live import live_folder
 from igpt.companion.results.record import SCHEMA, Record, write_record
 from igpt.companion.run import live
+from igpt.companion.run.live import ASKED, NEAREST, find_neighbours, probe_record
 from igpt.companion.stage import Stage
+from igpt.data import load_split, tokenize
 from igpt.errors import UsageError
+from igpt.evaluate.features import extract_features
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.project import Project
@@ -37,9 +43,8 @@ def ready(project: Project, model: ImageGPT, greys: Palette) -> Project:
     return project
 
 
-def record_of(project: Project, original: list[int]) -> None:
-    stage = Stage.of("samples", model="nine", seed=0)
-    rows = [{"image": image, "kept": 4, "original": original, "tokens": original} for image in range(2)]
+def publish(folder: Path, stage: Stage, **series: object) -> None:
+    """A record written by hand."""
     record = Record(
         schema_version=SCHEMA,
         stage=stage.name,
@@ -47,10 +52,15 @@ def record_of(project: Project, original: list[int]) -> None:
         signature="0" * 64,
         parts={},
         values={},
-        series={"completions": rows},
+        series=series,  # type: ignore[arg-type]
         receipt=some_receipt(stage),
     )
-    write_record(project.records / "small" / f"{stage.name}.json", record)
+    write_record(folder / f"{stage.name}.json", record)
+
+
+def record_of(project: Project, original: list[int]) -> None:
+    rows = [{"image": image, "kept": 4, "original": original, "tokens": original} for image in range(2)]
+    publish(project.records / "small", Stage.of("samples", model="nine", seed=0), completions=rows)
 
 
 def made(project: Project) -> dict[str, object]:
@@ -130,3 +140,30 @@ def test_a_published_model_counts_by_its_files(ready: Project) -> None:
     path = ready.models / "laptop-s" / "config.json"
     path.write_text(path.read_text() + "\n")
     assert live.prepare_live("laptop-s").startswith("the book's panel has laptop-s")
+
+
+def test_the_neighbours_are_those_of_another_search(project: Project) -> None:
+    assert probe_record(project, "tiny-s") is None
+    layers = range(recipe("tiny-s").shape.n_layer + 1)
+    rows = [{"layer": layer, "accuracy": 0.5, "low": 0.4, "high": 0.6} for layer in layers]
+    publish(project.records / "tiny", Stage.of("linear_probe", model="tiny-s", seed=0), trained=rows)
+    assert probe_record(project, "somewhere/weights") is None
+    record = probe_record(project, "tiny-s")
+    assert record is not None
+    model = random_model(recipe("tiny-s").shape)
+    palette = Palette(np.linspace(-1, 1, 16, dtype=np.float32)[:, None])
+    told = find_neighbours("tiny-s", model, palette, record, project)
+    train, test = load_split("digits", "train"), load_split("digits", "test")
+    shown, neighbours, images = told["shown"], told["neighbours"], told["images"]
+    assert isinstance(shown, list) and isinstance(neighbours, list) and isinstance(images, list)
+    assert [image["label"] for image in images] == test.labels[:ASKED].tolist()
+    tokens = tokenize(train.images, palette)
+    known = extract_features(model, tokens)
+    asked = extract_features(model, tokenize(test.images[:ASKED], palette))
+    for layer, (k, a) in enumerate(zip(known, asked, strict=True)):
+        scale = StandardScaler().fit(k)
+        distances, theirs = NearestNeighbors(n_neighbors=NEAREST).fit(scale.transform(k)).kneighbors(scale.transform(a))
+        ours = [[shown[index]["tokens"] for index in row] for row in neighbours[layer]]
+        assert (np.array(ours) == tokens.numpy()[theirs]).all(2).mean() > 0.9  # equals may change places
+        assert distances.min() > 0
+    assert Path(str(told["record"])).stem == "linear_probe,model=tiny-s,seed=0"
