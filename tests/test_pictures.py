@@ -114,74 +114,34 @@ def grey(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize(
-    ("pixels", "tags"),
-    [
-        (np.round(RAMP * 65535).astype(np.uint16), {}),
-        (np.round(RAMP * 4095).astype(np.uint16), {"least": 0, "greatest": 4095}),
-        (np.round(RAMP * 60000 - 30000).astype(np.int16), {"least": -30000, "greatest": 30000}),
-        (np.round(RAMP * 1e6 - 4e5).astype(np.int32), {"least": -4e5, "greatest": 6e5}),
-        (np.round(RAMP * 4294967295).astype(np.uint32), {"least": 0, "greatest": 4294967295}),
-        (RAMP.astype(np.float32), {}),
-        ((RAMP * 255).astype(np.float32), {"least": 0, "greatest": 255}),
-        ((RAMP * 3 - 2).astype(np.float32), {"least": -2, "greatest": 1}),
-    ],
-)
-@pytest.mark.parametrize("photometric", [0, 1])  # white is zero, black is zero
-def test_grey_of_more_than_eight_bits_is_scaled_by_what_the_file_says(
-    tmp_path: Path, pixels: np.ndarray, tags: dict[str, float], order: str, photometric: int
-) -> None:
-    write_tiff(tmp_path / "a.tif", pixels, order=order, photometric=photometric, **tags)
-    try:
-        found = grey(tmp_path / "a.tif")
-    except UsageError as error:
-        assert photometric == 0 or (pixels.dtype == np.uint32 and order == ">")  # which Pillow does not read
-        assert "is not an image that can be read" in str(error)
-        return
-    expected = np.rint(255 * RAMP)
-    np.testing.assert_allclose(found, expected if photometric else 255 - expected, atol=1)
-
-
-def test_twelve_bits_are_scaled_by_their_own_range(tmp_path: Path) -> None:
-    levels = np.round(RAMP * 4095).astype(int)
-    pairs = levels.reshape(8, 4, 2)
-    first, second = pairs[..., 0], pairs[..., 1]
-    prepacked = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=-1).astype(np.uint8).reshape(8, 12)
-    write_tiff(tmp_path / "a.tif", prepacked, bits=12, width=8)
+def test_a_grey_tiff_of_sixteen_bits_is_scaled(tmp_path: Path, order: str) -> None:
+    write_tiff(tmp_path / "a.tif", np.round(RAMP * 65535).astype(np.uint16), order=order)
     np.testing.assert_allclose(grey(tmp_path / "a.tif"), np.rint(255 * RAMP), atol=1)
 
 
-@pytest.mark.parametrize(
-    ("pixels", "tags", "message"),
-    [
-        (RAMP * 255, {}, "has floats from 0 to 255, and does not say which are black and white"),
-        (RAMP - 0.5, {}, r"has floats from -0\.5 to 0\.5"),
-        (np.where(RAMP > 0.5, np.nan, RAMP), {}, "has NaN or infinite values"),
-        (np.where(RAMP > 0.5, np.inf, RAMP), {"least": 0, "greatest": 1}, "has NaN or infinite values"),
-        (RAMP, {"least": 1, "greatest": 1}, r"no valid range from black \(1\) to white \(1\)"),
-        (RAMP, {"least": 0, "greatest": float("nan")}, r"no valid range from black \(0\) to white \(nan\)"),
-        (np.round(RAMP * 32767).astype(np.int16), {}, "has signed or 32-bit integers"),
-        (np.round(RAMP * 255).astype(np.int32), {}, "has signed or 32-bit integers"),
-        (np.round(RAMP * 255).astype(np.uint32), {}, "has signed or 32-bit integers"),
-        (np.round(RAMP * 127).astype(np.int8), {}, "has signed values"),
-    ],
-)
-def test_values_without_a_known_black_and_white_are_refused(
-    tmp_path: Path, pixels: np.ndarray, tags: dict[str, float], message: str
-) -> None:
-    write_tiff(tmp_path / "a.tif", pixels.astype(np.float32) if pixels.dtype == float else pixels, **tags)
-    with pytest.raises(UsageError, match=message) as caught:
+SIXTEEN = np.round(RAMP * 65535).astype(np.uint16)
+OTHER_DEPTHS: dict[str, tuple[np.ndarray, dict[str, float]]] = {
+    "floats": (RAMP.astype(np.float32), {}),
+    "signed": (np.round(RAMP * 32767).astype(np.int16), {}),
+    "signed bytes": (np.round(RAMP * 127).astype(np.int8), {}),
+    "32 bits": (np.round(RAMP * 255).astype(np.int32), {}),
+    "32 bits without sign": (np.round(RAMP * 255).astype(np.uint32), {}),
+    "another white": (np.round(RAMP * 4095).astype(np.uint16), {"least": 0, "greatest": 4095}),
+    "no white": (SIXTEEN, {"greatest": float("nan")}),
+    "white is zero": (SIXTEEN, {"photometric": 0}),
+    "twelve bits": (np.zeros((8, 12), np.uint8), {"bits": 12, "width": 8}),
+    "dark colours": (np.full((8, 8, 3), 4095, np.uint16), {"photometric": 2, "greatest": 4095}),
+}
+
+
+@pytest.mark.parametrize(("pixels", "tags"), OTHER_DEPTHS.values(), ids=OTHER_DEPTHS.keys())
+def test_values_that_pillow_does_not_scale_are_refused(tmp_path: Path, pixels: np.ndarray, tags: dict[str, float]) -> None:
+    write_tiff(tmp_path / "a.tif", pixels, **tags)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"a\.tif has values that are not unsigned integers of their whole range"):
         grey(tmp_path / "a.tif")
-    assert str(caught.value).startswith(str(tmp_path / "a.tif"))
-    assert "\n" not in str(caught.value)
-
-
-def test_floats_of_other_formats_follow_the_same_rule(tmp_path: Path) -> None:
-    Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "a.pfm")
-    np.testing.assert_allclose(grey(tmp_path / "a.pfm"), np.rint(255 * RAMP), atol=1)
-    Image.fromarray((RAMP * 2).astype(np.float32)).save(tmp_path / "b.pfm")
-    with pytest.raises(UsageError, match="has floats from 0 to 2"):
-        grey(tmp_path / "b.pfm")
+    with pytest.raises(UsageError, match=r"a\.pfm has floats"):
+        Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "a.pfm")
+        grey(tmp_path / "a.pfm")
 
 
 @pytest.mark.parametrize("greatest", [65535, 1023, 255])
@@ -262,22 +222,6 @@ def test_a_damaged_tiff_ends_complete_with_one_sentence_only(tmp_path: Path) -> 
     assert done.stderr == "igpt: a.tif is not an image that can be read: give a PNG, a JPEG or the like\n"
 
 
-def test_a_float_picture_that_cannot_be_scaled_ends_complete_with_one_sentence_and_no_file(tmp_path: Path) -> None:
-    write_tiff(tmp_path / "a.tif", (RAMP * 255).astype(np.float32))
-    save_weights(tmp_path / "weights", random_model(ModelShape(1, 8, 1, 4, 4)), GREYS)
-    done = igpt_here("complete", "a.tif", "--model", "weights", "--out", "b.png", root=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert done.stderr.startswith("igpt: a.tif has floats from 0 to 255")
-    assert not (tmp_path / "b.png").exists()
-
-
-def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path: Path) -> None:
-    levels = np.linspace(0, 65535, 64).astype(np.uint16)
-    Image.fromarray(np.tile(levels, (64, 1))).save(tmp_path / "deep.png")
-    pixels = read_picture(tmp_path / "deep.png", side=8, channels=1)[0, :, 0].astype(int)
-    np.testing.assert_allclose(pixels, (np.arange(8) + 0.5) * 255 / 8, atol=4)
-
-
 def test_transparent_parts_are_white(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     assert (read_picture(tmp_path / "clear.png", side=4, channels=3) == 255).all()
@@ -338,7 +282,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes, message: st
         read_picture(tmp_path / "a.png", side=8, channels=3)
 
 
-def test_what_cannot_be_opened_is_refused_with_what_is_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_opened_is_refused_with_what_is_so(tmp_path: Path) -> None:
     def refused(path: Path) -> str:
         with pytest.raises(UsageError) as caught:
             read_picture(path, side=8, channels=3)
@@ -346,22 +290,13 @@ def test_what_cannot_be_opened_is_refused_with_what_is_so(tmp_path: Path, monkey
         return str(caught.value)
 
     (tmp_path / "a.png").write_bytes(b"words")
-    (tmp_path / "link.png").symlink_to("gone.png")
     (tmp_path / "loop.png").symlink_to("loop.png")
     os.mkfifo(tmp_path / "pipe.png")
     assert "there is no file" in refused(tmp_path / "none.png")
     assert "there is no file" in refused(tmp_path / "a.png" / "b.png")
-    assert "is a folder: name the image files in it" in refused(tmp_path)
-    assert "link.png is a link to a file that is not there" in refused(tmp_path / "link.png")
+    assert "cannot be read (it is a folder)" in refused(tmp_path)
     assert "loop.png cannot be read (Too many levels of symbolic links)" in refused(tmp_path / "loop.png")
-    assert "pipe.png is a pipe or a device" in refused(tmp_path / "pipe.png")
-    assert "cannot be read (File name too long)" in refused(tmp_path / ("a" * 300))
-
-    def closed(self: Path, *_: object) -> object:
-        raise PermissionError(13, "Permission denied", str(self))
-
-    monkeypatch.setattr(Path, "open", closed)  # the superuser may read everything
-    assert "a.png may not be read by you: ask for permission" in refused(tmp_path / "a.png")
+    assert "pipe.png cannot be read (it is no regular file)" in refused(tmp_path / "pipe.png")
 
 
 def test_a_postscript_file_is_not_run_and_other_rare_formats_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,20 +360,6 @@ def test_the_limit_of_bytes_is_that_of_pixels_also_in_memory(monkeypatch: pytest
         pass
 
 
-def test_a_side_too_long_for_pillow_is_named(tmp_path: Path) -> None:
-    png(tmp_path / "a.png", bytes(10), size=(127_000_000, 1), colour_type=2, bits=8)
-    with pytest.raises(UsageError, match="a.png has a side of 127,000,000 pixels, too long to be decoded: reduce it first"):
-        read_picture(tmp_path / "a.png", side=8, channels=3)
-
-
-@pytest.mark.parametrize(("width", "height"), [(2**31 - 1, 2**31 - 1), (-3, 2)])
-def test_a_bitmap_of_an_absurd_size_is_called_damaged(tmp_path: Path, width: int, height: int) -> None:
-    head = struct.pack("<IHHIIiiHHIIiiII", 118, 0, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
-    (tmp_path / "a.bmp").write_bytes(b"BM" + head + bytes(64))
-    with pytest.raises(UsageError, match="so it is damaged or far too large: copy it again, or reduce it$"):
-        read_picture(tmp_path / "a.bmp", side=8, channels=3)
-
-
 @pytest.mark.parametrize("words", ["many", "-1", "0", "nan", "inf", "1 000"])
 def test_a_limit_that_is_no_number_of_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     gradient("RGB").save(tmp_path / "a.png")
@@ -459,20 +380,6 @@ def test_a_png_of_178_megapixels_is_refused_and_one_of_108_is_read_in_silence(tm
     )
     done = igpt_here("complete", "photo.png", "--model", "weights", "--n", "1", root=tmp_path)
     assert done.returncode == 0 and "arning" not in done.stderr and (tmp_path / "completions.png").exists()
-
-
-@pytest.mark.parametrize("strip", [1, 7 * 60, 1 << 22])
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
-def test_conversion_in_strips_is_that_of_the_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, strip: int
-) -> None:
-    way = ".tif" if mode == "CMYK" else ".png"
-    gradient("L").convert("I").point(lambda level: level * 257).convert("I;16").save(tmp_path / "a.png")
-    if mode != "I;16":
-        gradient(mode).save(tmp_path / f"a{way}")
-    whole = read_picture(tmp_path / f"a{way}", side=40, channels=3)
-    monkeypatch.setattr("igpt.pictures.STRIP", strip)
-    np.testing.assert_array_equal(read_picture(tmp_path / f"a{way}", side=40, channels=3), whole)
 
 
 ORIENTED = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)  # an entry of EXIF: turned
@@ -509,17 +416,6 @@ def test_a_tiff_with_a_rational_of_one_by_zero_is_opened(tmp_path: Path, tag: st
     assert struct.pack("<II", 7919, 13) in content
     (tmp_path / "a.tif").write_bytes(content.replace(struct.pack("<II", 7919, 13), struct.pack("<II", 1, 0)))
     np.testing.assert_allclose(grey(tmp_path / "a.tif"), 255 * RAMP, atol=1)
-
-
-@pytest.mark.parametrize("tag", [340, 341])
-@pytest.mark.parametrize("pixels", [np.zeros((8, 8), np.uint16), np.zeros((8, 8, 3), np.uint8)], ids=["grey", "colours"])
-def test_a_tiff_whose_black_or_white_is_a_word_is_damaged(tmp_path: Path, pixels: np.ndarray, tag: int) -> None:
-    write_tiff(tmp_path / "a.tif", pixels, photometric=2 if pixels.ndim == 3 else 1, least=0, greatest=9)
-    content, entry = (tmp_path / "a.tif").read_bytes(), struct.pack("<HHI", tag, 12, 1)
-    assert content.count(entry) == 1
-    (tmp_path / "a.tif").write_bytes(content.replace(entry, struct.pack("<HHI", tag, 2, 8)))  # 8 letters for a double
-    with pytest.raises(UsageError, match=rf"a\.tif is damaged \(tag {tag} "):
-        read_picture(tmp_path / "a.tif", side=8, channels=3)
 
 
 def test_a_tiff_whose_tags_are_damaged_is_one_sentence_without_a_warning(
@@ -584,16 +480,16 @@ def test_a_palette_png_is_laid_on_white_as_its_table_says(tmp_path: Path, bits: 
     np.testing.assert_allclose(read_picture(tmp_path / "a.png", side=8, channels=3), expected, atol=1)
 
 
-def test_a_clear_colour_of_eight_bits_is_white_and_of_sixteen_is_refused(tmp_path: Path) -> None:
+def test_a_clear_colour_of_eight_bits_is_white_in_eight_and_sixteen_bits(tmp_path: Path) -> None:
     colours = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
     chunk = {b"tRNS": struct.pack(">HHH", *(value | 0x700 for value in (3, 4, 5)))}
     png(tmp_path / "a.png", colours.tobytes(), size=(8, 8), colour_type=2, bits=8, chunks=chunk)
     expected = colours.copy()
     expected[0, 1] = 255
     np.testing.assert_array_equal(read_picture(tmp_path / "a.png", side=8, channels=3), expected)
-    png(tmp_path / "a.png", colours.astype(">u2").tobytes(), size=(8, 8), colour_type=2, chunks=chunk)
-    with pytest.raises(UsageError, match="has colours of 16 bits and a transparent one among them: save it with 8 bits"):
-        read_picture(tmp_path / "a.png", side=8, channels=3)
+    chunk = {b"tRNS": struct.pack(">HHH", *(value * 257 for value in (3, 4, 5)))}
+    png(tmp_path / "a.png", (colours.astype(">u2") * 257).astype(">u2").tobytes(), size=(8, 8), colour_type=2, chunks=chunk)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png", side=8, channels=3), expected)
 
 
 def icc(power: float, name: str = "of a test", *, grey: bool = False) -> bytes:
@@ -694,15 +590,3 @@ def test_a_grid_has_every_image_at_its_place(tmp_path: Path) -> None:
     assert (sheet[1:3, 4:6] == 60).all()
     assert (sheet[4:6, 1:3] == 110).all()
     assert (sheet[0] == 128).all()
-
-
-def test_grey_that_names_its_white_alone_is_scaled_from_zero(tmp_path: Path) -> None:
-    write_tiff(tmp_path / "a.tif", np.array([[0, 4095], [2048, 1024]], np.uint16), greatest=4095)
-    assert read_picture(tmp_path / "a.tif", side=2, channels=1)[..., 0].tolist() == [[0, 255], [128, 64]]
-
-
-def test_colours_of_16_bits_in_the_lower_part_of_their_range_are_refused(tmp_path: Path) -> None:
-    pixels = np.full((2, 2, 3), 4095, np.uint16)
-    write_tiff(tmp_path / "a.tif", pixels, photometric=2, least=0, greatest=4095)
-    with pytest.raises(UsageError, match="a.tif has colours of 16 bits that reach 4095 only"):
-        read_picture(tmp_path / "a.tif", side=2, channels=3)

@@ -100,7 +100,7 @@ def decode(content: bytes) -> Image.Image:
     try:
         with opened(io.BytesIO(content), FORMATS, advice=ADVICE) as file:
             if file.mode.startswith("I"):  # a PNG of 16 bits, of which Pillow's own conversion would cut off all but the darkest
-                return Image.fromarray(grey_levels(file, file)).convert("RGB")
+                return Image.fromarray(grey_levels(file)).convert("RGB")
             return file.convert("RGB")
     except UsageError:
         if not content.startswith(b"\xff\xd8"):
