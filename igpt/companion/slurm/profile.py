@@ -237,7 +237,7 @@ class _Plain(yaml.SafeLoader):
         """A mapping. Raises YAMLError for a name that comes twice."""
         names = [str(key.value) for key, _ in node.value]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise yaml.constructor.ConstructorError(None, None, f"{twice} is given twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(problem=f"{twice} is given twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
 

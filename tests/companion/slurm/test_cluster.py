@@ -341,7 +341,7 @@ def test_setup_lines_come_first_and_python_may_be_a_container_but_not_one_with_o
     snapshot = checkout.ledger.arrays()[0].snapshot
     assert row.state == "failed"
     assert row.why.startswith(
-        f"{row.name} was submitted with the code in {snapshot}, but this job would run the code in {checkout.root}: let the"
+        f"{row.stage} was submitted with the code in {snapshot}, but this job would run the code in {checkout.root}: let the"
     )
 
 
