@@ -361,20 +361,6 @@ def test_cuts_at_random_places_change_no_byte(tmp_path: Path, start: Start, seed
     assert len(server.asked) == len(cuts) + 1 and left(tmp_path) == ["data.bin"]
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "/a", "c:a", ".a.part"])
-def test_a_name_with_a_folder_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="is not a plain file name"):
-        RemoteFile(name, ("http://a/b",), 1, None)
-
-
-@pytest.mark.parametrize(
-    ("address", "size", "checksum"), [("ftp://a/b", 1, None), ("http://a/b", 0, None), ("http://a/b", 1, "md5:00")]
-)
-def test_what_is_published_in_no_known_form_is_refused(address: str, size: int, checksum: str | None) -> None:
-    with pytest.raises(ValueError, match="^a "):
-        RemoteFile("a", (address,), size, checksum)
-
-
 def test_what_does_not_pass_its_check_is_set_aside_and_never_gets_the_name(tmp_path: Path, start: Start) -> None:
     server, file = start(Answer(content=b"x" * 300_000)), []
 
