@@ -17,15 +17,16 @@ import json
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from igpt.errors import UsageError
 from igpt.fast import GELU
-from igpt.files import write_atomically
-from igpt.model import ImageGPT
+from igpt.files import write_atomically, write_text
+from igpt.model import Block, ImageGPT
 from igpt.palette import Palette
 from igpt.weights.check import check_model
 
@@ -53,8 +54,7 @@ def write_onnx(folder: Path, model: ImageGPT, palette: Palette, *, half: bool = 
         stream.write(content)
     palette.save(folder / "palette.npy")
     config = {**shape.as_dict(), "palette_sha256": palette.digest, "weights": "float16" if half else "float32"}
-    with write_atomically(folder / "config.json") as stream:
-        stream.write((json.dumps(config, indent=1) + "\n").encode())
+    write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
 
 
 class _Graph:
@@ -68,28 +68,24 @@ class _Graph:
 
     def build(self, model: ImageGPT) -> onnx.ModelProto:
         """The whole model."""
-        shape, state = model.shape, model.state_dict()
+        shape = model.shape
         depth = shape.n_embd // shape.n_head
-        self.integers("first", 0)
-        past = self.node("Squeeze", self.length("past.0.key", 2), "first")
-        new = self.node("Squeeze", self.length("tokens", 1), "first")
+        past = self.node("Squeeze", self.node("Shape", "past.0.key", start=2, end=3), self.constant([0]))
+        new = self.node("Squeeze", self.node("Shape", "tokens", start=1, end=2), self.constant([0]))
         # All positions so far, and the new ones: a query sees no later key.
         total = self.node("Add", past, new)
-        zero, one = self.integers("zero", 0, scalar=True), self.integers("one", 1, scalar=True)
-        positions = self.node("Range", past, total, one)  # (S,)
-        keys_at = self.node("Range", zero, total, one)  # (P + S,)
-        later = self.node("Greater", keys_at, self.node("Unsqueeze", positions, self.integers("behind", 1)))  # (S, P + S)
-        mask = self.node("Where", later, self.floats("never", -3e38), self.floats("nothing", 0.0))
+        positions = self.node("Range", past, total, self.constant(1))  # (S,)
+        keys_at = self.node("Range", self.constant(0), total, self.constant(1))  # (P + S,)
+        later = self.node("Greater", keys_at, self.node("Unsqueeze", positions, self.constant([1])))  # (S, P + S)
+        mask = self.node("Where", later, self.constant(-3e38), self.constant(0.0))
 
-        h = self.node("Gather", self.weight("wte", torch.cat([state["wte"], state["sos"][None]])), "tokens")  # (B, S, C)
-        h = self.node("Add", h, self.node("Gather", self.weight("wpe", state["wpe"]), positions))
-        for number in range(shape.n_layer):
-            start = f"blocks.{number}."
-            block = {name.removeprefix(start): tensor for name, tensor in state.items() if name.startswith(start)}
-            h = self.block(h, block, number, mask, shape.n_head)
-        self.integers("last", -1, scalar=True)
-        newest = self.node("Gather", self.norm(h, self.weight("ln_f.g", state["ln_f.g"])), "last", axis=1)  # (B, C)
-        self.node("MatMul", newest, self.weight("wtet", state["wtet"].T), out="logits")
+        h = self.node("Gather", self.weight("wte", torch.cat([model.wte, model.sos[None]])), "tokens")  # (B, S, C)
+        h = self.node("Add", h, self.node("Gather", self.weight("wpe", model.wpe), positions))
+        for number, block in enumerate(model.blocks):
+            assert isinstance(block, Block)
+            h = self.block(h, block, number, mask)
+        newest = self.node("Gather", self.norm(h, self.weight("ln_f.g", model.ln_f.g)), self.constant(-1), axis=1)  # (B, C)
+        self.node("MatMul", newest, self.weight("wtet", model.wtet.T), out="logits")
 
         def cache(name: str, length: str) -> list[onnx.ValueInfoProto]:
             dims = ("images", shape.n_head, length, depth)
@@ -102,48 +98,38 @@ class _Graph:
         graph = helper.make_graph(self.nodes, "igpt", inputs, outputs, self.initializers)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8, producer_name="igpt")
 
-    def block(self, h: str, state: dict[str, Tensor], number: int, mask: str, heads: int) -> str:
+    def block(self, h: str, block: Block, number: int, mask: str) -> str:
         """The block's output (B, S, C); its keys and values become outputs of the graph."""
 
         def weight(name: str, tensor: Tensor) -> str:
             return self.weight(f"blocks.{number}.{name}", tensor)
 
-        width = len(state["ln_1.g"])
+        heads, width = block.attn.n_head, len(block.ln_1.g)
         depth = width // heads
-        normed = self.norm(h, weight("ln_1.g", state["ln_1.g"]))
-        mixed = self.node("MatMul", normed, weight("qkv", state["attn.qkv.weight"].T))
-        mixed = self.node("Reshape", mixed, self.integers(f"heads.{number}", 0, 0, 3, heads, depth))  # (B, S, 3, H, D)
-        query, key, value = (
-            self.node("Gather", mixed, self.integers(f"part.{number}.{part}", part, scalar=True), axis=2) for part in range(3)
-        )
+        normed = self.norm(h, weight("ln_1.g", block.ln_1.g))
+        mixed = self.node("MatMul", normed, weight("qkv", block.attn.qkv.weight.T))
+        mixed = self.node("Reshape", mixed, self.constant([0, 0, 3, heads, depth]))  # (B, S, 3, H, D)
+        query, key, value = (self.node("Gather", mixed, self.constant(part), axis=2) for part in range(3))
         # The scale goes into the query, which is smaller than the scores.
-        query = self.node("Mul", query, self.floats(f"scale.{number}", depth**-0.5))
+        query = self.node("Mul", query, self.constant(depth**-0.5))
         query, key, value = (self.node("Transpose", part, perm=[0, 2, 1, 3]) for part in (query, key, value))  # (B, H, S, D)
         keys = self.node("Concat", f"past.{number}.key", key, axis=2, out=f"present.{number}.key")  # (B, H, P + S, D)
         values = self.node("Concat", f"past.{number}.value", value, axis=2, out=f"present.{number}.value")
         scores = self.node("MatMul", query, self.node("Transpose", keys, perm=[0, 1, 3, 2]))  # (B, H, S, P + S)
         attention = self.node("Softmax", self.node("Add", scores, mask), axis=-1)
         seen = self.node("MatMul", attention, values)  # (B, H, S, D)
-        seen = self.node("Transpose", seen, perm=[0, 2, 1, 3])
-        seen = self.node("Reshape", seen, self.integers(f"width.{number}", 0, 0, width))
-        h = self.node("Add", h, self.node("MatMul", seen, weight("attn.c_proj", state["attn.c_proj.weight"].T)))
-        inner = self.norm(h, weight("ln_2.g", state["ln_2.g"]))
-        inner = self.node("MatMul", inner, weight("c_fc", state["c_fc.weight"].T))
-        gate = self.node("Sigmoid", self.node("Mul", inner, self.floats(f"gelu.{number}", GELU)))
-        inner = self.node("MatMul", self.node("Mul", inner, gate), weight("c_proj", state["c_proj.weight"].T))
+        seen = self.node("Reshape", self.node("Transpose", seen, perm=[0, 2, 1, 3]), self.constant([0, 0, width]))
+        h = self.node("Add", h, self.node("MatMul", seen, weight("attn.c_proj", block.attn.c_proj.weight.T)))
+        inner = self.node("MatMul", self.norm(h, weight("ln_2.g", block.ln_2.g)), weight("c_fc", block.c_fc.weight.T))
+        gate = self.node("Sigmoid", self.node("Mul", inner, self.constant(GELU)))
+        inner = self.node("MatMul", self.node("Mul", inner, gate), weight("c_proj", block.c_proj.weight.T))
         return self.node("Add", h, inner)
 
     def norm(self, h: str, gain: str) -> str:
         """As `igpt.model.Norm`, in the five operators that runtimes fuse."""
-        at = len(self.nodes)
-        squared = self.node("Pow", h, self.floats(f"two.{at}", 2.0))
-        mean = self.node("ReduceMean", squared, axes=[-1], keepdims=1)
-        root = self.node("Sqrt", self.node("Add", mean, self.floats(f"epsilon.{at}", 1e-5)))
+        mean = self.node("ReduceMean", self.node("Pow", h, self.constant(2.0)), axes=[-1], keepdims=1)
+        root = self.node("Sqrt", self.node("Add", mean, self.constant(1e-5)))
         return self.node("Mul", self.node("Div", h, root), gain)
-
-    def length(self, name: str, axis: int) -> str:
-        """The size of one axis of an input, int64 (1,)."""
-        return self.node("Shape", name, start=axis, end=axis + 1)
 
     def node(self, operator: str, *inputs: str, out: str = "", **attributes: int | list[int]) -> str:
         """Add a node, and return the name of its output."""
@@ -151,15 +137,11 @@ class _Graph:
         self.nodes.append(helper.make_node(operator, list(inputs), [out], **attributes))  # type: ignore[arg-type]  # of its own keywords
         return out
 
-    def integers(self, name: str, *values: int, scalar: bool = False) -> str:
-        """A constant, int64."""
-        self.initializers.append(helper.make_tensor(name, TensorProto.INT64, [] if scalar else [len(values)], values))
-        return name
-
-    def floats(self, name: str, value: float) -> str:
-        """A constant, float32, without dimensions."""
-        self.initializers.append(helper.make_tensor(name, TensorProto.FLOAT, [], [value]))
-        return name
+    def constant(self, value: float | list[int]) -> str:
+        """Add a constant, float32 for a float and int64 otherwise, and return its name."""
+        array = np.array(value, np.float32 if isinstance(value, float) else np.int64)
+        self.initializers.append(numpy_helper.from_array(array, f"constant.{len(self.initializers)}"))
+        return self.initializers[-1].name
 
     def weight(self, name: str, tensor: Tensor) -> str:
         """Write a weight, and return the name of its float32 value."""
