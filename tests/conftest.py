@@ -87,6 +87,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
+Rows = list[dict[str, float | int | str | bool | list[int]]]  # of a record's series
+
 PATIENCE = 600  # s: a machine three times as slow, under eight times the load, is waited for; only a fault is not
 
 
@@ -159,23 +161,30 @@ def some_receipt(stage: Stage, *, dirty: bool = False) -> Receipt:
     )
 
 
-def run_of(project: Project, seed: int, *, code: str = "") -> Path:
-    """A finished run of a palette, by this checkout's code, or by another that ``code`` names."""
-    stage = Signer(project.notebooks).canonical(Stage.of("palette", seed=seed))
-    signature = Signer(project.notebooks).sign(stage)
+def some_record(
+    project: Project, stage: Stage, values: dict[str, Value], series: dict[str, Rows] | None = None, *, code: str = ""
+) -> tuple[Record, Path]:
+    """The record that a stage's notebook would write, by this checkout's code or by another that ``code`` names; its folder."""
+    signer = Signer(project.notebooks)
+    stage, signature = signer.canonical(stage), signer.sign(stage)
     if code:
         signature = Signature({**signature.parts, "module igpt.palette": code})
     record = Record(
         schema_version=SCHEMA,
         stage=stage.name,
-        parameters=stage.parameters,
+        parameters=signer.parameters(stage),
         signature=signature.digest,
         parts=signature.parts,
-        values={"answer": Value(value=1.0, unit="none")},
-        series={},
+        values=values,
+        series=series or {},
         receipt=some_receipt(stage),
     )
-    folder = run_folder(project, stage, signature)
+    return record, run_folder(project, stage, signature)
+
+
+def run_of(project: Project, seed: int, *, code: str = "") -> Path:
+    """A finished run of a palette, by this checkout's code, or by another that ``code`` names."""
+    record, folder = some_record(project, Stage.of("palette", seed=seed), {"answer": Value(value=1.0, unit="none")}, code=code)
     (folder / "weights-0000001").mkdir(parents=True)
     (folder / "weights-0000001" / "model").write_bytes(bytes(100_000))
     write_record(folder / "record.json", record)

@@ -1,6 +1,6 @@
-"""What the stages of a run should take on this machine: which of them it can hold, which come first, how long the whole is.
+"""What a run on existing weights takes of this machine: which stages it can hold, in which order, and how long they take.
 
-Pure: nothing is measured, fetched or run here.
+Nothing is measured, downloaded or run here.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from igpt.text import counted
 
 @dataclass(frozen=True)
 class Budget:
-    """The stages to carry out, what each costs on a card, and which are left.
+    """The stages to run with their costs on a card, and those that cannot be run.
 
-    stages : parents first; left : why, of those that were wanted and cannot be carried out
-    wanted : those that were asked for; the others are what these stand on
+    stages : parents first
+    wanted : the stages that were asked for; the others are their dependencies
+    skipped : the stages that cannot be run, with the reason
     """
 
     card: Card
     stages: tuple[PlannedStage, ...]
     costs: dict[Stage, Cost]
     wanted: frozenset[Stage]
-    left: dict[Stage, str]
+    skipped: dict[Stage, str]
 
     @property
     def total(self) -> Cost:
-        """What all stages cost together."""
+        """The cost of all stages together."""
         return sum((self.costs[planned.stage] for planned in self.stages), Cost())
 
     def seconds(self, planned: PlannedStage) -> float:
@@ -42,30 +43,34 @@ class Budget:
         return 3600 * self.costs[planned.stage].hours
 
     def rank(self) -> dict[Stage, float]:
-        """The least comes first: hours of a wanted stage with its dependencies, or of the cheapest that needs it."""
-        found: dict[Stage, float] = {}
-        for planned in reversed(self.stages):  # dependents before their parents
-            dependents = [found[other.stage] for other in self.stages if planned.stage in other.parents and other.stage in found]
-            own = [self._chain(planned).hours] if planned.stage in self.wanted else []
-            found[planned.stage] = min(own + dependents)
-        return found
+        """For each stage the hours of the cheapest wanted stage that needs it, dependencies included; the least runs first."""
+        ranks: dict[Stage, float] = {}
+        for planned in reversed(self.stages):  # dependent stages before their parents
+            own = [self.chain(planned).hours] if planned.stage in self.wanted else []
+            ranks[planned.stage] = min(own + [ranks[p.stage] for p in self.stages if planned.stage in p.parents])
+        return ranks
+
+    def chain(self, planned: PlannedStage) -> Cost:
+        """The cost of a stage with all its dependencies that are to run too."""
+        needed = {planned.stage}
+        for other in reversed(self.stages):
+            if other.stage in needed:
+                needed |= {*other.parents} & self.costs.keys()
+        return sum((self.costs[stage] for stage in needed), Cost())
 
     def without(self, stages: Iterable[Stage], why: str) -> Budget:
-        """The same without some stages, and without their dependents and what was for them only."""
-        return _settled(replace(self, left={**self.left, **dict.fromkeys(stages, why)}))
+        """The budget without some stages, their dependent stages, and the dependencies that no other stage needs."""
+        return _settled(replace(self, skipped={**self.skipped, **dict.fromkeys(stages, why)}))
 
-    def reading(self, dataset: str) -> list[Stage]:
-        """The stages that read a data set."""
-        return [p.stage for p in self.stages if dataset in protocol(p.stage.notebook).prior_datasets(p.in_full.parameters)]
+    def datasets(self) -> dict[str, list[Stage]]:
+        """The data sets that must be there, those of the cheapest stages first, with the stages that read them."""
+        rank, readers = self.rank(), dict[str, list[Stage]]()
+        for planned in sorted(self.stages, key=lambda planned: rank[planned.stage]):
+            for name in protocol(planned.stage.notebook).prior_datasets(planned.in_full.parameters):
+                readers.setdefault(name, []).append(planned.stage)
+        return readers
 
-    def datasets(self) -> list[str]:
-        """The data sets that the stages read, those of the cheapest stages first."""
-        rank = self.rank()
-        by_rank = sorted(self.stages, key=lambda planned: rank[planned.stage])
-        names = [name for p in by_rank for name in protocol(p.stage.notebook).prior_datasets(p.in_full.parameters)]
-        return list(dict.fromkeys(names))
-
-    def says(self, memory: float, disks: Disks) -> str:
+    def summary(self, memory: float, disks: Disks) -> str:
         """What the run is expected to take, in one line; ``memory`` bytes are free."""
         whole = self.total
         hours = f"{whole.hours:,.1f} hours" if whole.hours >= 0.1 else f"{60 * whole.hours:.1f} minutes"
@@ -80,46 +85,35 @@ class Budget:
             f" and {whole.memory / GIB:,.1f} GiB of memory, of which {memory / GIB:,.1f} are"
         )
 
-    def spare(self, disks: Disks) -> float:
-        """Bytes on the disk of the stages' folders for what passes there, of as many stages at once as that holds.
-
-        Free beside all that stays; at least what one stage takes.
-        """
+    def scratch_space(self, disks: Disks) -> float:
+        """Bytes for temporary files on the disk of the runs, beside all files that stay; at least what one stage needs."""
         whole = self.total
         [(_, size, free), *_] = disks.taken(whole)
         return max(free - (size - whole.scratch), math.ceil(whole.scratch))
 
-    def _chain(self, planned: PlannedStage) -> Cost:
-        """What a stage costs with all its dependencies that are to be carried out too."""
-        needed = {planned.stage}
-        for other in reversed(self.stages):
-            if other.stage in needed:
-                needed |= {*other.parents} & self.costs.keys()
-        return sum((self.costs[stage] for stage in needed), Cost())
-
 
 def is_released(stages: Iterable[Stage]) -> bool:
-    """Whether stages evaluate weights that exist, all of them: these are run by a budget."""
+    """Whether all stages evaluate weights that exist already; a budget decides about these."""
     return all(tier_of(stage) == "released" or stage.parameters.get("weights", "trained") != "trained" for stage in stages)
 
 
 def make_budget(todo: Iterable[PlannedStage], wanted: Iterable[Stage], card: Card, *, memory: float, disks: Disks) -> Budget:
-    """The budget of the stages of ``todo``, parents first, that a machine can hold.
+    """The budget of those stages of ``todo``, parents first, that a machine can hold.
 
-    wanted : those that were asked for, of ``todo`` or not
+    wanted : the stages that were asked for, in ``todo`` or not
     memory : bytes that are free
     """
     stages = tuple(todo)
-    costs = {planned.stage: _cost(planned.in_full, card) for planned in stages}
-    left = {stage: why for stage, cost in costs.items() if (why := lacking(cost, card, memory, disks))}
-    budget = _settled(Budget(card, stages, costs, frozenset(wanted) & costs.keys(), left))
-    # Each by itself has room; with its dependencies it may have none.
-    full = {p.stage: why for p in budget.stages if (why := lacking(budget._chain(p), card, memory, disks))}
-    return _settled(replace(budget, left={**budget.left, **full}))
+    costs = {planned.stage: known_cost(planned.in_full, card) for planned in stages}
+    skipped = {stage: why for stage, cost in costs.items() if (why := lacking(cost, card, memory, disks))}
+    budget = _settled(Budget(card, stages, costs, frozenset(wanted) & costs.keys(), skipped))
+    # A stage that fits alone may not fit together with its dependencies.
+    more = {p.stage: why for p in budget.stages if (why := lacking(budget.chain(p), card, memory, disks))}
+    return _settled(replace(budget, skipped={**budget.skipped, **more}))
 
 
-def _cost(stage: Stage, card: Card) -> Cost:
-    """What a stage costs; nothing is known of a notebook of one's own."""
+def known_cost(stage: Stage, card: Card) -> Cost:
+    """What a stage takes on a card; nothing where that is unknown, as of a user's own notebook."""
     try:
         return stage_cost(stage, card)
     except KeyError:
@@ -127,15 +121,15 @@ def _cost(stage: Stage, card: Card) -> Cost:
 
 
 def _settled(budget: Budget) -> Budget:
-    """The same less what is left, its dependents, and what nothing that remains depends on."""
-    left = dict(budget.left)
+    """The budget without skipped stages, their dependent stages, and the dependencies that no other stage needs."""
+    skipped = dict(budget.skipped)
     for planned in budget.stages:  # parents come first
-        lost = next((parent for parent in planned.parents if parent in left), None)
-        if lost is not None and planned.stage not in left:
-            left[planned.stage] = f"{lost.name} is skipped"
-    needed: set[Stage] = set()
+        lost = next((parent for parent in planned.parents if parent in skipped), None)
+        if lost is not None and planned.stage not in skipped:
+            skipped[planned.stage] = f"{lost.name} is skipped"
+    needed = set(budget.wanted)
     for planned in reversed(budget.stages):
-        if planned.stage not in left and (planned.stage in budget.wanted or planned.stage in needed):
-            needed |= {planned.stage, *planned.parents}
-    stages = tuple(planned for planned in budget.stages if planned.stage in needed)
-    return replace(budget, stages=stages, left=left)
+        if planned.stage in needed and planned.stage not in skipped:
+            needed |= {*planned.parents}
+    stages = tuple(planned for planned in budget.stages if planned.stage in needed and planned.stage not in skipped)
+    return replace(budget, stages=stages, skipped=skipped)

@@ -13,8 +13,9 @@ from igpt.companion.results.signature import Signer
 from igpt.companion.run.budget import is_released, make_budget
 from igpt.companion.run.datasets import fetch
 from igpt.companion.run.folder import empty, hold, release, run_folder
-from igpt.companion.run.local import Slots, plan_stages, run_plan, to_do
+from igpt.companion.run.local import plan_stages, run_plan, to_do
 from igpt.companion.run.own_weights import resolve_weights
+from igpt.companion.run.slots import Slots
 from igpt.companion.run.targets import find_stages, parameters_of
 from igpt.companion.stage import Stage
 from igpt.data.cards import is_present
@@ -26,18 +27,18 @@ from igpt.text import counted
 
 
 def plan_targets(targets: list[str], tier: str | None) -> tuple[Plan, Signer]:
-    """The plan of the targets, of every tier when neither targets nor tier are named."""
+    """The plan of the targets; of all tiers when neither targets nor a tier are named."""
     project = Project.here()
     stages = find_stages(targets, tier, project) if targets or tier else declared_stages()
     return plan_stages(project, stages), Signer(project.notebooks)
 
 
 def run_speed(tasks: list[str], *, toy: bool) -> list[str]:
-    """Run comparisons of speed again, one after the other and each alone; the names of those that ran.
+    """Run comparisons of speed again, one at a time; return the names of those that ran.
 
     Without names all of them, those of GPUs where there is one.
 
-    toy : one round at sizes that show that it works; such records are no experiment's and stay in ``runs/``
+    toy : one round at tiny sizes, to see that it works; such records stay in ``runs/``
 
     Raises UsageError for an unknown task, before anything starts.
     """
@@ -60,79 +61,73 @@ def run_speed(tasks: list[str], *, toy: bool) -> list[str]:
 
 
 def run_targets(targets: list[str], tier: str | None, overrides: list[str]) -> str:
-    """Run the targets; what to say when all is done.
+    """Run the targets; return a summary.
 
-    Stages on weights that exist are run as far as this machine can hold them, the cheapest first, and their data sets are
-    downloaded before. Raises UsageError for an unknown target, parameter or type, and where this machine can hold none of such
-    stages, before anything starts; and for data that cannot be had, once everything else is done.
+    Of stages on existing weights those that this machine can hold are run, the cheapest first, after downloading their
+    data sets.
+
+    Raises UsageError for an unknown target, parameter or type, and where the machine can hold none of such stages, before
+    anything starts; for a data set that cannot be downloaded, after all other stages have run.
     """
     project = Project.here()
     stages = find_stages(targets, tier, project)
     if overrides:
-        stages = [
-            resolve_weights(
-                project, Stage.of(stage.notebook, **{**stage.parameters, **parameters_of(project, stage.notebook, overrides)})
-            )
-            for stage in stages
-        ]
+        given = [{**stage.parameters, **parameters_of(project, stage.notebook, overrides)} for stage in stages]
+        stages = [resolve_weights(project, Stage.of(s.notebook, **more)) for s, more in zip(stages, given, strict=True)]
     plan, signer = plan_stages(project, stages), Signer(project.notebooks)
-    if is_released(stages):
-        done = _run_by_budget(project, plan, [signer.canonical(stage) for stage in stages])
-    else:
-        ran = run_plan(project, plan)
-        done = f"{counted(ran, 'stage')} run, {len(plan) - ran} fresh" if ran else _nothing(plan)
+    by_budget = is_released(stages)  # as they were named: canonical names omit parameters at their defaults
+    stages = [signer.canonical(stage) for stage in stages]
+    lines = [_run_by_budget(project, plan, stages) if by_budget else _summary(plan, run_plan(project, plan))]
     if overrides:
-        places = [run_folder(project, signer.canonical(s), signer.sign(s)) / "record.json" for s in stages]
-        return "\n".join([done, *(f"record: {place}" for place in dict.fromkeys(places))])
-    return done
+        lines += dict.fromkeys(f"record: {run_folder(project, stage, signer.sign(stage)) / 'record.json'}" for stage in stages)
+    return "\n".join(lines)
 
 
 def _run_by_budget(project: Project, plan: Plan, wanted: list[Stage]) -> str:
-    """Run of stages on weights that exist what this machine can hold; what to say when all is done."""
+    """Run those stages that this machine can hold; return a summary."""
     todo = to_do(project, plan)
     if not todo:
-        return _nothing(plan)
+        return _summary(plan, 0)
     memory, disks = free_memory(), Disks(project.runs, _disk_of)
     budget = make_budget(todo, wanted, this_machine(), memory=memory, disks=disks)
-    if budget.left.keys() >= set(wanted):
-        name, why = next((stage.name, why) for stage, why in budget.left.items())
-        raise UsageError(f"this machine cannot hold {name}: {why}")
-    _say_left(budget.left)
-    room = Slots(cores(), tuple(gpus()), memory, budget.spare(disks))
+    if budget.skipped.keys() >= set(wanted):
+        stage, why = next(iter(budget.skipped.items()))
+        raise UsageError(f"this machine cannot hold {stage.name}: {why}")
+    _tell_skipped(budget.skipped)
+    room = Slots(cores(), tuple(gpus()), memory, budget.scratch_space(disks))
     if budget.stages:
-        tell(f"igpt: {budget.says(memory, disks)}")
+        tell(f"igpt: {budget.summary(memory, disks)}")
     failures = []
-    for name in budget.datasets():
+    for name, readers in budget.datasets().items():
         if not is_present(name):
             try:
                 tell(f"igpt: {fetch(name)}")
             except UsageError as error:
                 failures.append(error)
-                fewer = budget.without(budget.reading(name), str(error))
-                _say_left({stage: why for stage, why in fewer.left.items() if stage not in budget.left})
+                fewer = budget.without(readers, str(error))
+                _tell_skipped({stage: why for stage, why in fewer.skipped.items() if stage not in budget.skipped})
                 budget = fewer
     ran = run_plan(project, plan, room=room, budget=budget) if budget.stages else 0
     if failures:
         raise failures[0]
-    skipped = f"; {len(budget.left)} skipped: {', '.join(stage.name for stage in budget.left)}" if budget.left else ""
+    skipped = f"; {len(budget.skipped)} skipped: {', '.join(s.name for s in budget.skipped)}" if budget.skipped else ""
     return f"{counted(ran, 'stage')} run, {len(plan) - len(todo)} fresh{skipped}"
 
 
-def _nothing(plan: Plan) -> str:
-    """What to say of a plan whose stages are all finished."""
+def _summary(plan: Plan, ran: int) -> str:
+    """How many stages of a plan were run."""
+    if ran:
+        return f"{counted(ran, 'stage')} run, {len(plan) - ran} fresh"
     return f"nothing to run: {counted(len(plan), 'stage is fresh', 'stages are fresh')}"
 
 
-def _say_left(left: dict[Stage, str]) -> None:
-    """One line on each reason, with the stages that are skipped for it."""
-    names: dict[str, list[str]] = {}
-    for stage, why in left.items():
-        names.setdefault(why, []).append(stage.name)
-    for why, stages in names.items():
-        tell(f"igpt: skipped, since {why}: {'; '.join(stages)}")
+def _tell_skipped(skipped: dict[Stage, str]) -> None:
+    """Print one line per reason, with the stages that are skipped for it."""
+    for why in dict.fromkeys(skipped.values()):
+        tell(f"igpt: skipped, since {why}: {'; '.join(stage.name for stage, other in skipped.items() if other == why)}")
 
 
 def _disk_of(folder: Path) -> tuple[int, int]:
-    """The number of the disk on which a folder is, or is to be, and the bytes that are free there."""
-    place = next(place for place in (folder, *folder.parents) if place.exists())
-    return place.stat().st_dev, shutil.disk_usage(place).free
+    """The number of the disk that a folder is on, or will be on, and the bytes that are free there."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return existing.stat().st_dev, shutil.disk_usage(existing).free

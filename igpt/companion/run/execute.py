@@ -1,4 +1,4 @@
-"""Carry out one stage: papermill in a fresh kernel, the executed notebook kept beside the record."""
+"""Run one stage: its notebook in a fresh kernel by papermill, the executed notebook kept beside the record."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from igpt.project import Project
 if TYPE_CHECKING:
     from jupyter_client.manager import AsyncKernelManager
 
-# What kernels have in their environment, where the user has not said otherwise. glibc told to keep its memory saves a
-# fifth of a training step at the tiny sizes (measured on two cores).
+# What kernels have in their environment, unless the user sets it otherwise. Telling glibc to keep its memory saves a fifth
+# of a training step at the tiny sizes (measured on two cores).
 ENVIRONMENT = {
     "TQDM_DISABLE": "1",
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -31,24 +31,25 @@ ENVIRONMENT = {
     "MALLOC_TOP_PAD_": "268435456",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
+NOT_KEPT = ("UsageError", "Stopped", "Finished")  # raised in a notebook that need not be looked at
 
 
 class StageStopped(StageError):
-    """A stage that was asked to stop and has, at a checkpoint: to be continued, not failed."""
+    """A stage that was asked to stop and stopped at a checkpoint: to be resumed, not failed."""
 
 
 class Kernels:
-    """The kernels now running, so that an interrupt can end them: signals do not reach them by themselves."""
+    """The kernels now running, so that an interrupt can end them: signals do not reach them."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._managers: list[AsyncKernelManager] = []
-        self.stopped = False
+        self._stopped = False
 
     def manager_class(self, log: Path, environment: Mapping[str, str]) -> type[AsyncKernelManager]:
-        """A kernel manager that enters itself here; what the kernel says on stderr goes to ``log``.
+        """A kernel manager class that registers its kernels here and writes their stderr to ``log``.
 
-        environment : what this kernel is told beside `ENVIRONMENT` and this process's own
+        environment : variables beside `ENVIRONMENT` and this process's own
         """
         from jupyter_client.kernelspec import KernelSpec
         from jupyter_client.manager import AsyncKernelManager
@@ -56,7 +57,7 @@ class Kernels:
         kernels = self
 
         class Manager(AsyncKernelManager):
-            """As the base class, and known to `Kernels`; what it starts is this Python."""
+            """Starts kernels of this Python."""
 
             @property
             def kernel_spec(self) -> KernelSpec:
@@ -66,12 +67,12 @@ class Kernels:
                 return KernelSpec(**get_kernel_dict())
 
             async def _async_start_kernel(self, **kw: object) -> None:
-                told = {**ENVIRONMENT, **os.environ, **environment}
+                env = {**ENVIRONMENT, **os.environ, **environment}
                 with log.open("wb") as stream:
-                    await super()._async_start_kernel(**{**kw, "stderr": stream, "env": told})
+                    await super()._async_start_kernel(**{**kw, "stderr": stream, "env": env})
                 with kernels._lock:
                     kernels._managers.append(self)
-                if kernels.stopped:
+                if kernels._stopped:
                     kernels.stop()
 
             start_kernel = _async_start_kernel
@@ -79,8 +80,8 @@ class Kernels:
         return Manager
 
     def stop(self) -> None:
-        """Kill every kernel; checkpoints are whole at any moment, so nothing else is owed."""
-        self.stopped = True
+        """Kill every kernel. Checkpoints are whole at any moment, so nothing is lost but the work since the last one."""
+        self._stopped = True
         with self._lock:
             for manager in self._managers:
                 process = getattr(manager.provisioner, "process", None)
@@ -89,118 +90,116 @@ class Kernels:
 
 
 def execute(planned: PlannedStage, project: Project, kernels: Kernels, *, environment: Mapping[str, str] | None = None) -> Record:
-    """Run a stage's notebook and return its record.
+    """Run a stage's notebook in a fresh kernel and return its record.
 
-    environment : what its kernel is told beside this process's own: which devices, how many nodes
+    environment : variables of the kernel beside this process's own: its devices, how many nodes
 
-    The record comes last, once the notebook has ended well and is kept: of a stage that failed there is none.
+    The record is written last, after the executed notebook, so that a stage that failed has none.
 
     Raises UsageError for what the notebook refused as the user's mistake, StageStopped for training that was asked to
     stop, StageError for a cell that raised, a kernel that died, or a notebook that ended without a valid record.
     """
-    folder = run_folder(project, planned.stage, planned.signature)
     earlier = finished_record(project, planned.stage, planned.signature)
     if earlier is not None:
-        return earlier  # another run has carried it out since the plan was made
-    folder.mkdir(parents=True, exist_ok=True)
-    log = kernel_log(folder, os.getpid())
-    with try_lock(log, seconds=1) or nullcontext():  # by which others see that this run lives
-        return _carry_out(planned, project, folder, kernels, environment or {}, log)
-
-
-def _carry_out(
-    planned: PlannedStage, project: Project, folder: Path, kernels: Kernels, environment: Mapping[str, str], log: Path
-) -> Record:
-    """As `execute`, in the stage's folder; what the kernel says is kept in ``log``."""
-    import papermill
-    from nbclient.exceptions import DeadKernelError
+        return earlier  # another run has finished the stage since the plan was made
     from papermill.exceptions import PapermillExecutionError
+
+    folder = run_folder(project, planned.stage, planned.signature)
+    folder.mkdir(parents=True, exist_ok=True)
+    log, part, failed = kernel_log(folder, os.getpid()), part_notebook(folder, os.getpid()), folder / "failed.ipynb"
+    with try_lock(log, seconds=1) or nullcontext():  # by which other processes see that this run is alive
+        try:
+            record = _run_notebook(planned, project, kernels, environment or {}, part, log)
+            write_text(folder / "notebook.ipynb", _clean(part))
+            for path in (part, failed, log):
+                path.unlink(missing_ok=True)
+            write_record(folder / "record.json", record)
+            return record
+        except (PapermillExecutionError, RuntimeError, OSError, StageError) as error:
+            other = finished_record(project, planned.stage, planned.signature) if _kind(error) == "Finished" else None
+            failure = _failure(planned.stage.name, error)
+            if _kind(error) not in NOT_KEPT and not isinstance(error, OSError) and part.exists():
+                part.replace(failed)
+                raise StageError(f"{failure}; the notebook so far is {failed}") from None
+            part.unlink(missing_ok=True)  # which may be what fills the disk
+            log.unlink(missing_ok=True)
+            if other is None:
+                raise failure from None
+            return other
+
+
+def _run_notebook(
+    planned: PlannedStage, project: Project, kernels: Kernels, environment: Mapping[str, str], part: Path, log: Path
+) -> Record:
+    """Run the notebook into ``part``; return the record that it has written outside of the run folder."""
+    import papermill
     from traitlets.config import Config
 
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it has to say, the errors below say better
-    name = planned.stage.name
-    part, failed = part_notebook(folder, os.getpid()), folder / "failed.ipynb"
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # `_failure` has better sentences
     # Sockets in a folder of their own, with a short path: a shared one mixes up kernels that start together.
-    with tempfile.TemporaryDirectory(prefix="igpt") as sockets:
-        written = Path(sockets) / "record.json"
-        # IPython without the user's own start-up files and history, which may hold anything, or lie where nothing can be written.
-        ours = {"IPYTHONDIR": f"{sockets}/ipython", "IGPT_ROOT": str(project.root), PLANNED: str(written)}
-        try:
-            papermill.execute_notebook(
-                project.notebooks / f"{planned.stage.notebook}.ipynb",
-                part,
-                parameters=planned.stage.parameters,
-                kernel_name="python3",
-                kernel_manager_class=kernels.manager_class(log, {**environment, **ours}),
-                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}}),
-                cwd=str(folder),
-                progress_bar=False,
-                log_output=False,
-                stderr_file=_Waits(),
-                record_timing=False,
-            )
-        except PapermillExecutionError as error:
-            if error.ename in ("UsageError", "Stopped", "Finished"):
-                part.unlink(missing_ok=True)
-                log.unlink(missing_ok=True)
-            record = finished_record(project, planned.stage, planned.signature) if error.ename == "Finished" else None
-            if record is not None:
-                return record
-            if error.ename == "UsageError":
-                raise UsageError(error.evalue) from None
-            if error.ename == "Stopped":
-                raise StageStopped(f"{name} {error.evalue}") from None
-            cause = error.evalue if error.ename == "StageError" else f"{error.ename}: {error.evalue}"
-            raise StageError(f"{name} failed: {cause}{_keep(part, failed)}") from None
-        except DeadKernelError:
-            raise StageError(
-                f"{name} failed: its kernel was killed (out of memory, perhaps){_keep(part, failed)};"
-                " run the same command again to continue it"
-            ) from None
-        except RuntimeError as error:  # how jupyter_client says that a kernel did not come up
-            raise StageError(f"{name} failed: its kernel did not start ({error}); run the same command again") from None
-        except OSError as error:  # a full disk, say, on which the notebook is in part
-            part.unlink(missing_ok=True)
-            log.unlink(missing_ok=True)
-            raise StageError(f"{name} failed: {error.strerror or error}; earlier results are as they were") from None
+    with tempfile.TemporaryDirectory(prefix="igpt") as scratch:
+        written = Path(scratch) / "record.json"
+        # IPython without the user's own start-up files and history, which may hold anything or lie in a read-only home.
+        ours = {"IPYTHONDIR": f"{scratch}/ipython", "IGPT_ROOT": str(project.root), PLANNED: str(written)}
+        papermill.execute_notebook(
+            project.notebooks / f"{planned.stage.notebook}.ipynb",
+            part,
+            parameters=planned.stage.parameters,
+            kernel_name="python3",
+            kernel_manager_class=kernels.manager_class(log, {**environment, **ours}),
+            config=Config({"KernelManager": {"transport": "ipc", "ip": f"{scratch}/k"}}),
+            cwd=str(part.parent),
+            progress_bar=False,
+            log_output=False,
+            stderr_file=_OurLines(),
+            record_timing=False,
+        )
         record = read_record(written)
     if record is None or record.signature != planned.signature.digest:
         raise StageError(
-            f"{name} ended without a record of its signature: the code changed while it ran, or its notebook"
-            f" writes none{_keep(part, failed)}"
+            f"{planned.stage.name} ended without a record of its signature: the code changed while it ran, or its notebook"
+            " writes none"
         )
-    try:
-        write_text(folder / "notebook.ipynb", _clean(part))
-        part.unlink()
-        failed.unlink(missing_ok=True)
-        log.unlink(missing_ok=True)
-        write_record(folder / "record.json", record)
-    except OSError as error:
-        raise StageError(
-            f"{name} failed: its notebook or record could not be kept ({error.strerror or error}); run the same command again"
-        ) from None
     return record
 
 
-class _Waits:
-    """A stream for what notebooks say on stderr: passes on what a person has to know, such as what is waited for."""
+class _OurLines:
+    """A stream for the stderr of notebooks: passes on the lines of igpt; those of libraries stay in the notebook."""
 
     def write(self, text: str) -> None:
-        """Lines of ours go to this process's stderr; those of libraries stay in the notebook."""
         for line in text.splitlines():
             if line.startswith("igpt: "):
                 tell(line)
 
     def flush(self) -> None:
-        """Nothing is kept back."""
+        pass
 
 
-def _keep(part: Path, failed: Path) -> str:
-    """Keep the notebook as far as it came; where to find it, to end a sentence."""
-    if not part.exists():
-        return ""
-    part.replace(failed)
-    return f"; the notebook so far is {failed}"
+def _kind(error: Exception) -> str:
+    """The name of the exception that a notebook's cell raised, as the kernel gives it; empty for other errors."""
+    return str(getattr(error, "ename", ""))
+
+
+def _failure(name: str, error: Exception) -> Exception:
+    """What to raise for a stage whose notebook ended with an error."""
+    from nbclient.exceptions import DeadKernelError
+
+    if kind := _kind(error):
+        value = error.evalue  # type: ignore[attr-defined]  # papermill's
+        if kind == "UsageError":
+            return UsageError(value)
+        if kind == "Stopped":
+            return StageStopped(f"{name} {value}")
+        return StageError(f"{name} failed: {value if kind == 'StageError' else f'{kind}: {value}'}")
+    if isinstance(error, DeadKernelError):
+        why = "its kernel was killed (out of memory, perhaps); run the same command again to resume it"
+    elif isinstance(error, RuntimeError):  # of jupyter_client
+        why = f"its kernel did not start ({error}); run the same command again"
+    elif isinstance(error, OSError):
+        why = f"{error.strerror or error}; earlier results are as they were"
+    else:
+        return error
+    return StageError(f"{name} failed: {why}")
 
 
 def _clean(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""A stage's folder under ``runs/``: where it lies, whether it is finished, how far it is, who holds it."""
+"""A stage's folder under ``runs/``: its path, its record, its progress and its lock."""
 
 from __future__ import annotations
 
@@ -21,80 +21,73 @@ from igpt.project import Project
 if TYPE_CHECKING:
     from filelock import AcquireReturnProxy
 
-# Set for the kernels that carry out a plan, to the file for their record, which counts once the notebook has ended well.
-# Their notebook never empties a finished folder, which others may be reading.
+# Environment variable of the kernels that `igpt run` starts: the file for the record, which is kept once the notebook has
+# ended well. Such a kernel never empties a finished folder, which other processes may be reading.
 PLANNED = "IGPT_PLANNED"
+STOP = "stop"  # a file in a stage's folder that asks its training to write a checkpoint and end
+ORPHAN = 5.0  # seconds to wait for a lock: a kernel looks every second whether its run was killed, and ends then
 
-STOP = "stop"  # a file in a stage's folder: its training is to write a checkpoint and end
-
-ORPHAN = 5.0  # seconds: a kernel looks every second whether its run was killed, and ends with it
-
-_HELD: dict[Path, AcquireReturnProxy[Any]] = {}  # locks of this process, so that a notebook can be run again in one kernel
+_HELD: dict[Path, AcquireReturnProxy[Any]] = {}  # locks of this process, so that a notebook can run again in one kernel
 
 
 def run_folder(project: Project, stage: Stage, signature: Signature) -> Path:
-    """Where a stage's artifacts lie: its name, and the start of its signature."""
+    """A stage's folder, named by the stage and the start of its signature."""
     return project.runs / _name(stage.name, signature.digest)
 
 
 def _name(stage: str, digest: str) -> str:
-    """A run folder's name."""
     return f"{stage}-{digest[:12]}"
 
 
 def folder_record(folder: Path, *, read: Callable[[Path], Record | None] = read_record) -> Record | None:
-    """The record of a finished run folder: valid, and of the stage and signature that the folder has its name from.
+    """The record of a finished run folder, if its stage and signature are those in the folder's name; else None.
 
-    None when there is no such record. Raises as ``read`` does: by default UsageError for a file that is not a record.
+    Raises as ``read`` does: by default UsageError for a file that is not a record.
     """
     record = read(folder / "record.json")
     return record if record is not None and folder.name == _name(record.stage, record.signature) else None
 
 
 def finished_record(project: Project, stage: Stage, signature: Signature) -> Record | None:
-    """The record of a finished run folder; None when the stage has not ended there, or its record is damaged."""
+    """The record of a finished stage; None when its run has not ended, or its record is damaged."""
     record = folder_record(run_folder(project, stage, signature), read=usable_record)
     return record if record is not None and record.signature == signature.digest else None
 
 
-def read_fraction(folder: Path) -> float | None:
-    """How much of a running stage is done, 0 to 1; None before its first report."""
-    progress = read_progress(folder)
-    return progress["done"] / max(progress["total"], 1) if progress else None
-
-
 def read_progress(folder: Path) -> dict[str, float]:
-    """The last report, empty when there is none."""
+    """The last report of a running stage: ``done`` of ``total``, after ``seconds``; empty when there is none."""
     try:
-        found = read_json(folder / "progress.json")
+        progress = read_json(folder / "progress.json")
     except (OSError, ValueError):
-        return {}  # progress decides nothing: without it the time left is unknown
-    return found if isinstance(found, dict) else {}
+        return {}
+    return progress if isinstance(progress, dict) else {}
 
 
 def part_notebook(folder: Path, process: int | str) -> Path:
-    """The notebook that a process carries out in a folder, as far as it is."""
+    """The unfinished notebook that a process runs in a folder."""
     return folder / f".notebook.{process}.part.ipynb"
 
 
 def kernel_log(folder: Path, process: int | str) -> Path:
-    """What the kernel of such a process says on stderr; the process holds it locked for as long as it lives."""
+    """The stderr of such a process's kernel; the process holds a lock on it as long as it lives."""
     return folder / f".kernel.{process}.log"
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove notebooks in part and kernel logs of runs that were killed; those of runs at work stay."""
-    left = [*folder.glob(".notebook.*.part.ipynb"), *folder.glob(".kernel.*.log")]
-    for process in {path.name.split(".")[2] for path in left}:
-        lock = try_lock(kernel_log(folder, process))
-        if lock is not None:
+    """Remove unfinished notebooks and kernel logs of killed runs, not those of live ones."""
+    leftovers = [*folder.glob(".notebook.*.part.ipynb"), *folder.glob(".kernel.*.log")]
+    for process in {path.name.split(".")[2] for path in leftovers}:
+        if (lock := try_lock(kernel_log(folder, process))) is not None:
             with lock:
                 part_notebook(folder, process).unlink(missing_ok=True)
                 kernel_log(folder, process).unlink(missing_ok=True)
 
 
 def hold(folder: Path) -> None:
-    """Hold the folder's lock until this process ends; an earlier request to stop and killed runs' leftovers are removed."""
+    """Lock a folder until this process ends; remove an earlier request to stop and the leftovers of killed runs.
+
+    Raises UsageError when another process holds it.
+    """
     if folder in _HELD:
         return
     owner = folder / ".owner"
@@ -114,7 +107,7 @@ def hold(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> AcquireReturnProxy[Any] | None:
-    """The lock of a folder, which is made where it is not there; None if another process holds it."""
+    """The lock of a folder, created if it is missing; None if another process holds it."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # the folder was moved away in between
@@ -122,15 +115,15 @@ def _lock(folder: Path) -> AcquireReturnProxy[Any] | None:
 
 
 def release(folder: Path) -> None:
-    """Let another process hold what this one has held."""
+    """Give up this process's lock on a folder."""
     _HELD.pop(folder).lock.release()
 
 
 def empty(folder: Path) -> None:
-    """Remove a run.
+    """Remove a run's files.
 
-    The record goes first, so that it never stands without what it speaks of, then the checkpoints and what runs in folders
-    of their own came to, so that no later run takes the rest for its own beginning.
+    First the record, which must never remain without its artifacts; then checkpoints and results of inner folders, from
+    which a later run would resume.
     """
     (folder / "record.json").unlink(missing_ok=True)
     for path in [*folder.rglob("checkpoint-*"), *folder.glob("*/finished.json")]:

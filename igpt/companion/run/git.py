@@ -1,4 +1,4 @@
-"""What git says of a checkout."""
+"""The commit of a checkout, and whether code or notebooks differ from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The progress of a run: a bar with the remaining time for each stage at work and for the whole, or lines without a terminal."""
+"""The progress of a run: a bar with the remaining time for the whole and for each running stage, or lines without a terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from igpt.companion.results.plan import PlannedStage
-from igpt.companion.run.folder import read_fraction
+from igpt.companion.run.folder import read_progress
 from igpt.companion.stage import Stage
 from igpt.progress import Bar, tell
 from igpt.text import counted
@@ -26,58 +26,54 @@ class Progress:
         *,
         workers: int,
     ) -> None:
-        """A plan's stages to run, where each works, how many seconds it should take, and how many run at once."""
-        self._folder_of = folder_of
-        self._expected = expected
-        self._workers = workers
-        self._left = {planned.stage: expected(planned) for planned in todo}
-        self._dependents = {p.stage: [c for c in todo if p.stage in c.parents] for p in todo}
-        self._running: dict[Stage, tuple[PlannedStage, float, Bar]] = {}
-        self._total, self._stages = Bar(counted(len(todo), "stage"), " stages", layout=LAYOUT), len(todo)
+        """The stages to run, their folders and expected seconds, and how many run at once."""
+        self._folder_of, self._workers = folder_of, workers
+        self._left = {planned.stage: expected(planned) for planned in todo}  # seconds, of stages that have not ended
+        self._running: dict[Stage, tuple[PlannedStage, float, float, Bar]] = {}  # with its start and its expected seconds
+        self._stages = counted(len(todo), "stage")
+        self._total = Bar(self._stages, "", layout=LAYOUT)
+        self._count = len(todo)
 
     def __enter__(self) -> Progress:
         if self._total.hidden:
-            tell(f"{counted(self._stages, 'stage')} to run, {_clock(self._seconds_left())} expected")
+            tell(f"{self._stages} to run, {_clock(self._seconds_left())} expected")
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the bars off the screen; the lines of what ended stay."""
-        for bar in (*(bar for _, _, bar in self._running.values()), self._total):
+        for *_running, bar in self._running.values():
             bar.close()
-
-    def priority(self, planned: PlannedStage) -> float:
-        """Seconds of the longest chain that waits for this stage, itself included."""
-        return self._expected(planned) + max(map(self.priority, self._dependents[planned.stage]), default=0)
+        self._total.close()
 
     def start(self, planned: PlannedStage) -> None:
-        """A stage begins."""
-        bar = Bar(planned.stage.name, "", layout=LAYOUT)
-        self._running[planned.stage] = (planned, time.monotonic(), bar)
+        """Show a stage that begins."""
+        stage, bar = planned.stage, Bar(planned.stage.name, "", layout=LAYOUT)
+        self._running[stage] = (planned, time.monotonic(), self._left[stage], bar)
         if bar.hidden:
-            tell(f"start {planned.stage.name}, {_clock(self._expected(planned))} expected")
+            tell(f"start {stage.name}, {_clock(self._left[stage])} expected")
 
     def refresh(self) -> None:
-        """Read what the running stages report; before a first report the expected time counts."""
-        for stage, (planned, begun, bar) in self._running.items():
-            elapsed, expected = time.monotonic() - begun, self._expected(planned)
-            fraction = read_fraction(self._folder_of(planned)) or elapsed / max(expected, elapsed * 1.05)
+        """Read what the running stages report; until its first report a stage's expected time counts."""
+        for stage, (planned, begun, expected, bar) in self._running.items():
+            elapsed, report = time.monotonic() - begun, read_progress(self._folder_of(planned))
+            fraction = report["done"] / max(report["total"], 1) if report else 0
+            fraction = fraction or elapsed / max(expected, elapsed * 1.05)
             self._left[stage] = elapsed * (1 - fraction) / fraction if fraction else expected
             bar(int(100 * fraction), 100, f"{_clock(self._left[stage])} left")
-        self._total(self._stages - len(self._left), self._stages, f"{_clock(self._seconds_left())} left")
+        self._total(self._count - len(self._left), self._count, f"{_clock(self._seconds_left())} left")
 
     def end(self, planned: PlannedStage, how: str) -> None:
-        """A stage is done, failed, or will not be run."""
+        """Show how a stage ended, or why it will not run."""
         self._left.pop(planned.stage)
         took = ""
         if planned.stage in self._running:
-            _, begun, bar = self._running.pop(planned.stage)
+            _, begun, _, bar = self._running.pop(planned.stage)
             took = f" in {_clock(time.monotonic() - begun)}"
             bar.close()
         left = f", {len(self._left)} to go, {_clock(self._seconds_left())} left" if self._left else ""
         tell(f"{how:5} {planned.stage.name}{took}{left}")
 
     def _seconds_left(self) -> float:
-        """Of the whole: the work left over the workers, but no less than the longest stage."""
+        """Of all stages: their seconds over the workers, and at least those of the longest."""
         return max(sum(self._left.values()) / self._workers, max(self._left.values(), default=0))
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from igpt.companion.experiments.costs import stage_hours
 from igpt.companion.results.plan import Plan
 from igpt.companion.run.folder import finished_record, run_folder
-from igpt.companion.run.local import Slots, check_data, plan_stages, run_plan
+from igpt.companion.run.local import check_data, plan_stages, run_plan
 from igpt.companion.run.own_weights import share_names
+from igpt.companion.run.slots import Need, Slots
 from igpt.companion.run.targets import find_stages
 from igpt.companion.slurm.batches import Batch, make_batches
 from igpt.companion.slurm.dry_run import describe
@@ -63,7 +64,7 @@ def submit_targets(targets: list[str], tier: str | None, profile_name: str, *, d
             decided = prepare(profile_name, profile, plan, ledger)
         return describe(profile, decided.batches, decided.active, decided.fresh)
     require()
-    check_data(project, plan)
+    check_data(planned for planned in plan if planned.state != "fresh")
     code_name = check_clean(project, dirty=dirty)
     share_names(project, run_root)
     with ledger.alone():
@@ -95,7 +96,7 @@ def run_here(project: Project, plan: Plan, profile: Profile, *, dry_run: bool) -
         waiting = sum(planned.state != "fresh" for planned in plan)
         here = f"{counted(slots.cores, 'core')} and {counted(len(slots.gpus), 'GPU')}"
         return f"{counted(waiting, 'stage')} would run here on {here}; nothing was run"
-    ran = run_plan(project, plan, room=slots, needs=lambda stage: (min(asked[stage].cpus, slots.cores), asked[stage].gpus))
+    ran = run_plan(project, plan, room=slots, needs=lambda stage: Need(min(asked[stage].cpus, slots.cores), asked[stage].gpus))
     if not ran:
         return f"nothing to run: {counted(len(plan), 'stage is finished', 'stages are finished')}"
     return f"{counted(ran, 'stage')} run, {len(plan) - ran} finished before"

@@ -17,7 +17,8 @@ from igpt.companion.results.signature import Signature, Signer
 from igpt.companion.run.budget import Budget, is_released, make_budget
 from igpt.companion.run.command import _disk_of, run_targets
 from igpt.companion.run.folder import finished_record
-from igpt.companion.run.local import Slots, plan_stages, shares
+from igpt.companion.run.local import plan_stages
+from igpt.companion.run.slots import Need, Slots, default_needs
 from igpt.companion.stage import Stage
 from igpt.errors import UsageError
 from igpt.project import Project
@@ -62,7 +63,7 @@ def names(budget: Budget) -> list[str]:
 def test_the_cheapest_come_first_with_what_they_stand_on(project: Project) -> None:
     todo = planned(project, LARGE, SMALL, *PROBES, *TUNES)
     budget = make_budget(todo, [*PROBES, *TUNES], H100, memory=MEMORY, disks=ROOMY)
-    assert not budget.left
+    assert not budget.skipped
     rank = budget.rank()
     order = sorted(rank, key=rank.__getitem__)
     assert order[:2] == [SMALL, PROBES[0]] or order[:2] == [PROBES[0], SMALL]
@@ -72,7 +73,7 @@ def test_the_cheapest_come_first_with_what_they_stand_on(project: Project) -> No
     assert rank[SMALL] == rank[PROBES[0]]  # the weights are fetched when the first that needs them has its turn
     whole = sum(stage_hours(p.in_full, H100) for p in todo)
     assert budget.total.hours == pytest.approx(whole)
-    assert f"6 stages, about {whole:,.1f} hours one after the other (40% of the data sheet's" in budget.says(
+    assert f"6 stages, about {whole:,.1f} hours one after the other (40% of the data sheet's" in budget.summary(
         8 * GIB, one_disk(5e9)
     )
 
@@ -81,8 +82,8 @@ def test_what_a_machine_cannot_hold_is_left_with_its_reason_and_so_is_what_stand
     todo = planned(project, LARGE, SMALL, *PROBES, *TUNES)
     budget = make_budget(todo, [*PROBES, *TUNES], RTX_4090, memory=MEMORY, disks=ROOMY)
     assert names(budget) == ["pretrain igpt-s", "linear_probe igpt-s", "fine_tune igpt-s"]
-    assert budget.left[LARGE].startswith("it needs 23.2 GiB on the card")
-    assert budget.left[PROBES[1]] == f"{LARGE.name} is skipped"
+    assert budget.skipped[LARGE].startswith("it needs 23.2 GiB on the card")
+    assert budget.skipped[PROBES[1]] == f"{LARGE.name} is skipped"
 
 
 def test_weights_that_nothing_needs_any_more_are_not_fetched(project: Project) -> None:
@@ -91,16 +92,16 @@ def test_weights_that_nothing_needs_any_more_are_not_fetched(project: Project) -
         [TUNES[1]], "its data cannot be had"
     )
     assert names(budget) == ["pretrain igpt-s", "linear_probe igpt-s"]
-    assert budget.left == {TUNES[1]: "its data cannot be had"}
-    assert budget.datasets() == ["imagenet", "cifar10"]  # of the training, and of the probe
+    assert budget.skipped == {TUNES[1]: "its data cannot be had"}
+    assert list(budget.datasets()) == ["imagenet", "cifar10"]  # of the training, and of the probe
 
 
 def test_the_disk_has_to_hold_a_stage_and_what_it_stands_on(project: Project) -> None:
     todo = planned(project, SMALL, PROBES[0])
     together = make_budget(todo, [PROBES[0]], H100, memory=MEMORY, disks=ROOMY).total.room
-    assert not make_budget(todo, [PROBES[0]], H100, memory=64 * GIB, disks=one_disk(together)).left
+    assert not make_budget(todo, [PROBES[0]], H100, memory=64 * GIB, disks=one_disk(together)).skipped
     short = make_budget(todo, [PROBES[0]], H100, memory=64 * GIB, disks=one_disk(together - 1))
-    assert list(short.left) == PROBES[:1]
+    assert list(short.skipped) == PROBES[:1]
     assert not short.stages
 
 
@@ -119,14 +120,14 @@ def test_each_disk_has_to_hold_what_is_written_to_it(project: Project, monkeypat
 
     enough = {"runs": size + features, "weights": size, "data": images.disk}
     budget = make_budget(todo, [probe], H100, memory=MEMORY, disks=lent(**enough))
-    assert not budget.left
-    said = budget.says(MEMORY, lent(**enough))
+    assert not budget.skipped
+    said = budget.summary(MEMORY, lent(**enough))
     for name, free in enough.items():
         assert re.search(rf"{free / 1e9:.1f} GB of the disk of /{name}[\w/-]*, of which {free / 1e9:.1f} are free", said)
-        left = make_budget(todo, [probe], H100, memory=MEMORY, disks=lent(**{**enough, name: free - 1})).left
+        left = make_budget(todo, [probe], H100, memory=MEMORY, disks=lent(**{**enough, name: free - 1})).skipped
         assert f"GB of the disk of /{name}" in left[probe if name != "weights" else weights]
         assert probe in left
-    apart = make_budget(todo, [probe], H100, memory=MEMORY, disks=one_disk(sum(enough.values()) - 1)).left
+    apart = make_budget(todo, [probe], H100, memory=MEMORY, disks=one_disk(sum(enough.values()) - 1)).skipped
     assert "GB of the disk of runs" in apart[probe]
 
 
@@ -141,8 +142,8 @@ def test_a_processor_gives_released_weights_all_its_cores(monkeypatch: pytest.Mo
     probe = Stage.of("linear_probe", model="igpt-s", dataset="cifar10", weights="released", seed=0)
     assert is_released([probe])
     assert not is_released([probe, PROBES[0]])
-    assert shares(Slots(8))(probe) == (8, 0)
-    assert shares(Slots(8, ("0",)))(probe) == (8, 1)
+    assert default_needs(Slots(8))(probe) == Need(8)
+    assert default_needs(Slots(8, ("0",)))(probe) == Need(8, 1)
 
 
 WRITE = """

@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import pytest
-from conftest import some_receipt
+from conftest import Rows, some_record
 
-from igpt.companion.results.record import SCHEMA, Record, Value, write_record
+from igpt.companion.results.record import Value, write_record
 from igpt.companion.results.signature import Signer
 from igpt.companion.results.store import record_path
-from igpt.companion.run.folder import release, run_folder
+from igpt.companion.run.folder import release
 from igpt.companion.run.notebook import open_stage
 from igpt.companion.stage import Stage
 from igpt.project import Project
 from igpt.train.recipes import recipe
 
-Points = list[dict[str, float | int | str | bool | list[int]]]
 
-
-def finish(project: Project, stage: Stage, values: dict[str, Value], losses: Points | None = None) -> str:
+def finish(project: Project, stage: Stage, values: dict[str, Value], losses: Rows | None = None) -> str:
     """Let a stage have ended, with its record published; its folder's name."""
-    signer = Signer(project.notebooks)
-    stage, signature = signer.canonical(stage), signer.sign(stage)
-    record = Record(
-        schema_version=SCHEMA,
-        stage=stage.name,
-        parameters=signer.parameters(stage),
-        signature=signature.digest,
-        parts=signature.parts,
-        values=values,
-        series={"losses": losses or []},
-        receipt=some_receipt(stage),
-    )
-    folder = run_folder(project, stage, signature)
+    record, folder = some_record(project, stage, values, {"losses": losses or []})
     write_record(folder / "record.json", record)
-    write_record(record_path(project, stage), record)
+    write_record(record_path(project, Signer(project.notebooks).canonical(stage)), record)
     return folder.name
 
 
@@ -44,7 +30,7 @@ def loss(value: float) -> dict[str, Value]:
 
 def test_weights_that_were_trained_here_are_those_of_the_last_step(project: Project) -> None:
     steps = recipe("tiny-s").milestone_steps
-    rows: Points = [{"step": step, "train": 1.0, "validation": 2.0 - index / 10} for index, step in enumerate(steps)]
+    rows: Rows = [{"step": step, "train": 1.0, "validation": 2.0 - index / 10} for index, step in enumerate(steps)]
     finish(project, Stage.of("palette", dataset="digits", colours=16), {})
     folder = finish(project, Stage.of("pretrain", model="tiny-s", seed=1), {}, rows)
     stage = open_stage("loss_against_probe", model="tiny-s", seed=1)

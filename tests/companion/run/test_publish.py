@@ -7,12 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import random_model, some_receipt
+from conftest import random_model, some_record
 from PIL import Image
 
-from igpt.companion.results.record import SCHEMA, Record, Value, write_record
-from igpt.companion.results.signature import Signer
-from igpt.companion.run.folder import run_folder
+from igpt.companion.results.record import Value, write_record
 from igpt.companion.run.publish import publish
 from igpt.companion.stage import Stage
 from igpt.errors import UsageError
@@ -28,21 +26,10 @@ from igpt.weights.own import save_weights
 
 def train(project: Project, shape: ModelShape) -> ImageGPT:
     """A finished run folder of tiny-s with a random model of this shape."""
-    plan, signer = recipe("tiny-s"), Signer(project.notebooks)
-    stage = signer.canonical(Stage.of("pretrain", model="tiny-s", seed=0))
-    folder = run_folder(project, stage, signer.sign(stage))
+    stage = Stage.of("pretrain", model="tiny-s", seed=0)
+    record, folder = some_record(project, stage, {"validation_loss": Value(value=1.25, unit="nats per token")})
     trained = random_model(shape)
-    save_weights(folder / weights_name(plan.steps), trained, greys(shape.n_vocab))
-    record = Record(
-        schema_version=SCHEMA,
-        stage=stage.name,
-        parameters=signer.parameters(stage),
-        signature=signer.sign(stage).digest,
-        parts=signer.sign(stage).parts,
-        values={"validation_loss": Value(value=1.25, unit="nats per token")},
-        series={},
-        receipt=some_receipt(stage),
-    )
+    save_weights(folder / weights_name(recipe("tiny-s").steps), trained, greys(shape.n_vocab))
     write_record(folder / "record.json", record)
     return trained
 
@@ -78,15 +65,14 @@ def test_a_model_that_was_trained_is_published_with_its_card_and_found_by_its_na
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("igpt.companion.run.publish.SAMPLES", 3)
-    plan, signer = recipe("tiny-s"), Signer(project.notebooks)
-    stage = signer.canonical(Stage.of("pretrain", model="tiny-s", seed=0))
-    folder = run_folder(project, stage, signer.sign(stage))
+    stage, plan = Stage.of("pretrain", model="tiny-s", seed=0), recipe("tiny-s")
+    record, folder = some_record(project, stage, {})
     trained = train(project, plan.shape)
     assert publish("tiny-s").startswith("tiny-s, 0.0 MB: ")
     card = json.loads((project.models / "tiny-s" / "card.json").read_text())
     assert card["recipe"]["steps"] == plan.steps
     assert card["pretrain"]["values"]["validation_loss"]["value"] == 1.25
-    assert card["pretrain"]["receipt"]["command"] == f"igpt run {stage.name}"
+    assert card["pretrain"]["receipt"]["command"] == f"igpt run {record.stage}"
     found, _ = open_weights("tiny-s")
     tokens = torch.arange(64)[None] % 16
     assert torch.allclose(found(tokens), trained(tokens), atol=0.03)  # float16
@@ -98,7 +84,7 @@ def test_a_model_that_was_trained_is_published_with_its_card_and_found_by_its_na
     before = {path.name: path.read_bytes() for path in (project.models / "tiny-s").iterdir()}
     with torch.no_grad():
         trained.wtet.zero_()
-    save_weights(folder / weights_name(plan.steps), trained, greys(16))
+    save_weights(folder / weights_name(recipe("tiny-s").steps), trained, greys(16))
     monkeypatch.setattr(Image.Image, "save", full)  # the disk is full when the sheet is written, which comes last
     with pytest.raises(OSError, match="No space left"):
         publish("tiny-s")

@@ -14,7 +14,8 @@ from igpt.companion.experiments.costs import Disks
 from igpt.companion.experiments.machines import GIB, H100
 from igpt.companion.results.signature import Signer
 from igpt.companion.run.budget import make_budget
-from igpt.companion.run.local import Slots, _fitting, _taking, own_threads, plan_stages, shares
+from igpt.companion.run.local import plan_stages
+from igpt.companion.run.slots import Need, Slots, default_needs, own_threads
 from igpt.companion.stage import Stage
 from igpt.project import Project
 from igpt.train.recipes import recipe
@@ -38,10 +39,7 @@ def nothing_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def at_once(stage: Stage, room: Slots) -> int:
     """How many of its kind the room holds."""
-    needs, count = shares(room), 0
-    while taken := room.take(*needs(stage)):
-        count, room = count + 1, taken[1]
-    return count
+    return room.fitting([default_needs(room)(stage)] * 100)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +62,7 @@ def at_once(stage: Stage, room: Slots) -> int:
     ],
 )
 def test_a_stage_takes_its_share(room: Slots, stage: Stage, takes: tuple[int, int], together: int) -> None:
-    assert shares(room)(stage) == takes
+    assert default_needs(room)(stage) == Need(*takes)
     assert at_once(stage, room) == together
 
 
@@ -76,7 +74,7 @@ def test_the_threads_that_the_user_asks_for_count(
     asked: str, threads: int, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert shares(Slots(16))(LAPTOP) == (threads, 0)
+    assert default_needs(Slots(16))(LAPTOP) == Need(threads)
     assert at_once(LAPTOP, Slots(16)) == together
     assert own_threads() == (int(asked[0:2].strip(",")) if asked[:1] in ("1", "8", "9", "4") else None)
 
@@ -87,7 +85,7 @@ def test_the_memory_without_gpus_holds_one_stage_on_weights_that_exist(
     stage: Stage, asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert shares(Slots(16))(stage) == (16, 0)
+    assert default_needs(Slots(16))(stage) == Need(16)
     assert at_once(stage, Slots(16)) == 1
 
 
@@ -98,12 +96,12 @@ def test_stages_at_once_have_the_memory_that_each_needs(project: Project) -> Non
     budget = make_budget(
         plan, [planned.stage for planned in plan], H100, memory=room.memory, disks=Disks(Path("runs"), lambda folder: (0, 1e13))
     )
-    takes = _taking(shares(room), budget)
+    needs = [default_needs(room, budget)(planned.stage) for planned in plan]
     large = budget.total.memory
     for memory, together in ((64 * GIB, 4), (2 * large, 2), (large, 1)):
-        assert _fitting(sorted(plan, key=lambda p: -takes(p.stage)[2]), replace(room, memory=memory), takes) == together
-    part, rest = room.take(1, 1, 60 * GIB) or (room, room)
-    assert rest.take(1, 1, 5 * GIB) is None
+        assert replace(room, memory=memory).fitting(sorted(needs, key=lambda need: -need.memory)) == together
+    part, rest = room.take(Need(1, 1, 60 * GIB)) or (room, room)
+    assert rest.take(Need(1, 1, 5 * GIB)) is None
     assert rest.give_back(part) == replace(room, gpus=(*CARDS[1:], CARDS[0]))
 
 
@@ -116,18 +114,18 @@ def test_stages_at_once_have_the_disk_that_each_needs(project: Project) -> None:
         return Disks(Path("runs"), lambda folder: (0, free) if folder == Path("runs") else (1, 1e13))
 
     budget = make_budget(plan, map(signer.canonical, stages), H100, memory=room.memory, disks=lent(1e13))
-    probes = [planned for planned in budget.stages if planned.stage.notebook == "linear_probe"]
+    needs = [default_needs(room, budget)(p.stage) for p in budget.stages if p.stage.notebook == "linear_probe"]
     for free, together in ((2 * features, 2), (2 * features - 1, 1), (0, 1)):
-        left = replace(room, disk=budget.spare(lent(model + free)))
-        assert _fitting(probes, left, _taking(shares(room), budget)) == together
-        assert left.take(*_taking(shares(room), budget)(probes[0].stage))
+        left = replace(room, disk=budget.scratch_space(lent(model + free)))
+        assert left.fitting(needs) == together
+        assert left.take(needs[0])
 
 
 def test_a_training_takes_as_many_devices_as_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IGPT_DEVICES", "2")
-    assert shares(Slots(64, CARDS))(SMALL) == shares(Slots(64, CARDS))(PAPER) == (8, 2)
-    assert shares(Slots(64, CARDS[:1]))(SMALL) == (64, 1)  # whose kernel then says that it has one
-    assert shares(Slots(64, CARDS))(LAPTOP) == (8, 1)
+    assert default_needs(Slots(64, CARDS))(SMALL) == default_needs(Slots(64, CARDS))(PAPER) == Need(8, 2)
+    assert default_needs(Slots(64, CARDS[:1]))(SMALL) == Need(64, 1)  # whose kernel then says that it has one
+    assert default_needs(Slots(64, CARDS))(LAPTOP) == Need(8, 1)
 
 
 def test_cores_are_those_that_the_process_may_use() -> None:

@@ -3,9 +3,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from conftest import PATIENCE
 
 from igpt.companion.run import open_stage
-from igpt.companion.run.folder import STOP, read_fraction, release
+from igpt.companion.run.folder import STOP, read_progress, release
 from igpt.companion.run.notebook import OpenStage
 from igpt.project import Project
 from igpt.train.loop import Stopped
@@ -23,9 +24,9 @@ def test_parts_of_the_work_add_up_to_the_whole(stage: OpenStage) -> None:
         stage.part(part, 3)(2, 2)
         stage._reported = 0.0  # long ago
         stage.part(part, 3)(1, 2)
-        assert read_fraction(stage.folder) == (2 * part + 1) / 6
+        assert read_progress(stage.folder) == {"done": 2 * part + 1, "total": 6, "seconds": pytest.approx(0, abs=PATIENCE)}
     stage.part(2, 3)(2, 2)
-    assert read_fraction(stage.folder) == 1
+    assert read_progress(stage.folder)["done"] == 6
 
 
 def test_a_part_that_is_asked_to_stop_raises_so_at_its_next_report(stage: OpenStage) -> None:

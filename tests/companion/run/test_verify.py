@@ -7,17 +7,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import Rows, some_record
 from conftest import igpt_here as igpt
-from conftest import some_receipt
 
 from igpt.companion.results.record import Record, Value, write_record
-from igpt.companion.results.signature import Signer
 from igpt.companion.run.verify import verify_record
 from igpt.companion.stage import Stage
 from igpt.errors import UsageError
 from igpt.measure import wilson
 from igpt.project import Project
 
+LOW, HIGH = wilson(324, 360)
 COMMIT = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-q", "-m", "first"]
 
 
@@ -31,47 +31,26 @@ def commit(project: Project) -> str:
     return found.stdout.strip()
 
 
-def record(project: Project, commit: str, *, dirty: bool = False, by_hand: bool = False, **changes: object) -> Path:
-    signer = Signer(project.notebooks)
-    stage = signer.canonical(Stage.of("palette", dataset="digits", colours=16))
-    signature = signer.sign(stage)
-    made = Record(
-        schema_version=1,
-        stage=stage.name,
-        parameters=signer.parameters(stage),
-        signature=signature.digest,
-        parts=signature.parts,
-        values={"colours": Value(value=16, unit="colours")},
-        series={},
-        receipt=some_receipt(stage, dirty=dirty).model_copy(
-            update={"commit": commit, "notebook": "notebooks/palette.ipynb" + (", run by hand" if by_hand else "")}
-        ),
-    )
+def write(project: Project, made: Record, receipt: dict[str, object], changes: dict[str, object]) -> Path:
     path = project.root / "mine.json"
-    write_record(path, made.model_copy(update=changes))
+    write_record(path, made.model_copy(update={"receipt": made.receipt.model_copy(update=receipt), **changes}))
     return path
+
+
+def record(project: Project, commit: str, *, dirty: bool = False, by_hand: bool = False, **changes: object) -> Path:
+    stage = Stage.of("palette", dataset="digits", colours=16)
+    made, _ = some_record(project, stage, {"colours": Value(value=16, unit="colours")})
+    notebook = "notebooks/palette.ipynb" + (", run by hand" if by_hand else "")
+    return write(project, made, {"commit": commit, "dirty": dirty, "notebook": notebook}, changes)
 
 
 def probe(project: Project, commit: str, **changes: object) -> Path:
     """The record of a probe, as its notebook would write it."""
-    signer = Signer(project.notebooks)
-    stage = signer.canonical(Stage.of("linear_probe", model="tiny-l", seed=0))
-    signature = signer.sign(stage)
-    low, high = wilson(324, 360)
-    value = Value(value=0.9, unit="fraction", low=low, high=high, images=360)
-    made = Record(
-        schema_version=1,
-        stage=stage.name,
-        parameters=signer.parameters(stage),
-        signature=signature.digest,
-        parts=signature.parts,
-        values={"accuracy": value, "final_layer": value, "best_depth": Value(value=1.0, unit="of the depth")},
-        series={"trained": [{"layer": n, "accuracy": 0.9, "low": low, "high": high, "chosen": n == 0} for n in range(1)]},
-        receipt=some_receipt(stage).model_copy(update={"commit": commit}),
-    )
-    path = project.root / "mine.json"
-    write_record(path, made.model_copy(update=changes))
-    return path
+    value = Value(value=0.9, unit="fraction", low=LOW, high=HIGH, images=360)
+    values = {"accuracy": value, "final_layer": value, "best_depth": Value(value=1.0, unit="of the depth")}
+    rows: Rows = [{"layer": 0, "accuracy": 0.9, "low": LOW, "high": HIGH, "chosen": True}]
+    made, _ = some_record(project, Stage.of("linear_probe", model="tiny-l", seed=0), values, {"trained": rows})
+    return write(project, made, {"commit": commit}, changes)
 
 
 def test_of_a_record_without_doubt_it_is_said_what_was_looked_at_and_no_more(project: Project, commit: str) -> None:
@@ -127,15 +106,11 @@ def test_each_doubt_is_named(project: Project, commit: str, changes: dict[str, o
 def test_a_receipt_that_does_not_fit_its_record_is_doubted(
     project: Project, commit: str, changes: dict[str, object], doubt: str
 ) -> None:
-    path = record(project, commit)
-    made = Record.model_validate_json(path.read_bytes())
-    write_record(path, made.model_copy(update={"receipt": made.receipt.model_copy(update=changes)}))
+    made = Record.model_validate_json(record(project, commit).read_bytes())
+    path = write(project, made, changes, {})
     said, undoubted = verify_record(path)
     assert not undoubted
     assert doubt in said
-
-
-LOW, HIGH = wilson(324, 360)
 
 
 @pytest.mark.parametrize(

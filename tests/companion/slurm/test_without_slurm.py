@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from igpt.companion.results.record import read_record
 from igpt.companion.run.execute import StageStopped
 from igpt.companion.run.folder import run_folder
-from igpt.companion.run.local import Slots, plan_stages, run_plan
+from igpt.companion.run.local import plan_stages, run_plan
+from igpt.companion.run.slots import Need, Slots
 from igpt.companion.slurm.ledger import Job, JobStatus, Ledger
 from igpt.companion.slurm.profile import Profile, Resources
 from igpt.companion.slurm.status import collect, log_lines, status_text
@@ -92,7 +93,7 @@ def test_no_core_and_no_gpu_is_given_twice(cores: int, gpus: int, wanted: list[t
     whole = room = Slots(cores, tuple(map(str, range(gpus))))
     parts = []
     for each in wanted:
-        taken = room.take(*each)
+        taken = room.take(Need(*each))
         if taken is not None:
             part, room = taken
             parts.append(part)
@@ -108,7 +109,7 @@ def test_no_core_and_no_gpu_is_given_twice(cores: int, gpus: int, wanted: list[t
 def test_stages_at_once_have_a_gpu_each(project: Project, write_notebook: WriteNotebook) -> None:
     write_notebook("gpu", PARAMETERS, ON_A_GPU)
     plan = plan_stages(project, [Stage.of("gpu", seed=seed) for seed in range(3)])
-    assert run_plan(project, plan, room=Slots(2, ("4", "5")), needs=lambda stage: (1, 1)) == 3
+    assert run_plan(project, plan, room=Slots(2, ("4", "5")), needs=lambda stage: Need(1, 1)) == 3
     records = [read_record(run_folder(project, p.stage, p.signature) / "record.json") for p in plan]
     assert {record.values["gpu"].value for record in records if record} == {4, 5}
 

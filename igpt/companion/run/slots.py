@@ -1,0 +1,106 @@
+"""How many stages run at once on this machine: what each needs, and the slots that the machine has.
+
+What a stage needs depends on the machine and the stage alone, not on what else is running: threads can change the last
+digits, and a run that is resumed should keep those that it began with.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from igpt.companion.experiments.costs import Cost
+from igpt.companion.experiments.protocols import protocol
+from igpt.companion.experiments.tiers import tier_of
+from igpt.companion.run.budget import Budget, is_released
+from igpt.companion.stage import Stage
+
+AT_ONCE = 4  # stages that share the cores of a machine without GPUs: as many models as the laptop tier trains
+
+
+class Need(NamedTuple):
+    """What one stage occupies while it runs; memory and disk in bytes, 0 where they are not counted."""
+
+    cores: int
+    gpus: int = 0
+    memory: int = 0
+    disk: int = 0
+
+
+Needs = Callable[[Stage], Need]
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What of a machine is free; ``gpus`` as CUDA_VISIBLE_DEVICES names them, memory and disk in bytes."""
+
+    cores: int
+    gpus: tuple[str, ...] = ()
+    memory: float = math.inf
+    disk: float = math.inf  # for files that are removed when a stage ends
+
+    def take(self, need: Need) -> tuple[Slots, Slots] | None:
+        """The part for one stage, and the rest; None when there is not enough."""
+        if self.cores < need.cores or len(self.gpus) < need.gpus or self.memory < need.memory or self.disk < need.disk:
+            return None
+        part = Slots(need.cores, self.gpus[: need.gpus], need.memory, need.disk)
+        return part, Slots(self.cores - need.cores, self.gpus[need.gpus :], self.memory - need.memory, self.disk - need.disk)
+
+    def give_back(self, part: Slots) -> Slots:
+        """The slots with a part that is free again."""
+        gpus = (*self.gpus, *part.gpus)
+        return Slots(self.cores + part.cores, gpus, self.memory + part.memory, self.disk + part.disk)
+
+    def fitting(self, needs: Iterable[Need]) -> int:
+        """How many stages fit at once, taken in order; at least one."""
+        count, room = 0, self
+        for need in needs:
+            if (taken := room.take(need)) is None:
+                break
+            count, room = count + 1, taken[1]
+        return max(count, 1)
+
+
+def default_needs(room: Slots, budget: Budget | None = None) -> Needs:
+    """What each stage needs on a machine with these slots, where no cluster profile sets it.
+
+    A tiny stage needs one core and no GPU: its model gains nothing from more. A comparison of speed needs the whole machine.
+    Any other needs a GPU, where there is one, and an equal share of the cores, or the user's own OMP_NUM_THREADS. Without
+    a GPU a stage on released weights needs all cores, since memory holds one such stage at a time. Training and fine-tuning
+    need as many GPUs as IGPT_DEVICES sets, or for the paper's models as many as divide the recipe's batch.
+    Only a budget counts memory and disk.
+    """
+    own, devices = own_threads(), os.environ.get("IGPT_DEVICES", "")
+    share = min(own or max(room.cores // (len(room.gpus) or AT_ONCE), 1), room.cores)
+
+    def cores_and_gpus(stage: Stage) -> tuple[int, int]:
+        tier, settings = tier_of(stage), protocol(stage.notebook)
+        if tier == "speed":
+            return room.cores, len(room.gpus)
+        if tier == "tiny":
+            return min(own or 1, room.cores), 0
+        if not room.gpus and is_released([stage]):
+            return room.cores, 0
+        if not (room.gpus and settings.network):
+            return share, 0
+        if settings.spreads and devices.isdecimal():
+            return share, min(int(devices), len(room.gpus))
+        if settings.spreads and tier in ("paper", "released"):
+            [recipe] = settings.recipes(stage.parameters)
+            return share, max(count for count in range(1, len(room.gpus) + 1) if recipe.batch % count == 0)
+        return share, 1
+
+    def needs(stage: Stage) -> Need:
+        cost = budget.costs[stage] if budget else Cost()
+        return Need(*cores_and_gpus(stage), math.ceil(cost.memory), math.ceil(cost.scratch))
+
+    return needs
+
+
+def own_threads() -> int | None:
+    """The threads that the user asks for in OMP_NUM_THREADS; of a list, as nested programs take it, the first."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(asked) if asked.isdecimal() and int(asked) else None
