@@ -18,10 +18,8 @@ from igpt.model import ImageGPT as Model
 from igpt.palette import Palette
 from igpt.project import Project, configured_folder
 from igpt.shape import ModelShape
-from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY, recipe
+from igpt.train.recipes import PAPER, TINY, TRAINED, recipe
 from igpt.weights.read import read_palette, read_weights
-
-OURS = (*TINY, *LAPTOP, *SMALL)  # recipes trained here; these names win over folders of the same name
 
 
 class ImageGPT(Model):
@@ -97,7 +95,7 @@ def locate_weights(where: str | Path, *, train: bool = False) -> tuple[str | Pat
     Raises UsageError for a recipe without weights.
     """
     name = str(where)
-    if name not in OURS:
+    if name not in TRAINED:  # whose names win over folders of the same name
         return where, recipe(name).shape if name in PAPER else None
     folder = published_folder(name)
     if folder is None:

@@ -70,6 +70,7 @@ OURS = (
     # Eleven epochs; the warm-up is one of them, of the 90 % that are not held out, as published.
     (SMALL, Setting("tiny-imagenet", 32, 512, batch=128, steps=8000, warmup=703)),
 )
+TRAINED = tuple(name for rows, _ in OURS for name in rows)  # the models that are trained here
 
 # Size, pixels a side, and the rates (autoregressive, BERT). How certain each rate is stands in
 # experiments/published.csv: iGPT-S is read, the others are from memory, 48x48 and BERT "very unsure".
@@ -102,12 +103,12 @@ def recipe(model: str, objective: Objective = "autoregressive") -> Recipe:
         return _paper(model, objective)
     if found := CUSTOM.fullmatch(model):
         return _custom(model, objective, found)
-    raise UsageError(f"there is no {objective} model {model!r}; choose one of {', '.join(_known(objective))}")
+    raise UsageError(f"there is no {objective} model {model!r}; choose one of {', '.join(known_models(objective))}")
 
 
-def _known(objective: Objective) -> list[str]:
-    """The models that have a recipe of an objective."""
-    return [*TINY, *LAPTOP, *SMALL, *(name for name, row in PAPER.items() if objective == "autoregressive" or row[3])]
+def known_models(objective: Objective = "autoregressive") -> list[str]:
+    """The models that have a recipe of an objective, the smallest first."""
+    return [*TRAINED, *(name for name, row in PAPER.items() if objective == "autoregressive" or row[3])]
 
 
 def model_of(shape: ModelShape) -> str:
@@ -116,7 +117,7 @@ def model_of(shape: ModelShape) -> str:
     >>> model_of(ModelShape(24, 512, 8, 512, 1024)), model_of(ModelShape(2, 16, 4, 8, 9))
     ('igpt-s', 'custom-2x16x4-8-9')
     """
-    for name in _known(shape.objective):
+    for name in known_models(shape.objective):
         if recipe(name, shape.objective).shape == shape:
             return name
     return f"custom-{shape.n_layer}x{shape.n_embd}x{shape.n_head}-{shape.n_vocab}-{shape.n_ctx}"

@@ -20,7 +20,7 @@ from igpt.train import memory
 from igpt.train.cost import CARD, CARD_FLOPS, UTILISATION, forward_flops, gpu_hours, pretraining_flops
 from igpt.train.memory import GIB, USED, Fit, Kept
 from igpt.train.recipe import Recipe
-from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY, recipe
+from igpt.train.recipes import PAPER, known_models, recipe
 
 CARD_GIB = 80
 DEVICES = (1, 8, 32, 256)
@@ -33,7 +33,7 @@ def recipe_table(project: Project) -> ResultTable:
     for plan in _recipes():
         bert = plan.shape.objective == "bert"
         shape = plan.shape
-        probed = {"dataset": "digits" if plan.name in TINY else "cifar10", "objective": shape.objective}
+        probed = {"dataset": "digits" if plan.dataset == "digits" else "cifar10", "objective": shape.objective}
         probe = stage_demand(signer.in_full(Stage.of("linear_probe", model=plan.name, **probed))).work
         rows.append(
             (
@@ -110,10 +110,9 @@ def fitting(plan: Recipe, devices: int, kept: Kept | None = None) -> Fit | None:
 
 
 def _recipes() -> list[Recipe]:
-    """All recipes, the published ones first."""
+    """All recipes, the smallest first."""
     objectives: tuple[Objective, ...] = ("autoregressive", "bert")
-    names = [*PAPER, *SMALL, *LAPTOP, *TINY]
-    return [recipe(name, o) for name in names for o in objectives if o == "autoregressive" or name not in PAPER or PAPER[name][3]]
+    return [recipe(name, o) for name in known_models() for o in objectives if name in known_models(o)]
 
 
 def released_costs(project: Project) -> ResultTable:

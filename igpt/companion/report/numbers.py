@@ -22,7 +22,7 @@ from igpt.measure import LEVEL
 from igpt.pictures import BYTES, MEGAPIXELS
 from igpt.project import Project
 from igpt.train.cost import CARD, UTILISATION
-from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY, recipe
+from igpt.train.recipes import known_models, recipe
 
 
 def number(name: str, project: Project) -> Cell:
@@ -54,7 +54,7 @@ def _facts() -> dict[str, str]:
     """Sizes and settings of the code, as text."""
     parts = ("train", "test", "classes", "height", "validation")
     facts = {f"{name}.{part}": f"{getattr(card, part):,}" for name, card in DATASETS.items() for part in parts}
-    for model in (*TINY, *LAPTOP, *SMALL, *PAPER):
+    for model in known_models():
         plan = recipe(model)
         shape = plan.shape
         facts |= {

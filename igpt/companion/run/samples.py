@@ -16,9 +16,10 @@ from igpt.errors import UsageError
 from igpt.files import check_writable, write_folder
 from igpt.palette import Palette
 from igpt.pictures import LINE, check_png, read_picture, write_grid
-from igpt.pretrained import OURS, open_weights
+from igpt.pretrained import open_weights
 from igpt.progress import Bar
 from igpt.sample import complete, sample
+from igpt.train.recipes import TRAINED
 from igpt.weights.huggingface import is_huggingface, write_huggingface
 from igpt.weights.own import save_weights
 from igpt.weights.processor import BICUBIC, read_resample
@@ -58,7 +59,7 @@ def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: st
     _kept(keep, side=2)  # refuse a wrong value before anything is trained
     weights, palette = open_weights(model)
     side, channels = math.isqrt(weights.shape.n_ctx), palette.centres.shape[1]
-    own_filter = model not in OURS and is_huggingface(Path(model))  # such a folder names its filter
+    own_filter = model not in TRAINED and is_huggingface(Path(model))  # such a folder names its filter
     resample = read_resample(Path(model)) if own_filter else BICUBIC
     pictures = np.stack([read_picture(path, side=side, channels=channels, resample=resample) for path in paths])
     tokens = tokenize(pictures, palette)
