@@ -135,8 +135,9 @@ def make_toy(root: Path, mirror: Mirror) -> Toy:
     _set(package / "data" / "imagenet_tokens.py", SIDE=str(SIDE))
     _set(package / "data" / "cards.py", DATASETS=f"DATASETS | {{{_datasets(mirror)}}}", first=CARDS)
     _set(package / "evaluate" / "low_data.py", PER_CLASS=str(tuple(count // CLASSES["cifar10"] for count in FEW.values())))
-    _replace(package / "companion" / "experiments" / "measures.py", r"def _few\(", f"FEW = {FEW}\n\n\ndef _few(", times=1)
-    _replace(package / "companion" / "experiments" / "measures.py", r'_\{labels\}"\)', '_{FEW[labels]}")', times=3)
+    measures, labels = package / "companion" / "experiments" / "measures.py", f"LABELS = {(*FEW,)}"
+    _replace(measures, re.escape(labels), f"{labels}\nFEW = {FEW}", times=1)
+    _replace(measures, r'_\{labels\}"\)', '_{FEW[labels]}")', times=3)
     tier = f'TIERS | {{"released": replace(TIERS["released"], overrides={OVERRIDES})}}'
     _set(package / "companion" / "experiments" / "tiers.py", TIERS=tier, first=REPLACE)
     return Toy(root, mirror)
