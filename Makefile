@@ -40,11 +40,7 @@ $(RUNTIME): package.json package-lock.json
 	  else echo "npm is not here: the book will be without its live panel" >&2; fi
 
 book: $(READY) $(RUNTIME)  ## run the tiny tier and build the book
-	@$(BIN)/igpt run --tier tiny
-	@$(BIN)/igpt run parameters --tier paper
-	@$(BIN)/igpt panel --model $(LIVE)
-	@rm -rf book/_build
-	@IGPT_RECORDS='$(RECORDS)' $(BIN)/jupyter-book build book -W --keep-going --quiet
+	@IGPT_RECORDS='$(RECORDS)' $(BIN)/python book/_ext/build.py --model '$(LIVE)'
 	@echo "the book is built: open $(HTML)/index.html, or run make serve"
 
 # The book first, which takes all cores. Then three tests at once: much of their time is waiting, for a scheduler or a browser.

@@ -9,15 +9,21 @@
     ```{igpt-yours}                   how a reader's own records (make book RECORDS=path) compare; nothing without them
     {igpt}`measured headline-001 tiny`    a number by name, with its receipt
 
-They read records and nothing else; a record that is missing makes its cell pending, never the build fail.
+They read records and nothing else. A missing record makes its cell pending; it never fails the build. Each page
+remembers which records it has read, so that a build after `build.py` reads again those pages whose records changed.
 """
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import html
+import json
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
@@ -26,38 +32,91 @@ from urllib.parse import quote
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from igpt.companion.experiments.tiers import tier_of
-from igpt.companion.report.api import public_names
 from igpt.companion.report.bookfigures import FIGURES, draw_figure, figure_note
 from igpt.companion.report.costs import memory_table, recipe_table, released_costs
-from igpt.companion.report.datasets import datasets_table, terms_table
-from igpt.companion.report.drills import drills_table
-from igpt.companion.report.formats import render
 from igpt.companion.report.live import released_palette_json
 from igpt.companion.report.numbers import number
-from igpt.companion.report.provenance import provenance_table, reader_records, record_schema, records_table, yours_table
+from igpt.companion.report.provenance import (
+    datasets_table,
+    drills_table,
+    provenance_table,
+    records_table,
+    terms_table,
+    yours_table,
+)
 from igpt.companion.report.speed import seconds_table, speed_table
-from igpt.companion.report.tables import Cell, ResultTable, result_table, score_counts, table_names
+from igpt.companion.report.tables import Cell, ResultTable, render, result_table, score_counts, table_names
+from igpt.companion.results.record import Record
+from igpt.companion.results.store import ReaderStore, RecordStore
+from igpt.companion.stage import Stage
 from igpt.errors import UsageError
 from igpt.project import Project
 from igpt.text import visible
 
+# What a page was made from: paths of records, or these patterns of them.
+ALL, DRILLS, PAPER, SPEED = PATTERNS = "*/*.json", "drill/*.json", "paper/*.json", "speed/*.json"
+
+
+class PageStore(RecordStore):
+    """The published records. It notes the inputs of the page that is being read, and makes each table once."""
+
+    def __init__(self, project: Project) -> None:
+        super().__init__(project)
+        # Of files before any is used, so that what changes during a build is read again by the next.
+        paths = sorted(project.records.glob(ALL))
+        self._digests = {str(p.relative_to(project.records)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+        self._tables: dict[str, tuple[ResultTable, set[str]]] = {}
+        self.inputs: set[str] = set()
+
+    def read(self, stage: Stage) -> Record | None:
+        """As of the base class."""
+        self.inputs.add(self.link(stage))
+        return super().read(stage)
+
+    def table(self, name: str) -> ResultTable:
+        """A table by name. Raises UsageError for an unknown one."""
+        if name not in self._tables:
+            before, self.inputs = self.inputs, set()
+            if name == "score-counts":
+                table = score_counts(self.table("scoreboard"))
+            elif name in BOOK_TABLES:
+                make, pattern = BOOK_TABLES[name]
+                self.inputs |= {pattern} if pattern else set()
+                table = make(self)
+            else:
+                table = result_table(name, self, YOURS)
+            self._tables[name], self.inputs = (table, self.inputs), before
+        table, inputs = self._tables[name]
+        self.inputs |= inputs
+        return table
+
+    def digests(self, inputs: Iterable[str]) -> dict[str, str]:
+        """A digest by input, empty for a record that is missing."""
+        patterns = {
+            pattern: json.dumps([each for each in self._digests.items() if fnmatch(each[0], pattern)]) for pattern in PATTERNS
+        }
+        return {name: patterns.get(name, self._digests.get(name, "")) for name in inputs}
+
+
 PROJECT = Project.here()
-YOURS = reader_records(PROJECT, os.environ.get("IGPT_RECORDS"))
-PLAIN_TABLES = {  # of this book alone
-    "score-counts": score_counts,
-    "provenance": provenance_table,
-    "records": records_table,
-    "speed": speed_table,
-    "speed-seconds": seconds_table,
-    "drills": drills_table,
-    "recipes": recipe_table,
-    "memory": memory_table,
-    "released-costs": released_costs,
-    "data-sets": datasets_table,
-    "data-terms": terms_table,
+STORE = PageStore(PROJECT)
+YOURS = ReaderStore(PROJECT, Path(os.environ["IGPT_RECORDS"])) if os.environ.get("IGPT_RECORDS") else None
+# Tables of this book alone, with the records that they read by themselves.
+BOOK_TABLES: dict[str, tuple[Callable[[RecordStore], ResultTable], str]] = {
+    "speed": (speed_table, ""),
+    "speed-seconds": (seconds_table, ""),
+    "provenance": (lambda store: provenance_table(store.project), ALL),
+    "records": (lambda store: records_table(store.project), ALL),
+    "drills": (lambda store: drills_table(store.project), DRILLS),
+    "memory": (lambda store: memory_table(store.project), PAPER),
+    "recipes": (lambda store: recipe_table(store.project), ""),
+    "released-costs": (lambda store: released_costs(store.project), ""),
+    "data-sets": (lambda store: datasets_table(), ""),
+    "data-terms": (lambda store: terms_table(), ""),
 }
 GOOD, BAD = ("claim holds", "reproduced"), ("claim fails", "differs")
 
@@ -118,15 +177,13 @@ class TableDirective(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """The table, and links to it as data."""
         name = self.arguments[0]
-        for path in sorted(PROJECT.records.glob("*/*.json")):
-            self.env.note_dependency(str(path))
         try:
-            table = PLAIN_TABLES[name](PROJECT) if name in PLAIN_TABLES else result_table(name, PROJECT, YOURS)
+            table = STORE.table(name)
         except UsageError as error:
             raise self.error(str(error)) from None
         node = table_node(table)
         self.add_name(node)
-        if name in PLAIN_TABLES:
+        if name not in table_names():
             return [node]
         root = "../" * self.env.docname.count("/")
         links = f'as <a href="{root}tables/{name}.csv">CSV</a>, <a href="{root}tables/{name}.md">Markdown</a>, '
@@ -171,8 +228,6 @@ class FigureDirective(SphinxDirective):
             raise self.error(f"figure {name} has no :alt: text")
         if name not in FIGURES:
             raise self.error(f"there is no figure {name}")
-        for path in sorted(PROJECT.records.glob("*/*.json")):
-            self.env.note_dependency(str(path))
         figure = nodes.figure(ids=[f"figure-{name}"])
         if (Path(self.env.srcdir) / "figures" / f"{name}-light.svg").exists():
             for mode in ("light", "dark"):
@@ -187,7 +242,7 @@ class FigureDirective(SphinxDirective):
         caption = nodes.caption()
         inline, _ = self.state.inline_text(" ".join(self.content), self.lineno)
         caption.extend(inline)
-        if note := figure_note(name, PROJECT):
+        if note := figure_note(name, STORE):
             caption += nodes.strong("", f" {note}")
         figure += caption
         self.add_name(figure)
@@ -199,6 +254,7 @@ class YoursDirective(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """The table."""
+        STORE.inputs.add(ALL)
         return [table_node(yours_table(PROJECT, YOURS))] if YOURS else []
 
 
@@ -257,25 +313,42 @@ class LayersDirective(SphinxDirective):
 
 
 class ApiDirective(SphinxDirective):
-    """``igpt-api MODULE``: what a module offers, from its source."""
+    """``igpt-api MODULE``: the public names of a module with signatures and docstrings, read without importing it."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """A section with a definition list."""
         module = self.arguments[0]
-        doc, names = public_names(module)
+        spec = find_spec(module)
+        if spec is None or spec.origin is None:
+            raise self.error(f"there is no module {module}")
+        tree = ast.parse(Path(spec.origin).read_text())
         section = nodes.section(ids=[nodes.make_id(module)], names=[module])
         section += nodes.title("", module)
-        section += nodes.paragraph("", doc.split("\n\n")[0].replace("\n", " ").replace("``", ""))
+        section += _said((ast.get_docstring(tree) or "").split("\n\n")[0])
         listing = nodes.definition_list()
-        for name in names:
-            term = nodes.term("", "", nodes.literal("", name.signature, classes=["api-signature"]))
-            parts = [_example(part) if part.startswith(">>>") else _said(part) for part in name.doc.split("\n\n")]
+        for signature, doc in _public_names(tree.body):
+            term = nodes.term("", "", nodes.literal("", signature, classes=["api-signature"]))
+            parts = [_example(part) if part.startswith(">>>") else _said(part) for part in doc.split("\n\n")]
             listing += nodes.definition_list_item("", term, nodes.definition("", *parts))
         section += listing
         self.state.document.note_implicit_target(section, section)
         return [section]
+
+
+def _public_names(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Signature and docstring of public functions and classes, each class followed by its methods."""
+    for node in body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        doc = ast.get_docstring(node) or ""
+        if isinstance(node, ast.ClassDef):
+            yield f"class {node.name}", doc
+            yield from _public_names(node.body, f"{node.name}.")
+        elif doc:
+            result = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+            yield f"{prefix}{node.name}({ast.unparse(node.args)}){result}", doc
 
 
 def _said(part: str) -> nodes.paragraph:
@@ -293,8 +366,10 @@ class NumberRole(SphinxRole):
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         """The number, with its receipt where it has one."""
+        if self.text.startswith("live "):
+            STORE.inputs.add(SPEED)  # it reads its record by itself
         try:
-            cell = number(self.text, PROJECT)
+            cell = number(self.text, STORE)
         except UsageError as error:
             message = self.inliner.reporter.error(str(error), line=self.lineno)
             return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
@@ -302,12 +377,31 @@ class NumberRole(SphinxRole):
 
 
 def draw_figures(app: Sphinx) -> None:
-    """Draw every figure whose records stand, before pages are read; remove those whose records are gone."""
-    folder = Path(app.srcdir) / "figures"
+    """Draw the figures whose records are there, before pages are read; remove those whose records are gone."""
     for name in FIGURES:
-        if draw_figure(name, PROJECT, folder) is None:
-            for mode in ("light", "dark"):
-                (folder / f"{name}-{mode}.svg").unlink(missing_ok=True)
+        draw_figure(name, STORE, Path(app.srcdir) / "figures")
+
+
+def begin_page(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Forget what the page before has read."""
+    STORE.inputs.clear()
+
+
+def end_page(app: Sphinx, doctree: nodes.document) -> None:
+    """Keep which records a page has read."""
+    inputs_of(app.env)[app.env.docname] = STORE.digests(STORE.inputs)
+
+
+def changed_pages(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
+    """The pages of which a record has changed, come or gone since they were read."""
+    return [name for name, inputs in inputs_of(env).items() if STORE.digests(inputs) != inputs and name not in removed]
+
+
+def inputs_of(env: BuildEnvironment) -> dict[str, dict[str, str]]:
+    """By page: the SHA-256 of each record file that it was made from."""
+    if not hasattr(env, "igpt_inputs"):
+        env.igpt_inputs = {}  # type: ignore[attr-defined]
+    return env.igpt_inputs  # type: ignore[attr-defined,no-any-return]
 
 
 def mend_page(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object) -> None:
@@ -337,11 +431,12 @@ def copy_files(app: Sphinx, error: Exception | None) -> None:
     shutil.copytree(source.parent / "output" / "chtml" / "fonts", target / "output" / "chtml" / "fonts", dirs_exist_ok=True)
     (out / "tables").mkdir(exist_ok=True)
     for name in table_names():
-        table = result_table(name, PROJECT, YOURS)
+        table = STORE.table(name)
         for form, ending in (("csv", "csv"), ("md", "md"), ("latex", "tex")):
             (out / "tables" / f"{name}.{ending}").write_text(render(table, form))
+    shutil.rmtree(out / "records", ignore_errors=True)  # or a removed record would stay
     if PROJECT.records.is_dir():
-        shutil.copytree(PROJECT.records, out / "records", dirs_exist_ok=True)
+        shutil.copytree(PROJECT.records, out / "records")
     for path, _ in YOURS.all if YOURS else []:  # beside ours, never among them
         target = out / "yours" / path.relative_to(YOURS.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -351,7 +446,7 @@ def copy_files(app: Sphinx, error: Exception | None) -> None:
     if (Path(app.srcdir) / "live" / "live.json").exists():  # and what the live panel loads
         shutil.copytree(Path(app.srcdir) / "live", out / "live", dirs_exist_ok=True)
     (out / "records").mkdir(exist_ok=True)
-    (out / "records" / "schema.json").write_text(record_schema())
+    (out / "records" / "schema.json").write_text(json.dumps(Record.model_json_schema(), indent=1) + "\n")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -371,6 +466,9 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("igpt-api", ApiDirective)
     app.add_role("igpt", NumberRole())
     app.connect("builder-inited", draw_figures)
+    app.connect("source-read", begin_page)
+    app.connect("doctree-read", end_page)
+    app.connect("env-get-outdated", changed_pages)
     app.connect("html-page-context", mend_page, priority=900)
     app.connect("build-finished", copy_files)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    return {"parallel_read_safe": False, "parallel_write_safe": True}

@@ -112,7 +112,7 @@ def plan(
     """
     if cost and not (targets or tier):
         from igpt.companion.report.costs import memory_table, recipe_table
-        from igpt.companion.report.formats import render
+        from igpt.companion.report.tables import render
 
         return "\n".join(render(table(Project.here()), "md") for table in (recipe_table, memory_table))
     from igpt.companion.report.plans import cost_text, plan_text
@@ -152,12 +152,11 @@ def table(
     records: Annotated[Path | None, typer.Option(help="A folder of your own records, shown in columns of their own.")] = None,
 ) -> str:
     """Print a table of published and reproduced numbers."""
-    from igpt.companion.report.formats import render
-    from igpt.companion.report.tables import result_table
-    from igpt.companion.results.store import ReaderStore
+    from igpt.companion.report.tables import render, result_table
+    from igpt.companion.results.store import ReaderStore, RecordStore
 
     yours = ReaderStore(Project.here(), records) if records else None
-    return render(result_table(name, Project.here(), yours), format)
+    return render(result_table(name, RecordStore(Project.here()), yours), format)
 
 
 @command("samples", checkout=False, hidden=True)  # its first name
@@ -281,14 +280,15 @@ def bench(
 
     Takes from a minute (quantise) to an hour (sampling). Run nothing else meanwhile.
     """
-    from igpt.companion.report.formats import render
     from igpt.companion.report.speed import seconds_table, speed_table
+    from igpt.companion.report.tables import render
+    from igpt.companion.results.store import RecordStore
     from igpt.companion.run.command import run_speed
 
     ran = run_speed(tasks or [], toy=toy)
     if toy:
         return f"{', '.join(ran)} ran at toy size: toy timings are meaningless"
-    return "\n".join(render(table(Project.here(), ran), "md") for table in (speed_table, seconds_table))
+    return "\n".join(render(table(RecordStore(Project.here()), ran), "md") for table in (speed_table, seconds_table))
 
 
 @command("list", group=data, checkout=False)

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt.companion.experiments.cells import TABLES
 from igpt.companion.experiments.protocols import protocol
 from igpt.companion.experiments.tiers import TIERS, Tier
-from igpt.companion.report.style import Mode, save_svg, theme
+from igpt.companion.report.style import Mode, darkened, svg, theme
 from igpt.companion.results.notebooks import near_misses
 from igpt.companion.results.record import Record
 from igpt.companion.results.store import RecordStore
 from igpt.companion.stage import Stage
 from igpt.data import data_card
 from igpt.errors import UsageError
-from igpt.files import write_atomically
-from igpt.project import Project
+from igpt.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+LIBRARIES = ("matplotlib", "seaborn", "pandas", "numpy", "pillow")
 SINGLE = ("palette", "samples", "completions", "search", "probe_settings")  # drawn from a single record
 
 
@@ -113,21 +116,18 @@ def figure_records(name: str, store: RecordStore) -> list[Record] | None:
     if name not in FIGURES:
         raise UsageError(f"there is no figure {name!r}{near_misses(name, list(FIGURES))}")
     figure = FIGURES[name]
-    found = [record for stage in figure.stages if (record := store.read(stage)) is not None]
-    enough = figure.published or len(found) == len(figure.stages) or (found and not figure.whole)
-    return found if enough else None
+    records = [record for stage in figure.stages if (record := store.read(stage)) is not None]
+    enough = figure.published or len(records) == len(figure.stages) or (records and not figure.whole)
+    return records if enough else None
 
 
-def figure_note(name: str, project: Project) -> str:
-    """What a caption must add about a figure's records; nothing when they are as the checkout stands, and clean."""
-    store = RecordStore(project)
-    records = figure_records(name, store) or []
-    notes = []
-    figure = FIGURES[name]
-    missing = [stage for stage in figure.stages if store.read(stage) is None]
+def figure_note(name: str, store: RecordStore) -> str:
+    """What a caption must add about a figure's records; nothing when all are there, fresh and clean."""
+    records, figure, notes = figure_records(name, store) or [], FIGURES[name], []
+    missing = [stage.parameters for stage in figure.stages if store.read(stage) is None]
     if missing and (records or figure.published):
         several = len({stage.parameters["model"] for stage in figure.stages}) > 1
-        names = [str(s.parameters["model"]) if several else data_card(str(s.parameters["dataset"])).title for s in missing]
+        names = [str(p["model"]) if several else data_card(str(p["dataset"])).title for p in missing]
         notes.append(f"Pending: {', '.join(names)}.")
     if any(store.changed(stage) for stage in figure.stages):
         notes.append("Stale: its records were made before the code or its inputs changed.")
@@ -136,9 +136,19 @@ def figure_note(name: str, project: Project) -> str:
     return " ".join(notes)
 
 
-def draw_figure(name: str, project: Project, folder: Path) -> dict[Mode, Path] | None:
-    """Draw a figure in light and in dark under ``folder``; None, and nothing drawn, when a record is missing."""
-    records = figure_records(name, RecordStore(project))
+def draw_figure(name: str, store: RecordStore, folder: Path) -> dict[Mode, Path] | None:
+    """Draw a figure in light and in dark under ``folder``, unless it is there, drawn by this code from these records.
+
+    Returns None, and removes an older drawing, when a record is missing.
+    """
+    records = figure_records(name, store)
+    paths: dict[Mode, Path] = {mode: folder / f"{name}-{mode}.svg" for mode in ("light", "dark")}
+    inputs = folder / f".{name}.sha256"  # of the records and the code; written after the drawing, removed before it
+    key = _digest(records) if records is not None else ""
+    if records is not None and inputs.is_file() and inputs.read_text() == key and all(map(Path.is_file, paths.values())):
+        return paths
+    for path in (inputs, *paths.values()):
+        path.unlink(missing_ok=True)
     if records is None:
         return None
     import matplotlib.pyplot as plt
@@ -147,14 +157,28 @@ def draw_figure(name: str, project: Project, folder: Path) -> dict[Mode, Path] |
 
     spec = FIGURES[name]
     function: Callable[..., Figure] = getattr(figures, spec.draw)
-    arguments: list[object] = [records[0] if spec.one else records]
-    arguments += [] if spec.page is None else [spec.page]
-    paths: dict[Mode, Path] = {}
-    for mode in ("light", "dark"):
-        paths[mode] = folder / f"{name}-{mode}.svg"
-        with theme(mode):
-            figure = function(*arguments)
-            with write_atomically(paths[mode]) as stream:
-                save_svg(figure, stream)
-            plt.close(figure)
+    page = [] if spec.page is None else [spec.page]
+    with theme():
+        figure = function(records[0] if spec.one else records, *page)
+        light = svg(figure)
+        plt.close(figure)
+    write_text(paths["light"], light)
+    write_text(paths["dark"], darkened(light))
+    write_text(inputs, key)
     return paths
+
+
+def _digest(records: Sequence[Record]) -> str:
+    """SHA-256 of records, and of all that decides how they are drawn."""
+    content = [*(record.model_dump_json() for record in records), drawing_digest()]
+    return hashlib.sha256("\n".join(content).encode()).hexdigest()
+
+
+@cache
+def drawing_digest() -> str:
+    """SHA-256 of the package's source and data, and of the versions of the libraries that draw."""
+    package = Path(__file__).parents[2]
+    digest = hashlib.sha256(" ".join(version(name) for name in LIBRARIES).encode())
+    for path in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".csv")):
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return digest.hexdigest()

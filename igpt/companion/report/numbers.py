@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from igpt.companion.experiments.cells import experiments
 from igpt.companion.experiments.measures import ACCURACY_MARGIN
 from igpt.companion.experiments.published import published_rows
@@ -25,7 +27,7 @@ from igpt.train.cost import CARD, UTILISATION
 from igpt.train.recipes import known_models, recipe
 
 
-def number(name: str, project: Project) -> Cell:
+def number(name: str, store: RecordStore) -> Cell:
     """The cell that a name stands for: ``published ROW``, ``measured ROW TIER``, ``live KEY`` or ``fact NAME``.
 
     Raises UsageError for a name that stands for nothing.
@@ -33,15 +35,15 @@ def number(name: str, project: Project) -> Cell:
     kind, *words = name.split() or [""]
     match kind, words:
         case "published", [row_id]:
-            found = next((row for row in published_rows() if row.row_id == row_id), None)
-            if found is not None:
-                return published_cell(found)
+            row = next((row for row in published_rows() if row.row_id == row_id), None)
+            if row is not None:
+                return published_cell(row)
         case "measured", [row_id, tier]:
             experiment = next((e for e in experiments() if e.name == row_id), None)
             if experiment is not None and experiment.measurement(tier):
-                return tier_cell(experiment, tier, RecordStore(project))
+                return tier_cell(experiment, tier, store)
         case "live", [key]:
-            return live_number(key, project)
+            return live_number(key, store.project)
         case "fact", [fact]:
             facts = _facts()
             if fact in facts:
@@ -50,6 +52,7 @@ def number(name: str, project: Project) -> Cell:
     raise UsageError(f"{name!r} names no number: write published ROW, measured ROW TIER, live KEY, or fact NAME")
 
 
+@cache
 def _facts() -> dict[str, str]:
     """Sizes and settings of the code, as text."""
     parts = ("train", "test", "classes", "height", "validation")

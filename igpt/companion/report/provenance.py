@@ -1,90 +1,109 @@
-"""Where the book's numbers come from: every published record, and what all of them have in common."""
+"""The book's tables of whole record files and data sets: what was run, by which code, on which machine."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-from igpt.companion.report.tables import Cell, ResultTable, joined
+from igpt.companion.report.tables import Cell, ResultTable, joined, plain_table, receipt_lines
 from igpt.companion.results.record import Record, Value, read_record, usable_record
 from igpt.companion.results.store import ReaderStore, record_path
 from igpt.companion.results.verdict import differing_values
 from igpt.companion.stage import Stage
+from igpt.data.cards import DATASETS
 from igpt.errors import UsageError
 from igpt.project import Project
+from igpt.text import counted
 
 
 def published_records(project: Project) -> dict[str, Record]:
     """Every record below the records folder, by its path there. Raises UsageError for a damaged one: none is left out."""
-    paths = sorted(project.records.glob("*/*.json"))
-    found = {str(path.relative_to(project.records)): read_record(path) for path in paths}
-    return {path: record for path, record in found.items() if record is not None}
+    records = {path: read_record(path) for path in sorted(project.records.glob("*/*.json"))}
+    return {str(path.relative_to(project.records)): record for path, record in records.items() if record is not None}
 
 
 def provenance_table(project: Project) -> ResultTable:
-    """What the records as a whole were made from, by what, in how long."""
+    """What all records together were made from, by what, in how long."""
     records = list(published_records(project).values())
     receipts = [record.receipt for record in records]
     dirty = sum(receipt.dirty for receipt in receipts)
-    versions = sorted({f"{name} {version}" for r in receipts for name, version in r.versions.items()})
-    rows = {
-        "Records": str(len(records)),
-        "Commits": joined(receipt.commit for receipt in receipts),
-        "Checkout": f"{dirty} records with uncommitted changes" if dirty else "clean for every record",
-        "Finished": f"{min(r.finished for r in receipts)} to {max(r.finished for r in receipts)}" if receipts else "none",
-        "Seconds of work": f"{sum(receipt.seconds for receipt in receipts):,.0f}, all stages together",
-        "Hardware": joined(receipt.hardware for receipt in receipts),
-        "Versions": joined(versions),
-    }
-    cells = tuple((Cell(name), Cell(text)) for name, text in rows.items())
-    return ResultTable("provenance", "What this book was built from", ("What", "Found"), cells)
+    rows = (
+        ("Records", str(len(records))),
+        ("Commits", joined(receipt.commit for receipt in receipts)),
+        ("Checkout", f"{dirty} records with uncommitted changes" if dirty else "clean for every record"),
+        ("Finished", f"{min(r.finished for r in receipts)} to {max(r.finished for r in receipts)}" if receipts else "none"),
+        ("Seconds of work", f"{sum(receipt.seconds for receipt in receipts):,.0f}, all stages together"),
+        ("Hardware", joined(receipt.hardware for receipt in receipts)),
+        ("Versions", joined(sorted(f"{name} {version}" for r in receipts for name, version in r.versions.items()))),
+    )
+    return plain_table("provenance", "What this book was built from", ("What", "Value"), rows)
 
 
 def records_table(project: Project) -> ResultTable:
-    """One row a record: tier, stage, seconds, commit, clean or not."""
+    """One row per record: tier, stage, seconds, commit, clean or not."""
     rows = []
     for path, record in published_records(project).items():
         receipt = record.receipt
-        lines = (("Command", receipt.command), ("Notebook", receipt.notebook), ("Finished", receipt.finished))
-        stage = Cell(record.stage, lines, "measured", (path,))
+        stage = Cell(record.stage, (("Finished", receipt.finished), *receipt_lines([record])), "measured", (path,))
         clean = "uncommitted changes" if receipt.dirty else "clean"
-        commit, seconds = Cell(receipt.commit[:12]), Cell(f"{receipt.seconds:.0f}")
-        rows.append((stage, Cell(path.partition("/")[0]), seconds, commit, Cell(clean)))
-    columns = ("Record", "Tier", "Seconds", "Commit", "Checkout")
-    return ResultTable("records", "Every record behind this book", columns, tuple(rows))
+        rows.append((stage, path.partition("/")[0], f"{receipt.seconds:.0f}", receipt.commit[:12], clean))
+    return plain_table("records", "Every record behind this book", ("Record", "Tier", "Seconds", "Commit", "Checkout"), rows)
 
 
-def reader_records(project: Project, folder: str | None) -> ReaderStore | None:
-    """A reader's own records, where a folder of them is named. Raises UsageError as `ReaderStore` does."""
-    return ReaderStore(project, Path(folder)) if folder else None
+def drills_table(project: Project) -> ResultTable:
+    """One row per drill: a training that a cluster's scheduler killed, compared with the same one left alone."""
+    rows: list[tuple[str | Cell, ...]] = []
+    for path in sorted(project.records.glob("drill/*.json")):
+        record = usable_record(path)
+        if record is None:
+            continue
+        lines = (("Finished", record.receipt.finished), *receipt_lines([record]))
+        profile = Cell(str(record.parameters["profile"]), lines, "measured", (str(path.relative_to(project.records)),))
+        steps = f"{record.values['killed'].value:,.0f} of {record.values['steps'].value:,.0f}"
+        equal = "equal to the bit" if record.values["equal"].value == 1 else "different"
+        rows.append((profile, str(record.parameters["model"]), steps, equal))
+    if not rows:
+        rows.append((Cell("none", (("Command", "igpt drill --profile NAME"),), "pending"), "–", "–", "pending"))
+    columns = ("Profile", "Model", "Killed after step", "The two runs' weights")
+    return plain_table("drills", "Trainings that a scheduler killed and queued again", columns, rows)
+
+
+def datasets_table() -> ResultTable:
+    """One row per data set: sizes and splits."""
+    columns = ("Data set", "Name", "Train", "Held out", "Test", "Classes", "Pixels", "SHA-256 of held out")
+    rows = []
+    for name, card in DATASETS.items():
+        held_out = "as released" if card.read is None else f"{card.validation:,}"
+        digest = card.split[:12] or ("none" if card.read is None else "by class")
+        sizes = (card.count(card.train), held_out, card.count(card.test), f"{card.classes:,}", str(card.height))
+        rows.append((card.title, name, *sizes, digest))
+    return plain_table("data-sets", "The data sets and their splits", columns, rows)
+
+
+def terms_table() -> ResultTable:
+    """Under what terms each data set may be used."""
+    rows = [(card.title, card.terms) for card in DATASETS.values()]
+    return plain_table("data-terms", "Terms of the data sets", ("Data set", "Terms"), rows)
 
 
 def yours_table(project: Project, yours: ReaderStore) -> ResultTable:
-    """A reader's records against ours and against each other: one row a value that differs beyond its intervals."""
+    """A reader's records compared with ours and with each other: one row per value that differs beyond its intervals."""
     rows = []
     for index, (path, record) in enumerate(yours.all):
         for other, whose in [(_ours(project, yours, record), "ours"), *((r, p.name) for p, r in yours.all[:index])]:
             if other is None or other.stage != record.stage:
                 continue
             for name in differing_values(record, other):
-                values = (Cell(_span(record.values[name])), Cell(_span(other.values[name])))
-                rows.append(
-                    (Cell(record.stage), Cell(name), values[0], values[1], Cell(str(path.relative_to(yours.folder))), Cell(whose))
-                )
-    caption = (
-        f"{yours.label}: {len(yours.all)} records, {len(rows) or 'no'} value{'' if len(rows) == 1 else 's'} beyond the intervals"
-    )
-    return ResultTable("yours", caption, ("Stage", "Value", "Yours", "Other", "Your record", "Other record"), tuple(rows))
+                values = (_span(record.values[name]), _span(other.values[name]))
+                rows.append((record.stage, name, *values, str(path.relative_to(yours.folder)), whose))
+    differing = counted(len(rows), "value") if rows else "no values"
+    caption = f"{yours.label}: {counted(len(yours.all), 'record')}, {differing} beyond the intervals"
+    return plain_table("yours", caption, ("Stage", "Value", "Yours", "Other", "Your record", "Other record"), rows)
 
 
 def _ours(project: Project, yours: ReaderStore, record: Record) -> Record | None:
     """Our record of the same stage, if there is one."""
-    head, *words = Stage.words(record.stage)
-    parameters = {
-        name: record.parameters[name] for name, _, _ in (word.partition("=") for word in words) if name in record.parameters
-    }
+    notebook, *words = Stage.words(record.stage)
+    given = {name: record.parameters[name] for word in words if (name := word.partition("=")[0]) in record.parameters}
     try:
-        return usable_record(record_path(project, yours.signer.canonical(Stage.of(head, **parameters))))
+        return usable_record(record_path(project, yours.signer.canonical(Stage.of(notebook, **given))))
     except UsageError:
         return None  # a stage that this checkout does not know
 
@@ -92,8 +111,3 @@ def _ours(project: Project, yours: ReaderStore, record: Record) -> Record | None
 def _span(value: Value) -> str:
     """A value with its interval."""
     return f"{value.value:.4g} [{value.low:.4g}, {value.high:.4g}]"
-
-
-def record_schema() -> str:
-    """The JSON Schema that every record satisfies, as text."""
-    return json.dumps(Record.model_json_schema(), indent=1) + "\n"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,12 +39,12 @@ def _look(model: str) -> tuple[str, str]:
 
 
 @contextmanager
-def theme(mode: Mode = "light") -> Iterator[None]:
-    """Everything drawn inside has the book's look; the ground is transparent."""
+def theme() -> Iterator[None]:
+    """Everything drawn inside has the book's light look; the ground is transparent."""
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    ink, grid = _INK[mode], _GRID[mode]
+    ink, grid = _INK["light"], _GRID["light"]
     rc = {
         "figure.facecolor": "none",
         "axes.facecolor": "none",
@@ -67,6 +68,13 @@ def theme(mode: Mode = "light") -> Iterator[None]:
         yield
 
 
-def save_svg(figure: Figure, stream: IO[bytes]) -> None:
-    """Write a figure as SVG that is the same bytes at every run."""
+def svg(figure: Figure) -> str:
+    """A figure as SVG that is the same text at every run."""
+    stream = io.BytesIO()
     figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=True, bbox_inches="tight")
+    return stream.getvalue().decode()
+
+
+def darkened(light: str) -> str:
+    """The SVG of a figure in the colours for a dark ground. Only text, axes and grid have the two that are replaced."""
+    return light.replace(_INK["light"], _INK["dark"]).replace(_GRID["light"], _GRID["dark"])

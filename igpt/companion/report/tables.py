@@ -1,11 +1,17 @@
-"""Tables as data: cells of text, each with the receipt that a reader can open. No format is known here."""
+"""Tables as data: cells of text, each with the receipt that a reader can open; and their text in four formats."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
+
+from tabulate import tabulate
 
 from igpt.companion.criteria import Measurement
 from igpt.companion.experiments.cells import TABLES, UNMEASURED, Experiment, experiments, why_not
@@ -22,25 +28,32 @@ from igpt.companion.stage import Stage
 from igpt.data import DATASETS
 from igpt.errors import UsageError
 from igpt.measure import LEVEL
-from igpt.project import Project
-from igpt.text import listed
+from igpt.text import counted, listed, visible
 from igpt.train.cost import CARD
 
-# Columns, those first in which the published numbers themselves are compared.
+# Columns: first the tiers whose numbers are compared with the published ones.
 TIER_TITLES = {tier.name: tier.title for tier in sorted(TIERS.values(), key=lambda tier: not tier.numbers)}
-CLAIMS = {"reproduced": "claim holds", "differs": "claim fails", "undecided": "undecided", "shown": "no claim"}
+# A verdict in words: of a number, and of a claim, which is all that a small tier can test.
 NUMBERS = {"reproduced": "reproduced", "differs": "differs", "undecided": "undecided", "shown": "shown"}
-WORDS = {tier: NUMBERS if TIERS[tier].numbers else CLAIMS for tier in TIER_TITLES}
+CLAIMS = {"reproduced": "claim holds", "differs": "claim fails", "undecided": "undecided", "shown": "no claim"}
+# How a published number is known: what its receipt says, and what its cell adds.
+CERTAINTY = {
+    "exact": ("read in the source", ""),
+    "memory": ("from memory, unsure", " (from memory)"),
+    "digitised": ("digitised from a figure", " (digitised)"),
+}
+UNITS = {"percent": " %", "points": " points", "parameters": "", "nats per token": " nats", "bits per token": " bits"}
 SHORT = {"": "none", **{name: card.short for name, card in DATASETS.items()}}
-EVALUATIONS = {"none": "", "pre-train": "pre-training"}
+
+Lines = tuple[tuple[str, str], ...]  # of a receipt: label and text
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Text, and what a reader sees on opening it: (label, text) lines, empty for plain text."""
+    """Text, and the receipt behind it, empty for plain text."""
 
     text: str
-    receipt: tuple[tuple[str, str], ...] = ()
+    receipt: Lines = ()
     kind: Literal["plain", "published", "measured", "pending"] = "plain"
     records: tuple[str, ...] = ()  # paths below the records folder
     word: str = ""  # of the verdict
@@ -56,12 +69,17 @@ class ResultTable:
     rows: tuple[tuple[Cell, ...], ...]
 
 
-def result_table(name: str, project: Project, yours: ReaderStore | None = None) -> ResultTable:
+def plain_table(name: str, caption: str, columns: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> ResultTable:
+    """A table of cells and of texts without receipts."""
+    cells = (tuple(Cell(each) if isinstance(each, str) else each for each in row) for row in rows)
+    return ResultTable(name, caption, tuple(columns), tuple(cells))
+
+
+def result_table(name: str, store: RecordStore, yours: ReaderStore | None = None) -> ResultTable:
     """One of the book's tables; with ``yours``, a reader's own records in columns beside the others, never among them.
 
     Raises UsageError for an unknown name, naming near misses.
     """
-    store = RecordStore(project)
     if name == "scoreboard":
         return _scoreboard(store, yours)
     table = next((t for t in TABLES if t.name == name), None)
@@ -70,17 +88,17 @@ def result_table(name: str, project: Project, yours: ReaderStore | None = None) 
     members = table.experiments()
     measurable = any(e.published.ours and e.published.metric not in UNMEASURED for e in members)
     tiers = [t for t in TIER_TITLES if any(e.measurement(t) for e in members) or (t == "paper" and measurable)]
+    measured = _measured_columns(members, tiers, store, yours)
     extra = [column for column in _EXTRA if len({_EXTRA[column](e.published) for e in members}) > 1]
-    beside = _tiers_of(members, yours)
-    columns = ("System", "Data", "Published", *(TIER_TITLES[t] for t in tiers), *_titles(beside, yours), *extra)
-    rows = []
-    for experiment in members:
-        row = experiment.published
-        cells = [Cell(_system(row)), Cell(_data(row)), published_cell(row)]
-        cells += [tier_cell(experiment, tier, store) for tier in tiers]
-        cells += [_your_cell(experiment, tier, yours, store) for tier in beside if yours]
-        rows.append((*cells, *(Cell(_EXTRA[column](row)) for column in extra)))
-    return ResultTable(name, table.caption, columns, tuple(rows))
+    rows: list[tuple[str | Cell, ...]] = [
+        (
+            *(_system(e.published), _data(e.published), published_cell(e.published)),
+            *(cell(e) for cell in measured.values()),
+            *(_EXTRA[column](e.published) for column in extra),
+        )
+        for e in members
+    ]
+    return plain_table(name, table.caption, ("System", "Data", "Published", *measured, *extra), rows)
 
 
 def table_names() -> list[str]:
@@ -88,171 +106,169 @@ def table_names() -> list[str]:
     return ["scoreboard", *(table.name for table in TABLES)]
 
 
+def _scoreboard(store: RecordStore, yours: ReaderStore | None = None) -> ResultTable:
+    """Every published number of Image GPT, and what each tier has measured."""
+    ours = [e for e in experiments() if e.published.ours]
+    measured = _measured_columns(ours, list(TIER_TITLES), store, yours)
+    tables = {e.name: table.name for table in reversed(TABLES) for e in table.experiments()}
+    rows: list[tuple[str | Cell, ...]] = [
+        (
+            *(f"{_system(e.published)}, {_data(e.published)}", published_cell(e.published)),
+            *(cell(e) for cell in measured.values()),
+            *(_what(e.published), e.name, tables.get(e.name, "none")),
+        )
+        for e in ours
+    ]
+    columns = ("Number", "Published", *measured, "What", "Experiment", "Table")
+    return plain_table("scoreboard", "Every published number of Image GPT, and its status by tier", columns, rows)
+
+
+def score_counts(board: ResultTable) -> ResultTable:
+    """How many numbers of the scoreboard have which verdict, by tier."""
+    words = ["reproduced or claim holds", "differs or claim fails", "undecided", "no claim", "pending", "no counterpart"]
+    columns = {"claim holds": words[0], "reproduced": words[0], "claim fails": words[1], "differs": words[1], "shown": "no claim"}
+    rows = []
+    for index, (tier, title) in enumerate(TIER_TITLES.items(), start=2):
+        verdicts = [columns.get(row[index].word, row[index].word) or "no counterpart" for row in board.rows]
+        assert set(verdicts) <= set(words), tier
+        rows.append((title, *(str(verdicts.count(word)) for word in words)))
+    caption = f"Status of the {len(board.rows)} published numbers of Image GPT"
+    return plain_table("score-counts", caption, ("Tier", *words), rows)
+
+
+def _measured_columns(
+    members: Sequence[Experiment], tiers: Sequence[str], store: RecordStore, yours: ReaderStore | None
+) -> dict[str, Callable[[Experiment], Cell]]:
+    """The cells of measured columns, by title: one column per tier, and one per tier of which a reader has records."""
+    columns: dict[str, Callable[[Experiment], Cell]] = {}
+    for tier in tiers:
+        columns[TIER_TITLES[tier]] = partial(tier_cell, tier=tier, store=store)
+    for tier in TIER_TITLES if yours else ():
+        runs = [run for e in members if (run := e.measurement(tier))]
+        if yours and any(yours.read(stage) for run in runs for stage in run.stages()):
+            columns[f"{yours.label}: {TIER_TITLES[tier]}"] = partial(_your_cell, tier=tier, yours=yours, store=store)
+    return columns
+
+
 def published_cell(row: Published) -> Cell:
     """A published number with its source."""
-    certainty = {"exact": "read in the source", "memory": "from memory, unsure", "digitised": "digitised from a figure"}
-    note = "" if row.certainty == "exact" else f" ({'from memory' if row.certainty == 'memory' else 'digitised'})"
+    certainty, note = CERTAINTY[row.certainty]
     receipt = (
         ("Published", f"{row.value} {row.unit}"),
         ("Source", f"{row.source}, {row.source_place}"),
-        ("Certainty", certainty[row.certainty]),
+        ("Certainty", certainty),
         ("Row", row.row_id),
     )
     value = f"{int(row.value):,}" if row.unit == "parameters" else row.value
-    return Cell(value + _unit_mark(row) + note, receipt, "published")
+    return Cell(value + UNITS.get(row.unit, f" {row.unit}") + note, receipt, "published")
 
 
 def tier_cell(experiment: Experiment, tier: str, store: RecordStore) -> Cell:
-    """What a tier says of a published number: value, interval, seeds and verdict; or pending, with its price."""
+    """A tier's measurement of a published number: value, interval, seeds and verdict; or pending, with its price."""
     run = experiment.measurement(tier)
     if run is None:
         if tier == "paper" and experiment.published.ours and experiment.published.metric not in UNMEASURED:
-            return Cell("pending", (("Status", "no experiment is declared for it yet"),), "pending", word="pending")
+            return pending(("Status", "no experiment is declared for it yet"))
         reason = why_not(experiment.published, TIERS[tier]) if experiment.published.ours else ""
         return Cell("–", (("Status", f"not measured in this tier: {reason}"),) if reason else ())
-    found = outcome(run.metric, store.read)
+    measured = outcome(run.metric, store.read)
     verdict = judge(run.metric, run.criterion, store.read, published=experiment.published.number)
-    if found is None:
-        return Cell("pending", _price(experiment, run, store.signer.in_full), "pending", word="pending")
-    if verdict.word == "pending":
-        return Cell(
-            "pending",
-            (("Status", verdict.sentence), *_price(experiment, run, store.signer.in_full)[1:]),
-            "pending",
-            word="pending",
-        )
-    word = WORDS[tier][verdict.word]
+    if measured is None or verdict.word == "pending":
+        status, *lines = _price(experiment, run, store.signer.in_full)
+        return pending(status if measured is None else ("Status", verdict.sentence), *lines)
+    word = (NUMBERS if TIERS[tier].numbers else CLAIMS)[verdict.word]
     stale = sorted({name for stage in run.stages() for name in store.changed(stage)})
-    text = f"{measured_text(found, experiment.published)}, {word}{', stale' if stale else ''}"
+    text = f"{measured_text(measured, experiment.published)}, {word}{', stale' if stale else ''}"
     paths = tuple(store.link(s) for s in run.stages())
-    return Cell(text, _receipt(found, verdict, run, stale), "measured", paths, word)
+    return Cell(text, _receipt(measured, verdict, word, stale), "measured", paths, word)
 
 
-def measured_text(found: Outcome, row: Published) -> str:
-    """Mean, half width of the interval over seeds, and number of seeds, in the published unit and digits."""
-    scale = 100 if row.unit in ("percent", "points") else 1
+def pending(*lines: tuple[str, str]) -> Cell:
+    """The cell of a number that has not been measured."""
+    return Cell("pending", lines, "pending", word="pending")
+
+
+def measured_text(measured: Outcome, row: Published) -> str:
+    """Mean, half width of the interval over seeds, and number of seeds, in the published unit.
+
+    Digits are those that the paper prints, and fewer where the interval is wider than ten of the last one.
+    """
     if row.unit == "parameters":
-        return f"{found.mean:,.0f}"
-    digits = _digits(found, row)
-    seeds = f"{len(found.values)} seed{'s' if len(found.values) > 1 else ''}"
-    spread = "" if math.isinf(found.low) else f" ± {scale * (found.high - found.low) / 2:.{digits}f}"
-    return f"{scale * found.mean:.{digits}f}{spread} ({seeds})"
-
-
-def _digits(found: Outcome, row: Published) -> int:
-    """Decimals: as the paper prints them, fewer where the interval is wider than ten of the last one."""
-    printed = len(row.value.partition(".")[2])
-    if row.metric == "loss":
-        printed = 4
+        return f"{measured.mean:,.0f}"
     scale = 100 if row.unit in ("percent", "points") else 1
-    half = scale * (found.high - found.low) / 2
-    if not 0 < half < math.inf:
-        return printed
-    supported = -math.floor(math.log10(half))
-    return max(0, min(printed, supported + 1))
-
-
-def _tiers_of(members: Iterable[Experiment], yours: ReaderStore | None) -> list[str]:
-    """The tiers of which a reader has records for any of the experiments."""
-    if yours is None:
-        return []
-    runs = [run for e in members for run in e.measurements if any(yours.read(stage) for stage in run.stages())]
-    return [tier for tier in TIER_TITLES if any(run.tier == tier for run in runs)]
-
-
-def _titles(tiers: Sequence[str], yours: ReaderStore | None) -> list[str]:
-    """The heads of a reader's columns."""
-    return [f"{yours.label}: {TIER_TITLES[tier]}" for tier in tiers] if yours else []
+    half = scale * (measured.high - measured.low) / 2
+    digits = 4 if row.metric == "loss" else len(row.value.partition(".")[2])
+    if 0 < half < math.inf:
+        digits = max(0, min(digits, 1 - math.floor(math.log10(half))))
+    spread = f" ± {half:.{digits}f}" if half < math.inf else ""
+    return f"{scale * measured.mean:.{digits}f}{spread} ({counted(len(measured.values), 'seed')})"
 
 
 def _your_cell(experiment: Experiment, tier: str, yours: ReaderStore, store: RecordStore) -> Cell:
-    """What a reader's records say of a published number, and whether that agrees with ours."""
+    """A reader's measurement of a published number, and whether it agrees with ours."""
     run = experiment.measurement(tier)
-    if run is None or (found := outcome(run.metric, yours.read)) is None:
+    if run is None or (measured := outcome(run.metric, yours.read)) is None:
         return Cell("–")
     cell = tier_cell(experiment, tier, yours)
-    lines: tuple[tuple[str, str], ...] = (
-        ("Whose", f"yours, from the folder {yours.folder.name}; not part of this project's records"),
-    )
-    if own := sorted({name for record in found.records if (name := own_weights(record))}):
-        return replace(cell, text=f"{cell.text}, on {joined(own)}", receipt=(*lines, *cell.receipt))
-    apart = disagreement(run, yours, store)
-    if apart:
-        return replace(cell, text=f"{cell.text}; disagrees with ours", receipt=(*lines, ("Disagrees", apart), *cell.receipt))
-    return replace(cell, receipt=(*lines, *cell.receipt))
+    lines = [("Whose", f"yours, from the folder {yours.folder.name}; not part of this project's records")]
+    note = ""
+    if own := sorted({name for record in measured.records if (name := own_weights(record))}):
+        note = f", on {joined(own)}"
+    elif apart := disagreement(run, yours, store):
+        note = "; disagrees with ours"
+        lines.append(("Disagrees", apart))
+    return replace(cell, text=cell.text + note, receipt=(*lines, *cell.receipt))
 
 
 def disagreement(run: Measurement, yours: RecordStore, ours: RecordStore) -> str:
-    """Where a reader's records disagree with ours beyond their intervals, in words; nothing where they do not."""
-    found = []
+    """Where a reader's records disagree with ours beyond their intervals, in words; empty where they agree."""
+    sentences = []
     mine, theirs = outcome(run.metric, ours.read), outcome(run.metric, yours.read)
     if mine is not None and theirs is not None and outcomes_apart(mine, theirs):
-        found.append(
+        sentences.append(
             f"the mean is {theirs.mean:.4f} in yours and {mine.mean:.4f} in ours, and the intervals over seeds do not meet"
         )
+    key = run.metric.key
     for stage in run.metric.stages:
         here, there = ours.read(stage), yours.read(stage)
-        if here is not None and there is not None and run.metric.key in differing_values(here, there):
-            pair = there.values[run.metric.key].value, here.values[run.metric.key].value
-            found.append(f"{stage.name} has {pair[0]:.4f} in yours and {pair[1]:.4f} in ours, and their intervals do not meet")
-    return "; ".join(found)
+        if here is not None and there is not None and key in differing_values(here, there):
+            pair = f"{there.values[key].value:.4f} in yours and {here.values[key].value:.4f} in ours"
+            sentences.append(f"{stage.name} has {pair}, and their intervals do not meet")
+    return "; ".join(sentences)
 
 
-def _scoreboard(store: RecordStore, yours: ReaderStore | None = None) -> ResultTable:
-    """Every published number of Image GPT, and where each tier stands with it."""
-    beside = _tiers_of(experiments(), yours)
-    columns = ("Number", "Published", *TIER_TITLES.values(), *_titles(beside, yours), "What", "Experiment", "Table")
-    tables = {e.name: table.name for table in reversed(TABLES) for e in table.experiments()}
-    rows = []
-    for experiment in experiments():
-        row = experiment.published
-        if not row.ours:
-            continue
-        cells = [Cell(f"{_system(row)}, {_data(row)}"), published_cell(row)]
-        cells += [tier_cell(experiment, tier, store) for tier in TIER_TITLES]
-        cells += [_your_cell(experiment, tier, yours, store) for tier in beside if yours]
-        rows.append((*cells, Cell(_what(row)), Cell(experiment.name), Cell(tables.get(experiment.name, "none"))))
-    return ResultTable("scoreboard", "Every published number of Image GPT, and its status by tier", columns, tuple(rows))
-
-
-def score_counts(project: Project) -> ResultTable:
-    """How many published numbers stand at which verdict, by tier."""
-    board = _scoreboard(RecordStore(project))
-    words = ["reproduced or claim holds", "differs or claim fails", "undecided", "no claim", "pending", "no counterpart"]
-    same = {"claim holds": words[0], "reproduced": words[0], "claim fails": words[1], "differs": words[1], "shown": "no claim"}
-    rows = []
-    for column, (tier, title) in enumerate(TIER_TITLES.items(), start=2):
-        found = [same.get(r[column].word, r[column].word) or "no counterpart" for r in board.rows]
-        rows.append((Cell(title), *(Cell(str(found.count(word))) for word in words)))
-        assert sum(found.count(word) for word in words) == len(board.rows), tier
-    caption = f"Status of the {len(board.rows)} published numbers of Image GPT"
-    return ResultTable("score-counts", caption, ("Tier", *words), tuple(rows))
-
-
-def _receipt(found: Outcome, verdict: Verdict, run: Measurement, stale: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """What is behind a measured cell, line by line."""
-    records = found.records
+def receipt_lines(records: Sequence[Record]) -> Lines:
+    """How records were made, for the receipt of a number that comes from them."""
     receipts = [record.receipt for record in records]
     dirty = any(receipt.dirty for receipt in receipts)
-    values = ", ".join(f"{value:.4f}" if abs(value) < 100 else f"{value:,.0f}" for value in found.values)
-    changed = f"stale: made before the code or its inputs changed ({listed(stale, most=5)})"
-    lines = [
-        ("State", changed if stale else "as this checkout stands"),
-        ("Verdict", f"{WORDS[run.tier][verdict.word]}; {verdict.sentence}"),
-        ("Values", f"{values}; mean with its {LEVEL:.0%} interval over {'seeds' if len(found.values) > 1 else 'test images'}"),
+    return (
         ("Commit", joined(r.commit[:12] for r in receipts) + (", with uncommitted changes" if dirty else "")),
         ("Notebook", joined(r.notebook for r in receipts)),
-        ("Parameters", _parameters(records)),
-        ("Seeds", joined(str(r.parameters["seed"]) for r in records if "seed" in r.parameters)),
         ("Hardware", joined(r.hardware for r in receipts)),
+        ("Versions", joined(f"{name} {version}" for r in receipts for name, version in r.versions.items())),
         ("Seconds", f"{sum(r.seconds for r in receipts):.0f} in all"),
         ("Command", joined(r.command for r in receipts)),
-    ]
-    return tuple(lines)
+    )
 
 
-def _price(experiment: Experiment, run: Measurement, in_full: Callable[[Stage], Stage]) -> tuple[tuple[str, str], ...]:
-    """A pending cell's command and cost."""
+def _receipt(measured: Outcome, verdict: Verdict, word: str, stale: Sequence[str]) -> Lines:
+    """The receipt of a measured cell."""
+    records = measured.records
+    values = ", ".join(f"{value:.4f}" if abs(value) < 100 else f"{value:,.0f}" for value in measured.values)
+    shared = {k: v for k, v in records[0].parameters.items() if all(r.parameters.get(k) == v for r in records)}
+    changed = f"stale: made before the code or its inputs changed ({listed(stale, most=5)})"
+    return (
+        ("State", changed if stale else "fresh: made with this code and these inputs"),
+        ("Verdict", f"{word}; {verdict.sentence}"),
+        ("Values", f"{values}; mean with its {LEVEL:.0%} interval over {'seeds' if len(records) > 1 else 'test images'}"),
+        ("Parameters", joined(f"{name} = {value}" for name, value in shared.items() if name != "seed")),
+        ("Seeds", joined(str(r.parameters["seed"]) for r in records if "seed" in r.parameters)),
+        *receipt_lines(records),
+    )
+
+
+def _price(experiment: Experiment, run: Measurement, in_full: Callable[[Stage], Stage]) -> Lines:
+    """The receipt of a pending cell: its criterion, cost and command."""
     command = ("Command", f"igpt run {experiment.name} --tier {run.tier}")
     criterion = ("Criterion", run.criterion.claim)
     if run.tier == "tiny":  # too small to be priced
@@ -262,24 +278,20 @@ def _price(experiment: Experiment, run: Measurement, in_full: Callable[[Stage], 
     pretraining, rest = run_hours(needed, card)
     work = f"{_hours(pretraining)} of pre-training, {_hours(rest)} of everything after it" if pretraining else _hours(rest)
     downloads, disk = run_room(needed)
-    room = [f"{sum(each.bytes for each in downloads) / 1e9:.1f} GB to download"] if downloads else []
-    cost = f"{unit}: {work}; {', '.join([*room, f'{disk / 1e9:.1f} GB of disk'])}"
+    download = f"{sum(each.bytes for each in downloads) / 1e9:.1f} GB to download, " if downloads else ""
     used = {d for s in needed for d in protocol(s.notebook).datasets(s.parameters)}
     status = f"not run: it needs {' and '.join(sorted(SHORT[name] for name in used))}, and the hours below"
-    return (("Status", status), criterion, ("Cost", cost), command)
+    return (("Status", status), criterion, ("Cost", f"{unit}: {work}; {download}{disk / 1e9:.1f} GB of disk"), command)
 
 
 def _hours(hours: float) -> str:
     """Hours to two significant digits."""
-    if hours < 0.1:
-        return "under 0.1"
-    return f"{float(f'{hours:.2g}'):,.10g}"
+    return "under 0.1" if hours < 0.1 else rounded(hours, digits=2)
 
 
-def _parameters(records: Sequence[Record]) -> str:
-    """The parameters the records share, the seed apart."""
-    shared = {k: v for k, v in records[0].parameters.items() if all(r.parameters.get(k) == v for r in records)}
-    return ", ".join(f"{name} = {value}" for name, value in shared.items() if name != "seed") or "none"
+def rounded(number: float, *, digits: int) -> str:
+    """A number to so many significant digits, without an exponent."""
+    return f"{float(f'{number:.{digits}g}'):,.10g}"
 
 
 def joined(words: Iterable[str]) -> str:
@@ -294,21 +306,15 @@ def _system(row: Published) -> str:
 
 
 def _data(row: Published) -> str:
-    """The data set, and the labels where they are few."""
+    """The data set."""
     return SHORT.get(row.dataset, row.dataset)
 
 
 def _what(row: Published) -> str:
     """Evaluation and metric."""
-    evaluation = EVALUATIONS.get(row.evaluation, row.evaluation.replace("-", " "))
-    metric = "" if row.metric == evaluation or row.metric == "accuracy" else row.metric
+    evaluation = {"none": "", "pre-train": "pre-training"}.get(row.evaluation, row.evaluation.replace("-", " "))
+    metric = "" if row.metric in (evaluation, "accuracy") else row.metric
     return ", ".join(filter(None, [evaluation, metric]))
-
-
-def _unit_mark(row: Published) -> str:
-    """The unit as cells print it."""
-    marks = {"percent": " %", "points": " points", "parameters": "", "nats per token": " nats", "bits per token": " bits"}
-    return marks.get(row.unit, f" {row.unit}")
 
 
 _EXTRA: dict[str, Callable[[Published], str]] = {
@@ -319,3 +325,28 @@ _EXTRA: dict[str, Callable[[Published], str]] = {
     "Pre-trained on": lambda row: row.pretrain_data or "–",
     "Source": lambda row: row.source,
 }
+
+
+def render(table: ResultTable, format: str) -> str:
+    """The table as text that ends in a newline; ``format`` is md, html, csv or latex.
+
+    Names of a reader's folder, files and values are escaped: none becomes a control character, column, tag or link.
+    """
+    columns = [visible(column) for column in table.columns]
+    cells = [[visible(cell.text) for cell in row] for row in table.rows]
+    if format == "csv":
+        stream = io.StringIO()
+        csv.writer(stream, lineterminator="\n").writerows([columns, *cells])
+        return stream.getvalue()
+    if format == "latex":  # tabulate escapes LaTeX's own characters, not these two
+        cells = [[text.replace("±", "\x00").replace("–", "\x01") for text in row] for row in cells]
+    if format == "md":
+        columns, cells = [_literal(column) for column in columns], [[_literal(text) for text in row] for row in cells]
+    style = {"md": "github", "html": "html", "latex": "latex_booktabs"}[format]
+    text = tabulate(cells, headers=columns, tablefmt=style, disable_numparse=True)
+    return text.replace("\x00", "$\\pm$").replace("\x01", "--") + "\n"
+
+
+def _literal(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"[\\|<`*]|(?<=\])(?=\()", r"\\\g<0>", text)

@@ -23,7 +23,7 @@ from igpt.project import Project
 
 def test_a_figure_without_its_records_is_not_drawn(project: Project) -> None:
     for name, figure in FIGURES.items():
-        drawn = draw_figure(name, project, project.root / "figures")
+        drawn = draw_figure(name, RecordStore(project), project.root / "figures")
         assert (drawn is None) != figure.published, name
 
 
@@ -33,8 +33,8 @@ def test_a_figure_of_several_models_shows_those_that_have_run_and_names_the_othe
     path = RecordStore(project).path(shown)
     path.parent.mkdir(parents=True)
     shutil.copy(published, path)
-    assert draw_figure("laptop-depth", project, project.root / "figures") is not None
-    assert "Pending: laptop-s, laptop-l." in figure_note("laptop-depth", project)
+    assert draw_figure("laptop-depth", RecordStore(project), project.root / "figures") is not None
+    assert "Pending: laptop-s, laptop-l." in figure_note("laptop-depth", RecordStore(project))
 
 
 def test_an_unknown_figure_is_refused(project: Project) -> None:
@@ -52,12 +52,12 @@ def test_an_unknown_figure_is_refused(project: Project) -> None:
 )
 def test_a_caption_says_when_its_records_are_stale_or_dirty(project: Project, changes: dict[str, object], note: str) -> None:
     write_records(project, "bert-110", **changes)  # type: ignore[arg-type]
-    assert figure_note("depth-bert", project) == note
+    assert figure_note("depth-bert", RecordStore(project)) == note
 
 
 def test_the_same_figure_is_the_same_bytes_in_both_modes_at_each_drawing(project: Project) -> None:
     folders = [project.root / "one", project.root / "two"]
-    drawn = [draw_figure("published-depth", project, folder) for folder in folders]
+    drawn = [draw_figure("published-depth", RecordStore(project), folder) for folder in folders]
     assert drawn[0] is not None
     assert drawn[1] is not None
     for mode in ("light", "dark"):
@@ -123,16 +123,16 @@ def test_our_curve_lies_over_the_papers_which_stays_thin_and_grey(
 def test_a_record_of_the_released_tier_enters_the_papers_figure_and_the_caption_names_what_is_pending(
     project: Project, name: str, place: int, record: Record, note: str
 ) -> None:
-    before = draw_figure(name, project, project.root / "before")
+    before = draw_figure(name, RecordStore(project), project.root / "before")
     store = RecordStore(project)
     stage = store.signer.canonical(FIGURES[name].stages[place])
     signed = store.signer.sign(stage)
     found = record.model_copy(update={"stage": stage.name, "signature": signed.digest, "parts": signed.parts})
     write_record(store.path(stage), found)
-    after = draw_figure(name, project, project.root / "after")
+    after = draw_figure(name, RecordStore(project), project.root / "after")
     assert before is not None
     assert after is not None
     for mode in ("light", "dark"):
         assert "reproduced" not in before[mode].read_text()
         assert "reproduced" in after[mode].read_text()
-    assert figure_note(name, project) == note
+    assert figure_note(name, RecordStore(project)) == note

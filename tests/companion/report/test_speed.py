@@ -6,7 +6,7 @@ from igpt.companion.experiments.speed import AIMS, SPEED_STAGES
 from igpt.companion.report.speed import seconds_table, speed_table
 from igpt.companion.results.record import Record, write_record
 from igpt.companion.results.signature import Signer
-from igpt.companion.results.store import record_path
+from igpt.companion.results.store import RecordStore, record_path
 from igpt.project import Project
 
 
@@ -42,16 +42,16 @@ SECONDS = {
 
 
 def test_what_was_not_measured_is_pending_with_its_command(project: Project) -> None:
-    table = speed_table(project)
+    table = speed_table(RecordStore(project))
     assert len(table.rows) == len(AIMS)
     assert {row[-1].text for row in table.rows} == {"pending"}
     assert ("Command", "igpt bench sampling") in table.rows[0][3].receipt
-    assert len(seconds_table(project).rows) == len(SPEED_STAGES)
+    assert len(seconds_table(RecordStore(project)).rows) == len(SPEED_STAGES)
 
 
 def test_a_ratio_is_the_median_over_rounds_and_its_verdict_follows(project: Project) -> None:
     write_speed(project, SECONDS)
-    rows = speed_table(project, ["sampling"]).rows
+    rows = speed_table(RecordStore(project), ["sampling"]).rows
     assert rows[0][3].text == "4 [1, 5]"
     assert [row[-1].text for row in rows] == ["met", "missed", "met"]
     assert rows[1][3].text == "1.6 [1.5, 1.7]"
@@ -60,7 +60,7 @@ def test_a_ratio_is_the_median_over_rounds_and_its_verdict_follows(project: Proj
 
 def test_seconds_are_listed_in_the_order_of_the_contestants(project: Project) -> None:
     write_speed(project, SECONDS)
-    rows = seconds_table(project, ["sampling"]).rows
+    rows = seconds_table(RecordStore(project), ["sampling"]).rows
     assert [row[1].text for row in rows] == list(SECONDS)
     assert [row[2].text for row in rows[:3]] == ["1", "1", "4"]
     assert rows[2][3].text == "2 to 5"
@@ -68,4 +68,4 @@ def test_seconds_are_listed_in_the_order_of_the_contestants(project: Project) ->
 
 def test_a_stale_time_says_so(project: Project) -> None:
     write_speed(project, SECONDS, signature="0" * 64)
-    assert speed_table(project, ["sampling"]).rows[0][-1].text == "met, stale"
+    assert speed_table(RecordStore(project), ["sampling"]).rows[0][-1].text == "met, stale"

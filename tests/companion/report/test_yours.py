@@ -10,12 +10,11 @@ from conftest import igpt_here as igpt
 from test_tables import cell_of, write_records
 
 from igpt.companion.experiments.tiers import TIERS
-from igpt.companion.report.formats import render
 from igpt.companion.report.provenance import yours_table
-from igpt.companion.report.tables import result_table
+from igpt.companion.report.tables import render, result_table
 from igpt.companion.results.record import Record, Value, write_record
 from igpt.companion.results.signature import Signer
-from igpt.companion.results.store import ReaderStore
+from igpt.companion.results.store import ReaderStore, RecordStore
 from igpt.companion.stage import Stage
 from igpt.errors import UsageError
 from igpt.project import Project
@@ -44,14 +43,14 @@ def change(folder: Path, seed: int, shift: float, *, interval: float | None = No
 
 def test_they_fill_a_column_of_their_own_and_leave_ours_alone(project: Project, mine: Path) -> None:
     shutil.rmtree(project.records / "tiny")
-    table = result_table("headline", project, ReaderStore(project, mine))
+    table = result_table("headline", RecordStore(project), ReaderStore(project, mine))
     assert cell_of(table, COLUMN, "headline-001").text.startswith("92.0")
     assert "from the folder mine" in dict(cell_of(table, COLUMN, "headline-001").receipt)["Whose"]
     assert cell_of(table, COLUMN, "headline-001").records[0].startswith("../yours/deep/er/linear_probe")
     assert cell_of(table, "Tiny tier (digits)", "headline-001").text == "pending"
-    assert COLUMN in result_table("scoreboard", project, ReaderStore(project, mine)).columns
-    assert COLUMN not in result_table("headline", project).columns
-    assert COLUMN not in result_table("released-losses", project, ReaderStore(project, mine)).columns
+    assert COLUMN in result_table("scoreboard", RecordStore(project), ReaderStore(project, mine)).columns
+    assert COLUMN not in result_table("headline", RecordStore(project)).columns
+    assert COLUMN not in result_table("released-losses", RecordStore(project), ReaderStore(project, mine)).columns
 
 
 def test_evaluations_of_their_own_weights_stand_beside_the_released_ones_and_agree_with_nothing(project: Project) -> None:
@@ -65,22 +64,22 @@ def test_evaluations_of_their_own_weights_stand_beside_the_released_ones_and_agr
     values = {**record.values, "accuracy": Value(value=0.5, unit="fraction")}
     write_record(project.root / "mine" / "record.json", record.model_copy(update={**update, "values": values}))
     column = f"Yours (mine): {TIERS['released'].title}"
-    table = result_table("headline", project, ReaderStore(project, project.root / "mine"))
+    table = result_table("headline", RecordStore(project), ReaderStore(project, project.root / "mine"))
     cell = cell_of(table, column, "headline-001")
     assert cell.text.startswith("50.0") and cell.text.endswith(f", differs, on {own}")
     assert cell_of(table, TIERS["released"].title, "headline-001").text.startswith("90.0")
     assert cell_of(table, column, "headline-003").text == "–"
     shutil.copy(path, project.root / "mine" / path.name)  # of a stage itself before any that stands in
-    table = result_table("headline", project, ReaderStore(project, project.root / "mine"))
+    table = result_table("headline", RecordStore(project), ReaderStore(project, project.root / "mine"))
     assert cell_of(table, column, "headline-001").text.startswith("90.0")
 
 
 def test_agreement_is_not_remarked_and_disagreement_is(project: Project, mine: Path) -> None:
     yours = ReaderStore(project, mine)
-    assert "disagrees" not in cell_of(result_table("headline", project, yours), COLUMN, "headline-001").text
+    assert "disagrees" not in cell_of(result_table("headline", RecordStore(project), yours), COLUMN, "headline-001").text
     for seed in range(3):
         change(mine, seed, -0.4)
-    cell = cell_of(result_table("headline", project, ReaderStore(project, mine)), COLUMN, "headline-001")
+    cell = cell_of(result_table("headline", RecordStore(project), ReaderStore(project, mine)), COLUMN, "headline-001")
     assert cell.text.endswith("disagrees with ours")
     assert "0.5200 in yours and 0.9200 in ours" in dict(cell.receipt)["Disagrees"]
 
@@ -106,7 +105,9 @@ def test_two_of_theirs_that_disagree_are_listed_and_the_later_one_counts(project
     )
     yours = ReaderStore(project, mine)
     assert len(yours_table(project, yours).rows) == 1
-    assert "0.7000" in dict(cell_of(result_table("headline", project, yours), COLUMN, "headline-001").receipt)["Values"]
+    assert (
+        "0.7000" in dict(cell_of(result_table("headline", RecordStore(project), yours), COLUMN, "headline-001").receipt)["Values"]
+    )
 
 
 def test_the_later_record_is_the_later_in_time_and_not_as_a_text(project: Project, mine: Path) -> None:
@@ -177,14 +178,14 @@ def test_a_record_whose_bounds_are_in_the_wrong_order_is_told_of_and_left_out(
     change(mine, 1, 0.0, interval=-0.1)
     assert len(ReaderStore(project, mine).all) == whole - 1
     assert "is above high" in capsys.readouterr().err
-    result_table("headline", project, ReaderStore(project, mine))
+    result_table("headline", RecordStore(project), ReaderStore(project, mine))
     change(project.records / "tiny", 1, 0.0, interval=-0.1)
-    assert cell_of(result_table("headline", project, None), "Tiny tier (digits)", "headline-001").text == "pending"
+    assert cell_of(result_table("headline", RecordStore(project), None), "Tiny tier (digits)", "headline-001").text == "pending"
 
 
 def test_a_folders_name_is_text_in_every_format(project: Project, mine: Path) -> None:
     folder = mine.rename(mine.parent / "a|<b>\x1b[2J\u202e")
-    table = result_table("headline", project, ReaderStore(project, folder))
+    table = result_table("headline", RecordStore(project), ReaderStore(project, folder))
     for form in ("md", "html", "csv", "latex"):
         text = render(table, form)
         assert all(c.isprintable() or c == "\n" for c in text)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from conftest import PATIENCE, ROOT, wait_until
 
-from igpt.companion.report.drills import drills_table
+from igpt.companion.report.provenance import drills_table
 from igpt.companion.results.record import read_record
 from igpt.companion.slurm.doctor import examine
 from igpt.companion.slurm.drill import run_drill
