@@ -1,4 +1,4 @@
-"""Contestants in turns: each in a process of its own, one round after the other, so that a disturbance meets all of them."""
+"""Candidates in turns: each in a process of its own, one round after the other, so that a disturbance meets all of them."""
 
 from __future__ import annotations
 
@@ -25,28 +25,38 @@ def compare(
     """Seconds of every candidate of a task in every round.
 
     Raises UsageError for an unknown task, fewer than one round, or a peer that is not installed; RuntimeError when a
-    candidate's answer is not the first one's, or its process ends.
+    candidate's answer differs from the first one's, or its process ends.
     """
     if rounds < 1:
         raise UsageError(f"a comparison takes at least one round, not {rounds}")
-    task = load_task(name)
-    if toy:  # the same programs with another allocator show nothing more there
-        task = replace(task, candidates=tuple(c for c in task.candidates if not _is_twin(c, task)))
+    task = toy_task(name) if toy else load_task(name)
     seconds: Seconds = {candidate.name: [] for candidate in task.candidates}
     with ExitStack() as stack:
         workers = {c.name: stack.enter_context(_worker(name, c, toy=toy)) for c in task.candidates}
-        _same_answers(task, {who: found.answer for who, found in workers.items()})
+        check_answers(task, {name: each.answer for name, each in workers.items()})
         total = rounds * len(workers)
         for done in range(total):
-            who = task.candidates[done % len(workers)].name
-            seconds[who].append(workers[who].once())
+            candidate = task.candidates[done % len(workers)].name
+            seconds[candidate].append(workers[candidate].once())
             report(done + 1, total)
     return seconds
 
 
-def _is_twin(candidate: Candidate, task: Task) -> bool:
-    """Whether it is another one with the allocator tuned."""
-    return any(f"{other.name}, tuned" == candidate.name for other in task.candidates)
+def toy_task(name: str) -> Task:
+    """A task without those candidates that are others with another allocator, which shows nothing at toy size."""
+    task = load_task(name)
+    names = {candidate.name for candidate in task.candidates}
+    return replace(task, candidates=tuple(c for c in task.candidates if c.name.removesuffix(", tuned") not in names - {c.name}))
+
+
+def check_answers(task: Task, answers: dict[str, list[float]]) -> None:
+    """Raise RuntimeError where a candidate computes something else than the first one."""
+    first = answers[task.candidates[0].name]
+    for candidate in task.candidates:
+        answer = answers[candidate.name]
+        apart = max((abs(a - b) for a, b in zip(answer, first, strict=bool(answer))), default=0.0)
+        if not all(map(math.isfinite, answer)) or apart > candidate.tolerance * max(map(abs, first), default=0.0):
+            raise RuntimeError(f"{candidate.name} computes {answer}, {task.candidates[0].name} {first}: they do not do the same")
 
 
 class _Worker:
@@ -71,44 +81,29 @@ class _Worker:
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the process of {self.name} ended with code {self._process.wait()}")
-        found: dict[str, object] = json.loads(line)
-        return found
+        message: dict[str, object] = json.loads(line)
+        return message
 
 
 @contextmanager
 def _worker(task: str, candidate: Candidate, *, toy: bool) -> Iterator[_Worker]:
-    """The process of a candidate; it ends with the block. What it says on stderr is shown when it fails."""
+    """The process of a candidate; it ends with the block. Its stderr is shown when it fails."""
     environment = {k: v for k, v in os.environ.items() if k not in TUNED and k != "OMP_NUM_THREADS"}
     if candidate.tuned:
         environment |= TUNED
     command = [sys.executable, "-m", worker.__name__, task, candidate.name, *(["toy"] if toy else [])]
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as stderr:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment
         )
         try:
             yield _Worker(candidate.name, process)
         except RuntimeError as error:
-            said.seek(0)
-            raise RuntimeError(f"{error}\n{said.read()[-2000:]}") from None
+            stderr.seek(0)
+            raise RuntimeError(f"{error}\n{stderr.read()[-2000:]}") from None
         finally:
-            _end(process)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """Let a candidate end by itself, so that it removes what it wrote, and make it where it does not."""
-    try:
-        process.communicate(timeout=10)  # no further line: it leaves its loop
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-
-
-def _same_answers(task: Task, answers: dict[str, list[float]]) -> None:
-    """Refuse to compare those that do not do the same."""
-    first = answers[task.candidates[0].name]
-    for candidate in task.candidates:
-        found = answers[candidate.name]
-        apart = max((abs(a - b) for a, b in zip(found, first, strict=bool(found))), default=0.0)
-        if not all(map(math.isfinite, found)) or apart > candidate.tolerance * max(map(abs, first), default=0.0):
-            raise RuntimeError(f"{candidate.name} finds {found}, {task.candidates[0].name} {first}: they do not do the same")
+            try:
+                process.communicate(timeout=10)  # no further line: it leaves its loop and removes what it wrote
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()

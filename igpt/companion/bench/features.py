@@ -1,81 +1,98 @@
-"""Features of every layer of a batch: ours in two precisions, and transformers' hidden states, normed and averaged."""
+"""Features of every layer of a batch: ours, and transformers' hidden states, normed and averaged.
+
+On a CPU in float32, and ours in bfloat16 too; on a GPU in bfloat16.
+"""
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from igpt.companion.bench.models import IMAGES, our_model, shape_of, shifted_tokens, some_tokens, their_model
-from igpt.companion.bench.work import Candidate, Task, Work, both
+from igpt.companion.bench.models import IMAGES, TOY, S, our_model, products, random_tokens, shifted_tokens, their_model
+from igpt.companion.bench.work import Candidate, Task, Work, both, device_of
 from igpt.evaluate.features import extract_features
-from igpt.fast import Linear, prepacked
+from igpt.shape import ModelShape
 
-SIDE = 2048  # of the square products that measure the limit
-REPEATS = 20
+GPU_IMAGES = 128
+Half = torch.bfloat16
 
 
-def _ours(toy: bool, dtype: torch.dtype = torch.float32) -> Work:
-    model = our_model(toy).to(dtype)
-    tokens = some_tokens(model)
+def _tokens(shape: ModelShape, *, toy: bool, gpu: bool) -> Tensor:
+    """A batch; at toy size a GPU's is smaller."""
+    return random_tokens(shape, (2 if toy else GPU_IMAGES) if gpu else IMAGES)
+
+
+def _ours(toy: bool, *, dtype: torch.dtype = torch.float32) -> Work:
+    model = our_model(TOY if toy else S).to(dtype)
+    tokens = random_tokens(model.shape, IMAGES)
 
     def run() -> Tensor:
         return torch.from_numpy(extract_features(model, tokens))
 
-    return Work(run, _few(run()))
+    return Work(run, _some_features(run()))
 
 
-def _ours_bfloat16(toy: bool) -> Work:
-    return _ours(toy, torch.bfloat16)
+def _ours_on_gpu(toy: bool) -> Work:
+    """Left on the card, as a probe that is fitted there reads them."""
+    device = device_of(toy, gpu=True)
+    model = our_model(TOY if toy else S).to(device, Half)
+    tokens = _tokens(model.shape, toy=toy, gpu=True).to(device)
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        return torch.stack(list(model.features(tokens).values()))
+
+    return Work(run, _some_features(run()), device=device)
 
 
-def _theirs(toy: bool) -> Work:
+def _theirs(toy: bool, *, gpu: bool = False) -> Work:
     """The norm is applied here: their hidden states are the residual stream, but for the last."""
-    ours, model = our_model(toy), their_model(toy)
-    tokens = shifted_tokens(some_tokens(ours), ours.shape.n_vocab)
+    device, shape = device_of(toy, gpu=gpu), TOY if toy else S
+    model = their_model(shape).to(device, Half if gpu else torch.float32)
+    tokens = shifted_tokens(_tokens(shape, toy=toy, gpu=gpu), shape.n_vocab).to(device)
 
     @torch.inference_mode()
     def run() -> Tensor:
         *inner, last = model.transformer(tokens, output_hidden_states=True, use_cache=False).hidden_states
         normed = [block.ln_1(h) for block, h in zip(model.transformer.h, inner, strict=True)]
-        return torch.stack([h.mean(1) for h in [*normed, last]])
+        return torch.stack([h.float().mean(1) for h in [*normed, last]])
 
-    return Work(run, _few(run()))
-
-
-def _products(toy: bool, dtype: torch.dtype = torch.float32) -> Work:
-    """As many operations in square products, on weights that oneDNN has laid out: the fastest found here."""
-    shape, side = shape_of(toy), 256 if toy else SIDE
-    a = torch.ones(side, side, dtype=dtype)
-    width, positions = shape.n_embd, shape.n_ctx
-    token = shape.n_layer * (2 * 12 * width**2 + 2 * width * positions)  # attention's half, as the other is masked
-    total = IMAGES * positions * token
-    product = Linear(side, side).to(dtype)
-
-    def run() -> None:
-        with prepacked(product):
-            for _ in range(REPEATS):
-                product(a)
-
-    return Work(run, [], times=total / (REPEATS * 2 * side**3))
+    return Work(run, _some_features(run()), device=device)
 
 
-def _products_bfloat16(toy: bool) -> Work:
-    return _products(toy, torch.bfloat16)
+def _limit(toy: bool, *, gpu: bool = False, dtype: torch.dtype = torch.float32) -> Work:
+    """As many operations in square products."""
+    shape = TOY if toy else S
+    token = shape.n_layer * (2 * 12 * shape.n_embd**2 + 2 * shape.n_embd * shape.n_ctx)  # attention's half: it is causal
+    total = _tokens(shape, toy=toy, gpu=gpu).numel() * token
+    return products(total, toy=toy, device=device_of(toy, gpu=gpu), dtype=dtype)
 
 
-def _few(features: Tensor) -> list[float]:
+def _some_features(features: Tensor) -> list[float]:
     """Some features of the first, a middle and the last layer, of float (L + 1, B, C)."""
     some: list[float] = features[[0, len(features) // 2, -1], 0, :4].flatten().float().tolist()
     return some
 
 
-TASK = Task(
-    "Features of all layers of 8 images of 1,024 tokens, iGPT-S's shape",
-    (
-        *both("igpt", _ours),
-        *both("igpt in bfloat16", _ours_bfloat16, tolerance=0.05),
-        *both("transformers", _theirs),
-        Candidate("limit: matrix products", _products),
-        Candidate("limit: matrix products in bfloat16", _products_bfloat16),
+TASKS = {
+    "features": Task(
+        "Features of all layers of 8 images of 1,024 tokens, iGPT-S's shape",
+        (
+            *both("igpt", _ours),
+            *both("igpt in bfloat16", partial(_ours, dtype=Half), tolerance=0.05),
+            *both("transformers", _theirs),
+            Candidate("limit: matrix products", _limit),
+            Candidate("limit: matrix products in bfloat16", partial(_limit, dtype=Half)),
+        ),
     ),
-)
+    "features_gpu": Task(
+        "Features of all layers of 128 images of 1,024 tokens on a GPU, bfloat16, iGPT-S's shape",
+        (
+            Candidate("igpt", _ours_on_gpu),
+            Candidate("transformers", partial(_theirs, gpu=True), tolerance=0.05),
+            Candidate("limit: matrix products", partial(_limit, gpu=True, dtype=Half)),
+        ),
+    ),
+}

@@ -1,48 +1,102 @@
-"""What training waits for: a batch out of a token store on disk, and the step that it feeds."""
+"""What training and evaluation wait for: a batch read from tokens on disk, and the training step that it feeds.
+
+From a token store of several shards, and from ImageNet's released tokens in one file.
+"""
 
 from __future__ import annotations
 
+import os
+import tempfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from igpt.companion.bench.models import our_model, random_store, shape_of
+from igpt.companion.bench.models import TOY, S, our_model, random_store
 from igpt.companion.bench.work import Candidate, Task, Work
+from igpt.data.imagenet_tokens import COLOURS, IMAGENET_TOKENS, SIDE, ReleasedTokens, released_path
+from igpt.data.store import TokenStore
 
 BATCH = 128  # images, as in the paper
-AT_ONCE = 2  # of them in one measured step, which takes seconds on a processor
+BATCHES = 20  # in one measurement
+IMAGES = 50_000  # of ImageNet's test split, in a file of its real size
 
 
-def _loading(toy: bool) -> Work:
-    """Random images of a store of several shards, gathered from memory maps and made what the model takes."""
-    shape = shape_of(toy)
-    kept, store = random_store(shape, shards=1 if toy else 8)
+def _read_batches(tokens: TokenStore | ReleasedTokens) -> None:
+    """Random images gathered from memory maps, as the integers that the model takes."""
+    for _ in range(BATCHES):
+        indices: NDArray[np.int64] = torch.randint(len(tokens), (BATCH,)).numpy()
+        torch.from_numpy(tokens[indices].astype(np.int64))
+
+
+def _store(toy: bool) -> Work:
+    kept, store = random_store(TOY if toy else S, shards=1 if toy else 8)
 
     def run() -> object:
-        for _ in range(20):
-            indices = torch.randint(len(store), (BATCH,)).numpy()
-            torch.from_numpy(store[indices].astype(np.int64))
+        _read_batches(store)
         return kept
 
     run()
-    return Work(run, [], times=1 / 20)
+    return Work(run, [], times=1 / BATCHES)
 
 
-def _step(toy: bool) -> Work:
-    """Forward, backward and Adam, float32."""
-    model = our_model(toy).train()
+def _released(toy: bool, *, cold: bool) -> Work:
+    """ImageNet's released tokens, opened, checked and read.
+
+    cold : the file is dropped from memory first, so that all comes from the disk (where the folder is on one)
+    """
+    kept = tempfile.TemporaryDirectory(prefix="igpt-bench-")
+    path = Path(kept.name) / released_path("test").name
+    generator, images = np.random.default_rng(0), IMAGES // 100 if toy else IMAGES
+    written = np.lib.format.open_memmap(path, "w+", np.int64, (images, SIDE**2))
+    for start in range(0, images, 500):
+        written[start : start + 500] = generator.integers(0, COLOURS, (500, SIDE**2))
+    written.flush()
+    card = replace(IMAGENET_TOKENS, subfolder=kept.name, test=images)
+
+    def run() -> object:
+        if cold and hasattr(os, "posix_fadvise"):  # not on macOS
+            with path.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        _read_batches(ReleasedTokens(card, "test"))
+        return kept
+
+    run()
+    return Work(run, [], times=1 / BATCHES)
+
+
+def _step(toy: bool, *, device: str = "cpu") -> Work:
+    """Forward, backward and Adam: on a GPU in bfloat16, else in float32."""
+    at_once = 16 if device == "cuda" else 2  # of the batch, in one measured step, which takes seconds on a CPU
+    model = our_model(TOY if toy else S).train().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
-    tokens = torch.randint(model.shape.n_vocab, (AT_ONCE, model.shape.n_ctx))
+    tokens = torch.randint(model.shape.n_vocab, (at_once, model.shape.n_ctx), device=device)
 
     def run() -> None:
         optimizer.zero_grad()
-        model.loss(tokens).backward()
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = model.loss(tokens)
+        loss.backward()
         optimizer.step()
 
     run()
-    return Work(run, [], times=BATCH / AT_ONCE)
+    return Work(run, [], BATCH / at_once, device)
 
 
-TASK = Task(
-    "Loading a batch of 128 images of 1,024 tokens, and a training step on it, iGPT-S's shape",
-    (Candidate("loading the batch", _loading), Candidate("a training step on it", _step)),
-)
+TASKS = {
+    "loading": Task(
+        "Loading a batch of 128 images of 1,024 tokens, and a training step on it, iGPT-S's shape",
+        (Candidate("loading the batch", _store), Candidate("a training step on it", _step)),
+    ),
+    "tokens": Task(
+        "Reading a batch of 128 of ImageNet's released images, and a training step on it, iGPT-S's shape",
+        (
+            Candidate("reading the batch", partial(_released, cold=False)),
+            Candidate("reading it from the disk", partial(_released, cold=True)),
+            Candidate("a training step on it", lambda toy: _step(toy, device="cuda" if torch.cuda.is_available() else "cpu")),
+        ),
+    ),
+}

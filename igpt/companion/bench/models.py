@@ -1,4 +1,4 @@
-"""The model that the comparisons run: iGPT-S's shape, random weights, the same ones for everybody."""
+"""The models that the comparisons run: random weights, the same for every candidate; and the limits of the machine."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from igpt.companion.bench.work import Work
 from igpt.data.store import HEADER, LABELS, SHARD, VERSION, Header, TokenStore, shard_path, write_header
 from igpt.errors import UsageError
+from igpt.fast import Linear, prepacked
 from igpt.files import write_array
 from igpt.model import ImageGPT
 from igpt.shape import SIZES, ModelShape
@@ -20,23 +22,21 @@ from igpt.weights.huggingface import write_huggingface
 if TYPE_CHECKING:
     from transformers import ImageGPTForCausalImageModeling
 
-IMAGES = 8
+IMAGES = 8  # at once, in features and samples
+S = ModelShape(*SIZES["igpt-s"], 512, 1024)
+TOY = ModelShape(2, 256, 4, 64, 64)  # only shows that the comparison works
+REPEATS = 20  # of a limit's operation in one measurement
 
 
-def shape_of(toy: bool) -> ModelShape:
-    """iGPT-S's shape, or one that only shows that the comparison works."""
-    return ModelShape(2, 256, 4, 64, 64) if toy else ModelShape(*SIZES["igpt-s"], 512, 1024)
-
-
-def our_model(toy: bool, shape: ModelShape | None = None) -> ImageGPT:
-    """The model in evaluation mode, of another shape if given; its output matrix random too, which is zero untrained."""
-    model = ImageGPT(shape or shape_of(toy), seed=0).eval()
+def our_model(shape: ModelShape) -> ImageGPT:
+    """The model in evaluation mode, the same for every candidate; its output matrix is random too, which is zero untrained."""
+    model = ImageGPT(shape, seed=0).eval()
     with torch.no_grad():
         model.wtet.normal_(0, 0.02, generator=torch.Generator().manual_seed(1))
     return model
 
 
-def their_model(toy: bool, shape: ModelShape | None = None) -> ImageGPTForCausalImageModeling:
+def their_model(shape: ModelShape) -> ImageGPTForCausalImageModeling:
     """The same weights in transformers' own class. Raises UsageError when transformers is not installed."""
     try:
         from transformers import ImageGPTForCausalImageModeling, logging
@@ -45,19 +45,18 @@ def their_model(toy: bool, shape: ModelShape | None = None) -> ImageGPTForCausal
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        write_huggingface(Path(folder), our_model(toy, shape))
+        write_huggingface(Path(folder), our_model(shape))
         model: ImageGPTForCausalImageModeling = ImageGPTForCausalImageModeling.from_pretrained(folder).eval()
     return model
 
 
-def some_tokens(model: ImageGPT) -> Tensor:
-    """A batch of random images, tokens int64 (8, positions)."""
-    size = (IMAGES, model.shape.n_ctx)
-    return torch.randint(model.shape.n_vocab, size, generator=torch.Generator().manual_seed(2))
+def random_tokens(shape: ModelShape, images: int) -> Tensor:
+    """Random images, tokens int64 (images, positions)."""
+    return torch.randint(shape.n_vocab, (images, shape.n_ctx), generator=torch.Generator().manual_seed(2))
 
 
 def shifted_tokens(tokens: Tensor, start: int) -> Tensor:
-    """What transformers' model wants for the same logits: the start token in front, the last one dropped."""
+    """What transformers' model takes for the same logits: the start token in front, the last one dropped."""
     return torch.cat([torch.full((len(tokens), 1), start), tokens[:, :-1]], dim=1)
 
 
@@ -83,3 +82,31 @@ def random_store(shape: ModelShape, *, shards: int) -> tuple[tempfile.TemporaryD
     )
     write_header(folder / HEADER, header)
     return kept, TokenStore(folder)
+
+
+def products(total: float, *, toy: bool, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Work:
+    """``total`` operations in square products, the most that the arithmetic allows.
+
+    On a CPU the weights are in oneDNN's layout, which is the fastest. Values are random: some cards are faster on ones.
+    """
+    side = 256 if toy else 8192 if device == "cuda" else 2048
+    a, product = torch.randn(side, side).to(device, dtype), Linear(side, side).to(dtype)
+
+    def run() -> None:
+        with prepacked(product):
+            for _ in range(REPEATS):
+                product(a) if device == "cpu" else a @ a
+
+    return Work(run, [], total / (REPEATS * 2 * side**3), device)
+
+
+def reading(total: float, *, toy: bool, device: str = "cpu") -> Work:
+    """Moving ``total`` bytes, the most that the memory allows: on a CPU by reading them, on a GPU by copies."""
+    a = torch.randn(2**20 if toy else 2**28, device=device)
+    b = torch.empty_like(a) if device == "cuda" else None
+
+    def run() -> None:
+        for _ in range(REPEATS):
+            a.sum() if b is None else b.copy_(a)
+
+    return Work(run, [], total / (REPEATS * (1 if b is None else 2) * 4 * a.numel()), device)

@@ -1,20 +1,34 @@
-"""A probe's whole path of strengths: ours, and scikit-learn's L-BFGS carried to the same objective."""
+"""Probes: a whole path of C, against scikit-learn's L-BFGS, and a layer's share of a probe of iGPT-L's 49 layers."""
 
 from __future__ import annotations
 
+import json
+import tempfile
+from functools import partial
+from pathlib import Path
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from igpt.companion.bench.work import Candidate, Task, Work
+from igpt.evaluate.feature_store import HEADER, FeatureStore
+from igpt.evaluate.linear_probe import probe_layers
 from igpt.evaluate.logistic import fit_path
 
 CS = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 100.0)
 CLASSES = 10
 TIGHT = 1e-6  # of the gradient: what scikit-learn needs for our objective
+HELD_OUT = 0.1
 
 
-def some_features(images: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _path(toy: bool) -> tuple[NDArray[np.float32], NDArray[np.int64], tuple[float, ...]]:
+    """Features, labels and the path of C; at toy size without its slow end."""
+    return (*_features(300, 16), CS[:4]) if toy else (*_features(50_000, 512), CS)
+
+
+def _features(images: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Features (images, width) whose variances fall as those of a network's do, and noisy labels."""
     generator = np.random.default_rng(0)
     axes = np.linalg.qr(generator.normal(size=(width, width)))[0]
@@ -24,34 +38,26 @@ def some_features(images: int, width: int) -> tuple[NDArray[np.float32], NDArray
     return (along @ axes).astype(np.float32), labels
 
 
-def _data(toy: bool) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    return some_features(300, 16) if toy else some_features(50_000, 512)
-
-
-def _strengths(toy: bool) -> tuple[float, ...]:
-    """The path; its slow end is left out where speed is not the question."""
-    return CS[:4] if toy else CS
-
-
 def _ours(toy: bool) -> Work:
-    features, labels = _data(toy)
+    features, labels, path = _path(toy)
 
     def run() -> list[float]:
-        return [found.objective for found in fit_path(features, labels, Cs=_strengths(toy))]
+        return [fit.objective for fit in fit_path(features, labels, Cs=path)]
 
     return Work(run, run())
 
 
-def _theirs(toy: bool, tolerance: float = TIGHT) -> Work:
+def _theirs(toy: bool, *, tolerance: float = TIGHT) -> Work:
+    """Its default tolerance stops before the optimum where C is large, which is not the same work."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    features, labels = _data(toy)
+    features, labels, path = _path(toy)
 
     def run() -> list[float]:
         z = StandardScaler().fit_transform(features.astype(np.float64))
         objectives = []
-        for C in _strengths(toy):
+        for C in path:
             fitted = LogisticRegression(C=C, tol=tolerance, max_iter=20_000).fit(z, labels)
             entropy = -log_softmax(z @ fitted.coef_.T + fitted.intercept_, axis=1)[np.arange(len(z)), labels].mean()
             objectives.append(float(entropy + (fitted.coef_**2).sum() / (2 * C * len(z))))
@@ -60,16 +66,56 @@ def _theirs(toy: bool, tolerance: float = TIGHT) -> Work:
     return Work(run, run() if tolerance == TIGHT else [])
 
 
-def _theirs_by_default(toy: bool) -> Work:
-    """Their default tolerance, which stops before the optimum where the strength is large: not the same work."""
-    return _theirs(toy, tolerance=1e-4)
+def _layer(toy: bool) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Features of one of iGPT-L's layers, and labels."""
+    return _features(600, 16) if toy else _features(50_000, 1536)
 
 
-TASK = Task(
-    "A probe's path over 8 strengths on 50,000 x 512 features of 10 classes",
-    (
-        Candidate("igpt", _ours, tolerance=1e-4),
-        Candidate("scikit-learn to the same objective", _theirs, tolerance=1e-4),
-        Candidate("scikit-learn, default tolerance", _theirs_by_default),
+def _probe(toy: bool, *, dtype: type[np.floating] = np.float32) -> Work:
+    """One layer, on a GPU where there is one; several layers side by side on the card take no longer per layer."""
+    features, labels = _layer(toy)
+    features, last = features.astype(dtype), round(len(labels) * (1 - HELD_OUT))
+    test = features[last:] + 1  # others than those to choose by
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def run() -> list[float]:
+        result = probe_layers(([features[:last]], [features[last:]], [[test]]), (labels[:last], labels[last:]), device=device)
+        return [result.best.validation, np.bincount(result.best.predictions[0], minlength=CLASSES).max() / len(test)]
+
+    return Work(run, run())
+
+
+def _reading(toy: bool) -> Work:
+    """The same features read from a store, all of them, as float64."""
+    kept = tempfile.TemporaryDirectory(prefix="igpt-bench-")
+    folder, features = Path(kept.name), _layer(toy)[0]
+    np.save(folder / "layer-000.npy", features)
+    np.save(folder / "order.npy", np.arange(len(features)))
+    (folder / HEADER).write_text(json.dumps({"layers": [0], "key": {"dtype": "float32"}}))
+
+    def run() -> object:
+        torch.from_numpy(FeatureStore(folder).layer(0)).to(torch.float64, copy=True)
+        return kept
+
+    run()
+    return Work(run, [])
+
+
+TASKS = {
+    "probe": Task(
+        "A probe's path over 8 strengths on 50,000 x 512 features of 10 classes",
+        (
+            Candidate("igpt", _ours, tolerance=1e-4),
+            Candidate("scikit-learn to the same objective", _theirs, tolerance=1e-4),
+            Candidate("scikit-learn, default tolerance", partial(_theirs, tolerance=1e-4)),
+        ),
     ),
-)
+    "probe_layers": Task(
+        "A layer's share of a probe of 49 layers, 50,000 x 1,536 features of 10 classes",
+        (
+            Candidate("igpt", _probe),
+            Candidate("igpt, features in half precision", partial(_probe, dtype=np.float16), tolerance=5e-3),
+            Candidate("reading the layer's features", _reading),
+        ),
+    ),
+}

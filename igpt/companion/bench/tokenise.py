@@ -1,4 +1,4 @@
-"""Tokenising JPEG files: ours from the file to the shard on disk, and Pillow's decoding and resizing alone."""
+"""From pictures to tokens with the released palette: quantising against transformers, tokenising against Pillow."""
 
 from __future__ import annotations
 
@@ -10,15 +10,60 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from igpt.companion.bench.work import Candidate, Task, Work
+from igpt.companion.bench.work import Candidate, Task, Work, both
 from igpt.data.jpegs import Jpegs, decode
 from igpt.data.resize import centre_crop
 from igpt.data.store import shard_path
 from igpt.data.tokens import TokenizeSettings, make_shard
+from igpt.errors import UsageError
+from igpt.palette import colour_table, nearest_centres
 from igpt.weights.own import released_palette
 
 SIZE = (500, 375)  # ImageNet's commonest
 SIDE = 32
+
+
+def _images(toy: bool) -> NDArray[np.uint8]:
+    """Random colours: the worst case of every method, since no two neighbours are alike."""
+    return np.random.default_rng(0).integers(0, 256, (100 if toy else 1000, 32, 32, 3), dtype=np.uint8)
+
+
+def _ours(toy: bool) -> Work:
+    """The table is built before the first round; `_with_table` counts it."""
+    palette, images = released_palette(), _images(toy)
+    return Work(lambda: palette.quantize(images), _digest(palette.quantize(images)))
+
+
+def _with_table(toy: bool) -> Work:
+    palette, images = released_palette(), _images(toy)
+
+    def run() -> NDArray[np.uint16]:
+        colour_table.cache_clear()
+        return palette.quantize(images)
+
+    return Work(run, _digest(run()))
+
+
+def _theirs(toy: bool) -> Work:
+    try:
+        from transformers import ImageGPTImageProcessorPil
+    except ImportError:
+        raise UsageError("the comparison is with transformers, which is not installed: pip install transformers") from None
+    processor, images = ImageGPTImageProcessorPil(clusters=released_palette().centres.tolist()), list(_images(toy))
+
+    def run() -> NDArray[np.int64]:
+        tokens: NDArray[np.int64] = processor(images, do_resize=False, return_tensors="np")["input_ids"]
+        return tokens
+
+    return Work(run, _digest(run()))
+
+
+def _brute(toy: bool) -> Work:
+    """Every squared distance of a tenth of the pixels in float64: what all others must agree with."""
+    palette, images = released_palette(), _images(toy)
+    flat = images.reshape(-1, 3)
+    tenth = flat[: len(flat) // 10]
+    return Work(lambda: nearest_centres(tenth, palette.centres), _digest(nearest_centres(flat, palette.centres)), times=10)
 
 
 def _files(toy: bool) -> tuple[Jpegs, tempfile.TemporaryDirectory[str]]:
@@ -37,12 +82,12 @@ def _files(toy: bool) -> tuple[Jpegs, tempfile.TemporaryDirectory[str]]:
     return Jpegs(folder, names, zeros, zeros - 1, zeros), kept
 
 
-def _ours(toy: bool) -> Work:
+def _from_files(toy: bool) -> Work:
     (jpegs, kept), palette = _files(toy), released_palette()
-    wanted = TokenizeSettings("imagenet", "train", SIDE)
+    settings = TokenizeSettings("imagenet", "train", SIDE)
 
     def run() -> tempfile.TemporaryDirectory[str]:
-        make_shard(0, jpegs, wanted, palette, jpegs.folder)
+        make_shard(0, jpegs, settings, palette, jpegs.folder)
         return kept
 
     run()
@@ -63,7 +108,7 @@ def _plain(toy: bool) -> Work:
     jpegs, kept = _files(toy)
 
     def run() -> list[Image.Image]:
-        found = []
+        pictures = []
         for path in _paths(jpegs, kept):
             with Image.open(path) as file:
                 picture = file.convert("RGB")
@@ -71,8 +116,8 @@ def _plain(toy: bool) -> Work:
             scale = 224 / min(width, height)
             picture = picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
             left, top = (picture.width - 224) // 2, (picture.height - 224) // 2
-            found.append(picture.crop((left, top, left + 224, top + 224)).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-        return found
+            pictures.append(picture.crop((left, top, left + 224, top + 224)).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+        return pictures
 
     return Work(run, [])
 
@@ -82,16 +127,27 @@ def _paths(jpegs: Jpegs, kept: tempfile.TemporaryDirectory[str]) -> list[Path]:
     return [Path(kept.name) / name.decode() for name in jpegs.files]
 
 
-def _digest(tokens: NDArray[np.uint16]) -> list[float]:
-    """What the tokens are, in a few numbers."""
-    return [float(byte) for byte in hashlib.sha256(tokens.tobytes()).digest()[:8]]
+def _digest(tokens: NDArray[np.integer]) -> list[float]:
+    """A SHA-256 of the tokens, as a few numbers."""
+    return [float(byte) for byte in hashlib.sha256(tokens.astype("<u2").tobytes()).digest()[:8]]
 
 
-TASK = Task(
-    "Tokenising 400 JPEG files of 500 x 375 pixels at 32 x 32, one process",
-    (
-        Candidate("igpt", _ours),
-        Candidate("the same decoding and resizing, no tokens", _pillow),
-        Candidate("Pillow, resized whole, then cropped", _plain),
+TASKS = {
+    "quantise": Task(
+        "Quantising 1,000 images of 32 x 32 random colours with the released palette",
+        (
+            *both("igpt", _ours),
+            Candidate("igpt, table built anew", _with_table),
+            *both("transformers", _theirs),
+            Candidate("every distance in float64", _brute),
+        ),
     ),
-)
+    "tokenise": Task(
+        "Tokenising 400 JPEG files of 500 x 375 pixels at 32 x 32, one process",
+        (
+            Candidate("igpt", _from_files),
+            Candidate("the same decoding and resizing, no tokens", _pillow),
+            Candidate("Pillow, resized whole, then cropped", _plain),
+        ),
+    ),
+}

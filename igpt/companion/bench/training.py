@@ -1,11 +1,13 @@
-"""A training step: ours, nanoGPT's and transformers', float32 and bfloat16, and what our loop does around one."""
+"""A training step, ours, nanoGPT's and transformers', a fine-tuning step, and what our loop does around a step."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,20 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from igpt.companion.bench.models import our_model, random_store, shifted_tokens, their_model
-from igpt.companion.bench.work import Candidate, Task, Work, both
-from igpt.fast import Linear, compile_module, prepacked
-from igpt.shape import ModelShape
-from igpt.train.distributed import Distributed, GenerativeLoss
-from igpt.train.engine import Runtime, Stopped, _Run
-from igpt.train.engine import Task as Training
+from igpt.companion.bench.models import S, our_model, products, random_store, random_tokens, shifted_tokens, their_model
+from igpt.companion.bench.work import Candidate, Task, Work, both, device_of
+from igpt.evaluate.fine_tune import Classifier, JointLoss
+from igpt.fast import compile_module
+from igpt.shape import SIZES, ModelShape
+from igpt.train import engine
+from igpt.train.cost import training_flops
+from igpt.train.distributed import Distributed, GenerativeLoss, Loss
 from igpt.train.loop import draw_batch
 from igpt.train.recipe import Recipe
 
+L = ModelShape(*SIZES["igpt-l"], 512, 1024)
 SHAPE = ModelShape(8, 256, 8, 512, 1024)
 TOY = ModelShape(2, 64, 2, 64, 64)
 IMAGES = 2
-SIDE, REPEATS = 2048, 20
+CLASSES = 10
 LOOPS = 200
 
 
@@ -69,90 +73,103 @@ class PeerBlock(nn.Module):
         return h
 
 
-def ours(toy: bool, *, shape: ModelShape = SHAPE, images: int = IMAGES, half: bool = False) -> Work:
-    """A step as `igpt train` takes it: compiled."""
-    model = our_model(toy, TOY if toy else shape)
-    tokens = random_tokens(model.shape, images)
-    spread = Distributed(GenerativeLoss(model), learning_rate=1e-4, betas=(0.9, 0.95), device="cpu", compiled=not toy)
-    return work_of(partial(spread.loss, tokens), spread.optimizer, half=half, answers=True)
+def _ours(
+    toy: bool, *, shape: ModelShape = SHAPE, images: int = IMAGES, classes: int = 0, half: bool = False, gpu: bool = False
+) -> Work:
+    """A step as `igpt train` takes it: compiled. With ``classes``, one of fine-tuning.
+
+    The head starts at zero, so that the first loss of fine-tuning is the training step's and log ``classes``. On a GPU
+    models of several sizes take turns, whose answers are not compared.
+    """
+    device = device_of(toy, gpu=gpu)
+    model = our_model(TOY if toy else shape)
+    tokens = random_tokens(model.shape, 2 if toy else images).to(device)
+    loss: Loss = JointLoss(Classifier(model, classes), weight=1.0) if classes else GenerativeLoss(model)
+    batch = (tokens, None, tokens[:, 0] % classes) if classes else (tokens,)
+    spread = Distributed(loss, learning_rate=1e-4, betas=(0.9, 0.95), device=device, compiled=not toy)
+    less = math.log(classes) if classes else 0.0
+    work = _steps(lambda: spread.loss(*batch), spread.optimizer, device=device, half=half, less=less)
+    return replace(work, answer=[]) if gpu else work
 
 
-def peers(toy: bool, *, shape: ModelShape = SHAPE, images: int = IMAGES, half: bool = False, compiled: bool = False) -> Work:
-    """nanoGPT's step, with its fused AdamW; it is another model, so it answers nothing."""
+def _peers(toy: bool, *, shape: ModelShape = SHAPE, images: int = IMAGES, half: bool = False, compiled: bool = False) -> Work:
+    """nanoGPT's step, with its fused AdamW; it is another model, so its answer is not compared."""
     shape = TOY if toy else shape
     model = Peer(shape)
     if compiled and not toy:
         compile_module(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    return work_of(partial(model, random_tokens(shape, images)), optimizer, half=half, answers=False)
+    return replace(_steps(partial(model, random_tokens(shape, images)), optimizer, half=half), answer=[])
 
 
 def _theirs(toy: bool) -> Work:
     """transformers' model on our weights."""
     shape = TOY if toy else SHAPE
-    model = their_model(toy, shape).train()
+    model = their_model(shape).train()
     tokens = random_tokens(shape, IMAGES)
-    given = shifted_tokens(tokens, shape.n_vocab)
+    shifted = shifted_tokens(tokens, shape.n_vocab)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
 
     def loss() -> Tensor:
-        logits = model(given, use_cache=False).logits
+        logits = model(shifted, use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
 
-    return work_of(loss, optimizer, half=False, answers=True)
+    return _steps(loss, optimizer)
 
 
-def work_of(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, *, half: bool, answers: bool) -> Work:
-    """A step of a loss; its answer is the loss before the first one."""
+def _steps(
+    loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, *, device: str = "cpu", half: bool = False, less: float = 0.0
+) -> Work:
+    """Steps of a loss; the answer is the loss before the first one, less a number."""
 
-    def run() -> float:
+    def run() -> Tensor:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            found = loss()
-        found.backward()
+        with torch.autocast(device, torch.bfloat16, enabled=half, cache_enabled=device == "cpu"):
+            mean = loss()
+        mean.backward()
         optimizer.step()
-        return float(found.detach())
+        return mean.detach()
 
-    first = run()
+    first = float(run())
     run()
-    return Work(run, [first] if answers else [])
+    return Work(run, [first - less], device=device)
 
 
-def random_tokens(shape: ModelShape, images: int) -> Tensor:
-    """Random images, tokens int64 (images, positions)."""
-    return torch.randint(shape.n_vocab, (images, shape.n_ctx), generator=torch.Generator().manual_seed(2))
-
-
-def products(toy: bool, *, shape: ModelShape = SHAPE, images: int = IMAGES, half: bool = False) -> Work:
-    """As many operations as a step has in square products, on weights that oneDNN has laid out: the fastest found here."""
-    shape, side = (TOY, 256) if toy else (shape, SIDE)
-    dtype = torch.bfloat16 if half else torch.float32
+def _limit(toy: bool, *, shape: ModelShape = SHAPE, images: int = IMAGES, half: bool = False) -> Work:
+    """As many operations as a step has in square products."""
+    shape = TOY if toy else shape
     weights = shape.n_layer * 12 * shape.n_embd**2 + shape.n_vocab * shape.n_embd
-    token = 2 * weights + shape.n_layer * 2 * shape.n_embd * shape.n_ctx  # attention's half, as the other is masked
-    product, a = Linear(side, side).to(dtype), torch.ones(side, side, dtype=dtype)
+    token = 2 * weights + shape.n_layer * 2 * shape.n_embd * shape.n_ctx  # attention's half: it is causal
+    return products(3 * images * shape.n_ctx * token, toy=toy, dtype=torch.bfloat16 if half else torch.float32)
 
-    def run() -> None:
-        with prepacked(product):
-            for _ in range(REPEATS):
-                product(a)
 
-    return Work(run, [], times=3 * images * shape.n_ctx * token / (REPEATS * 2 * side**3))
+def _gpu_limit(toy: bool, *, shape: ModelShape, images: int) -> Work:
+    """The same, attention in full as it is usually counted."""
+    total = training_flops(TOY if toy else shape, 2 if toy else images)
+    return products(total, toy=toy, device=device_of(toy, gpu=True), dtype=torch.bfloat16)
+
+
+class _Idle(Loss):
+    """A loss that takes no time: the mean of one small parameter, the only one that is trained."""
+
+    def forward(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+        return next(p for p in self.network.parameters() if p.requires_grad).mean()
 
 
 def _loop(toy: bool) -> Work:
     """What the loop does besides the model's step: batches from memory maps, guards, metrics; its start and end with it."""
     shape = TOY if toy else SHAPE
     kept, store = random_store(shape, shards=1)
-    model = our_model(toy, shape)
+    model = our_model(shape).requires_grad_(False)
+    min(model.parameters(), key=Tensor.numel).requires_grad_(True)
     recipe = Recipe("bench", shape, "imagenet", shape.n_vocab, IMAGES, 10**6, 10, 1e-4)
 
     def run() -> object:
-        taken = itertools.count(1)
-        runtime = Runtime(stop=lambda: next(taken) == LOOPS)
-        with tempfile.TemporaryDirectory(dir=kept.name) as folder, suppress(Stopped):
-            task = Training(
+        asked = itertools.count(1)
+        with tempfile.TemporaryDirectory(dir=kept.name) as folder, suppress(engine.Stopped):
+            task = engine.Task(
                 name="bench",
-                loss=GenerativeLoss(model),
+                loss=_Idle(model),
                 steps=recipe.steps,
                 batch=recipe.batch,
                 positions=shape.n_ctx,
@@ -160,26 +177,60 @@ def _loop(toy: bool) -> Work:
                 rate=lambda step: recipe.learning_rate,
                 draw=lambda step: draw_batch(recipe, store, seed=0, step=step),
             )
-            loop = _Run(task, Path(folder), runtime, lambda done, total: None)
-            loop._step = lambda step: float(len(task.draw(step)))  # type: ignore[method-assign]
-            loop.finish()
+            engine.train(task, folder=Path(folder), runtime=engine.Runtime(stop=lambda: next(asked) == LOOPS))
         return kept
 
     run()
     return Work(run, [], times=1 / LOOPS)
 
 
-TASK = Task(
-    "A training step on 2 images of 1,024 tokens, 8 blocks of width 256",
-    (
-        *both("igpt", ours),
-        *both("nanoGPT's step", peers),
-        Candidate("nanoGPT's step compiled, tuned", partial(peers, compiled=True), True),
-        *both("transformers", _theirs),
-        Candidate("igpt in bfloat16, tuned", partial(ours, half=True), True, tolerance=0.01),
-        Candidate("nanoGPT's step in bfloat16, tuned", partial(peers, half=True), True),
-        Candidate("the loop around a step", _loop),
-        Candidate("limit: matrix products", products),
-        Candidate("limit: matrix products in bfloat16", partial(products, half=True)),
+_on_gpu = partial(_ours, half=True, gpu=True)
+
+TASKS = {
+    "training": Task(
+        "A training step on 2 images of 1,024 tokens, 8 blocks of width 256",
+        (
+            *both("igpt", _ours),
+            *both("nanoGPT's step", _peers),
+            Candidate("nanoGPT's step compiled, tuned", partial(_peers, compiled=True), True),
+            *both("transformers", _theirs),
+            Candidate("igpt in bfloat16, tuned", partial(_ours, half=True), True, tolerance=0.01),
+            Candidate("nanoGPT's step in bfloat16, tuned", partial(_peers, half=True), True),
+            Candidate("the loop around a step", _loop),
+            Candidate("limit: matrix products", _limit),
+            Candidate("limit: matrix products in bfloat16", partial(_limit, half=True)),
+        ),
     ),
-)
+    "training_s": Task(
+        "A training step on an image of 1,024 tokens, iGPT-S's shape",
+        (
+            Candidate("igpt, tuned", partial(_ours, shape=S, images=1), True),
+            Candidate("nanoGPT's step, tuned", partial(_peers, shape=S, images=1), True),
+            Candidate("igpt in bfloat16, tuned", partial(_ours, half=True, shape=S, images=1), True, tolerance=0.01),
+            Candidate("nanoGPT's step in bfloat16, tuned", partial(_peers, half=True, shape=S, images=1), True),
+            Candidate("limit: matrix products", partial(_limit, shape=S, images=1)),
+            Candidate("limit: matrix products in bfloat16", partial(_limit, half=True, shape=S, images=1)),
+        ),
+    ),
+    "tuning": Task(
+        "A fine-tuning and a training step on 2 images of 1,024 tokens, 8 blocks of width 256",
+        (
+            Candidate("a training step, tuned", _ours, True),
+            Candidate("a fine-tuning step, tuned", partial(_ours, classes=CLASSES), True),
+            Candidate("a training step in bfloat16, tuned", partial(_ours, half=True), True, tolerance=0.01),
+            Candidate("a fine-tuning step in bfloat16, tuned", partial(_ours, half=True, classes=CLASSES), True, tolerance=0.01),
+        ),
+    ),
+    "training_gpu": Task(
+        "A training step on a GPU, bfloat16, at 32x32: iGPT-S on 64 images, iGPT-L on 8",
+        tuple(
+            candidate
+            for name, shape, images in (("iGPT-S", S, 64), ("iGPT-L", L, 8))
+            for candidate in (
+                Candidate(name, partial(_on_gpu, shape=shape, images=images)),
+                Candidate(f"fine-tuning {name}", partial(_on_gpu, shape=shape, images=images, classes=CLASSES)),
+                Candidate(f"limit: matrix products of {name}", partial(_gpu_limit, shape=shape, images=images)),
+            )
+        ),
+    ),
+}

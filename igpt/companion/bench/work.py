@@ -6,24 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
-from igpt.errors import UsageError
+import torch
 
-TASKS = (
-    "sampling",
-    "features",
-    "quantise",
-    "tokenise",
-    "loading",
-    "tokens",
-    "training",
-    "training_s",
-    "tuning",
-    "probe",
-    "probe_layers",
-    "sampling_gpu",
-    "features_gpu",
-    "training_gpu",
-)  # each a module of this package
+from igpt.companion.experiments.speed import MODULES
+from igpt.errors import UsageError
 
 # glibc told to keep its memory, which alone makes some programs twice as fast.
 TUNED = {
@@ -38,13 +24,21 @@ class Work:
     """Work that is ready to be timed.
 
     run : does it once
-    answer : numbers that every candidate must have found, so that all do the same; empty for a limit
+    answer : numbers that every candidate must compute, so that all do the same; empty where there are none to compare
     times : how many of ``run`` make the whole work, where doing all of it would take hours or is not possible
+    device : which is waited for after each run
     """
 
     run: Callable[[], object]
     answer: list[float]
     times: float = 1.0
+    device: str = "cpu"
+
+    def once(self) -> None:
+        """Do it once, to the end."""
+        self.run()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)
@@ -63,9 +57,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Task:
-    """Contestants that take turns; the first one's answer is the one the others are held to."""
+    """Candidates that take turns; the first one's answer is the reference."""
 
-    title: str  # what is done, as a table's caption says it
+    title: str  # what is done
     candidates: tuple[Candidate, ...]
 
     def candidate(self, name: str) -> Candidate:
@@ -74,16 +68,25 @@ class Task:
 
 
 def load_task(name: str) -> Task:
-    """The comparison of a name. Its module is imported by name, so that its times go stale with what it uses alone.
+    """The task of a name. Only its module is imported, so that a record becomes stale with what it uses alone.
 
     Raises UsageError for an unknown name.
     """
-    if name not in TASKS:
-        raise UsageError(f"there is no comparison {name!r}; choose from {', '.join(TASKS)}")
-    task: Task = import_module(f"igpt.companion.bench.{name}").TASK
+    if name not in MODULES:
+        raise UsageError(f"there is no comparison {name!r}; choose from {', '.join(MODULES)}")
+    task: Task = import_module(f"igpt.companion.bench.{MODULES[name]}").TASKS[name]
     return task
 
 
 def both(name: str, prepare: Callable[[bool], Work], *, tolerance: float = 1e-3) -> tuple[Candidate, Candidate]:
     """One candidate with the allocator as installed, and the same with it tuned."""
     return Candidate(name, prepare, False, tolerance), Candidate(f"{name}, tuned", prepare, True, tolerance)
+
+
+def device_of(toy: bool, *, gpu: bool) -> str:
+    """The device of a task; the CPU stands in for a GPU at toy size. Raises UsageError where there is no GPU."""
+    if not gpu or (toy and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise UsageError("this comparison needs a GPU, and there is none here: run it on a machine with one")
+    return "cuda"

@@ -1,4 +1,4 @@
-"""One candidate in a process of its own: says that it is ready, then does its work once for every line it reads."""
+"""One candidate in a process of its own: it writes its answer, then does its work once for every line it reads."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from igpt.machine import cores
 
 
 def main() -> None:
-    """``python -m igpt.companion.bench.worker TASK CONTESTANT [toy]``; one JSON object a line on stdout."""
+    """``python -m igpt.companion.bench.worker TASK CANDIDATE [toy]``; one JSON object per line on stdout."""
     task, name, *toy = sys.argv[1:]
-    stdout, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    stdout, sys.stdout = sys.stdout, sys.stderr  # libraries may print
     torch.set_num_threads(cores())  # every candidate uses them all
     try:
         work = load_task(task).candidate(name).prepare(bool(toy))
@@ -27,7 +27,7 @@ def main() -> None:
     print(json.dumps({"answer": work.answer, "uncompiled": uncompiled()}), file=stdout, flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
-        work.run()
+        work.once()
         seconds = work.times * (time.perf_counter() - start)
         print(json.dumps({"seconds": seconds}), file=stdout, flush=True)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from igpt.companion.experiments import demand
 from igpt.companion.experiments.demand import Demand, Given
+from igpt.companion.experiments.speed import MODULES
 from igpt.companion.stage import Stage
 from igpt.data.cards import data_card
 from igpt.train.recipe import Recipe
@@ -183,7 +184,7 @@ PROTOCOLS = {
         parents=no_parents,
         datasets=none,
         recipes=no_recipes,
-        modules=lambda given: [f"igpt.companion.bench.{given['task']}"],
+        modules=lambda given: [f"igpt.companion.bench.{MODULES.get(str(given['task']), given['task'])}"],
     ),
 }
 OWN = Protocol(takes=())  # a notebook of a user's own: it depends on the weights and the data that its parameters name

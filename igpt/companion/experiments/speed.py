@@ -11,6 +11,24 @@ from dataclasses import dataclass
 
 from igpt.companion.stage import Stage
 
+# The module of `igpt.companion.bench` that has a task, by the task's name.
+MODULES = {
+    "sampling": "sampling",
+    "features": "features",
+    "quantise": "tokenise",
+    "tokenise": "tokenise",
+    "loading": "loading",
+    "tokens": "loading",
+    "training": "training",
+    "training_s": "training",
+    "tuning": "training",
+    "probe": "probe",
+    "probe_layers": "probe",
+    "sampling_gpu": "sampling",
+    "features_gpu": "features",
+    "training_gpu": "training",
+}
+
 
 @dataclass(frozen=True)
 class Aim:
