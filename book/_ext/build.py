@@ -40,12 +40,13 @@ def state_digest(root: Path) -> str:
     """SHA-256 of all that decides the pages but the project's own records: code, chapters, notebooks, packages."""
     digest = hashlib.sha256(str(root).encode())
     digest.update(f"{sys.version} {Path(sysconfig.get_path('purelib')).stat().st_mtime_ns}".encode())
-    readers = os.environ.get("IGPT_RECORDS")
-    folders = [Path(cli.__file__).parents[1], root / "notebooks", root / "book", *([Path(readers)] if readers else [])]
-    for folder in folders:
-        digest.update(str(folder).encode())
-        for path in sorted(files(folder)):
-            digest.update(str(path.relative_to(folder)).encode() + hashlib.sha256(path.read_bytes()).digest())
+    package = Path(cli.__file__).parents[1]
+    paths = [*files(package), *files(root / "notebooks"), *files(root / "book")]
+    if readers := os.environ.get("IGPT_RECORDS"):
+        paths += Path(readers).rglob("*.json")  # beside which there may be weights of gigabytes
+    for path in sorted(paths):
+        digest.update(str(path).encode())
+        digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()
 
 

@@ -125,19 +125,19 @@ class receipt(nodes.inline):
     """A number that opens its receipt; in LaTeX and plain text the number alone."""
 
 
-def number_node(cell: Cell, place: str) -> nodes.Node:
-    """A cell's text, behind a button when it has a receipt. ``place`` is unique on the page."""
+def number_node(cell: Cell, key: str) -> nodes.Node:
+    """A cell's text, behind a button when it has a receipt. ``key`` is unique on the page."""
     if not cell.receipt:
         return nodes.inline("", visible(cell.text))
     node = receipt("", visible(cell.text))
-    node["place"] = re.sub(r"[^a-z0-9]+", "-", place.lower())
+    node["key"] = re.sub(r"[^a-z0-9]+", "-", key.lower())
     node["lines"], node["records"], node["word"] = cell.receipt, cell.records, cell.word
     return node
 
 
 def visit_receipt(translator, node: receipt) -> None:
     """HTML: a button and the popover it opens. Phrasing elements only, since both stand in a paragraph."""
-    ident = f"receipt-{node['place']}"
+    ident = f"receipt-{node['key']}"
     word = node["word"]
     kind = "verdict-good" if word in GOOD else "verdict-bad" if word in BAD else "pending" if word == "pending" else ""
     kind += " measured" if node["records"] else ""
@@ -258,58 +258,44 @@ class YoursDirective(SphinxDirective):
         return [table_node(yours_table(PROJECT, YOURS))] if YOURS else []
 
 
-class LiveDirective(SphinxDirective):
-    """``igpt-live``: what a reader presses to complete pictures in the page; one sentence in its place without its files."""
+SERVED = "where scripts run and the page comes from a web server, as with <code>make serve</code>"
+# What a script of book/_live fills, by directive: the file that it needs, the sentence without that file, and the frame.
+FRAMES = {
+    "igpt-live": (
+        "live.json",
+        "This copy of the book was built without its live panel: make book makes it where npm is installed.",
+        '<section class="igpt-live" data-live="{root}live/" aria-label="Complete a picture in this page">'
+        '<button type="button" class="live-button live-load" hidden>Load the model</button>'
+        f'<p class="live-status" role="status">The panel starts here {SERVED}; until then the images above stand in for it.</p>'
+        '<progress hidden aria-label="Progress"></progress><div class="live-panel"></div></section>'
+        '<link rel="stylesheet" href="{root}live/live.css"><script type="module" src="{root}live/panel.js"></script>',
+    ),
+    "igpt-palette": (
+        "",
+        "",
+        '<section class="igpt-live igpt-palette" data-palette="{root}live/palette.json" aria-label="A photo in the palette">'
+        f"<p>A photo of yours is shown here {SERVED}.</p></section>"
+        '<link rel="stylesheet" href="{root}live/live.css"><script type="module" src="{root}live/palette.js"></script>',
+    ),
+    "igpt-layers": (
+        "layers.json",
+        "This copy of the book was built without the neighbours: make book finds them where npm is installed.",
+        '<section class="igpt-live igpt-layers" data-live="{root}live/" aria-label="Neighbours by layer">'
+        f"<p>The neighbours are shown here {SERVED}.</p></section>"
+        '<link rel="stylesheet" href="{root}live/live.css"><script type="module" src="{root}live/layers.js"></script>',
+    ),
+}
+
+
+class FrameDirective(SphinxDirective):
+    """``igpt-live``, ``igpt-palette`` and ``igpt-layers``: a frame whose script works in the reader's browser."""
 
     def run(self) -> list[nodes.Node]:
-        """A frame whose script asks for nothing but a description until the press."""
-        root = "../" * self.env.docname.count("/")
-        if not (Path(self.env.srcdir) / "live" / "live.json").exists():
-            said = "This copy of the book was built without its live panel: make book makes it where npm is installed."
-            return [nodes.paragraph("", said)]
-        frame = (
-            f'<section class="igpt-live" data-live="{root}live/" aria-label="Complete a picture in this page">'
-            '<button type="button" class="live-button live-load" hidden>Load the model</button>'
-            '<p class="live-status" role="status">The panel starts here when scripts run and the page comes from a web server, as'
-            " with <code>make serve</code>; until then the images above stand in for it.</p>"
-            '<progress hidden aria-label="Progress"></progress><div class="live-panel"></div></section>'
-            f'<link rel="stylesheet" href="{root}live/live.css">'
-            f'<script type="module" src="{root}live/panel.js"></script>'
-        )
-        return [nodes.raw("", frame, format="html")]
-
-
-class PaletteDirective(SphinxDirective):
-    """``igpt-palette``: a photo in the released colours, the error and the tokens, in the reader's browser."""
-
-    def run(self) -> list[nodes.Node]:
-        """A frame that its script fills."""
-        root = "../" * self.env.docname.count("/")
-        frame = (
-            f'<section class="igpt-live igpt-palette" data-palette="{root}live/palette.json" aria-label="A photo in the palette">'
-            "<p>A photo of yours would stand here where scripts run and the page comes from a web server, as with"
-            " <code>make serve</code>.</p></section>"
-            f'<link rel="stylesheet" href="{root}live/live.css"><script type="module" src="{root}live/palette.js"></script>'
-        )
-        return [nodes.raw("", frame, format="html")]
-
-
-class LayersDirective(SphinxDirective):
-    """``igpt-layers``: along the depth curve, the training images that each layer finds nearest to held-out ones."""
-
-    def run(self) -> list[nodes.Node]:
-        """A frame that its script fills; a sentence without the file."""
-        root = "../" * self.env.docname.count("/")
-        if not (Path(self.env.srcdir) / "live" / "layers.json").exists():
-            said = "This copy of the book was built without the neighbours: make book finds them where npm is installed."
-            return [nodes.paragraph("", said)]
-        frame = (
-            f'<section class="igpt-live igpt-layers" data-live="{root}live/" aria-label="Neighbours by layer">'
-            "<p>The neighbours would stand here where scripts run and the page comes from a web server, as with"
-            " <code>make serve</code>.</p></section>"
-            f'<link rel="stylesheet" href="{root}live/live.css"><script type="module" src="{root}live/layers.js"></script>'
-        )
-        return [nodes.raw("", frame, format="html")]
+        """The frame; a sentence in its place without the file that it needs."""
+        file, sentence, frame = FRAMES[self.name]
+        if file and not (Path(self.env.srcdir) / "live" / file).exists():
+            return [nodes.paragraph("", sentence)]
+        return [nodes.raw("", frame.replace("{root}", "../" * self.env.docname.count("/")), format="html")]
 
 
 class ApiDirective(SphinxDirective):
@@ -326,11 +312,11 @@ class ApiDirective(SphinxDirective):
         tree = ast.parse(Path(spec.origin).read_text())
         section = nodes.section(ids=[nodes.make_id(module)], names=[module])
         section += nodes.title("", module)
-        section += _said((ast.get_docstring(tree) or "").split("\n\n")[0])
+        section += _paragraph((ast.get_docstring(tree) or "").split("\n\n")[0])
         listing = nodes.definition_list()
         for signature, doc in _public_names(tree.body):
             term = nodes.term("", "", nodes.literal("", signature, classes=["api-signature"]))
-            parts = [_example(part) if part.startswith(">>>") else _said(part) for part in doc.split("\n\n")]
+            parts = [_example(part) if part.startswith(">>>") else _paragraph(part) for part in doc.split("\n\n")]
             listing += nodes.definition_list_item("", term, nodes.definition("", *parts))
         section += listing
         self.state.document.note_implicit_target(section, section)
@@ -351,7 +337,7 @@ def _public_names(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{node.name}({ast.unparse(node.args)}){result}", doc
 
 
-def _said(part: str) -> nodes.paragraph:
+def _paragraph(part: str) -> nodes.paragraph:
     """A docstring's paragraph."""
     return nodes.paragraph("", part.replace("``", "").replace("\n", " "))
 
@@ -459,10 +445,9 @@ def setup(app: Sphinx) -> dict[str, bool]:
     )
     app.add_directive("igpt-table", TableDirective)
     app.add_directive("igpt-figure", FigureDirective)
-    app.add_directive("igpt-layers", LayersDirective)
-    app.add_directive("igpt-palette", PaletteDirective)
     app.add_directive("igpt-yours", YoursDirective)
-    app.add_directive("igpt-live", LiveDirective)
+    for name in FRAMES:
+        app.add_directive(name, FrameDirective)
     app.add_directive("igpt-api", ApiDirective)
     app.add_role("igpt", NumberRole())
     app.connect("builder-inited", draw_figures)

@@ -229,6 +229,7 @@ def test_after_changed_and_removed_records_the_pages_are_those_of_a_fresh_build(
     record = json.loads(probe.read_text())
     record["values"]["accuracy"] |= {"value": 0.123, "low": 0.1, "high": 0.2}
     record["series"]["trained"][0]["accuracy"] = 0.123
+    record["receipt"]["hardware"] = "another machine"
     probe.write_text(json.dumps(record))
     assert build(copy, NO_TORCH).returncode == 0
     after = pages(html)

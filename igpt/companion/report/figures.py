@@ -300,9 +300,9 @@ def bert(records: Sequence[Record]) -> Figure:
         errorbar=_interval, err_kws={"color": BASELINE}, capsize=0.1, ax=axes,
     )  # fmt: skip
     for (stage, key), (label, line) in CONTROLS.items():
-        found = [r.values[key].value for r in records if r.stage.startswith(stage) and r.parameters["objective"] != "bert"]
-        place = ["linear_probe", "fine_tune"].index(stage)
-        axes.hlines(100 * float(np.mean(found)), place - 0.4, place + 0.4, BASELINE, linestyle=line, label=label)
+        values = [r.values[key].value for r in records if r.stage.startswith(stage) and r.parameters["objective"] != "bert"]
+        index = ["linear_probe", "fine_tune"].index(stage)
+        axes.hlines(100 * float(np.mean(values)), index - 0.4, index + 0.4, BASELINE, linestyle=line, label=label)
     axes.set(ylim=(0, 100), xlabel="", ylabel="test accuracy (%)")
     axes.legend(fontsize=9, loc="lower right", title=None, frameon=True, facecolor="none")
     sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1))
