@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tabulate import tabulate
-
 from igpt.companion.experiments.cells import experiments
 from igpt.companion.experiments.costs import Cost, lacking, stage_cost, with_parents
 from igpt.companion.experiments.machines import GIB, Card
@@ -48,6 +46,8 @@ def cost_text(plan: Plan, signer: Signer, cards: Sequence[Card]) -> str:
 
     cards : one column of hours each; the first is this machine, whose memory is counted
     """
+    from tabulate import tabulate
+
     in_plan = {planned.stage for planned in plan}
     costs = {p.stage: [stage_cost(p.in_full, card) for card in cards] for p in plan}
     cells = {}

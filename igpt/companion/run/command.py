@@ -11,7 +11,6 @@ from igpt.companion.experiments.machines import this_machine
 from igpt.companion.results.plan import Plan
 from igpt.companion.results.signature import Signer
 from igpt.companion.run.budget import is_released, make_budget
-from igpt.companion.run.datasets import fetch
 from igpt.companion.run.folder import empty, hold, release, run_folder
 from igpt.companion.run.local import plan_stages, run_plan, to_do
 from igpt.companion.run.own_weights import resolve_weights
@@ -85,6 +84,8 @@ def run_targets(targets: list[str], tier: str | None, overrides: list[str]) -> s
 
 def _run_by_budget(project: Project, plan: Plan, wanted: list[Stage]) -> str:
     """Run those stages that this machine can hold; return a summary."""
+    from igpt.companion.run.datasets import fetch
+
     todo = to_do(project, plan)
     if not todo:
         return _summary(plan, 0)
