@@ -52,13 +52,7 @@ class ImageGPT(Model):
         return model.eval()
 
     def sample(
-        self,
-        n: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
+        self, n: int, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, seed: int = 0
     ) -> Tensor:
         """Images from nothing, tokens int64 (n, T); see `igpt.sample.sample`."""
         return sampling.sample(self, n=n, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)

@@ -21,6 +21,8 @@ from igpt.seeds import MOST, check_seed
 from igpt.text import visible
 
 P = ParamSpec("P")
+Output = str | tuple[str, int] | None
+STOPPED = 75  # exit code of a training that stopped at a checkpoint
 
 app = typer.Typer(
     name="igpt",
@@ -36,23 +38,25 @@ app.add_typer(data, name="data")
 
 def command(
     name: str | None = None, *, group: typer.Typer = app, checkout: bool = True, hidden: bool = False
-) -> Callable[[Callable[P, str | None]], Callable[P, str | None]]:
-    """Make a function a command that prints what it returns; Ctrl-C ends it with one sentence.
+) -> Callable[[Callable[P, Output]], Callable[P, Output]]:
+    """Make a function a command that prints the text it returns, and exits with the code; Ctrl-C ends it with one sentence.
 
     checkout : whether it needs one. That is checked first: its imports may need the extras that come with a checkout.
     """
 
-    def decorate(function: Callable[P, str | None]) -> Callable[P, str | None]:
+    def decorate(function: Callable[P, Output]) -> Callable[P, Output]:
         @wraps(function)
         def called(*args: P.args, **kwargs: P.kwargs) -> None:
             if checkout:
                 Project.here()
             try:
-                text = function(*args, **kwargs)
+                output = function(*args, **kwargs)
             except KeyboardInterrupt:
                 raise typer.Exit(_report("stopped; the same command continues", 130)) from None
+            text, code = output if isinstance(output, tuple) else (output, 0)
             if text is not None:
-                typer.echo(text, nl=not text.endswith("\n"))
+                typer.echo(text, nl=not text.endswith("\n"), err=code == STOPPED)
+            raise typer.Exit(code)
 
         group.command(name, hidden=hidden)(called)
         return function
@@ -79,6 +83,7 @@ MODELS = (
     "A trained recipe (tiny-l, laptop-l), a released model (igpt-s, igpt-s-bert, igpt-s@131000), a folder of weights, or a"
     " TensorFlow checkpoint without .index."
 )
+PARAMETERS = "A parameter of the stages. Their records stay in runs/."
 SEED = {"metavar": f"0..{MOST}", "callback": _seed}
 
 Targets = Annotated[list[str] | None, typer.Argument(help=f"{TARGETS} Default: everything in the tier.")]
@@ -102,9 +107,7 @@ def plan(
     targets: Annotated[list[str] | None, typer.Argument(help=f"{TARGETS} Default: all.")] = None,
     tier: Annotated[Tier | None, typer.Option(help=f"{TAKES} Default: all; for targets, the smallest that has them.")] = None,
     why: Annotated[bool, typer.Option("--why", help="Name the inputs that changed since each record.")] = False,
-    cost: Annotated[
-        bool, typer.Option("--cost", help="Show hours, memory, disk and downloads; of every recipe without targets and tier.")
-    ] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="Show hours, memory, disk and downloads; alone, of every recipe.")] = False,
 ) -> str:
     """List every cell and its stages: fresh, stale or missing.
 
@@ -130,9 +133,7 @@ def plan(
 def run(
     targets: Targets = None,
     tier: TierOption = None,
-    parameters: Annotated[
-        list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="A parameter of the stages; their records stay in runs/.")
-    ] = None,
+    parameters: Annotated[list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help=PARAMETERS)] = None,
 ) -> str:
     """Run what is missing or stale, on this machine.
 
@@ -180,9 +181,7 @@ def sample(
 def complete(
     images: Annotated[list[Path], typer.Argument(help="PNG, JPEG, WebP and the like; the central square is used.")],
     model: ModelOption = "laptop-l",
-    keep: Annotated[
-        str, typer.Option(metavar="top|left|FRACTION", help="The given part: the upper or left half, or a fraction from the top.")
-    ] = "top",
+    keep: Annotated[str, typer.Option(metavar="top|left|FRACTION", help="The given part; a fraction is from the top.")] = "top",
     n: Annotated[int, typer.Option(min=1, max=64, help="How many completions per image.")] = 4,
     seed: SeedOption = 0,
     temperature: TemperatureOption = 1.0,
@@ -202,9 +201,7 @@ def complete(
 
 @command(checkout=False)
 def train(
-    recipe: Annotated[
-        str, typer.Argument(help="A recipe's name: igpt-s, -m, -l, -l-48, -xl; or small-s, laptop-s, tiny-s and their -m and -l.")
-    ],
+    recipe: Annotated[str, typer.Argument(help="igpt-s, -m, -l, -l-48, -xl; or small-s, laptop-s, tiny-s and their -m and -l.")],
     store: Annotated[Path, typer.Option("--data", help="A train store of `igpt data tokenize`.")],
     out: Annotated[Path, typer.Option(help="The run's folder: checkpoints, weights, metrics.")],
     objective: Annotated[str, typer.Option(help="autoregressive or bert.")] = "autoregressive",
@@ -213,7 +210,7 @@ def train(
     palette: PaletteOption = None,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Images per device and pass. Default: as many as fit.")] = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Processes, one per GPU. Default: all GPUs.")] = None,
-) -> str:
+) -> tuple[str, int]:
     """Pre-train a model on tokens, on GPUs where there are any.
 
     Run it again to resume. Ctrl-C, SIGTERM and SIGUSR1 write a checkpoint first; the exit code is then 75.
@@ -221,15 +218,13 @@ def train(
     from igpt.companion.run.training import train
 
     given = {"steps": steps, "seed": seed, "palette": palette, "micro_batch": micro_batch, "devices": devices}
-    return _ended(*train(recipe, objective, data=store, out=out, **given), err=True)  # type: ignore[arg-type]
+    return train(recipe, objective, data=store, out=out, **given)  # type: ignore[arg-type]
 
 
 @command("evaluate-loss", checkout=False)
 def evaluate_loss(
     model: Annotated[str, typer.Argument(help=MODELS)],
-    tokens: Annotated[
-        Path | None, typer.Option(help="A token store or .npy file. Default: ImageNet's test tokens as released.")
-    ] = None,
+    tokens: Annotated[Path | None, typer.Option(help="A token store or .npy file. Default: ImageNet's released ones.")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Use the first n images only.")] = None,
 ) -> str:
     """Measure a model's loss on tokens.
@@ -244,14 +239,14 @@ def evaluate_loss(
 @command(checkout=False)
 def export(
     folder: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
-    to: Annotated[
-        Literal["ours", "huggingface", "onnx"],
-        typer.Option(help="Ours (safetensors and palette), transformers', or ONNX (one graph for prefill and step)."),
-    ] = "huggingface",
+    to: Annotated[Literal["ours", "huggingface", "onnx"], typer.Option(help="The format.")] = "huggingface",
     model: ModelOption = "laptop-l",
     half: Annotated[bool, typer.Option("--half", help="ONNX only: weights in half precision, half the size.")] = False,
 ) -> str:
-    """Write weights in a format that other programs read."""
+    """Write weights in a format that other programs read.
+
+    ours: safetensors and palette. huggingface: for transformers. onnx: one graph for prefill and steps.
+    """
     from igpt.companion.run.samples import export_weights
 
     return export_weights(model, folder, to=to, half=half)
@@ -322,13 +317,9 @@ def check(name: Dataset) -> str:
 @command(group=data, checkout=False)
 def tokenize(
     name: Dataset,
-    resolution: Annotated[
-        int | None, typer.Option(min=1, help="Pixels per side. Default: 32, or fewer where the images have fewer.")
-    ] = None,
+    resolution: Annotated[int | None, typer.Option(min=1, help="Pixels per side. Default: 32, or the images' if fewer.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = 1,
-    crops: Annotated[
-        int, typer.Option(min=0, help="Random crops per training image, for pre-training; 0 takes the central crop.")
-    ] = 0,
+    crops: Annotated[int, typer.Option(min=0, help="Random crops per training image; 0 takes the central crop.")] = 0,
     filter: Annotated[str, typer.Option(help="bicubic, box, bilinear or lanczos.")] = "bicubic",
     seed: Annotated[int, typer.Option(**SEED, help="Of the random crops.")] = 0,
     palette: PaletteOption = None,
@@ -346,7 +337,7 @@ def tokenize(
 def verify(
     record: Annotated[Path, typer.Argument(help="A record's JSON file, ours or anyone's.")],
     repeat: Annotated[bool, typer.Option("--repeat", help="Also run its stage again in a new folder, and compare.")] = False,
-) -> str:
+) -> tuple[str, int]:
     """Check a record and list its problems; exit 1 if any.
 
     Compares its parameters, signature and receipt with this checkout, its values with their intervals, and all of it with
@@ -355,7 +346,7 @@ def verify(
     from igpt.companion.run.verify import verify_record
 
     text, undoubted = verify_record(record, repeat=repeat)
-    return _ended(text, 0 if undoubted else 1)
+    return text, 0 if undoubted else 1
 
 
 @command()
@@ -460,8 +451,7 @@ def collect() -> str:
 @command()
 def clean(
     kinds: Annotated[
-        list[str] | None,
-        typer.Argument(help="stale, failed, snapshots, parts, unfinished. Default: all but unfinished."),
+        list[str] | None, typer.Argument(help="stale, failed, snapshots, parts, unfinished. Default: the first four.")
     ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete them. Without it nothing is deleted.")] = False,
 ) -> str:
@@ -480,7 +470,7 @@ def doctor(
     targets: Targets = None,
     tier: TierOption = None,
     patience: Annotated[float, typer.Option(min=0, help="Minutes to wait for test jobs; 0 submits none.")] = 10.0,
-) -> str:
+) -> tuple[str, int]:
     """Check a cluster before jobs are submitted.
 
     Short test jobs start Python as the profile says, and look for the GPU and for the data sets and weights that the
@@ -488,7 +478,7 @@ def doctor(
     """
     from igpt.companion.slurm.doctor import examine
 
-    return _ended(*examine(profile, targets or [], tier, patience=patience))
+    return examine(profile, targets or [], tier, patience=patience)
 
 
 @command()
@@ -538,14 +528,6 @@ def _expand_home(word: str) -> str:
     """Expand ``~/x`` and ``--out=~/x``, which shells may pass on as they are."""
     option, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return f"{option}{sign}{Path(value).expanduser()}" if value.startswith("~/") else word
-
-
-def _ended(text: str, code: int, *, err: bool = False) -> str:
-    """The text of a command that ends with an exit code; with one other than 0 it is printed here, and the command ends."""
-    if code:
-        typer.echo(text, err=err)
-        raise typer.Exit(code)
-    return text
 
 
 def _report(message: object, code: int) -> int:
