@@ -9,7 +9,6 @@ import re
 import secrets
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -24,7 +23,7 @@ from igpt.companion.results.signature import Signature, Signer
 from igpt.companion.run.local import plan_stages
 from igpt.companion.run.targets import find_stages
 from igpt.companion.slurm.ledger import Array, Job, Ledger, Listed, new_array
-from igpt.companion.slurm.profile import FOLDERS, Profile, Resources, find_profile
+from igpt.companion.slurm.profile import Profile, Resources, find_profile
 from igpt.companion.slurm.scheduler import ask, call, cancel, job_parameters, require, submit, trial
 from igpt.companion.slurm.snapshot import check_clean, take_snapshot
 from igpt.companion.slurm.status import look_at
@@ -55,7 +54,7 @@ def examine(
     """
     project = Project.here()
     profile = find_profile(project, profile_name)
-    os.environ.update({name: profile.environment[name] for name in FOLDERS if name in profile.environment})
+    os.environ.update(profile.folders)
     todo = [planned for planned in plan_stages(project, find_stages(list(targets), tier, project)) if planned.state != "fresh"]
     answers = answer(
         [
@@ -259,11 +258,7 @@ def _array(asked: Resources, code: Project) -> Array:
 
 def _folder(runs: Path) -> str:
     """Whether the folder of runs can be written and locked, and how much fits into it."""
-    runs.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=runs, prefix=".doctor") as stream:
-        stream.write(b"x")
-        os.fsync(stream.fileno())
-    with Ledger(Project(runs.parent)).alone():
+    with Ledger(Project(runs.parent)).alone():  # which writes there
         pass
     free = shutil.disk_usage(runs).free / 2**30
     if free < FREE_GIB:

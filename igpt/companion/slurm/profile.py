@@ -124,6 +124,11 @@ class Profile(_Where):
         options = {**self.options, **default.options, **own.options}
         return Resources(**{**given, "options": {name: value for name, value in options.items() if value is not None}})
 
+    @property
+    def folders(self) -> dict[str, str]:
+        """The folders of data and weights, by their variables."""
+        return {name: self.environment[name] for name in FOLDERS if name in self.environment}
+
     def run_root(self, project: Project) -> Project:
         """The folder whose ``runs`` has runs, jobs and snapshots: the shared folder, or the checkout."""
         return Project(Path(self.shared_folder)) if self.shared_folder else project

@@ -19,7 +19,7 @@ from igpt.companion.slurm.batches import Batch, make_batches
 from igpt.companion.slurm.dry_run import describe
 from igpt.companion.slurm.job import StageJob
 from igpt.companion.slurm.ledger import Job, Ledger, Listed, clock, new_array, remember_run_root, user
-from igpt.companion.slurm.profile import FOLDERS, Profile, find_profile, known_as, profile_path, read_profile
+from igpt.companion.slurm.profile import Profile, find_profile, known_as, profile_path, read_profile
 from igpt.companion.slurm.scheduler import HIDDEN, Queued, Unanswered, look, number_of, require, settle, settled_by, submit
 from igpt.companion.slurm.snapshot import check_clean, plan_of_snapshot, take_snapshot
 from igpt.companion.slurm.targets import chosen_folders
@@ -53,7 +53,7 @@ def submit_targets(targets: list[str], tier: str | None, profile_name: str, *, d
     profile = find_profile(project, profile_name)
     profile_name = known_as(project, profile_name)
     local = profile.scheduler == "local"
-    os.environ.update({name: value for name, value in profile.environment.items() if local or name in FOLDERS})
+    os.environ.update(profile.environment if local else profile.folders)
     plan = plan_stages(project, find_stages(targets, tier, project))
     if local:
         return run_here(project, plan, profile, dry_run=dry_run)
@@ -210,8 +210,7 @@ def resume(targets: list[str]) -> str:
                 if not code.root.is_dir():
                     raise UsageError(f"the snapshot {code.root} is gone: submit {lost[0].name} again instead")
                 profile = _profile_now(project, profile_name, lost)
-                data = {name: profile.environment[name] for name in FOLDERS if name in profile.environment}
-                plan = plan_of_snapshot(code, [job.name for job in lost], data)
+                plan = plan_of_snapshot(code, [job.name for job in lost], profile.folders)
                 for job in lost:
                     if damaged := job.damaged_record:
                         damaged.replace(damaged.with_name(f"{damaged.name}.damaged"))
@@ -232,5 +231,4 @@ def _profile_now(project: Project, name: str, jobs: Iterable[Job]) -> Profile:
     if kept and not os.access(profile_path(project, name), os.R_OK):
         return kept
     profile = find_profile(project, name)
-    folders = {key: value for key, value in (kept.environment if kept else {}).items() if key in FOLDERS}
-    return profile.model_copy(update={"environment": {**folders, **profile.environment}})
+    return profile.model_copy(update={"environment": {**(kept.folders if kept else {}), **profile.environment}})
