@@ -214,9 +214,15 @@ def test_mistakes_in_pages_and_a_broken_record_fail_the_build_and_all_are_named(
 
 
 def pages(html: Path) -> dict[str, bytes]:
-    """A built book's files, without the digests by which a second build names a style sheet of the first."""
+    """A built book's files, less what only a second build has: digests in the addresses of its first one's files, and words
+    of the search that are on no page any more.
+    """
     files = {str(path.relative_to(html)): path for path in html.glob("**/*") if path.is_file() and path.name != ".buildinfo"}
-    return {name: re.sub(rb"\.css\?v=\w+", b".css", path.read_bytes()) for name, path in files.items()}
+    content = {name: re.sub(rb"\.(css|js)\?v=\w+", rb".\1", path.read_bytes()) for name, path in files.items()}
+    index = json.loads(content["searchindex.js"].removeprefix(b"Search.setIndex(").removesuffix(b")"))
+    for key in ("terms", "titleterms"):
+        index[key] = {word: on for word, on in index[key].items() if on != []}
+    return {**content, "searchindex.js": json.dumps(index, sort_keys=True).encode()}
 
 
 def test_after_changed_and_removed_records_the_pages_are_those_of_a_fresh_build(copy: Path, pending: Path) -> None:
