@@ -1,7 +1,4 @@
-"""Rules for every file: a final name means complete (written beside, synced, renamed), and a lock guards shared work.
-
-What others wrote is looked at before it is read: a folder, a pipe or a file far too large is never opened.
-"""
+"""Atomic writes, locks, and careful reads: a folder, a pipe or a file that is far too large is never opened."""
 
 from __future__ import annotations
 
@@ -24,19 +21,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LARGEST_JSON = 2**22  # bytes of a file of settings; lists of many classes or tensors take some hundred thousand
-LFS = b"version https://git-lfs"  # with which the files begin that stand for others until these are fetched
+LFS = b"version https://git-lfs"  # the first bytes of git-lfs pointers
 # A full disk, a quota, the largest file, a disk that takes nothing: never a bug of ours.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-LITTER = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin")  # beside names with a dot in front
+LITTER = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin")  # besides hidden files
 POLL = 0.5  # seconds between two looks at a lock that another process holds
 
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """A binary stream whose content stands under ``path`` once the block ends well, and never in part.
+    """A binary stream into a temporary file, which is renamed to ``path`` when the block ends.
 
-    The temporary file lies beside ``path`` and is removed when the block raises; an OSError (a full disk,
-    say) passes through with whatever stood under ``path`` before left as it was. Raises UsageError as `check_writable` does.
+    When the block raises, the temporary file is removed and an old file at ``path`` is left as it was. An OSError, of a full
+    disk say, passes through with the file's name. Raises UsageError as `check_writable` does.
     """
     check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,32 +53,31 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def refuse_full_disk(place: Path) -> Iterator[None]:
-    """Let a disk that takes no more be a UsageError, for what is written to ``place`` and continued by the same command."""
+def refuse_full_disk(path: Path) -> Iterator[None]:
+    """Turn the OSError of a full disk into a UsageError, for writes to ``path`` that the same command continues."""
     try:
         yield
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
         raise UsageError(
-            f"{place} could not be written ({error.strerror}): free some room, and the same command continues"
+            f"{path} could not be written ({error.strerror}): free some room, and the same command continues"
         ) from None
 
 
 def check_writable(path: Path, *, is_folder: bool = False) -> None:
-    """Raise UsageError where no file can be written, or no folder: on what is of the other kind, or below a file."""
+    """Raise UsageError if ``path`` is a folder where a file is to be written, or lies below a file."""
     if not is_folder and path.is_dir():
         raise UsageError(f"{path} is a folder: name a file to write")
     if files := [parent for parent in path.parents if parent.exists() and not parent.is_dir()]:
-        raise UsageError(f"{path} cannot be written, since {files[0]} is a file: name another place")
+        raise UsageError(f"{path} cannot be written, since {files[0]} is a file: name another path")
 
 
 @contextmanager
 def write_folder(folder: Path) -> Iterator[Path]:
-    """A folder to be filled, whose content stands under the name ``folder`` once the block ends well, and never in part.
+    """A temporary folder to fill, which is renamed to ``folder`` when the block ends, and removed when it raises.
 
-    It lies beside ``folder`` until then and is removed when the block raises; one that a killed process left is cleared
-    first. An OSError (a full disk, or something that stands under the name by then) passes through.
+    An OSError (a full disk, or a folder that was made meanwhile) passes through.
     Raises UsageError while another process writes the same folder, and as `check_writable` does.
     """
     check_writable(folder, is_folder=True)
@@ -108,13 +104,13 @@ def write_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 under ``path``, whole or not at all."""
+    """Write ``text`` as UTF-8, atomically."""
     with write_atomically(path) as stream:
         stream.write(text.encode())
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
-    """Write a ``.npy`` file, whole or not at all."""
+    """Write a ``.npy`` file atomically."""
     import numpy as np
 
     content = io.BytesIO()  # into a file itself numpy writes by C, and a full disk has no errno or is not noticed
@@ -125,12 +121,12 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 
 def file_size(path: Path) -> int:
     """Bytes of a regular file. Raises OSError as `Path.stat` does; ValueError for a folder, a pipe and the like."""
-    found = path.stat()
-    if stat.S_ISDIR(found.st_mode):
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
         raise ValueError("it is a folder")
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError("it is no regular file")  # a pipe, say, which would be waited for without end
-    return found.st_size
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")  # opening a pipe would block
+    return status.st_size
 
 
 def read_whole(path: Path, *, most: int) -> bytes:
@@ -147,9 +143,9 @@ def file_sha256(path: Path) -> str:
 
 
 def read_json(path: Path, *, most: int = LARGEST_JSON) -> Any:
-    """What a JSON file says. Raises OSError as reading does; ValueError as `read_whole`, and for anything but plain JSON.
+    """The content of a JSON file. Raises OSError as reading does; ValueError as `read_whole`, and for invalid JSON.
 
-    A field that is said twice is refused: readers differ in which of the two they take.
+    A repeated field is refused, since readers differ in which of the two they take.
     """
     try:
         return json.loads(read_whole(path, most=most), object_pairs_hook=_once)
@@ -190,15 +186,15 @@ def cannot_read(path: Path, error: Exception, wrong: str = "is damaged", *, advi
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose fields are all different."""
+    """A JSON object without repeated fields."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        raise ValueError("it says a field twice")
+        raise ValueError("it has a field twice")
     return fields
 
 
 def is_litter(path: str) -> bool:
-    """Whether a name, or a path with one, is of those that macOS, Windows and file servers leave beside people's files.
+    """Whether a path has a name that macOS, Windows or a file server leaves beside people's files, or a hidden one.
 
     >>> [is_litter(name) for name in ("._a.png", "__MACOSX/train/a.png", "Thumbs.db", "train/a.png", "../a.png")]
     [True, True, True, False, False]
@@ -208,7 +204,7 @@ def is_litter(path: str) -> bool:
 
 
 def remove_parts(folder: Path, *patterns: str) -> None:
-    """Remove what killed processes left beside the files they wrote; the caller holds the lock under which they do."""
+    """Remove temporary files of killed processes; the caller holds the lock under which they are written."""
     for path in [path for pattern in patterns for path in folder.glob(pattern)]:
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -224,9 +220,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def try_lock(path: Path, *, seconds: float = 0) -> AcquireReturnProxy[Any] | None:
-    """Hold the lock file ``path``: until the end of a ``with`` over the result, or of this process, however it ends.
+    """Hold the lock file ``path`` until the end of a ``with`` over the result, or of this process.
 
-    seconds : to wait for another process that holds it; None is the result when it still does.
+    seconds : how long to wait for another process that holds it; after that the result is None
     """
     from filelock import FileLock, Timeout
 
@@ -237,9 +233,9 @@ def try_lock(path: Path, *, seconds: float = 0) -> AcquireReturnProxy[Any] | Non
 
 
 def wait_for_lock(path: Path, held: str) -> AcquireReturnProxy[Any]:
-    """As `try_lock`, but wait for as long as another process holds it, for work whose result both need.
+    """As `try_lock`, but wait for as long as another process holds it.
 
-    held : the beginning of the one line on stderr that then says what is waited for
+    held : the beginning of the line on stderr that then says what is waited for
     """
     from filelock import FileLock
 

@@ -1,4 +1,4 @@
-"""What this machine has."""
+"""Cores, memory and GPUs of this machine, as far as this process may use them."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and WSL
 
 
 def cores() -> int:
-    """Processor cores that this process may use: its affinity and, in a container, what its cgroup is allowed."""
+    """Processor cores within this process's affinity and its cgroup's limit."""
     from joblib import cpu_count
 
     return int(cpu_count())
 
 
 def free_memory() -> float:
-    """Bytes of memory that this process may still take: the system's, and in a container or a job what its cgroup is allowed.
+    """Bytes of memory that this process may still take, of the system's and within its cgroup's limit.
 
-    Pages of files, which give way, count as free. Infinite where the system does not say.
+    Cached files count as free. Infinite if unknown.
     """
-    found = [float("inf")]
+    free = [float("inf")]
     with suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(1024 * float(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+        free.append(1024 * float(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
     with suppress(OSError, StopIteration):
         own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
         group = Path("/sys/fs/cgroup") / own[3:].strip("/")
         for folder in (group, *group.parents[: -len(Path("/sys/fs/cgroup").parents)]):
-            with suppress(OSError, StopIteration, ValueError):  # without a limit it says "max"
+            with suppress(OSError, StopIteration, ValueError):  # without a limit the file has "max"
                 limit, used = (float((folder / name).read_text()) for name in ("memory.max", "memory.current"))
                 pages = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                found.append(limit - used + next(float(size) for name, size in pages if name == "inactive_file"))
-    return max(min(found), 0.0)
+                free.append(limit - used + next(float(size) for name, size in pages if name == "inactive_file"))
+    return max(min(free), 0.0)
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none where torch cannot use any."""
+    """The GPUs that torch can use here, as CUDA_VISIBLE_DEVICES names them."""
     if not any(map(os.path.exists, DRIVERS)):
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -50,7 +50,7 @@ def gpus() -> list[str]:
 
 @cache
 def _usable(visible: str | None) -> int:
-    """How many GPUs torch finds, in a process of its own, as it takes seconds and keeps some of a card's memory."""
+    """Number of GPUs, counted in a subprocess, since torch takes seconds and keeps some of a card's memory."""
     if visible == "":
         return 0
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Measured numbers as records keep them, and their 95 % intervals."""
+"""Measured values as in records, and their 95 % intervals."""
 
 from __future__ import annotations
 
@@ -75,6 +75,6 @@ Seconds = dict[str, list[float]]  # of a speed comparison: by candidate, one a r
 
 
 def ratios(seconds: Seconds, slower: str, faster: str) -> tuple[float, float, float]:
-    """How many times as long ``slower`` takes as ``faster`` in the same round: the median, the least, the greatest."""
-    found = [a / b for a, b in zip(seconds[slower], seconds[faster], strict=True)]
-    return statistics.median(found), min(found), max(found)
+    """Ratio of the seconds of ``slower`` to those of ``faster`` in the same round: median, minimum, maximum."""
+    each = [a / b for a, b in zip(seconds[slower], seconds[faster], strict=True)]
+    return statistics.median(each), min(each), max(each)

@@ -19,7 +19,7 @@ from igpt.errors import UsageError
 from igpt.files import cannot_read, read_whole, write_array
 from igpt.seeds import check_seed
 
-# Digest of the released weights' 512 colours. In the code, so that other colours are other code to a signature.
+# Digest of the released weights' 512 colours; here, so that other colours change signatures.
 RELEASED = "2e1993e1710ade487e719a6103ff3ec2da542856cd7dcc8ef4fd0b5e9aae927b"
 MOST = 2**16  # colours, for tokens are uint16
 LARGEST = 2**21  # bytes of a file of so many colours, and more
@@ -30,7 +30,7 @@ BEYOND = 1e-3  # an eighth of a level: k-means rounds, other scales are far outs
 
 @dataclass(frozen=True, eq=False)
 class Palette:
-    """Colour centres, float32 (k, channels) in [-1, 1]; a pixel value v stands at v / 127.5 - 1.
+    """Colour centres, float32 (k, channels) in [-1, 1]; a pixel value v is at v / 127.5 - 1.
 
     >>> import numpy as np
     >>> black_and_white = Palette(np.array([[-1.0], [1.0]], np.float32))
@@ -90,7 +90,7 @@ class Palette:
 
     @classmethod
     def load(cls, path: Path) -> Palette:
-        """The palette in a ``.npy`` file. Raises UsageError, which names the file, when there is none or it is not one."""
+        """The palette in a ``.npy`` file. Raises UsageError, which names the file, when it is missing or not a palette."""
         try:
             return cls(np.load(io.BytesIO(read_whole(path, most=LARGEST)), allow_pickle=False))
         except FileNotFoundError:
@@ -101,12 +101,12 @@ class Palette:
             raise cannot_read(path, error, "is not a palette") from None
 
     def save(self, path: Path) -> None:
-        """Write the centres as ``.npy``; the name appears only when the file is whole."""
+        """Write the centres as ``.npy``, atomically."""
         write_array(path, self.centres)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the centres: what a checkpoint and its tokens must agree on."""
+        """SHA-256 of the centres; a checkpoint and its tokens must have the same."""
         return hashlib.sha256(self.centres.tobytes() + str(self.centres.shape).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -125,8 +125,8 @@ class Palette:
         flat = _flat(images)
         if images.shape[-1] == 3 and len(flat) > TABLE_PAYS:
             return _look_up(colour_table(self.centres.tobytes()), flat).reshape(images.shape[:-1])
-        colours, place = np.unique(flat, axis=0, return_inverse=True)
-        return nearest_centres(colours, self.centres)[place].reshape(images.shape[:-1])
+        colours, index = np.unique(flat, axis=0, return_inverse=True)
+        return nearest_centres(colours, self.centres)[index].reshape(images.shape[:-1])
 
     def dequantize(self, tokens: NDArray[np.integer]) -> NDArray[np.uint8]:
         """Images uint8 (..., channels) of tokens (...): rint(127.5 (c + 1)), as released."""

@@ -1,4 +1,4 @@
-"""Which numbers are seeds: the same everywhere, though the libraries that take them differ."""
+"""Valid seeds: the same range everywhere, though libraries differ in theirs."""
 
 from __future__ import annotations
 

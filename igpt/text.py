@@ -1,4 +1,4 @@
-"""Text made safe to print, and long lists made short."""
+"""Text that is safe to print, and short lists."""
 
 from __future__ import annotations
 

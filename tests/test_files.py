@@ -138,7 +138,7 @@ def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder_are_said(tm
     with pytest.raises(UsageError, match="folder is a folder: name a file to write"):
         write_text(tmp_path / "folder", "text")
     for write in (write_text, lambda path, _: write_folder(path).__enter__()):
-        with pytest.raises(UsageError, match=r"deep/name cannot be written, since .*file is a file: name another place"):
+        with pytest.raises(UsageError, match=r"deep/name cannot be written, since .*file is a file: name another path"):
             write(tmp_path / "file" / "deep" / "name", "text")
     assert names(tmp_path) == ["file", "folder"]
     assert (tmp_path / "file").read_text() == "kept"
@@ -150,7 +150,7 @@ def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder_are_said(tm
         (b"", "Expecting value"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a": ' * 100_000, "nested too deeply"),
-        (b'[{"a": 1, "a": 1}]', "says a field twice"),
+        (b'[{"a": 1, "a": 1}]', "has a field twice"),
         (b"\xff", "can't decode"),
         (b"9" * 5000, "digits"),
         (b'"' + b"a" * 5000 + b'"', "it has 5,002 bytes, more than the 5,000"),

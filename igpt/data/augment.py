@@ -1,4 +1,4 @@
-"""More images out of few: the crops and flips of CIFAR fine-tuning, and the tiny tier's shifts."""
+"""Augmentation: the crops and flips of CIFAR fine-tuning, and the tiny tier's shifts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ PAD = 4  # pixels on each side, as the Wide-ResNet recipe that section 3.4 follo
 
 
 def augmented(tokens: NDArray[Token], indices: NDArray[np.int64], *, images: int, epoch: int, seed: int) -> NDArray[Token]:
-    """Each image padded by reflection, cropped at random and flipped every other time, integers (B, H, W).
+    """Images padded by reflection, cropped at random and flipped with probability one half, integers (B, H, W).
 
     tokens : integers (B, H, W), the images at ``indices``, int64 (B,), of a set of ``images``
-    What is drawn for an image depends on seed, epoch and its index alone, so that the batches, the workers and a
-    resumed run do not change it. Augmenting tokens or pixels is the same, as neither step mixes colours.
+    The draw for an image depends on seed, epoch and its index alone, not on batches, workers or a resume. Augmenting tokens
+    equals augmenting pixels, since neither step mixes colours.
     Source: section 3.4, which pads by 4 and takes a random crop of the image or of its mirror image.
 
     >>> import numpy as np
@@ -36,7 +36,7 @@ def augmented(tokens: NDArray[Token], indices: NDArray[np.int64], *, images: int
 def shifted(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The nine shifts of every image by at most one pixel, uint8 (9 N, H, W, channels), edges filled with 0.
 
-    The tiny tier's way to more unlabelled images, in place of the paper's random resizes and crops.
+    The tiny tier's augmentation of unlabelled images, in place of the paper's random resizes and crops.
 
     >>> import numpy as np
     >>> shifted(np.ones((2, 8, 8, 1), np.uint8)).shape

@@ -1,14 +1,13 @@
 """The data sets by name, and what is known of each without opening it.
 
-Each is declared in the module that reads it. This one is no part of signatures, so that a new data set stales nothing:
-what of a declaration can change a number is in `split_digest`.
+Each is declared in the module that reads it. This list is not part of signatures, so that a new data set stales nothing;
+signatures have `split_digest` instead.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
 from igpt.data.cifar import CIFAR10, CIFAR100
 from igpt.data.dataset import DataSet, data_home, pictures_folder
@@ -18,7 +17,7 @@ from igpt.data.jpegs import IMAGENET, SOLUTION, TINY_IMAGENET
 from igpt.data.stl import STL10
 from igpt.errors import UsageError
 
-__all__ = ["DATASETS", "by_hand", "check_present", "data_card", "data_folder", "data_home", "is_present", "split_digest"]
+__all__ = ["DATASETS", "by_hand", "check_present", "data_card", "data_home", "is_present", "split_digest"]
 
 DATASETS = {card.name: card for card in (DIGITS, CIFAR10, CIFAR100, STL10, TINY_IMAGENET, IMAGENET, IMAGENET_TOKENS)}
 
@@ -35,13 +34,8 @@ def data_card(name: str) -> DataSet:
     return DATASETS[name]
 
 
-def data_folder(name: str) -> Path:
-    """Where a data set's files lie, or would."""
-    return data_card(name).folder
-
-
 def is_present(name: str) -> bool:
-    """Whether a data set's files are at hand; they are not opened."""
+    """Whether a data set's files exist; they are not opened."""
     card = data_card(name)
     if not card.subfolder:
         return True
@@ -54,7 +48,7 @@ def is_present(name: str) -> bool:
 
 
 def check_present(name: str) -> None:
-    """Raise UsageError when a data set's files are not at hand, saying what brings them."""
+    """Raise UsageError, with what to do, when a data set's files are missing."""
     card = data_card(name)
     if is_present(name):
         return
@@ -64,16 +58,16 @@ def check_present(name: str) -> None:
 
 
 def by_hand(name: str) -> str:
-    """What to put where, for a data set that may not be downloaded without its owner's leave."""
+    """What to put where, for ImageNet, which cannot be downloaded without registration."""
     names = ", ".join(archive.name for archive in data_card(name).archives)
     return (
         f"get {names} from image-net.org and put them, or the folders train/ and val/ made of them, or Kaggle's ILSVRC/ and"
-        f" {SOLUTION}, into {data_folder(name)}"
+        f" {SOLUTION}, into {data_card(name).folder}"
     )
 
 
 def split_digest(name: str) -> str:
-    """SHA-256 over all that decides a data set's images, labels and splits. Nothing is opened."""
+    """SHA-256 of all that determines a data set's images, labels and splits. Nothing is opened."""
     card = data_card(name)
     decides: list[object] = [card.name, card.content, card.train, card.validation, card.test, card.classes]
     decides += [card.height, card.channels]

@@ -1,4 +1,4 @@
-"""What a data set is: a declaration, made by the one module that reads its files; and where these lie."""
+"""A data set as a declaration, which the module that reads its files makes; and orders of images that never change."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOKEN, ONE_HOT = 2, 1  # bytes, the least of a released token and of an element 
 
 @dataclass(frozen=True)
 class Archive:
-    """A published file; ``addresses`` is empty where its owner's leave is needed to download it."""
+    """A published file; ``addresses`` is empty if a download needs registration."""
 
     name: str
     addresses: tuple[str, ...]
@@ -38,9 +38,9 @@ class Archive:
 class DataSet:
     """All that is particular to a data set. Counts are images.
 
-    ``read`` gives the pictures of an official split, uint8 (N, H, W, channels) or as files to read, and their labels,
-    int64 (N,); whether the files are at hand is looked at before. It is None for a set that is published as tokens: of these
-    ``tokens`` opens a split, for a model of so many pixels a side and a palette.
+    ``read`` gives the pictures of an official split, uint8 (N, H, W, channels) or as files to read, and their labels, int64
+    (N,); its files exist then. A set that is published as tokens has ``tokens`` instead, which opens a split for a model of
+    so many pixels a side and a palette.
     """
 
     name: str
@@ -52,7 +52,7 @@ class DataSet:
     classes: int
     height: int  # pixels, before any reduction (for ImageNet, of the published crop)
     channels: int
-    held_out: float  # fraction of train kept for choosing (paper, section 3.1)
+    held_out: float  # fraction of train used for validation (paper, section 3.1)
     names: Callable[[DataSet], list[str]]  # of the classes, by label
     read: Callable[[DataSet, Official], tuple[NDArray[np.uint8] | Jpegs, NDArray[np.int64]]] | None = None
     tokens: Callable[[DataSet, SplitName, int, Palette], Tokens] | None = None
@@ -68,7 +68,7 @@ class DataSet:
 
     @property
     def validation(self) -> int:
-        """Images of train held out for choosing."""
+        """Images of train held out for validation."""
         return round(self.train * self.held_out)
 
     @property
@@ -77,12 +77,12 @@ class DataSet:
         return (self.train + self.test) * (self.height**2 * TOKEN + self.classes * ONE_HOT) if self.loose else 0
 
     def count(self, images: int) -> str:
-        """A number of images in words: how many the rows of loose files are is not published."""
+        """A number of images in words: the rows of loose files are not published."""
         return f"{'about ' if self.loose else ''}{images:,}"
 
     @property
     def folder(self) -> Path:
-        """Where its files lie, or would."""
+        """The folder of its files; it may be missing."""
         return data_home() / self.subfolder
 
     @property
@@ -94,27 +94,25 @@ class DataSet:
 
 
 def data_home() -> Path:
-    """The folder in which data sets are looked for: ``IGPT_DATA``, else ``~/.cache/igpt/data``."""
+    """The folder of all data sets: ``IGPT_DATA``, else ``~/.cache/igpt/data``."""
     return configured_folder("IGPT_DATA", "~/.cache/igpt/data")
 
 
 def pictures_folder(card: DataSet) -> Path:
-    """Where train/ and val/ of a data set lie, or would: in its folder, or where Kaggle's archive of ImageNet has them."""
+    """The folder of a data set's train/ and val/: its own, or the one in Kaggle's archive of ImageNet."""
     kaggle = card.folder / "ILSVRC" / "Data" / "CLS-LOC"
     return kaggle if (kaggle / "train").is_dir() and not (card.folder / "train").is_dir() else card.folder
 
 
 def checked_bytes(path: Path, md5: str) -> bytes:
-    """A file's content. Raises UsageError when it cannot be read or its MD5 sum is another."""
+    """A file's content. Raises UsageError when it cannot be read or has another MD5 sum."""
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise UsageError(f"{path} is missing: fetch the data set again") from None
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}): mend that, or fetch the data set again") from None
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != md5:
-        raise UsageError(f"{path} is damaged or another file (MD5 {found}, published is {md5}): move it away and fetch again")
+        raise UsageError(f"{path} cannot be read ({error.strerror}): fetch the data set again") from None
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if digest != md5:
+        raise UsageError(f"{path} is damaged or another file (MD5 {digest}, published is {md5}): move it away and fetch again")
     return content
 
 

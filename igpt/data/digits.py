@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits, which have no official test split: theirs is stratified by class."""
+"""scikit-learn's handwritten digits, which have no official test split: ours is stratified by class."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from igpt.errors import UsageError
 
 
 def read_digits(card: DataSet, split: Official) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images uint8 (N, 8, 8, 1) and labels int64 (N,); the last of train are those held out.
+    """Images uint8 (N, 8, 8, 1) and labels int64 (N,); the held-out ones are the last of train.
 
-    The 17 grey levels 0 .. 16 are spread over 0 .. 255. Raises UsageError for digits of another content.
+    The 17 grey levels 0 .. 16 are scaled to 0 .. 255. Raises UsageError for digits with another digest.
     """
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int64)
-    found = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-    if found != card.content:
-        raise UsageError(f"the digits of this scikit-learn have SHA-256 {found}, not {card.content}: install the pinned version")
+    digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    if digest != card.content:
+        raise UsageError(f"the digits of this scikit-learn have SHA-256 {digest}, not {card.content}: install the pinned version")
     parts = split_by_class(card, labels)
     index = parts["test"] if split == "test" else np.concatenate([parts["train"], parts["validation"]])
     return images[index], labels[index]
@@ -48,8 +48,7 @@ def _stratified(order: NDArray[np.int64], labels: NDArray[np.int64], count: int)
     classes, members = np.unique(labels[order], return_counts=True)
     share = members * count / len(order)
     take = np.floor(share).astype(int)
-    for place in np.argsort(take - share, kind="stable")[: count - take.sum()]:
-        take[place] += 1
+    take[np.argsort(take - share, kind="stable")[: count - take.sum()]] += 1
     return np.concatenate([order[labels[order] == label][:n] for label, n in zip(classes, take, strict=True)])
 
 

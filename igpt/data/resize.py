@@ -1,7 +1,7 @@
 """From a picture to the few pixels that are modelled: the paper's crops, then the reduction (section 3.1).
 
 The paper crops to 224 x 224 first and then reduces; the filter of either step is not published. Ours is bicubic with
-the support that reduction needs, unless another is asked for; a token store says which in its header.
+the support that reduction needs, unless another is asked for; the header of a token store names it.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def reduced(images: NDArray[np.uint8], *, side: int, filter: str = "bicubic") ->
     height, channels = images.shape[1], images.shape[3]
     if not 1 <= side <= height:
         raise UsageError(f"images of {height} x {height} cannot be reduced to {side} x {side}: choose at most {height}")
-    found = np.empty((len(images), side, side, channels), np.uint8)
-    for place, image in enumerate(images):
+    small = np.empty((len(images), side, side, channels), np.uint8)
+    for index, image in enumerate(images):
         picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-        found[place] = np.asarray(picture.resize((side, side), FILTERS[filter])).reshape(side, side, channels)
-    return found
+        small[index] = np.asarray(picture.resize((side, side), FILTERS[filter])).reshape(side, side, channels)
+    return small
 
 
 def _crop(picture: Image.Image, box: tuple[float, float, float, float], side: int, filter: str) -> NDArray[np.uint8]:

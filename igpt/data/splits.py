@@ -44,7 +44,7 @@ def load_split(name: str, split: SplitName, *, side: int | None = None) -> Split
     """One split of a data set; train is without the held-out validation images.
 
     side : pixels to reduce the images to; as they are when left out
-    Raises UsageError for an unknown data set, one that is not at hand or damaged, one too large for memory, or a
+    Raises UsageError for a data set that is unknown, missing, damaged or too large for memory, and for a
     side larger than the images.
 
     >>> load_split("digits", "train").images.shape
@@ -53,11 +53,11 @@ def load_split(name: str, split: SplitName, *, side: int | None = None) -> Split
     (360, 4, 4, 1)
     """
     card = data_card(name)
-    found = load_official(name, "test" if split == "test" else "train")
+    images = load_official(name, "test" if split == "test" else "train")
     if split != "test":
         held = validation_indices(name)
-        found = found.take(held if split == "validation" else np.setdiff1d(np.arange(card.train), held))
-    return found if side in (None, card.height) else Split(reduced(found.images, side=side or card.height), found.labels)
+        images = images.take(held if split == "validation" else np.setdiff1d(np.arange(card.train), held))
+    return images if side in (None, card.height) else Split(reduced(images.images, side=side or card.height), images.labels)
 
 
 def load_official(name: str, split: Official) -> Split:
@@ -77,7 +77,7 @@ def load_official(name: str, split: Official) -> Split:
 
 
 def validation_indices(name: str) -> NDArray[np.int64]:
-    """Which images of an official train split are held out for choosing, int64, ascending; of the digits the last ones."""
+    """Indices, int64 and ascending, of the validation images in the official train split; the last ones of the digits."""
     card = data_card(name)
     return held_out(name) if card.split else np.arange(card.train - card.validation, card.train)
 
@@ -86,8 +86,8 @@ def validation_indices(name: str) -> NDArray[np.int64]:
 def held_out(name: str) -> NDArray[np.int64]:
     """Indices of the validation images in a data set's official train split, in order (section 3.1).
 
-    The first of them all in an order given by SHA-256 of name and index, so that they are the same under every version
-    of every library, whatever the labels. The card holds their digest, which enters signatures.
+    The first ones in an order given by SHA-256 of name and index, so that they do not depend on a library's version. The
+    declaration has their digest, which enters signatures.
     """
     card = data_card(name)
     return np.sort(stable_order(f"igpt split {name}", np.arange(card.train))[: card.validation])

@@ -1,4 +1,4 @@
-"""STL-10 out of its binary files: images as three planes, each column by column; labels from 1."""
+"""STL-10 from its binary files: images as three planes, each column by column; labels from 1."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def read_stl(card: DataSet, split: Official) -> tuple[NDArray[np.uint8], NDArray
     """Images uint8 (N, 96, 96, 3) and labels int64 (N,) from 0, in the files' order.
 
     Raises UsageError for a file that is missing, has another sum than published, or is cut short. The 100,000
-    images without labels are left alone, as in the paper.
+    images without labels are not used, as in the paper.
     """
     folder, sums = card.folder, card.files
     pixels = np.frombuffer(checked_bytes(folder / f"{split}_X.bin", sums[f"{split}_X.bin"]), np.uint8)
@@ -30,16 +30,14 @@ def read_names(card: DataSet) -> list[str]:
     """The classes' names, by label."""
     path = card.folder / "class_names.txt"
     try:
-        found = path.read_text("ascii").split()
-    except FileNotFoundError:
-        raise UsageError(f"{path} is missing: fetch the data set again") from None
+        names = path.read_text("ascii").split()
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}): fetch the data set again") from None
     except UnicodeDecodeError:
-        found = []
-    if len(found) != card.classes:  # no sum of this file is published
+        names = []
+    if len(names) != card.classes:  # no sum of this file is published
         raise UsageError(f"{path} does not name the classes of {card.title}: fetch the data set again")
-    return found
+    return names
 
 
 STL10 = DataSet(

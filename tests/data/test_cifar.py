@@ -99,7 +99,9 @@ def test_a_missing_file_is_said_with_the_command_that_brings_it(home: Path, publ
 def test_a_file_that_goes_while_it_is_wanted_is_named(home: Path, publish: Publish) -> None:
     publish_cifar10(publish, home)
     (home / "cifar-10-batches-py" / "data_batch_2").unlink()
-    assert refusal(read_cifar, data_card("cifar10"), "train").endswith("data_batch_2 is missing: fetch the data set again")
+    assert refusal(read_cifar, data_card("cifar10"), "train").endswith(
+        "data_batch_2 cannot be read (No such file or directory): fetch the data set again"
+    )
 
 
 def test_another_data_set_under_the_name_is_refused(home: Path, publish: Publish) -> None:

@@ -28,7 +28,7 @@ from igpt.companion.slurm.scheduler import ask, call, cancel, job_parameters, re
 from igpt.companion.slurm.snapshot import check_clean, take_snapshot
 from igpt.companion.slurm.status import look_at
 from igpt.companion.stage import Stage
-from igpt.data.cards import check_present, data_folder
+from igpt.data.cards import check_present, data_card
 from igpt.errors import UsageError
 from igpt.files import write_text
 from igpt.machine import cores, gpus
@@ -106,7 +106,7 @@ def data_questions(stages: Iterable[Stage]) -> list[Question]:
 
     def present(name: str) -> str:
         check_present(name)
-        return "comes with scikit-learn" if name == "digits" else f"in {data_folder(name)}"
+        return "comes with scikit-learn" if name == "digits" else f"in {data_card(name).folder}"
 
     def fetched(stage: str, model: Released) -> str:
         if not at_hand(model):

@@ -92,7 +92,7 @@ def one(**changes: object) -> dict[str, object]:
         (damaged(schema_version=True), "schema_version"),
         (damaged(schema_version=[[["1" * 10**6]]]), "has record schema"),
         (damaged(**{"k" * 10**6: 1}), "is not a valid record .kkk"),
-        (damaged()[:-1] + ', "stage": "another"}', "says a field twice"),
+        (damaged()[:-1] + ', "stage": "another"}', "has a field twice"),
         (damaged()[:-1] + ', "more": ' + "[" * 100_000, "nested too deeply"),
         (damaged()[:-1] + ', "more": ' + "9" * 5000 + "}", "is not a record"),
     ],
