@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 
 Literal = str | int | float | bool
-ALWAYS_SAID = ("model", "seed", "task")  # in a stage's name
+ALWAYS_NAMED = ("model", "seed", "task")  # in a stage's name
 
 
 @dataclass(frozen=True, order=True)
 class Stage:
-    """A notebook and the parameters given to it; those left out have the notebook's defaults."""
+    """A notebook and the parameters given to it; the others have the notebook's defaults."""
 
     notebook: str
     given: tuple[tuple[str, Literal], ...] = ()
@@ -33,7 +33,7 @@ class Stage:
 
     @staticmethod
     def words(name: str) -> list[str]:
-        """The notebook and the ``name=value`` words of a stage's name, whose values may have commas of their own.
+        """The notebook and the ``name=value`` words of a stage's name; values may contain commas.
 
         >>> Stage.words("linear_probe,layers=12,16,model=igpt-s")
         ['linear_probe', 'layers=12,16', 'model=igpt-s']
@@ -42,12 +42,12 @@ class Stage:
         return [notebook, *(re.split(r",(?=\w+=)", rest) if comma else [])]
 
     def canonical(self, defaults: dict[str, Literal]) -> Stage:
-        """The same stage under its one name: model, seed and task always said, other defaults left out.
+        """The same stage under its canonical name: with model, seed and task, and without other defaults.
 
-        So a parameter that is added later renames nothing.
+        So a parameter that is added later changes no name.
         """
-        full = {**{k: v for k, v in defaults.items() if k in ALWAYS_SAID}, **self.parameters}
+        full = {**{k: v for k, v in defaults.items() if k in ALWAYS_NAMED}, **self.parameters}
         return Stage.of(
             self.notebook,
-            **{k: v for k, v in full.items() if k in ALWAYS_SAID or k not in defaults or v != defaults[k]},
+            **{k: v for k, v in full.items() if k in ALWAYS_NAMED or k not in defaults or v != defaults[k]},
         )

@@ -1,7 +1,7 @@
 """The published numbers, each with its source and how certain it is: ``published.csv`` and ``curves.csv``.
 
-Read from the post, the paper (version 2) and the released code; figures 2 and 3 are digitised. The files
-say of every number where it stands; some are from memory, and are printed as such.
+Read from the post, the paper (version 2) and the released code; figures 2 and 3 are digitised. The files give the place of
+every number in its source; some are from memory, and are printed as such.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What this code is to be faster than, and by how much: written before the records, after a first look at what is possible.
+"""The aims for speed: what this code should be faster than, and by how much. Written before the records, after first trials.
 
-Factors are those of two cores without a GPU, but where a task is named for one; peers as they are installed, and with
+Factors are for two cores without a GPU, unless the task is named for one. Peers run as they are installed, and with
 glibc's allocator tuned, which helps them more than us. Where the aim is a fraction of the machine's limit, the limit
 is measured in the same run.
 """
@@ -32,7 +32,7 @@ MODULES = {
 
 @dataclass(frozen=True)
 class Aim:
-    """``peer`` is to take at least ``factor`` times as long as ``ours``, both named as in `igpt.companion.bench`."""
+    """``peer`` should take at least ``factor`` times as long as ``ours``, both named as in `igpt.companion.bench`."""
 
     task: str
     ours: str
@@ -68,7 +68,7 @@ AIMS = (
     Aim("tuning", "a fine-tuning step, tuned", "a training step, tuned", 0.95),
     Aim("tuning", "a fine-tuning step in bfloat16, tuned", "a training step in bfloat16, tuned", 0.95),
     Aim("tokenise", "igpt", "the same decoding and resizing, no tokens", 0.9),
-    # On a GPU, in bfloat16; written without one at hand.
+    # On a GPU, in bfloat16; written without having one.
     Aim("sampling_gpu", "igpt", "transformers", 3.5),
     Aim("sampling_gpu", "igpt", "limit: copying the memory", 0.3),
     Aim("features_gpu", "igpt", "transformers", 1.25),

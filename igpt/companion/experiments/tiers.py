@@ -1,4 +1,4 @@
-"""The tiers: how much of the paper a run is. Each is one declaration, and everything else reads it here.
+"""The tiers: at which scale the paper is reproduced. Each is one declaration, from which everything else is derived.
 
 The criteria of a tier (see `igpt.companion.experiments.measures`) were written before the records that they judge.
 """
@@ -19,13 +19,13 @@ class Tier:
     """One tier.
 
     title : of its column; takes : its data and time, in a few words
-    seeds : one run each
+    seeds : one run for each
     recipes : the models that it trains, which are of this tier alone
     models : recipes by published model and resolution, such as ``iGPT-L 32x32``
-    stands_for : the data set that takes the place of a published one; what is not named has no counterpart
+    stands_for : the data set that replaces a published one; those not named have no counterpart
     overrides : parameters of a notebook that differ from its defaults
     weights : what the evaluations read: ``trained`` here, or ``released`` by OpenAI
-    numbers : whether a cell is compared with the published number itself; else the claim behind it is tested
+    numbers : whether cells are compared with the published numbers themselves; otherwise the claims behind them are tested
     lacks : measures without a counterpart, each with the reason; by their name in published.csv
     unpublished : why a published model, by its name in ``models``, has no counterpart
     instead : another value for a measure
@@ -175,11 +175,11 @@ TIERS = {
     )
 }
 _TIER_OF = {model: tier.name for tier in TIERS.values() for model in tier.recipes}
-OWN = "own"  # stages on a user's own weights, and on recipes of their own: of no tier
+OWN = "own"  # the folder of stages on a user's own weights or recipes, which belong to no tier
 
 
 def tier_of(stage: Stage) -> str:
-    """The tier of a stage, or ``speed`` for a comparison of speed, and `OWN` for what no tier has."""
+    """The tier of a stage; ``speed`` for a comparison of speed, and `OWN` for a stage of no tier."""
     given = stage.parameters
     if stage.notebook == "speed":
         return "speed"

@@ -1,9 +1,10 @@
-"""A plan in words: every cell, every stage, what holds them up, and what they cost."""
+"""A plan as text: every cell, every stage, why each is to run, and what they cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from igpt.companion.criteria import Measurement
 from igpt.companion.experiments.cells import experiments
 from igpt.companion.experiments.costs import Cost, lacking, stage_cost, with_parents
 from igpt.companion.experiments.machines import GIB, Card
@@ -16,29 +17,31 @@ NAME = 34  # characters of a stage's name in a table
 
 
 def plan_text(plan: Plan, signer: Signer, *, why: bool) -> str:
-    """One line a cell that the plan's stages fill, one a stage, and the counts.
+    """One line per cell that the plan's stages fill, one per stage, and the counts.
 
-    A cell is as its worst stage: missing, stale, or fresh. ``why`` adds to each stage the inputs that
+    A cell has the state of its worst stage: missing, stale, or fresh. ``why`` adds to each stage the inputs that
     changed since its record.
     """
+    states: tuple[State, ...] = ("fresh", "stale", "missing")  # the worst last
     width = max((len(planned.stage.name) for planned in plan), default=0)
     lines = ["Cells"]
-    states = {planned.stage: planned.state for planned in plan}
-    for experiment in experiments():
-        for run in experiment.measurements:
-            mine = [states.get(signer.canonical(stage)) for stage in run.stages()]
-            if all(mine):
-                lines.append(f"{_worst(mine):8} {run.tier:6} {experiment.name}")
+    for name, run in _cells(plan, signer):
+        worst = max((plan[signer.canonical(stage)].state for stage in run.stages()), key=states.index)
+        lines.append(f"{worst:8} {run.tier:6} {name}")
     lines += ["", "Stages"]
     for planned in plan:
         lines.append(f"{planned.state:8} {planned.stage.name:{width}}{'  ' + visible(planned.why) if why else ''}".rstrip())
-    counts = [f"{sum(p.state == state for p in plan)} {state}" for state in ("fresh", "stale", "missing")]
+    counts = [f"{sum(p.state == state for p in plan)} {state}" for state in states]
     return "\n".join([*lines, "", f"{counted(len(plan), 'stage')}: {', '.join(counts)}; nothing was run"])
 
 
-def _worst(states: list[State | None]) -> str:
-    """The state that decides a cell's."""
-    return next(state for state in ("missing", "stale", "fresh") if state in states)
+def _cells(plan: Plan, signer: Signer) -> Iterator[tuple[str, Measurement]]:
+    """The experiments and measurements that the plan's stages fill."""
+    planned = {each.stage for each in plan}
+    for experiment in experiments():
+        for run in experiment.measurements:
+            if planned.issuperset(signer.canonical(stage) for stage in run.stages()):
+                yield experiment.name, run
 
 
 def cost_text(plan: Plan, signer: Signer, cards: Sequence[Card]) -> str:
@@ -48,15 +51,12 @@ def cost_text(plan: Plan, signer: Signer, cards: Sequence[Card]) -> str:
     """
     from tabulate import tabulate
 
-    in_plan = {planned.stage for planned in plan}
     costs = {p.stage: [stage_cost(p.in_full, card) for card in cards] for p in plan}
     cells = {}
-    for experiment in experiments():
-        for run in experiment.measurements:
-            if in_plan.issuperset(signer.canonical(stage) for stage in run.stages()):
-                needed = frozenset(signer.canonical(stage) for stage in with_parents(run.stages(), signer.in_full))
-                cells[experiment.name, needed] = _numbers([costs[stage] for stage in needed], cards)
-    stages = [(_short(stage), *_numbers([found], cards)) for stage, found in costs.items()]
+    for name, run in _cells(plan, signer):
+        needed = frozenset(signer.canonical(stage) for stage in with_parents(run.stages(), signer.in_full))
+        cells[name, needed] = _numbers([costs[stage] for stage in needed], cards)
+    stages = [(_short(stage), *_numbers([each], cards)) for stage, each in costs.items()]
     whole = ("all that a machine holds", *_numbers(list(costs.values()), cards, partly=True))
     memory = "Mem GiB" if cards[0].is_processor else "Card GiB"
     heads = ("Get GB", "Disk GB", memory, *(card.title for card in cards))
@@ -82,12 +82,12 @@ def cost_text(plan: Plan, signer: Signer, cards: Sequence[Card]) -> str:
 def _numbers(each: Sequence[Sequence[Cost]], cards: Sequence[Card], *, partly: bool = False) -> list[str]:
     """Download, disk, memory on the first card, and hours on every card, of stages that run one after the other.
 
-    partly : whether a card that is too small for some of them has the hours of the others, or none
+    partly : whether a card that is too small for some of them gets the hours of the others, or a dash
     """
     here = sum((costs[0] for costs in each), Cost())
     hours = []
-    for place, card in enumerate(cards):
-        held = [costs[place].hours for costs in each if not lacking(costs[place], card)]
+    for index, card in enumerate(cards):
+        held = [costs[index].hours for costs in each if not lacking(costs[index], card)]
         hours.append(rounded(sum(held), least=0.01) if partly or len(held) == len(each) else "-")
     return [
         f"{here.to_fetch / 1e9:,.1f}{'' if here.exact else '+'}" if here.to_fetch else "-",
@@ -106,7 +106,7 @@ def _rates(card: Card) -> str:
 
 
 def _short(stage: Stage) -> str:
-    """A stage's name in a table: what all of a tier's have in common is left out."""
+    """A stage's name in a table, without what all stages of a tier share."""
     named = ("model", "dataset", "objective", "step")
     given = {name: value for name, value in stage.given if (name, value) not in (("seed", 0), ("weights", "released"))}
     words = [stage.notebook, *(str(given.pop(name)) for name in named if name in given)]
