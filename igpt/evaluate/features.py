@@ -18,8 +18,8 @@ from igpt.fast import prepacked
 from igpt.model import ImageGPT, draw_mask
 from igpt.shape import ModelShape
 
-TRIED = 4096  # positions of the few images by which two precisions are compared
-FASTER = 1.2  # times as fast float32 has to be to be taken where half precision could be
+TRIED = 4096  # positions of the images by which two precisions are compared
+FASTER = 1.2  # float32 is used where it is that many times as fast as bfloat16
 
 
 def extract_features(
@@ -27,7 +27,7 @@ def extract_features(
 ) -> NDArray[np.float32]:
     """Features float32 (layers + 1, images, width) of int64 tokens (images, positions).
 
-    BERT's inputs stay masked, as in training (section 4.6): one mask an image, decided by ``mask_seed``.
+    BERT's inputs are masked as in training (section 4.6), with one mask per image from ``mask_seed``.
 
     >>> import torch
     >>> from igpt.model import ImageGPT
@@ -40,8 +40,8 @@ def extract_features(
     parts = []
     with prepacked(model):
         for part in tokens.split(batch):
-            found = masked_features(model, part.to(model.wte.device), generator=generator, mask_rate=mask_rate)
-            parts.append(torch.stack([found[layer] for layer in sorted(found)]).cpu())
+            features = masked_features(model, part.to(model.wte.device), generator=generator, mask_rate=mask_rate)
+            parts.append(torch.stack([features[layer] for layer in sorted(features)]).cpu())
     return torch.cat(parts, dim=1).numpy()
 
 
@@ -53,42 +53,40 @@ def masked_features(
     layers: Iterable[int] | None = None,
     mask_rate: float = 0.15,
 ) -> dict[int, Tensor]:
-    """Features of a batch by layer, float32 (B, width); BERT's inputs masked by what the generator draws.
+    """Features of a batch by layer, float32 (B, width), with BERT's inputs masked by the generator.
 
-    Raises UsageError for features that are not finite.
+    Raises UsageError for features that are NaN or infinite.
     """
     masked = None
     if model.shape.objective == "bert":
         masked = draw_mask(tokens, rate=mask_rate, generator=generator).to(tokens.device)
-    found = model.features(tokens, layers=layers, masked=masked)
-    for layer, features in found.items():
+    by_layer = model.features(tokens, layers=layers, masked=masked)
+    for layer, features in by_layer.items():
         if not features.isfinite().all():
             raise UsageError(f"the features of layer {layer} are not finite: check the weights, or compute them in float32")
-    return found
+    return by_layer
 
 
 def features_dtype(shape: ModelShape, *, device: str, half: bool, kept: Kept) -> torch.dtype:
-    """The precision that features are computed in: bfloat16 where ``half`` says that the machine has products of it.
+    """The precision to compute features in: bfloat16 if ``half`` says that the machine supports it, and it is not slower.
 
-    On a processor a model of two blocks is tried, since some that have such products are faster in float32; what came of
-    it is kept, so that a continued run takes the same. (Measured: 0.36 images a second and core in bfloat16 and 0.55 in
-    float32, of iGPT-S on a Xeon whose matrix units the machine hides; 0.8 and 0.5 on an EPYC.)
+    A CPU tries both on a model of two blocks, and the choice is kept for resumed runs. (Images per second and core of
+    iGPT-S: 0.36 in bfloat16 and 0.55 in float32 on a Xeon whose matrix units are hidden; 0.8 and 0.5 on an EPYC.)
     """
     if not half:
         return torch.float32
     if device != "cpu":
         return torch.bfloat16
-    found = kept.of("precision", lambda: _faster(shape))
-    return torch.float32 if found == "float32" else torch.bfloat16
+    return torch.float32 if kept.of("precision", lambda: _faster(shape)) == "float32" else torch.bfloat16
 
 
 def _faster(shape: ModelShape) -> str:
-    """The precision in which a processor computes features faster; bfloat16 unless float32 is so by far."""
+    """The precision in which this CPU computes features faster; bfloat16 unless float32 is clearly faster."""
     few = replace(shape, n_layer=2)
     tokens = torch.zeros(max(TRIED // shape.n_ctx, 1), shape.n_ctx, dtype=torch.int64)
     models = {dtype: ImageGPT(few).to(dtype) for dtype in (torch.float32, torch.bfloat16)}
     best = dict.fromkeys(models, math.inf)
-    for _ in range(3):  # in turns, of which the first makes what later ones find made
+    for _ in range(3):  # in turns; the first one warms up
         for dtype, model in models.items():
             with prepacked(model):
                 start = time.perf_counter()

@@ -1,17 +1,17 @@
 """Fine-tuning (sections 2.3, 3.4 and 4.5): all weights and a new head, on L_GEN + L_CLF.
 
-Trained: every weight and a linear head, started at zero, on the final norm's output averaged over
-positions. Adam with pre-training's betas, a constant rate, no dropout; CIFAR's images padded, cropped and flipped.
-Chosen on validation: the rate, a part of pre-training's; the number of epochs, by
-stopping early at the best validation accuracy.
+Trained: every weight and a linear head, started at zero, on the final norm's output averaged over positions. Adam with
+pre-training's betas, a constant rate, no dropout; CIFAR's images padded, cropped and flipped.
+Chosen on validation: the rate, a fraction of pre-training's; the number of epochs, by stopping early at the best
+validation accuracy.
 Refitted: with both, from the pre-trained weights, on train and validation together.
 Reported: the test accuracy of the refit, once.
 
 Warm-up, epochs and the chosen rates are unpublished: no warm-up, and see deviations for the rest.
 
-Each run is one of `igpt.train.engine`. With a folder it goes on after a kill or a stop as if there had been none; once it
-has ended, `FINISHED` there has what came of it, and its checkpoints are removed. A checkpoint is three times the
-weights; at most four of them lie there at a time, one of which is being written: 65 GB for iGPT-L.
+Each run is one of `igpt.train.engine`. With a folder it resumes after a kill or a stop, to the bit on a CPU; its outcome is
+kept there, and its checkpoints are removed in the end. A checkpoint is three times the weights, and at most four exist at a
+time, one of them being written: 65 GB for iGPT-L.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -38,33 +38,39 @@ from torch import Tensor, nn
 from igpt.data import LabelledTokens, data_card, labelled_tokens, subsample
 from igpt.data.augment import augmented
 from igpt.data.labelled import TokensInMemory
-from igpt.errors import StageError, UsageError
+from igpt.errors import StageError
+from igpt.evaluate.kept import Kept
 from igpt.evaluate.linear_probe import check_classes
-from igpt.files import read_json, write_text
+from igpt.files import remove_parts
 from igpt.model import ImageGPT, draw_mask, generative_loss
 from igpt.seeds import check_seed
 from igpt.shape import ModelShape
 from igpt.train import engine
 from igpt.train.checkpoint import Losses
 from igpt.train.distributed import Distributed, Loss, from_first, sum_over
-from igpt.train.engine import Batch, Diverged, Report, Runtime, Task
-from igpt.train.launch import Launch, together
+from igpt.train.engine import Batch, Diverged, Report, Task
+from igpt.train.launch import together
 from igpt.train.loop import passes, take
+from igpt.train.runtime import Launch, Runtime
 from igpt.weights.own import load_weights
 
-FINISHED = "finished.json"  # in a run's folder, what came of it; the run's name with it
-
-
 Data: TypeAlias = "LabelledTokens | tuple[Tensor, Tensor]"  # or tokens int64 (images, positions) and labels int64 (images,)
+Outcome = TypeVar("Outcome")
+
+# Fractions of pre-training's rate. The paper often found a tenth best, which was worse in the few epochs on the digits;
+# batches of 128 would also leave them only ten steps per epoch.
+RATES = (0.3, 0.1, 0.03)
+DIGITS_RATES, DIGITS_BATCH = (1.0, 0.3), 16
+AUGMENTED = ("cifar10", "cifar100")  # as published; ImageNet's crops are drawn when it is tokenised
 
 
 @dataclass(frozen=True)
 class FineTuneSettings:
-    """The choices of one fine-tuning run, up to its weights and seed."""
+    """The choices of one fine-tuning run, except for its weights and seed."""
 
     learning_rate: float
     epochs: int
-    generative_weight: float = 1.0  # of L_GEN beside L_CLF; 0 leaves the classification loss alone
+    generative_weight: float = 1.0  # of L_GEN beside L_CLF; 0 for the classification loss alone
     batch: int = 128  # section 3.4
     augment: bool = False  # pad, crop and flip, anew in each epoch
     betas: tuple[float, float] = (0.9, 0.95)
@@ -87,9 +93,9 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, tokens: LabelledTokens | Tensor, *, mask_rate: float = 0.15, mask_seed: int = 0) -> NDArray[np.int64]:
-        """Classes int64 (images,) of integer tokens (images, positions); in a process group each finds its part of them.
+        """Classes int64 (images,) of integer tokens (images, positions); a process group shares the work.
 
-        A BERT model sees masks in use as in training, drawn from ``mask_seed``.
+        A BERT model sees masked images as in training, with masks drawn from ``mask_seed``.
         """
         runtime, classes = self._runtime, np.zeros(len(tokens), np.int64)
         pieces = passes(
@@ -102,13 +108,13 @@ class Classifier(nn.Module):
         )
         for indices, few, masked in pieces:
             with torch.autocast(few.device.type, torch.bfloat16, enabled=runtime.bfloat16, cache_enabled=False):
-                found = self(few, masked, generative=False)[0].argmax(1).cpu().numpy()
-            classes[indices] = found[: len(indices)]
+                predicted = self(few, masked, generative=False)[0].argmax(1).cpu().numpy()
+            classes[indices] = predicted[: len(indices)]
         return np.array(sum_over(classes.tolist(), runtime.device), np.int64)
 
 
 class JointLoss(Loss):
-    """L_CLF, and L_GEN by its weight."""
+    """L_CLF + weight * L_GEN."""
 
     network: Classifier
 
@@ -122,24 +128,8 @@ class JointLoss(Loss):
         return loss if logits is None else loss + self.weight * generative_loss(logits, tokens, masked)
 
 
-@dataclass(frozen=True)
-class Search:
-    """What validation chose: the settings cut at the best epoch, and the accuracies (rate, epoch, fraction) seen."""
-
-    settings: FineTuneSettings
-    validation: float
-    seen: list[tuple[float, int, float]]
-
-
-# Parts of pre-training's rate. The paper often found a tenth best, which was worse on the digits' few epochs; they
-# also make but ten batches of 128 an epoch, too few steps.
-RATES = (0.3, 0.1, 0.03)
-DIGITS_RATES, DIGITS_BATCH = (1.0, 0.3), 16
-AUGMENTED = ("cifar10", "cifar100")  # as published; ImageNet's crops are drawn when it is tokenised
-
-
 def settings_grid(dataset: str, pretraining_rate: float, *, epochs: int) -> list[FineTuneSettings]:
-    """The settings to search on a data set, one a rate, with at most ``epochs`` epochs.
+    """The settings to search on a data set, one for each rate, with at most ``epochs`` epochs.
 
     >>> [settings.learning_rate for settings in settings_grid("digits", 0.01, epochs=4)]
     [0.01, 0.003]
@@ -147,6 +137,15 @@ def settings_grid(dataset: str, pretraining_rate: float, *, epochs: int) -> list
     rates, batch = (DIGITS_RATES, DIGITS_BATCH) if dataset == "digits" else (RATES, FineTuneSettings.batch)
     augment = dataset in AUGMENTED
     return [FineTuneSettings(pretraining_rate * part, epochs, batch=batch, augment=augment) for part in rates]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What validation chose: settings with the best number of epochs, and all accuracies (rate, epoch, fraction)."""
+
+    settings: FineTuneSettings
+    validation: float
+    seen: list[tuple[float, int, float]]
 
 
 def search(
@@ -160,11 +159,11 @@ def search(
     runtime: Runtime | None = None,
     report: Report = lambda done, total: None,
 ) -> Search:
-    """Run each of ``settings`` and choose by validation accuracy; the first and the earliest of equals.
+    """Run each of ``settings`` and choose by validation accuracy; of equals the first settings and the earliest epoch.
 
-    folder : each keeps its checkpoints and what came of it in a folder of its own there; nothing is kept when None
-    One that diverges counts with the epochs before. Raises what `igpt.train.engine.train` raises, UsageError for
-    validation labels of classes that no training image has, and StageError when all diverge before an epoch has ended.
+    folder : each run resumes in, and keeps its outcome in, a subfolder of its own; nothing is kept when None
+    A run that diverges counts with its epochs before. Raises what `igpt.train.engine.train` raises, UsageError for
+    validation labels of classes that no training image has, and StageError when all runs diverge in their first epoch.
     """
     given, held_out = _labelled(train), _labelled(validation)
     check_classes(given.labels, held_out.labels)
@@ -191,18 +190,18 @@ def fine_tune(
     runtime: Runtime | None = None,
     report: Report = lambda done, total: None,
 ) -> Classifier:
-    """A copy of ``model`` with a head, trained on every image once an epoch; ``model`` itself is left alone.
+    """A copy of ``model`` with a head, trained on every image once per epoch; ``model`` itself is not changed.
 
-    folder : continues from its newest good checkpoint, the last step's included; nothing is kept when None
-    machine : the device of the model, in full precision, when None
-    Raises what `igpt.train.engine.train` raises, and UsageError for a number that is no seed.
+    folder : continues from the newest good checkpoint there; nothing is kept when None
+    runtime : the device of the model, in full precision, when None
+    Raises what `igpt.train.engine.train` raises, and UsageError for an invalid seed.
     """
     return _Run(model, _labelled(train), settings, seed, folder, runtime).train(None, report)[1]
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What came of a `Tuning`: the search, and of each run the test images' classes, int64 (views, images)."""
+    """The outcome of a `Tuning`: its search, and each refit's classes of the test images, int64 (views, images)."""
 
     search: Search
     predictions: dict[str, NDArray[np.int64]]
@@ -210,13 +209,13 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Tuning:
-    """A search, the refit and two controls, in the plain words that every process of a group can carry them out by.
+    """A search, the refit and two controls, described by plain values that can be sent to other processes.
 
-    weights : the folder of the pre-trained ones; shape : theirs
-    images : of train and the held-out part together; all of them for 0
-    settings : to search in, see `settings_grid`
-    scratch_rate : the learning rate from a random start, which pre-training took
-    views : masked views at test time, drawn from ``seed`` and the numbers after it
+    weights : folder of the pre-trained weights; shape : of the model
+    images : of train and validation together to use; 0 for all
+    settings : to search, see `settings_grid`
+    scratch_rate : learning rate of the control from random weights, pre-training's
+    views : masked views at test time, with mask seeds from ``seed`` on
     """
 
     weights: Path
@@ -229,7 +228,7 @@ class Tuning:
     views: int = 1
 
     def run(self, folder: Path, runtime: Runtime, report: Report) -> Tuned:
-        """Carry it out, with the others."""
+        """Carry it out in this process, with the other processes of its group."""
         seed = self.seed
         model, palette = load_weights(self.weights, self.shape)
         side = math.isqrt(self.shape.n_ctx)
@@ -239,8 +238,8 @@ class Tuning:
             seed=seed,
         )
         test = labelled_tokens(self.dataset, "test", side=side, palette=palette)
-        runs = len(self.settings) + 3  # about as long as each other
-        found = search(
+        runs = len(self.settings) + 3  # of about equal length
+        chosen = search(
             model,
             train,
             validation,
@@ -251,35 +250,32 @@ class Tuning:
             report=lambda done, total: report(done * len(self.settings), total * runs),
         )
         refits = {
-            "tuned": found.settings,
-            "without_generative": replace(found.settings, generative_weight=0.0),
-            "from_scratch": replace(found.settings, learning_rate=self.scratch_rate),
+            "tuned": chosen.settings,
+            "without_generative": replace(chosen.settings, generative_weight=0.0),
+            "from_scratch": replace(chosen.settings, learning_rate=self.scratch_rate),
         }
         predictions = {}
-        for number, (name, settings) in enumerate(refits.items()):
+        for number, (name, settings) in enumerate(refits.items(), start=len(self.settings)):
             if name == "from_scratch":
-                model = ImageGPT(self.shape, seed=seed)  # in the place of the trained one, of which no more is needed
+                model = ImageGPT(self.shape, seed=seed)
             run = _Run(model, train + validation, settings, seed, folder / name, runtime)
-            classes = run.predictions(test, self.views, _part(report, len(self.settings) + number, runs))
-            predictions[name] = np.array(classes, np.int64)
-        return Tuned(found, predictions)
+            predictions[name] = np.array(run.predictions(test, self.views, _part(report, number, runs)), np.int64)
+        return Tuned(chosen, predictions)
 
 
 def tune(
     tuning: Tuning, *, folder: Path, runtime: Runtime, launch: Launch | None = None, report: Report = lambda done, total: None
 ) -> Tuned:
-    """Carry out a `Tuning` on every device of the group, with as many images at once as fit when ``machine`` does not say.
+    """Carry out a `Tuning` on every device of the launch, with as many images at once as fit unless ``runtime`` says it.
 
-    folder : where each run has a folder of its own; runs that have ended are not repeated
+    folder : each run has a subfolder; finished runs are not repeated
     Raises what `search` raises, and UsageError when a step does not fit into memory.
     """
     launch = launch or Launch()
     if runtime.micro_batch is None:
         batch, classes = tuning.settings[0].batch, data_card(tuning.dataset).classes
-        runtime = runtime.fitted(
-            tuning.shape, batch=batch, folder=folder, classes=classes, devices=launch.devices, nodes=launch.nodes
-        )
-    return together(tuning, folder=folder.absolute(), runtime=runtime, launch=launch, report=report)
+        runtime = runtime.fitted(tuning.shape, batch=batch, folder=folder, classes=classes, launch=launch)
+    return together(tuning.run, folder=folder, runtime=runtime, launch=launch, report=report)
 
 
 @dataclass(frozen=True)
@@ -291,53 +287,46 @@ class _Run:
     settings: FineTuneSettings
     seed: int
     folder: Path | None
-    runtime: Runtime | None
+    given: Runtime | None
 
     def accuracies(self, validation: LabelledTokens, report: Report) -> list[float]:
-        """The validation accuracy after each epoch, up to where it diverges."""
-        name = f"{self.name} validation {validation.digest}"
-        kept: list[float] | None = self._kept(name, "accuracies")
-        if kept is None:
+        """The validation accuracy after each epoch, up to where the run diverges."""
+
+        def compute() -> list[float]:
             try:
-                kept = self.train(validation, report)[0].validation
+                return self.train(validation, report)[0].validation
             except Diverged as error:
-                kept = error.losses.validation
-            self._keep(name, {"accuracies": kept})
-        self._end(report)
-        return kept
+                return error.losses.validation
+
+        return self._once("accuracies", validation, compute, report)
 
     def predictions(self, test: LabelledTokens, views: int, report: Report) -> list[list[int]]:
-        """The classes of the test images, for each of ``views`` masks, after the last epoch."""
-        name = f"{self.name} test {test.digest}"
-        kept: list[list[int]] = self._kept(name, "predictions") or []
-        if len(kept) < views:
-            classifier = self.train(None, report)[1]
-            for view in range(len(kept), views):
-                kept.append(classifier.predict(test, mask_rate=self.settings.mask_rate, mask_seed=self.seed + view).tolist())
-                self._keep(name, {"predictions": kept})
-            del classifier
-        self._end(report)
-        return kept
+        """The classes of the test images after the last epoch, for each of ``views`` masks."""
+
+        def compute() -> list[list[int]]:
+            classifier, rate = self.train(None, report)[1], self.settings.mask_rate
+            seeds = range(self.seed, self.seed + views)
+            return [classifier.predict(test, mask_rate=rate, mask_seed=mask_seed).tolist() for mask_seed in seeds]
+
+        return self._once(f"predictions-{views}", test, compute, report)
 
     def train(self, validation: LabelledTokens | None, report: Report) -> tuple[Losses, Classifier]:
-        """Train, and measure the accuracy after each epoch where there are images for that."""
+        """Train, and measure the accuracy after each epoch if there are validation images."""
         settings, data = self.settings, self.data
-        runtime = self._runtime
         check_seed(self.seed)
-        classifier = Classifier(copy.deepcopy(self.start), data.classes, runtime=runtime)
+        classifier = Classifier(copy.deepcopy(self.start), data.classes, runtime=self.runtime)
         if not settings.generative_weight:
-            classifier.model.wtet.requires_grad_(False)  # no loss reaches it
+            classifier.model.wtet.requires_grad_(False)  # no loss depends on it
         an_epoch = -(-len(data) // settings.batch)
         steps = an_epoch * settings.epochs
+        coming: Iterator[Batch] | None = None
 
-        def accuracy(spread: Distributed) -> float:
+        def accuracy(distributed: Distributed) -> float:
             assert validation is not None
             return float((classifier.predict(validation, mask_rate=settings.mask_rate) == validation.labels).mean())
 
-        coming: Iterator[Batch] | None = None
-
         def draw(step: int) -> Batch:
-            """The engine asks for one step after the other, from where it goes on."""
+            """The engine asks for one step after the other, from the one that it resumes at."""
             nonlocal coming
             coming = coming or self._batches(step)
             return next(coming)
@@ -354,10 +343,10 @@ class _Run:
             milestones=() if validation is None else range(an_epoch, steps + 1, an_epoch),
             measure=accuracy,
         )
-        return engine.train(task, folder=self.folder, runtime=runtime, report=report)[0], classifier
+        return engine.train(task, folder=self.folder, runtime=self.runtime, report=report)[0], classifier
 
     def _batches(self, first: int) -> Iterator[Batch]:
-        """From the ``first`` step on, tokens, BERT's masks and labels. One generator draws all, also what is passed over."""
+        """From step ``first`` on, tokens, BERT's masks and labels. One generator draws all, also for the steps before."""
         settings, data, shape = self.settings, self.data, self.start.shape
         generator = torch.Generator().manual_seed(self.seed)
         steps = itertools.count()
@@ -371,17 +360,20 @@ class _Run:
                     continue
                 tokens = take(data, index.numpy())
                 if settings.augment:
-                    tokens = _augmented(tokens, index, images=len(data), epoch=epoch, seed=self.seed)
+                    side = math.isqrt(shape.n_ctx)
+                    squares = tokens.view(-1, side, side).numpy()
+                    drawn = augmented(squares, index.numpy(), images=len(data), epoch=epoch, seed=self.seed)
+                    tokens = torch.from_numpy(drawn).view(len(tokens), -1)
                 yield tokens, masked, torch.from_numpy(data.labels[index.numpy()])
 
-    @property
-    def _runtime(self) -> Runtime:
-        """As given, or plainly where the model is."""
-        return self.runtime or Runtime(device=self.start.wte.device.type)
+    @cached_property
+    def runtime(self) -> Runtime:
+        """As given; by default the model's device in full precision."""
+        return self.given or Runtime(device=self.start.wte.device.type)
 
     @cached_property
     def name(self) -> str:
-        """All that decides the run, in letters."""
+        """All that decides the run."""
         if self.folder is None:
             return ""
         weights = hashlib.sha256()
@@ -390,40 +382,30 @@ class _Run:
         settings = json.dumps(asdict(self.settings), sort_keys=True)
         return f"{settings} {self.start.shape} {weights.hexdigest()} {self.data.digest} seed {self.seed}"
 
-    def _kept(self, name: str, what: str) -> Any:
-        """What the first process had kept of the run, the same for all; None where there is nothing."""
-        found = None
-        if self.folder is not None and _first() and (self.folder / FINISHED).exists():
-            path = self.folder / FINISHED
-            try:
-                kept = read_json(path)
-                found = kept[what]
-            except (ValueError, KeyError, TypeError) as error:
-                raise UsageError(f"{path} is damaged ({error}): remove it, and the run is repeated") from None
-            if kept["run"] != name:
-                raise UsageError(f"{path} is of another model, settings, seed or data: give another folder")
-        return from_first(found, self._runtime.device)
+    def _once(self, what: str, data: LabelledTokens, compute: Callable[[], Outcome], report: Report) -> Outcome:
+        """An outcome on some images, computed unless kept in the folder, and the run's checkpoints and memory freed.
 
-    def _keep(self, name: str, found: dict[str, Any]) -> None:
-        """Keep what came of the run."""
-        if self.folder is not None and _first():
-            write_text(self.folder / FINISHED, json.dumps({"run": name, **found}))
-
-    def _end(self, report: Report) -> None:
-        """Remove the checkpoints of a run whose end is kept, also where a kill came between the two, and free its memory.
-
-        A card has no room for two runs, and a compiled module is in a circle of references; torch keeps eight compiled codes.
+        The first process of a group reads and writes the folder.
         """
-        if self.folder is not None and _first():
-            for path in self.folder.glob("checkpoint-*"):
-                path.unlink()
+        first = not dist.is_initialized() or dist.get_rank() == 0
+        key = {"run": self.name, "data": data.digest, "outcome": what}
+        kept = Kept(self.folder, key) if self.folder and first else None
+        outcome: Outcome | None = from_first(kept.get("finished") if kept else None, self.runtime.device)
+        if outcome is None:
+            outcome = compute()
+            if kept:
+                kept.keep("finished", outcome)
+        if kept:
+            remove_parts(kept.folder, "checkpoint-*")
+        # A GPU has no room for two runs, compiled modules are in reference cycles, and torch keeps only eight compiled codes.
         torch.compiler.reset()
         gc.collect()
         report(1, 1)
+        return outcome
 
 
 def _labelled(data: Data) -> LabelledTokens:
-    """Data in either form as one."""
+    """Data in either form as labelled tokens."""
     if isinstance(data, LabelledTokens):
         return data
     tokens, labels = (tensor.cpu().numpy() for tensor in data)
@@ -431,19 +413,6 @@ def _labelled(data: Data) -> LabelledTokens:
     return LabelledTokens.of(memory, np.arange(len(labels)), classes=int(labels.max()) + 1)
 
 
-def _augmented(tokens: Tensor, index: Tensor, *, images: int, epoch: int, seed: int) -> Tensor:
-    """Tokens int64 (B, positions) of the images at ``index``, as `igpt.data.augment.augmented` draws them."""
-    side = math.isqrt(tokens.shape[1])
-    squares = tokens.view(-1, side, side).numpy()
-    drawn = augmented(squares, index.numpy(), images=images, epoch=epoch, seed=seed)
-    return torch.from_numpy(drawn).view(len(tokens), -1)
-
-
-def _part(report: Report, place: int, parts: int) -> Report:
-    """The report of one of several parts that take about as long as each other."""
-    return lambda done, total: report(place * total + done, parts * total)
-
-
-def _first() -> bool:
-    """Whether this process is the first of its group, or has none."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+def _part(report: Report, index: int, parts: int) -> Report:
+    """The report of one of several parts of equal length."""
+    return lambda done, total: report(index * total + done, parts * total)

@@ -1,7 +1,7 @@
-"""L-BFGS for many independent convex problems side by side, all of it on one torch device; it knows nothing of probes.
+"""L-BFGS for many independent convex problems side by side on one torch device.
 
-The direction is that of the two-loop recursion (Liu and Nocedal, 1989), computed in its compact form (Byrd, Nocedal and Schnabel,
-1994, theorem 2.2): a few batched products and triangular solves instead of 40 steps one after the other.
+The direction is that of the two-loop recursion (Liu and Nocedal, 1989) in its compact form (Byrd, Nocedal and Schnabel, 1994,
+theorem 2.2): a few batched products and triangular solves instead of 40 sequential steps.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 MEMORY = 20  # pairs of steps and changes of the gradient that are kept
-TRIALS = 40  # of a line search; nearly all take the first
-LEAST, MOST = 0.1, 0.9  # of the slope at the start: what a step must gain, and what may be left of it
-ROUNDING = 1e-14  # of an objective, relative: what float64 leaves uncertain
+TRIALS = 40  # of a line search; nearly all searches take the first
+LEAST, MOST = 0.1, 0.9  # Wolfe's constants: the part of the first slope that a step must gain, and that may remain after it
+ROUNDING = 1e-14  # relative error of an objective in float64
 
-# Objective (p,) and gradient (p, n) at points (p, n) of the problems whose places are given, ascending.
+# Objectives (p,) and gradients (p, n) at points (p, n) of the problems with these ascending indices.
 Objective = Callable[[Tensor, list[int]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
 class Minima:
-    """Of P problems of n unknowns: float64 (P, n) points and (P,) values, bool (P,) converged, int64 (P,) iterations."""
+    """Of P problems with n unknowns: float64 (P, n) points and (P,) values, bool (P,) converged, int64 (P,) iterations."""
 
     points: Tensor
     values: Tensor
@@ -34,30 +34,29 @@ class Minima:
 def minimise(objective: Objective, start: Tensor, *, tolerance: float, iterations: int) -> Minima:
     """The minima of smooth, strictly convex objectives, from float64 starts (P, n).
 
-    A problem has converged when its last step lowered its objective, and a full further step promises to lower it, by no
-    more than ``tolerance`` of it (of 1, where the objective is smaller). Promised is g'Hg / 2, with g the gradient and H the
-    inverse Hessian as L-BFGS has it by then, which may be far off after a few steps. It then leaves the batch and costs
-    nothing more. One whose line search finds no lower point, or that ``iterations`` do not suffice for, ends where it is and
-    has not converged.
+    A problem has converged when its last step lowered its objective, and a full further step promises to lower it, by at
+    most ``tolerance`` times the objective (or times 1, if that is more). The promise is g'Hg / 2, with the gradient g and the
+    current estimate H of the inverse Hessian, which may be far off in the first steps. A converged problem leaves the batch.
+    A problem whose line search finds no lower point, or that runs out of ``iterations``, ends there without converging.
     """
     count, device = len(start), start.device
-    x, live = start, list(range(count))  # points, and places in the whole batch, of the problems that go on
+    x, live = start, list(range(count))  # points and indices of the problems still running
     value, gradient = objective(x, live)
     stuck = torch.zeros(count, dtype=torch.bool, device=device)
-    found = Minima(x.clone(), value.clone(), stuck.clone(), torch.zeros(count, dtype=torch.int64, device=device))
+    minima = Minima(x.clone(), value.clone(), stuck.clone(), torch.zeros(count, dtype=torch.int64, device=device))
     gained = torch.full_like(value, torch.inf)
     history = _History.empty(start)
     for iteration in range(iterations + 1):
         direction = history.direction(gradient)
         slope = (gradient * direction).sum(1)
         little = tolerance * value.abs().clamp(min=1)
-        converged = (-slope / 2 <= little) & ((gained <= little) | stuck)  # stuck by rounding only, at the optimum
+        converged = (-slope / 2 <= little) & ((gained <= little) | stuck)  # at the optimum only rounding makes one stuck
         ended = converged | stuck | (iteration == iterations)
         if bool(ended.any()):
             out, keep = torch.tensor(live, device=device)[ended], ~ended
-            found.points[out], found.values[out] = x[ended], value[ended]
-            found.converged[out], found.iterations[out] = converged[ended], iteration
-            live = [place for place, stays in zip(live, keep.tolist(), strict=True) if stays]
+            minima.points[out], minima.values[out] = x[ended], value[ended]
+            minima.converged[out], minima.iterations[out] = converged[ended], iteration
+            live = [index for index, stays in zip(live, keep.tolist(), strict=True) if stays]
             if not live:
                 break
             x, value, gradient, direction, slope = (t[keep] for t in (x, value, gradient, direction, slope))
@@ -66,12 +65,12 @@ def minimise(objective: Objective, start: Tensor, *, tolerance: float, iteration
         x = x + step[:, None] * direction
         history.add(step[:, None] * direction, bent - gradient)
         gained, value, gradient = value - reached, reached, bent
-    return found
+    return minima
 
 
 @dataclass(eq=False)
 class _History:
-    """The last steps s and changes of gradient y, (p, MEMORY, n) in a ring, and the products s'y and y'y of each two."""
+    """The last steps s and changes of the gradient y, (p, MEMORY, n) ring buffers, and the products s'y and y'y of all pairs."""
 
     s: Tensor
     y: Tensor
@@ -81,22 +80,22 @@ class _History:
 
     @classmethod
     def empty(cls, like: Tensor) -> _History:
-        """None yet, of as many problems and unknowns as ``like`` has."""
+        """No pairs yet, for problems (p, n) like these."""
         count, size = like.shape
         pairs, products = (count, MEMORY, size), (count, MEMORY, MEMORY)
         return cls(like.new_zeros(pairs), like.new_zeros(pairs), like.new_zeros(products), like.new_zeros(products))
 
     def direction(self, gradient: Tensor) -> Tensor:
-        """Downhill: minus H times the gradient, (p, n), where H is the inverse Hessian that the pairs make of the identity."""
+        """The descent direction -H g, (p, n), where H estimates the inverse Hessian from the pairs."""
         if not self.added:
             return -gradient
         order = torch.arange(self.added, self.added + MEMORY, device=gradient.device) % MEMORY  # the oldest first
         sy, yy = self.sy[:, order][:, :, order], self.yy[:, order][:, :, order]
         diagonal = sy.diagonal(dim1=1, dim2=2)
-        none = diagonal <= 0  # a place without a pair: zeros, which an empty row of the triangle leaves alone
+        none = diagonal <= 0  # a slot without a pair holds zeros, which an empty row of the triangle leaves alone
         triangle = sy.triu() + torch.diag_embed(none.to(sy.dtype))
         scale = (diagonal / yy.diagonal(dim1=1, dim2=2)).nan_to_num(1.0)
-        # Of the newest pair that there is; 1 where there is none.
+        # The scale of the newest pair; 1 without any.
         newest = torch.where(none, -1, torch.arange(MEMORY, device=gradient.device)).amax(1, keepdim=True).clamp(min=0)
         scale = scale.gather(1, newest)[:, :, None]  # (p, 1, 1)
         along_s = (self.s @ gradient[:, :, None])[:, order]  # (p, MEMORY, 1)
@@ -109,17 +108,17 @@ class _History:
         return change[:, 0] - scale[:, 0] * gradient
 
     def add(self, s: Tensor, y: Tensor) -> None:
-        """Put one more pair in the oldest one's place; zeros for a problem whose pair shows no curvature."""
+        """Replace the oldest pair; by zeros for a problem whose new pair shows no curvature."""
         curved = (s * y).sum(1) > torch.finfo(s.dtype).eps * y.square().sum(1)
-        place = self.added % MEMORY
-        self.s[:, place], self.y[:, place] = s * curved[:, None], y * curved[:, None]
-        s, y = self.s[:, place, :, None], self.y[:, place, :, None]
-        self.sy[:, :, place], self.sy[:, place] = (self.s @ y)[:, :, 0], (self.y @ s)[:, :, 0]
-        self.yy[:, place] = self.yy[:, :, place] = (self.y @ y)[:, :, 0]
+        slot = self.added % MEMORY
+        self.s[:, slot], self.y[:, slot] = s * curved[:, None], y * curved[:, None]
+        s, y = self.s[:, slot, :, None], self.y[:, slot, :, None]
+        self.sy[:, :, slot], self.sy[:, slot] = (self.s @ y)[:, :, 0], (self.y @ s)[:, :, 0]
+        self.yy[:, slot] = self.yy[:, :, slot] = (self.y @ y)[:, :, 0]
         self.added += 1
 
     def of(self, problems: Tensor) -> _History:
-        """That of some problems, bool (p,)."""
+        """The history of some problems, bool (p,)."""
         return _History(self.s[problems], self.y[problems], self.sy[problems], self.yy[problems], self.added)
 
 
@@ -128,7 +127,7 @@ def _search(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Steps (p,) that satisfy Wolfe's conditions, values and gradients there, and where none was found (bool; the step is 0).
 
-    By bisection, and doubling while there is no upper end. Where rounding hides what a step gains, its slope decides
+    By bisection, and doubling while there is no upper end. Where rounding hides the gain of a step, its slope decides
     (Hager and Zhang's approximate conditions, 2005).
     """
     step, low, high = torch.ones_like(value), torch.zeros_like(value), torch.full_like(value, torch.inf)
@@ -136,7 +135,7 @@ def _search(
     todo = torch.arange(len(live), device=x.device)
     for _ in range(TRIALS):
         at, d = step[todo], direction[todo]
-        f, g = objective(x[todo] + at[:, None] * d, [live[place] for place in todo.tolist()])
+        f, g = objective(x[todo] + at[:, None] * d, [live[index] for index in todo.tolist()])
         before, first, after = value[todo], slope[todo], (g * d).sum(1)
         gains = f <= before + LEAST * at * first
         gains |= (f <= before + ROUNDING * before.abs()) & (after <= (2 * LEAST - 1) * first)

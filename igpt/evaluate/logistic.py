@@ -1,15 +1,13 @@
-"""Multinomial logistic regression, many problems side by side on a CPU or a GPU: layers, and the strengths of each.
+"""Multinomial logistic regression: many problems side by side on a CPU or a GPU (layers, and several values of C for each).
 
-The objective is scikit-learn's: C times the sum of the images' cross-entropies plus half the squared weights, the
-intercept left free. (Of two classes both have weights here: C is what scikit-learn calls 2 C.) It is strictly convex but for
-a constant added to all intercepts, so its optimum is one and does not depend on the solver. scikit-learn's L-BFGS needs more
-iterations the larger C is, and its default tolerance stops before the optimum there; on features, whose variances span many
-orders of magnitude, that costs accuracy. Here L-BFGS (`igpt.evaluate.lbfgs`) works in the coordinates in which the features'
-covariance is diagonal, each scaled by its curvature.
+The objective is scikit-learn's: C times the sum of the images' cross-entropies plus half the squared weights, the intercept
+unpenalised. (With two classes both have weights here: C is scikit-learn's 2 C.) It is strictly convex but for a constant
+added to all intercepts, so the optimum does not depend on the solver. scikit-learn's L-BFGS needs more iterations for larger
+C and by default stops before the optimum; on features, whose variances span many orders of magnitude, that costs accuracy.
+Here L-BFGS (`igpt.evaluate.lbfgs`) works along the principal axes of the features, each scaled by its curvature.
 
-All is in float64, on a card too: float32's rounding of the objective hides its last decreases, and with float64 a
-card finds what a processor finds. An H100 computes products in float64 at its float32 rate; a consumer's card at 1/64 of it,
-which is still several cores' worth.
+All is in float64, on a GPU too: float32 hides the last decreases of the objective, and in float64 a GPU finds what a CPU
+finds. An H100 multiplies in float64 at its float32 rate, a consumer's GPU at 1/64 of it, still several cores' worth.
 """
 
 from __future__ import annotations
@@ -30,19 +28,19 @@ if TYPE_CHECKING:
     from igpt.evaluate.lbfgs import Minima
 
 ITERATIONS = 2000
-TOLERANCE = 1e-11  # of the objective, as `igpt.evaluate.lbfgs.minimise` says; relative where it is above 1
-CPU_BYTES = 2**30  # for problems side by side on a processor, where more of them at once gain nothing
+TOLERANCE = 1e-11  # of the objective, see `igpt.evaluate.lbfgs.minimise`
+CPU_BYTES = 2**30  # for problems side by side on a CPU, where more at once gain nothing
 LOGITS = 2**24  # computed at once
-GPU_PART = 0.7  # of a card's free memory; the rest is for what the products and the sums take beside what is counted
+GPU_PART = 0.7  # of a GPU's free memory; the rest is for temporary results that are not counted
 
 Features = NDArray[np.float32]
 Labels = NDArray[np.int64]
-Task = tuple[Features, Labels, Sequence[float]]  # what `fit_path` takes
+Task = tuple[Features, Labels, Sequence[float]]  # features, labels and the values of C
 
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """A fitted one: logits are ``(x - mean) / scale @ weights.T + intercept``, all float64 and where it was fitted."""
+    """A fitted classifier: logits are ``(x - mean) / scale @ weights.T + intercept``, in float64 on the device of the fit."""
 
     mean: Tensor
     scale: Tensor
@@ -50,7 +48,7 @@ class Classifier:
     intercept: Tensor
     classes: Labels
     C: float
-    objective: float  # mean cross-entropy plus the penalty over C and the images
+    objective: float  # mean cross-entropy, plus the penalty over C and the number of images
     converged: bool
     iterations: int
 
@@ -67,19 +65,19 @@ class Classifier:
 def fit_path(
     features: Features, labels: Labels, *, Cs: Sequence[float], device: str = "cpu", standardise: bool = True
 ) -> list[Classifier]:
-    """One classifier a strength, in their order.
+    """One classifier for each C, in their order.
 
-    features : float32 (images, width); labels : int64 (images,); strengths : scikit-learn's C
-    standardise : each feature to mean 0 and variance 1 first, which decides what the penalty weighs
-    Raises UsageError for features that are not finite, other numbers of them and of labels, a single class, a strength
-    that is not above 0 and finite, and where the device's memory does not hold them.
+    features : float32 (images, width); labels : int64 (images,); Cs : as scikit-learn's C
+    standardise : scale each feature to mean 0 and variance 1 first, which decides what the penalty weighs
+    Raises UsageError for features that are NaN or infinite, a wrong number of labels, a single class, a C that is not
+    positive and finite, and when the device's memory is too small.
     """
     return next(fit_paths([(features, labels, Cs)], device=device, standardise=standardise))
 
 
 def fit_paths(tasks: Iterable[Task], *, device: str = "cpu", standardise: bool = True) -> Iterator[list[Classifier]]:
-    """`fit_path` of each task, in their order; tasks are taken, and solved side by side, as many at once as memory holds."""
-    group: list[_Prepared] = []
+    """`fit_path` of each task, in their order; as many tasks as memory holds are read ahead and solved side by side."""
+    batch: list[_Prepared] = []
     room = 0.0
     for task in tasks:
         features, labels, Cs = task
@@ -91,10 +89,10 @@ def fit_paths(tasks: Iterable[Task], *, device: str = "cpu", standardise: bool =
             raise UsageError(f"C is {', '.join(map(str, Cs))}: give numbers above 0")
         images, width = features.shape
         stays, passing = problem_bytes(images, width, len(classes), len(Cs))
-        if group and ((len(group) + 1) * stays + passing > room or not group[0].is_like(features, classes)):
-            paths, group = _solve(group), []
+        if batch and ((len(batch) + 1) * stays + passing > room or not batch[0].is_like(features, classes)):
+            paths, batch = _solve(batch), []
             yield from paths
-        if not group:
+        if not batch:
             room = _room(device)
             if device != "cpu" and stays + passing > room:
                 need, has = ((stays + passing) / 2**30, room / 2**30)
@@ -102,9 +100,9 @@ def fit_paths(tasks: Iterable[Task], *, device: str = "cpu", standardise: bool =
                     f"a probe of {images:,} images with {width:,} features takes {need:.1f} GiB of the card, which has"
                     f" {has:.1f} to give: end what else runs there, or probe fewer images"
                 )
-        group.append(_Prepared.of(task, classes, device=device, standardise=standardise))
-    if group:
-        yield from _solve(group)
+        batch.append(_Prepared.of(task, classes, device=device, standardise=standardise))
+    if batch:
+        yield from _solve(batch)
 
 
 def _room(device: str) -> float:
@@ -113,27 +111,27 @@ def _room(device: str) -> float:
 
     if device == "cpu":
         return CPU_BYTES
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, from what is over already
-    return GPU_PART * (torch.cuda.mem_get_info(device)[0] + kept)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own free memory
+    return GPU_PART * (torch.cuda.mem_get_info(device)[0] + cached)
 
 
-def problem_bytes(images: int, width: int, classes: int, Cs: int) -> tuple[int, int]:
-    """What a task takes of its device while it is solved, and what one of several takes at a time."""
+def problem_bytes(images: int, width: int, classes: int, count: int) -> tuple[int, int]:
+    """Bytes that a task with ``count`` values of C takes while it is solved, and bytes that one task takes at a time."""
     from igpt.evaluate.lbfgs import MEMORY
 
-    inner, outputs = min(images, width), Cs * classes
-    # The features and their axes; by unknown what L-BFGS keeps, twice when problems leave, and a dozen vectors of its own.
+    inner, outputs = min(images, width), count * classes
+    # Features and axes; for each unknown the history of L-BFGS, twice when problems leave, and a dozen vectors of its own.
     stays = images * inner + 2 * width * inner + outputs * (inner + 1) * (4 * MEMORY + 12)
-    # Before: the features once more as they came and once more turned; then the logits.
+    # While preparing, the features as given and along the axes; then the logits.
     return 8 * stays, 8 * 2 * (images * width + max(LOGITS, outputs))
 
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """A task on its device, in the coordinates that L-BFGS takes: along the features' principal axes."""
+    """A task on its device, its features along their principal axes."""
 
     x: Tensor  # float64 (N, axes); as many axes as features, or as images where these are fewer
-    moments: Tensor  # float64 (classes, axes + 1): the mean over all images of each class's features, and its share of images
+    moments: Tensor  # float64 (classes, axes + 1): mean over all images of each class's features, and its share of images
     variances: Tensor  # float64 (axes,)
     axes: Tensor  # float64 (width, axes)
     mean: Tensor
@@ -143,7 +141,7 @@ class _Prepared:
 
     @classmethod
     def of(cls, task: Task, classes: Labels, *, device: str, standardise: bool) -> _Prepared:
-        """The task's features centred, scaled and turned. Raises UsageError for some that are not finite."""
+        """Centre, scale and rotate the task's features. Raises UsageError when they are NaN or infinite."""
         import torch
 
         features, labels, Cs = task
@@ -151,40 +149,40 @@ class _Prepared:
         if not x.isfinite().all():
             raise UsageError("the features hold values that are not finite: the weights have diverged, train them again")
         mean, scale = x.mean(0), x.std(0, correction=0)
-        scale[scale <= 1e-9 * mean.abs()] = 1  # a constant feature says nothing, but for what rounding makes of it
+        scale[scale <= 1e-9 * mean.abs()] = 1  # a constant feature, up to rounding
         if not standardise:
             scale = torch.ones_like(scale)
-        x.sub_(mean).div_(scale)  # a shift alone changes nothing: the intercept is free
+        x.sub_(mean).div_(scale)  # centring alone changes nothing: the intercept is unpenalised
         basis = None
-        if len(x) < x.shape[1]:  # the optimum is a sum of the images, so that it lies in their span
+        if len(x) < x.shape[1]:  # the optimum is a sum of the images, so it lies in their span
             basis = torch.linalg.qr(x.T)[0]
             x = x @ basis
         variances, axes = torch.linalg.eigh(x.T @ x / len(x))
         x = x @ axes
-        places = torch.from_numpy(np.searchsorted(classes, labels)).to(device)
+        indices = torch.from_numpy(np.searchsorted(classes, labels)).to(device)
         moments = x.new_zeros(len(classes), x.shape[1] + 1)
-        part = max(LOGITS // len(classes), 1)  # images at once: of many classes their shares take more than the features
-        for some, of in zip(x.split(part), places.split(part), strict=True):
+        part = max(LOGITS // len(classes), 1)  # images at once, since one-hot labels of many classes are larger than features
+        for some, of in zip(x.split(part), indices.split(part), strict=True):
             shares = torch.nn.functional.one_hot(of, len(classes)).T.to(x.dtype) / len(x)  # (classes, n)
             moments += torch.cat([shares @ some, shares.sum(1, keepdim=True)], dim=1)
         axes = axes if basis is None else basis @ axes
         return cls(x, moments, variances.clamp(min=0), axes, mean, scale, classes, Cs)
 
     def is_like(self, features: Features, classes: Labels) -> bool:
-        """Whether a task of these has as many unknowns a strength, so that the two can be solved side by side."""
+        """Whether a task of these has as many unknowns for each C, so that both can be solved side by side."""
         return min(features.shape) == self.x.shape[1] and len(classes) == len(self.classes)
 
     def penalties(self) -> Tensor:
-        """Of half the squared weights, beside the mean cross-entropy: (strengths,)."""
+        """Weights (Cs,) of half the squared weights beside the mean cross-entropy."""
         import torch
 
         return 1 / (torch.tensor(self.Cs, dtype=self.x.dtype, device=self.x.device) * len(self.x))
 
     def units(self) -> Tensor:
-        """What one unknown of L-BFGS is in weights along the axes, (strengths, 1, axes + 1) with the intercept last.
+        """The scale of L-BFGS's unknowns, (Cs, 1, axes + 1) with the intercept last.
 
-        From half of what a class's curvature is where all are as likely, so that L-BFGS starts near the identity; this
-        sets the speed, not where it ends.
+        It uses half of a class's curvature where all classes are equally likely, so that L-BFGS starts near the identity.
+        This affects the speed, not the optimum.
         """
         import torch
 
@@ -194,11 +192,11 @@ class _Prepared:
         return curvature.rsqrt()[:, None]
 
     def value(self, given: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
-        """Objectives (k,) over C and the images, and gradients, of weights (k, classes, axes + 1) with the intercept last."""
+        """Objectives (k,), over C and the images, and gradients, for weights (k, classes, axes + 1) with the intercept last."""
         import torch
 
         weights, intercept = given[..., :-1], given[..., -1]
-        # What the labels choose of the logits is linear in the weights, so the moments know its mean.
+        # The mean logit of the labels is linear in the weights: the moments give it.
         entropy, gradient = -(given * self.moments).sum((1, 2)), -self.moments.repeat(len(given), 1, 1)
         for x in self.x.split(max(LOGITS // intercept.numel(), 1)):
             logits = torch.addmm(intercept.reshape(-1, 1), weights.flatten(0, 1), x.T)
@@ -213,40 +211,39 @@ class _Prepared:
         return entropy + penalties / 2 * weights.square().sum((1, 2)), gradient
 
     def classifiers(self, given: Tensor, minima: Minima) -> list[Classifier]:
-        """One a strength, of weights (strengths, classes, axes + 1) along the axes."""
-        told = zip(minima.values.tolist(), minima.converged.tolist(), minima.iterations.tolist(), strict=True)
+        """One classifier for each C, from weights (Cs, classes, axes + 1) along the axes."""
+        outcomes = zip(minima.values.tolist(), minima.converged.tolist(), minima.iterations.tolist(), strict=True)
         return [
             Classifier(self.mean, self.scale, w[:, :-1] @ self.axes.T, w[:, -1], self.classes, C, *outcome)
-            for C, w, outcome in zip(self.Cs, given, told, strict=True)
+            for C, w, outcome in zip(self.Cs, given, outcomes, strict=True)
         ]
 
 
-def _solve(group: Sequence[_Prepared]) -> list[list[Classifier]]:
-    """The optima of all strengths of a group, side by side: L-BFGS steps in one batch, products layer by layer."""
+def _solve(batch: Sequence[_Prepared]) -> list[list[Classifier]]:
+    """The optima of a batch of tasks for all their C: one L-BFGS for all, with products task by task."""
     import torch
 
     from igpt.evaluate.lbfgs import Minima, minimise
 
-    owners = [place for place, task in enumerate(group) for _ in task.Cs]
-    units, penalties = torch.cat([task.units() for task in group]), torch.cat([task.penalties() for task in group])
-    shape = (len(owners), *group[0].moments.shape)
+    owners = [index for index, task in enumerate(batch) for _ in task.Cs]
+    units, penalties = torch.cat([task.units() for task in batch]), torch.cat([task.penalties() for task in batch])
+    shape = (len(owners), *batch[0].moments.shape)
 
     def objective(points: Tensor, live: list[int]) -> tuple[Tensor, Tensor]:
         unit, penalty = units[live], penalties[live]
         given = points.view(-1, *shape[1:]) * unit
         values, gradients = torch.empty_like(penalty), torch.empty_like(given)
-        for owner, places in groupby(range(len(live)), key=lambda place: owners[live[place]]):
-            first, *others = places
+        for owner, problems in groupby(range(len(live)), key=lambda index: owners[live[index]]):
+            first, *others = problems
             here = slice(first, first + len(others) + 1)
-            values[here], gradients[here] = group[owner].value(given[here], penalty[here])
+            values[here], gradients[here] = batch[owner].value(given[here], penalty[here])
         return values, (gradients * unit).flatten(1)
 
     start = torch.zeros(shape, dtype=units.dtype, device=units.device).flatten(1)
-    found = minimise(objective, start, tolerance=TOLERANCE, iterations=ITERATIONS)
-    weights = found.points.view(shape) * units
+    minima = minimise(objective, start, tolerance=TOLERANCE, iterations=ITERATIONS)
+    weights = minima.points.view(shape) * units
     paths, done = [], 0
-    for task in group:
+    for task in batch:
         here = slice(done, done := done + len(task.Cs))
-        part = Minima(*(t[here] for t in vars(found).values()))
-        paths.append(task.classifiers(weights[here], part))
+        paths.append(task.classifiers(weights[here], Minima(*(t[here] for t in vars(minima).values()))))
     return paths

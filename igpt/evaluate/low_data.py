@@ -2,9 +2,9 @@
 
 In the tiny tier pre-training itself has seen the training images, without labels; the paper's has not.
 
-Trained: logistic regression on the frozen features of one layer, from `per_class` labels a class.
-Chosen: nothing here; the layer is the linear probe's, chosen with all labels, the strength is fixed in advance at `FIXED_C`
-(the paper names neither; every strength of the probe's grid is recorded beside it).
+Trained: logistic regression on the frozen features of one layer, from `PER_CLASS` labels of each class.
+Chosen: nothing here; the layer is the linear probe's, chosen with all labels, and C is fixed at `FIXED_C` (the paper names
+neither; every C of the linear probe's grid is recorded too).
 Reported: the test accuracy of each of `DRAWS` random subsets; tables show mean and sample deviation.
 """
 
@@ -24,7 +24,7 @@ FIXED_C = 1.0
 
 
 def label_counts(labels: Labels) -> list[int]:
-    """Those of `PER_CLASS` that every class of int64 (images,) labels can fill; the digits cannot fill the last."""
+    """Those of `PER_CLASS` for which every class of int64 (images,) has enough labels; the digits lack the last."""
     return [count for count in PER_CLASS if count <= np.unique(labels, return_counts=True)[1].min()]
 
 
@@ -38,34 +38,37 @@ def probe_few_labels(
     Cs: Sequence[float] = (FIXED_C,),
     device: str = "cpu",
 ) -> list[dict[str, float | int | str]]:
-    """One row a draw of ``per_class`` labels a class and strength, all solved side by side on the device.
+    """One row for each draw of ``per_class`` labels of each class, and each C.
 
     train, test : float32 (images, width); labels, test_labels : int64 (images,)
-    Rows have the number of labels, the strength, the draw, the accuracy as a fraction of test, and whether the solver converged.
+    Rows have the number of labels, C as ``strength``, the draw, the test accuracy, and whether the solver converged.
     """
     draws = [low_data_subset(labels, per_class=per_class, draw=draw) for draw in range(DRAWS)]
-    rows: list[dict[str, float | int | str]] = []
-    for draw, path in enumerate(fit_paths(((train[d], labels[d], Cs) for d in draws), device=device)):
-        for found in path:
-            right = float(np.mean(found.predict(test) == test_labels))
-            row = {"labels": len(draws[draw]), "strength": found.C, "draw": draw, "accuracy": right}
-            rows.append({**row, "converged": found.converged})
-    return rows
+    paths = fit_paths(((train[draw], labels[draw], Cs) for draw in draws), device=device)
+    return [
+        {
+            "labels": len(draws[draw]),
+            "strength": fitted.C,
+            "draw": draw,
+            "accuracy": float(np.mean(fitted.predict(test) == test_labels)),
+            "converged": fitted.converged,
+        }
+        for draw, path in enumerate(paths)
+        for fitted in path
+    ]
 
 
 def draw_values(rows: list[dict[str, float | int | str]]) -> dict[str, Measured]:
-    """Mean, with its interval, and sample deviation over draws at `FIXED_C`, one of each an input and number of labels.
+    """Mean with its interval, and sample deviation, over the draws at `FIXED_C`, for each input and number of labels.
 
-    rows : one a draw, with its input, labels, strength and accuracy
-    Returns ``accuracy_40`` and ``deviation_40`` for the features, ``pixels_40`` ... for the baselines.
+    rows : of `probe_few_labels`, with their ``input``
+    Returns ``accuracy_40`` and ``deviation_40`` for the features, ``pixels_40`` and ``pixels_deviation_40`` for a baseline.
     """
     values: dict[str, Measured] = {}
-    kinds = dict.fromkeys((str(row["input"]), int(row["labels"])) for row in rows)
-    for kind, labels in kinds:
-        found = [float(r["accuracy"]) for r in rows if (r["input"], r["labels"], r["strength"]) == (kind, labels, FIXED_C)]
-        name = "accuracy" if kind == "features" else kind
-        mean, low, high = mean_interval(found)
+    for kind, labels in dict.fromkeys((str(row["input"]), int(row["labels"])) for row in rows):
+        drawn = [float(r["accuracy"]) for r in rows if (r["input"], r["labels"], r["strength"]) == (kind, labels, FIXED_C)]
+        mean, low, high = mean_interval(drawn)
+        name, deviation = ("accuracy", "deviation") if kind == "features" else (kind, f"{kind}_deviation")
         values[f"{name}_{labels}"] = {"value": mean, "unit": "fraction", "low": low, "high": high}
-        deviation = "deviation" if kind == "features" else f"{kind}_deviation"
-        values[f"{deviation}_{labels}"] = number(sample_deviation(found), "fraction")
+        values[f"{deviation}_{labels}"] = number(sample_deviation(drawn), "fraction")
     return values

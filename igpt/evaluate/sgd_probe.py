@@ -1,13 +1,13 @@
 """Linear probe at ImageNet's scale (section 3.4): stochastic gradients over features that stay on disk.
 
-Trained: one multinomial logistic regression a learning rate, all of them side by side in one pass over the features,
-by SGD with momentum 0.9 and a cosine to zero.
-Chosen on validation: the rate. Then the held-out images return to train, as everywhere in the paper, and the chosen
-rate is trained once more.
-Reported: the test accuracy of that last one, once.
+Trained: one multinomial logistic regression per learning rate, all side by side in one pass over the features, by SGD
+with momentum 0.9 and a cosine to zero.
+Chosen on validation: the rate.
+Refitted: the chosen rate is trained once more on train and validation together, as everywhere in the paper.
+Reported: the test accuracy of the refit, once.
 
-The paper names the optimiser, the rates it began with and a million iterations. Batch, weight decay, augmentation and
-the scaling of the features are not published: 128 as in pre-training, none, none, and standardised.
+The paper names the optimiser, the first rates and a million iterations. Batch, weight decay, augmentation and the scaling of
+the features are unpublished: 128 as in pre-training, none, none, and standardised.
 """
 
 from __future__ import annotations
@@ -36,25 +36,20 @@ BATCH = 128
 BLOCK = 1024  # rows read at once
 MINUTES = 5.0  # between two checkpoints
 
-Report = Callable[[int, int], None]  # iterations done, iterations in all; what it raises ends the work, which a checkpoint keeps
+Report = Callable[[int, int], None]  # iterations done, iterations in all; an exception stops the work after a checkpoint
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Features that are read row by row: some layers side by side, memory-mapped, of the images at ``places``.
+    """Features that are read block by block: some layers side by side, memory-mapped.
 
-    layers : each (N, width), rows in random order; places : int64 (n,) rows to be used, ascending
-    labels : int64 (n,), of those rows
+    layers : each (N, width), rows in random order
+    places : int64 (n,) indices of the rows to use, ascending; labels : int64 (n,), of those rows
     """
 
     layers: Sequence[NDArray[np.floating]]
     places: NDArray[np.int64]
     labels: NDArray[np.int64]
-
-    def __post_init__(self) -> None:
-        """Refuse labels that do not belong to the rows."""
-        if len(self.places) != len(self.labels):
-            raise UsageError(f"{len(self.places)} rows of features need as many labels, not {len(self.labels)}")
 
     def __len__(self) -> int:
         """Number of images."""
@@ -62,29 +57,29 @@ class Rows:
 
     @property
     def width(self) -> int:
-        """Features an image, all layers together."""
+        """Features per image, all layers together."""
         return sum(layer.shape[1] for layer in self.layers)
 
     @property
     def count(self) -> int:
-        """Number of blocks; the last one takes what is left over, so that no row is too few to be used."""
+        """Number of blocks; the last one takes the remainder, so that it is never too small for a batch."""
         return max(len(self) // BLOCK, 1)
 
     def blocks(self, order: Iterable[int] | None = None) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-        """Features float32 (1,024 or more, width) with labels, block by block, in the given order of blocks."""
+        """Features float32 (1,024 or more, width) and labels of each block, in the given order of blocks."""
         for block in range(self.count) if order is None else order:
             here = self.span(block)
             rows = [layer[self.places[here]].astype(np.float32) for layer in self.layers]
             yield np.concatenate(rows, axis=1), self.labels[here]
 
     def span(self, block: int) -> slice:
-        """Which of the rows are in a block."""
+        """The rows of a block."""
         return slice(block * BLOCK, (block + 1) * BLOCK if block < self.count - 1 else len(self))
 
 
 @dataclass(frozen=True, eq=False)
 class SgdClassifier:
-    """A trained one; ``weights`` float32 (classes, width) of standardised features."""
+    """A trained classifier; ``weights`` float32 (classes, width) of standardised features."""
 
     rate: float
     mean: Tensor
@@ -96,11 +91,11 @@ class SgdClassifier:
         """The likeliest class of each row, int64 (n,)."""
         import torch
 
-        found = []
+        classes = []
         for block, _ in rows.blocks():
             x = (torch.from_numpy(block).to(self.mean.device) - self.mean) / self.scale
-            found.append((x @ self.weights.T + self.intercept).argmax(1).cpu().numpy())
-        predicted: NDArray[np.int64] = np.concatenate(found)
+            classes.append((x @ self.weights.T + self.intercept).argmax(1).cpu().numpy())
+        predicted: NDArray[np.int64] = np.concatenate(classes)
         return predicted
 
 
@@ -115,13 +110,13 @@ def fit_sgd(
     checkpoint: Path | None = None,
     report: Report = lambda done, total: None,
 ) -> list[SgdClassifier]:
-    """One classifier a rate, all trained in the same pass on the same batches.
+    """One classifier per rate, all trained in the same pass on the same batches.
 
-    Blocks of rows come in a new random order in each epoch, and rows in a random order within a block.
+    Each epoch takes the blocks of rows in a new random order, and the rows of each block in a random order.
 
-    checkpoint : a file that keeps the state every `MINUTES`, when ``report`` raises, and at the end. The same call goes on
-    from it, and ends, on a processor, with the same numbers to the bit; one of another call is written over.
-    Raises UsageError for labels outside 0 .. classes - 1, and for features that are not finite.
+    checkpoint : a file with the state, written every `MINUTES`, when ``report`` raises, and at the end. The same call
+    continues from it, on a CPU to the same numbers to the bit; another call's checkpoint is overwritten.
+    Raises UsageError for labels outside 0 .. classes - 1, and for features that are NaN or infinite.
     """
     import torch
 
@@ -133,7 +128,7 @@ def fit_sgd(
     many = len(rates)
     content = hashlib.sha256(rows.places.tobytes() + rows.labels.tobytes()).hexdigest()
     call = f"{content} {rows.width} features, {classes} classes, rates {list(rates)}, {iterations} iterations, seed {seed}"
-    step, state = _begun(checkpoint, call, device)
+    step, state = _load(checkpoint, call, device)
     if not state:
         mean, scale = _moments(rows, device)
         # Row r * classes + k is class k of rate r, so that all rates are one product.
@@ -157,52 +152,52 @@ def fit_sgd(
         intercept -= rate * intercept_speed
         step += 1
         if time.monotonic() - saved > 60 * MINUTES or step == iterations:
-            _keep(checkpoint, call, step, state)
+            _save(checkpoint, call, step, state)
             saved = time.monotonic()
         try:
             report(step, iterations)
         except BaseException:
-            _keep(checkpoint, call, step, state)
+            _save(checkpoint, call, step, state)
             raise
     parts = zip(rates, weights.view(many, classes, -1), intercept.view(many, classes), strict=True)
     return [SgdClassifier(rate, mean, scale, w, b) for rate, w, b in parts]
 
 
-def _keep(checkpoint: Path | None, call: str, step: int, state: dict[str, Tensor]) -> None:
-    """Write the state after ``step`` iterations, whole or not at all."""
+def choose_rate(classifiers: Sequence[SgdClassifier], validation: Rows) -> tuple[SgdClassifier, float]:
+    """The classifier with the best validation accuracy, of equals the one with the smallest rate, and that accuracy."""
+    scores = [(float((c.predict(validation) == validation.labels).mean()), -c.rate, c) for c in classifiers]
+    accuracy, _, best = max(scores, key=lambda score: score[:2])
+    return best, accuracy
+
+
+def _save(checkpoint: Path | None, call: str, step: int, state: dict[str, Tensor]) -> None:
+    """Write the state after ``step`` iterations atomically."""
     from igpt.weights.own import save_tensors
 
     if checkpoint is not None:
         save_tensors(checkpoint, {name: tensor.cpu() for name, tensor in state.items()}, {"call": call, "step": str(step)})
 
 
-def _begun(checkpoint: Path | None, call: str, device: str) -> tuple[int, dict[str, Tensor]]:
-    """Iterations done and the state after them, of a call that was made before; none where there is no such checkpoint."""
+def _load(checkpoint: Path | None, call: str, device: str) -> tuple[int, dict[str, Tensor]]:
+    """Iterations done and the state after them; 0 and nothing without a checkpoint of this call."""
     from igpt.weights.own import load_tensors
 
     if checkpoint is None or not checkpoint.exists():
         return 0, {}
     try:
-        tensors, said = load_tensors(checkpoint)
-        if said["call"] != call:
+        tensors, metadata = load_tensors(checkpoint)
+        if metadata["call"] != call:
             return 0, {}
-        return int(said["step"]), {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
+        return int(metadata["step"]), {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
     except (UsageError, KeyError, ValueError) as error:
         warnings.warn(f"{checkpoint} is damaged ({error}): the probe begins again", stacklevel=3)
         return 0, {}
 
 
-def choose_rate(found: Sequence[SgdClassifier], validation: Rows) -> tuple[SgdClassifier, float]:
-    """The classifier with the best validation accuracy, of the smaller rate of equals, and that accuracy."""
-    scores = [(float((c.predict(validation) == validation.labels).mean()), -c.rate, c) for c in found]
-    accuracy, _, best = max(scores, key=lambda score: score[:2])
-    return best, accuracy
-
-
 def _batches(rows: Rows, iterations: int, seed: int, device: str, *, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """As many batches as there are iterations, less the first ``skip``; what a block leaves over is passed over.
+    """One batch per iteration, without the first ``skip``; the remainder of a block is left out.
 
-    A block goes to the device whole, where batches are taken from it: one transfer in place of eight.
+    A block moves to the device as a whole: one transfer instead of eight.
     """
     import torch
 
@@ -211,7 +206,7 @@ def _batches(rows: Rows, iterations: int, seed: int, device: str, *, skip: int) 
         for block in generator.permutation(rows.count):
             here = rows.span(block)
             shuffled, count = generator.permutation(here.stop - here.start), (here.stop - here.start) // BATCH
-            if done + count <= skip:  # drawn, so that the others are as they were, and not read
+            if done + count <= skip:  # drawn, to keep the generator's state, but not read
                 done += count
                 continue
             [(x, labels)] = ((torch.from_numpy(part).to(device) for part in read) for read in rows.blocks([block]))
@@ -238,6 +233,6 @@ def _moments(rows: Rows, device: str) -> tuple[Tensor, Tensor]:
         squares += x.square().sum(0)
     mean = total / len(rows)
     deviation = (squares / len(rows) - mean**2).clamp(min=0).sqrt()
-    deviation[deviation < 1e-6 * mean.abs()] = 0  # what rounding leaves of a constant
+    deviation[deviation < 1e-6 * mean.abs()] = 0  # a constant, up to rounding
     deviation[deviation == 0] = 1
     return mean.float(), deviation.float()

@@ -1,14 +1,15 @@
-"""Checkpoints: everything that a continued run needs, in one file; the newest good one is where it goes on."""
+"""Checkpoints: all that a resumed run needs, in one file; a run resumes from the newest good one."""
 
 from __future__ import annotations
 
 import json
-import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
+from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor
 
 from igpt.errors import UsageError
@@ -18,79 +19,76 @@ from igpt.weights.own import load_tensors, save_tensors
 KEPT = 2  # the newest, and the one before in case it is damaged
 
 
-class OtherRun(UsageError):
-    """A checkpoint of another run."""
-
-
 @dataclass
 class Losses:
-    """Losses along a run, nats per token: one (step, train, validation) a milestone, step 0 included where they are known."""
+    """Losses along a run, nats per token: one (step, train, validation) per milestone; step 0 too where known."""
 
+    __pydantic_config__: ClassVar = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
     steps: list[int] = field(default_factory=list)
     train: list[float] = field(default_factory=list)  # mean over the steps since the last milestone
-    validation: list[float] = field(default_factory=list)  # of a fine-tune the accuracy, a fraction
+    validation: list[float] = field(default_factory=list)  # a fraction, the accuracy, when fine-tuning
 
 
 @dataclass
 class Progress:
-    """How far a run is: steps done, the losses kept, and the sum of the losses since the last of these.
+    """How far a run is: steps done, losses, and the sum of the training losses since the last milestone.
 
-    window : losses of the steps since the last line of the metrics; lowest : the lowest mean of a line so far
-    good : the step of the last line whose mean was as it should be
-    metrics : the lines so far, whole, so that a continued run can write those of its folder anew
+    window : losses of the steps since the last line of metrics
+    lowest : the lowest window mean so far
+    good : the step of the last window whose mean was normal
+    metrics : all lines of metrics so far, so that a resumed run can rewrite its file
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
     step: int = 0
     losses: Losses = field(default_factory=Losses)
     running: float = 0.0
     window: list[float] = field(default_factory=list)
     lowest: float | None = None
     good: int = 0
-    metrics: list[dict[str, float]] = field(default_factory=list)
+    metrics: list[dict[str, int | float]] = field(default_factory=list)
 
 
 def save_checkpoint(folder: Path, run: str, state: dict[str, Tensor], progress: Progress) -> Path:
-    """Write the state after ``progress.step`` steps, then remove older ones; where it is.
+    """Write the state after ``progress.step`` steps and return its path, then remove older checkpoints.
 
-    The `KEPT` newest stay, and the newest from before the last good losses, in case the later ones are of a run that
-    diverges. run : recipe, palette, data and seed; another run's checkpoint is refused by `load_checkpoint`
-    state : parameters as ``model.NAME``, Adam's moments as ``adam.NAME.KEY``, whole
+    The `KEPT` newest stay, and the newest from before the last good window, in case the later ones diverge.
+    run : recipe, palette, data and seed; `load_checkpoint` refuses another run's checkpoint
+    state : parameters as ``model.NAME``, Adam's moments as ``adam.NAME.KEY``, unsharded
     """
     path = folder / f"checkpoint-{progress.step:07d}.safetensors"
-    progress_text = json.dumps({**vars(progress), "losses": vars(progress.losses)})
-    save_tensors(path, state, {"run": run, "progress": progress_text})
-    before = [old for old in checkpoints(folder) if step_of(old) <= progress.good]
+    save_tensors(path, state, {"run": run, "progress": json.dumps(asdict(progress))})
+    good = [old for old in checkpoints(folder) if step_of(old) <= progress.good]
     for old in checkpoints(folder)[:-KEPT]:
-        if old not in before[-1:]:
+        if old not in good[-1:]:
             old.unlink()
     return path
 
 
 def load_checkpoint(folder: Path, run: str, shapes: dict[str, torch.Size]) -> tuple[dict[str, Tensor], Progress]:
-    """The newest good checkpoint's state, and how far it is; nothing, and a run that has not begun, where there is none.
+    """State and progress of the newest good checkpoint; without one, an empty state and the progress of a new run.
 
     shapes : of the whole state, by name
-    A damaged one is set aside for the one before, with a warning; what is noticed is one that is cut short or does not
-    hold what it should: these tensors in float32, all finite, and the progress of the step in its name. Raises UsageError
-    when all are damaged, and for one of another run.
+    A damaged checkpoint (cut short, or without these finite float32 tensors and a valid progress) is set aside with a
+    warning. Raises UsageError when all are damaged, and for another run's checkpoint.
     """
-    found = checkpoints(folder)
-    for path in reversed(found):
+    paths = checkpoints(folder)
+    for path in reversed(paths):
         try:
             tensors, metadata = load_tensors(path)
-            if metadata["run"] != run:
-                raise OtherRun(f"{path} is of another recipe, seed or data: give another folder")
-            progress = _progress(metadata["progress"], step_of(path))
-            check_weights(tensors, shapes, path, dtypes=[torch.float32])
-        except OtherRun:
-            raise
-        except (UsageError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            same_run = metadata["run"] == run
+            if same_run:
+                progress = _progress(metadata["progress"], step_of(path))
+                check_weights(tensors, shapes, path, dtypes=[torch.float32])
+        except (UsageError, ValueError, KeyError) as error:
             path.replace(path.with_suffix(".damaged"))
-            says = str(error).splitlines()[0]
-            warnings.warn(f"{path} is damaged ({says}): going on from the checkpoint before it", stacklevel=2)
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"{path} is damaged ({reason}): going on from the checkpoint before it", stacklevel=2)
             continue
+        if not same_run:
+            raise UsageError(f"{path} is of another recipe, seed or data: give another folder")
         return tensors, progress
-    if found:
+    if paths:
         raise UsageError(f"every checkpoint in {folder} is damaged, and was set aside: the same command trains from the start")
     return {}, Progress()
 
@@ -101,23 +99,16 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The steps that a checkpoint is after."""
+    """The number of steps in a checkpoint's name."""
     return int(path.stem.rpartition("-")[2])
 
 
 def _progress(text: str, step: int) -> Progress:
-    """What `save_checkpoint` wrote after ``step`` steps. Raises ValueError, KeyError or TypeError for something else."""
-    kept = json.loads(text)
-    found = Progress(**{**kept, "losses": Losses(**kept["losses"])})
-    losses = found.losses
-    numbers = [*losses.train, *losses.validation, found.running, *found.window, *([] if found.lowest is None else [found.lowest])]
-    steps = [found.step, found.good, *losses.steps]
-    if not all(type(number) is int for number in steps) or not all(type(number) is float for number in numbers):
-        raise ValueError("its progress is not in numbers")
-    if found.step != step or not all(0 <= number <= step for number in steps) or not all(map(math.isfinite, numbers)):
+    """The progress that `save_checkpoint` wrote after ``step`` steps. Raises ValueError for anything else."""
+    progress = TypeAdapter(Progress).validate_json(text)
+    losses = progress.losses
+    if progress.step != step or not all(0 <= each <= step for each in (progress.good, *losses.steps)):
         raise ValueError(f"its progress is not that of step {step}")
     if not len(losses.steps) == len(losses.train) == len(losses.validation):
         raise ValueError("its losses are not one per milestone")
-    if not all(type(number) in (int, float) and math.isfinite(number) for line in found.metrics for number in line.values()):
-        raise ValueError("its metrics are not lines of numbers")
-    return found
+    return progress

@@ -1,8 +1,8 @@
-"""One model on one device or on many: replicated (DDP) or with its parameters sharded (FSDP2), by PyTorch's own parts.
+"""A model on one device or on many: replicated (DDP) or with its parameters sharded (FSDP2), by PyTorch's own means.
 
-Every process runs the same program. What they must agree on goes through `Distributed.sum`; what is whole on the first
-one alone, such as the state that a checkpoint holds, through `Distributed.state` and `Distributed.restore`, so that a run may
-go on with another number of devices than it began with.
+Every process runs the same program. `Distributed.sum` gives all processes the same numbers. Checkpoints hold the whole
+state, gathered on the first process (`Distributed.state`, `Distributed.restore`), so that a run may continue with another
+number of devices.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ from igpt.model import Block, ImageGPT
 
 Anything = TypeVar("Anything")
 State = dict[str, Tensor]
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class Loss(nn.Module):
-    """The mean loss of some images as a module of its own, which is what DDP wraps; ``network`` is what is trained."""
+    """The mean loss of some images as a module, which is what DDP wraps; ``network`` is trained."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class Loss(nn.Module):
 
 
 class GenerativeLoss(Loss):
-    """Pre-training's: a model's own."""
+    """The loss of pre-training."""
 
     network: ImageGPT
 
@@ -51,7 +52,7 @@ class GenerativeLoss(Loss):
 
 
 class Distributed:
-    """A network, its Adam and its loss, on the device of this process and, where there is a group, on those of others."""
+    """A network with its Adam and its loss, on this process's device and, in a process group, on those of the others."""
 
     def __init__(
         self,
@@ -64,14 +65,13 @@ class Distributed:
         recompute: bool = False,
         shard: bool = False,
     ) -> None:
-        """Put the network where it belongs, and give it Adam; parameters that need no gradient stay as they are.
+        """Move the network to its device, wrap it, and make its optimizer.
 
-        compiled : through torch.compile, where that works
-        recompute : keep no activations inside of a block, and compute them again for its gradients
-        shard : parameters, gradients and moments in equal parts over the processes
+        compiled : by torch.compile, if that works
+        recompute : keep no activations inside of blocks, and compute them again in the backward pass
+        shard : split parameters, gradients and moments equally over the processes
         """
-        together = dist.is_initialized()
-        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.device = device
         self.network = loss.network.to(device)
         self.sharded = shard and self.size > 1
@@ -95,55 +95,54 @@ class Distributed:
 
     @contextmanager
     def gathering(self, last: bool) -> Iterator[None]:
-        """A backward pass whose gradients go to the other processes only if it is the step's last."""
+        """A backward pass that exchanges gradients between processes only if it is the step's last."""
         if isinstance(self.loss, DistributedDataParallel) and not last:
             with self.loss.no_sync():
                 yield
             return
         if self.sharded:
-            self.network.set_requires_gradient_sync(last)  # type: ignore[operator]  # fully_shard gave it this
+            self.network.set_requires_gradient_sync(last)  # type: ignore[operator]  # a method that fully_shard adds
         yield
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """The sums of these numbers over all processes, the same on each."""
+        """Sums over all processes, the same on each."""
         return sum_over(values, self.device)
 
     def from_first(self, value: Anything) -> Anything:
-        """What the first process has."""
+        """The first process's value."""
         return from_first(value, self.device)
 
     def finite(self) -> bool:
-        """Whether all parameters are numbers, here and elsewhere."""
+        """Whether all parameters are finite, on all processes."""
         parts = (p.to_local() if hasattr(p, "to_local") else p for p in self.network.parameters())
         return self.sum([float(not all(bool(p.isfinite().all()) for p in parts))]) == [0.0]
 
     def weights(self) -> State:
-        """The model's parameters, whole, by name; on the first process alone where they are sharded."""
+        """The model's whole parameters by name; when sharded, on the first process only."""
         if not self.sharded:
             return self.network.state_dict()
-        found: Any = get_model_state_dict(self.network, options=_WHOLE)
-        return cast(State, found)
+        return cast(State, get_model_state_dict(self.network, options=WHOLE))
 
     def state(self) -> State:
         """Parameters as ``model.NAME`` and Adam's moments as ``adam.NAME.KEY``, whole on the first process."""
-        # Weights first, which lets go of what an evaluation has gathered: the optimizer knows the parts alone.
+        # Weights first: this frees what an evaluation has gathered.
         weights = {f"model.{name}": t for name, t in self.weights().items()}
-        found: Any = get_optimizer_state_dict(self.network, self.optimizer, options=_WHOLE)
-        moments = {f"adam.{name}.{key}": t for name, kept in found.get("state", {}).items() for key, t in kept.items()}
+        adam: Any = get_optimizer_state_dict(self.network, self.optimizer, options=WHOLE)
+        moments = {f"adam.{name}.{key}": t for name, kept in adam.get("state", {}).items() for key, t in kept.items()}
         return weights | moments
 
     def expected(self) -> dict[str, torch.Size]:
-        """The shapes of what is in `state`: of what is trained two moments each, and a step's number."""
-        found = {}
+        """The shapes in `state`."""
+        shapes = {}
         for name, p in self.network.named_parameters():
-            found[f"model.{name}"] = p.shape
+            shapes[f"model.{name}"] = p.shape
             if p.requires_grad:
-                found |= {f"adam.{name}.{key}": p.shape for key in ("exp_avg", "exp_avg_sq")}
-                found[f"adam.{name}.step"] = torch.Size(())
-        return found
+                shapes |= {f"adam.{name}.{key}": p.shape for key in ("exp_avg", "exp_avg_sq")}
+                shapes[f"adam.{name}.step"] = torch.Size(())
+        return shapes
 
     def restore(self, state: State) -> None:
-        """Put back what `state` gave; ``state`` counts on the first process."""
+        """Load a `state`; the first process's is used."""
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=self.size > 1)
         weights: Any = {name.removeprefix("model."): t for name, t in state.items() if name.startswith("model.")}
         moments: dict[str, State] = {}
@@ -153,13 +152,13 @@ class Distributed:
                 moments.setdefault(parameter, {})[key] = tensor
         set_model_state_dict(self.network, weights, options=options)
         if self.from_first(bool(moments)):
-            whole: Any = get_optimizer_state_dict(self.network, self.optimizer, options=_WHOLE)
-            whole["state"] = moments
-            set_optimizer_state_dict(self.network, self.optimizer, whole, options=options)
+            adam: Any = get_optimizer_state_dict(self.network, self.optimizer, options=WHOLE)
+            adam["state"] = moments
+            set_optimizer_state_dict(self.network, self.optimizer, adam, options=options)
 
 
 def sum_over(values: Sequence[float], device: str) -> list[float]:
-    """The sums of these numbers over all processes, the same on each; themselves where there is no group."""
+    """Sums over all processes, the same on each; the values themselves without a process group."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return list(values)
     total = torch.tensor(values, dtype=torch.float64, device=device)
@@ -168,12 +167,9 @@ def sum_over(values: Sequence[float], device: str) -> list[float]:
 
 
 def from_first(value: Anything, device: str) -> Anything:
-    """What the first process has; ``value`` where there is no group."""
+    """The first process's value; ``value`` without a process group."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     box = [value]
     dist.broadcast_object_list(box, device=torch.device(device))
     return box[0]
-
-
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -1,4 +1,4 @@
-"""Pre-training (section 3.4): Adam on random batches, weights kept along the way; `igpt.train.engine` carries it out."""
+"""Pre-training (section 3.4): Adam on random batches, with weights kept along the way; run by `igpt.train.engine`."""
 
 from __future__ import annotations
 
@@ -26,15 +26,13 @@ from igpt.palette import Palette
 from igpt.seeds import check_seed
 from igpt.train.checkpoint import Losses
 from igpt.train.distributed import Distributed, GenerativeLoss
-from igpt.train.engine import WINDOW, Report, Runtime, Stopped, Task, train
+from igpt.train.engine import Report, Task, train
 from igpt.train.recipe import Recipe
+from igpt.train.runtime import Runtime
 from igpt.weights.own import save_weights
 
-__all__ = ["WINDOW", "Runtime", "Stopped", "evaluate_loss", "pretrain", "schedule", "weights_name"]
-
-DRAWN = 256  # images whose masks are drawn together when they are evaluated
-RISE = 1.0  # nats by which the mean loss of a window may stand above the lowest one before it
-
+DRAWN = 256  # images whose masks are drawn together when a loss is evaluated
+RISE = 1.0  # nats by which a window's mean loss may exceed the lowest one before it
 
 Tokens: TypeAlias = "Tensor | NDArray[np.integer] | TokenStore | LabelledTokens"  # (images, positions)
 
@@ -50,40 +48,39 @@ def pretrain(
     runtime: Runtime | None = None,
     report: Report = lambda done, total: None,
 ) -> Losses:
-    """Train from ``recipe`` and keep the weights of each milestone under ``folder / weights_name(step)``.
+    """Train by ``recipe`` and keep the weights of each milestone in ``folder / weights_name(step)``.
 
     tokens, validation : integers (images, positions)
-    Continues from the newest good checkpoint in ``folder`` when there is one, and writes ``metrics.jsonl`` there.
-    Raises what `igpt.train.engine.train` raises, when the loss has risen by a nat too, and UsageError for tokens that are
-    not the recipe's or a number that is no seed.
+    Continues from the newest good checkpoint in ``folder``, and writes ``metrics.jsonl`` there.
+    Raises what `igpt.train.engine.train` raises (Diverged also when the loss has risen by a nat), and UsageError for tokens of
+    another size and an invalid seed.
     """
     runtime = runtime or Runtime()
     seed = check_seed(seed)
     _check(recipe, tokens, runtime)
     model = ImageGPT(recipe.shape, seed=seed)
 
-    def held_out(spread: Distributed) -> float:
-        """The held-out loss, in the precision that is trained in; each process takes its part of the images."""
+    def held_out(distributed: Distributed) -> float:
+        """The held-out loss in the precision of training; each process evaluates its part of the images."""
         with torch.autocast(runtime.device, torch.bfloat16, enabled=runtime.bfloat16):
             total = evaluate_loss(
                 model,
                 validation,
                 mask_rate=recipe.mask_rate,
                 at_once=runtime.micro_batch,
-                part=(spread.rank, spread.size),
+                part=(distributed.rank, distributed.size),
             )
-        return spread.sum([total])[0]
+        return distributed.sum([total])[0]
 
-    def keep(spread: Distributed, step: int) -> None:
-        """The weights of a milestone."""
-        weights = spread.weights()
-        if spread.rank == 0:
+    def keep(distributed: Distributed, step: int) -> None:
+        """Write a milestone's weights."""
+        weights = distributed.weights()
+        if distributed.rank == 0:
             with torch.device("meta"):
                 whole = ImageGPT(recipe.shape)
             whole.load_state_dict(weights, assign=True)
-            place = folder / weights_name(step)
-            shutil.rmtree(place, ignore_errors=True)  # of a run that was killed before its checkpoint knew of them
-            with write_folder(place) as part:
+            shutil.rmtree(folder / weights_name(step), ignore_errors=True)  # of a run killed before its checkpoint
+            with write_folder(folder / weights_name(step)) as part:
                 save_weights(part, whole, palette)
 
     task = Task(
@@ -105,7 +102,7 @@ def pretrain(
 
 
 def weights_name(step: int) -> str:
-    """Name of the folder that keeps the weights after ``step`` steps.
+    """Name of the folder with the weights after ``step`` steps.
 
     >>> weights_name(1250)
     'weights-0001250'
@@ -138,14 +135,14 @@ def evaluate_loss(
 ) -> float:
     """Mean nats per token over integers (images, positions), every image counted once.
 
-    at_once : images that go through the model together, to save memory; 256 when None
-    part : (place, parts) sums over every n-th image only; the results of all places add up to the mean
-    BERT's masks are drawn anew for each image, as in the released code, but from a fixed seed.
+    at_once : images per forward pass, to save memory; 256 when None
+    part : (index, n) sums over every n-th image only, from the index on; the results of all n indices add up to the mean
+    BERT's masks are drawn once per image, as in the released code, but from a fixed seed.
     """
     total, done = 0.0, 0
-    for found, few, masked in passes(model, tokens, mask_rate=mask_rate, at_once=at_once, part=part):
-        total += model.loss(few, masked).item() * len(found)
-        done += len(found)
+    for indices, few, masked in passes(model, tokens, mask_rate=mask_rate, at_once=at_once, part=part):
+        total += model.loss(few, masked).item() * len(indices)
+        done += len(indices)
         report(done, len(tokens))
     return total / len(tokens)
 
@@ -159,23 +156,23 @@ def passes(
     at_once: int | None = None,
     part: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor | None]]:
-    """Every image once, some at a time: their indices int64 (B,), tokens int64 (B, positions) and BERT's masks, on the device.
+    """Batches that cover every image once: indices int64 (B,), tokens int64 (B, positions) and BERT's masks, on the device.
 
     at_once, part : as in `evaluate_loss`
-    Where images run out, a process gets the first one and no index: those who share a model's parameters have to go through
-    it equally often.
+    A part without images left yields one image and no index: processes that share a model's parameters must call it equally
+    often.
     """
     generator = torch.Generator().manual_seed(mask_seed)
-    place, parts = part
+    index, parts = part
     device = model.wte.device
     for start in range(0, len(tokens), DRAWN):
         drawn = take(tokens, np.arange(start, min(start + DRAWN, len(tokens))))
         masked = draw_mask(drawn, rate=mask_rate, generator=generator) if model.shape.objective == "bert" else None
-        mine = torch.arange(place, place + parts * -(-len(drawn) // parts), parts)
+        mine = torch.arange(index, index + parts * -(-len(drawn) // parts), parts)
         for few in mine.split(at_once or DRAWN):
-            found = few[few < len(drawn)]
-            images = found if len(found) else few[:1] * 0
-            yield start + found.numpy(), drawn[images].to(device), None if masked is None else masked[images].to(device)
+            valid = few[few < len(drawn)]
+            images = valid if len(valid) else few[:1] * 0
+            yield start + valid.numpy(), drawn[images].to(device), None if masked is None else masked[images].to(device)
 
 
 def draw_batch(recipe: Recipe, tokens: Tokens, *, seed: int, step: int) -> tuple[Tensor, Tensor | None]:
@@ -195,7 +192,7 @@ def take(tokens: Tokens, indices: NDArray[np.int64]) -> Tensor:
 
 
 def _identity(tokens: Tokens) -> str:
-    """What is trained on, in few letters: a store by its header, an array by its content."""
+    """A digest of the training data: of a store's header, or of an array's content."""
     if isinstance(tokens, LabelledTokens):
         return tokens.digest
     if isinstance(tokens, TokenStore):

@@ -19,8 +19,7 @@ from igpt.errors import UsageError
 from igpt.evaluate import feature_store
 from igpt.evaluate.features import extract_features
 from igpt.evaluate.linear_probe import ProbeResult, probe_layers
-from igpt.evaluate.network_probe import probe_network, say_probes
-from igpt.files import write_text
+from igpt.evaluate.network_probe import probe_network
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
@@ -111,50 +110,7 @@ def test_other_weights_layers_and_precisions_are_not_taken_for_these(tmp_path: P
     assert other.as_json() != whole.as_json()
 
 
-def test_what_is_probed_already_is_not_said_to_take_hours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(feature_store, "images_per_second", lambda model, tokens: 0.5)
-    folders = [tmp_path / "trained", tmp_path / "untrained"]
-    how = {"layers": LAYERS, "views": 2}
-    say_probes(folders, random_model(SHAPE), splits(), **how)
-    assert f"features of {2 * IMAGES} images: about 12 minutes expected" in capsys.readouterr().err
-    probe(folders[0])
-    say_probes(folders, random_model(SHAPE), splits(), **how)
-    assert f"features of {IMAGES} images: about 6 minutes expected" in capsys.readouterr().err
-    probe(folders[1])
-    say_probes(folders, random_model(SHAPE), splits(), **how)
-    assert capsys.readouterr().err == ""
-
-
-def test_a_disk_too_small_for_one_networks_features_is_said_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_small_for_the_features_is_said_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 10))  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match=f"the features need {IMAGES * 2 * 16 * 4:,} more bytes and .* has 10 free"):
-        say_probes([tmp_path / "a", tmp_path / "b"], random_model(SHAPE), splits(), layers=LAYERS, views=2)
-
-
-@pytest.mark.parametrize("probed", [False, True], ids=["to be probed", "probed when it was killed"])
-def test_features_that_will_have_gone_take_no_room_from_the_next_networks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probed: bool
-) -> None:
-    class Enough(Exception):
-        pass
-
-    def report(now: int, total: int) -> None:
-        if now == IMAGES:
-            raise Enough
-
-    folders = [tmp_path / "trained", tmp_path / "untrained"]
-    with pytest.raises(Enough):
-        probe(folders[0], report=report)
-    if probed:  # the result stands, and the features still do
-        write_text(folders[0] / "probe.json", "{}")
-    gone = sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("layer-*.npy"))
-    assert gone > IMAGES * 2 * 16 * 4
-
-    def usage(folder: Path) -> object:
-        there = sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("layer-*.npy"))
-        return shutil._ntuple_diskusage(gone, there, gone - there)  # type: ignore[attr-defined]
-
-    monkeypatch.setattr(shutil, "disk_usage", usage)
-    say_probes(folders, random_model(SHAPE), splits(), layers=LAYERS, views=2)
+        probe(tmp_path)

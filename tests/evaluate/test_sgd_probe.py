@@ -108,8 +108,6 @@ def test_what_cannot_be_trained_on_is_refused() -> None:
         fit_sgd(Rows([x], np.arange(200), labels), classes=3, iterations=1)
     with pytest.raises(UsageError, match=f"at least {BATCH} images"):
         fit_sgd(Rows([x], np.arange(9), labels[:9]), classes=4, iterations=1)
-    with pytest.raises(UsageError, match="9 rows of features need as many labels, not 8"):
-        Rows([x], np.arange(9), labels[:8])
     x[7, 1] = np.inf
     with pytest.raises(UsageError, match="not finite"):
         fit_sgd(Rows([x], np.arange(200), labels), classes=4, iterations=1)

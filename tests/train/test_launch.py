@@ -21,9 +21,11 @@ from igpt.files import try_lock
 from igpt.palette import Palette
 from igpt.shape import ModelShape
 from igpt.train.checkpoint import checkpoints, step_of
-from igpt.train.launch import Launch, train_store
-from igpt.train.loop import Runtime, Stopped, pretrain
+from igpt.train.engine import Stopped
+from igpt.train.launch import train_store
+from igpt.train.loop import pretrain
 from igpt.train.recipe import Recipe
+from igpt.train.runtime import Launch, Runtime
 
 TWO = Launch(devices=2)
 

@@ -25,10 +25,11 @@ from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
 from igpt.train import engine, loop
-from igpt.train.checkpoint import Progress, checkpoints, step_of
-from igpt.train.engine import Metrics, Runtime, Stopped
+from igpt.train.checkpoint import checkpoints, step_of
+from igpt.train.engine import Stopped
 from igpt.train.loop import evaluate_loss, pretrain, schedule, weights_name
 from igpt.train.recipe import Recipe
+from igpt.train.runtime import Runtime
 from igpt.weights.own import load_tensors, load_weights, save_tensors
 
 RECIPE = Recipe(
@@ -288,7 +289,7 @@ def test_weights_that_are_no_numbers_are_never_kept(tmp_path: Path, greys: Palet
         loss = true_step(self, number)
         if number == 11:  # the last one before a milestone
             with torch.no_grad():
-                next(self.spread.network.parameters())[0, 0] = math.nan
+                next(self.distributed.network.parameters())[0, 0] = math.nan
         return loss
 
     monkeypatch.setattr(engine._Run, "_step", step)
@@ -376,28 +377,6 @@ def lines(folder: Path) -> list[tuple[float, float, float]]:
     """What of a run's metrics is not the time that it took."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [(line["step"], line["loss"], line["rate"]) for line in found]
-
-
-def test_a_continued_run_has_all_lines_wherever_its_metrics_were_cut_off(tmp_path: Path, greys: Palette) -> None:
-    recipe = replace(RECIPE, steps=160)
-    asked = iter([False] * 119 + [True])
-    with pytest.raises(Stopped):
-        run(tmp_path / "cut", greys, recipe, runtime=Runtime(stop=lambda: next(asked)))
-    run(tmp_path / "whole", greys, recipe)
-    metrics = tmp_path / "cut" / "metrics.jsonl"
-    content, progress = metrics.read_bytes(), Progress(step=120)
-    Metrics(metrics, progress)  # as of a checkpoint without lines
-    assert [line["step"] for line in progress.metrics] == [50, 100]
-    for size in range(len(content)):
-        metrics.write_bytes(content[:size] + b"\xff" * (size % 2))
-        Metrics(metrics, Progress(step=120, metrics=list(progress.metrics)))
-        assert metrics.read_bytes() == content
-        metrics.write_bytes(content[:size])
-        Metrics(metrics, Progress(step=120))  # has the lines that are whole
-        assert len(lines(tmp_path / "cut")) == content[:size].count(b"}")
-    metrics.unlink()
-    run(tmp_path / "cut", greys, recipe)
-    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
 
 
 FULL = """

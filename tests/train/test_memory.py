@@ -15,9 +15,9 @@ from igpt.errors import UsageError
 from igpt.machine import free_memory
 from igpt.model import ImageGPT
 from igpt.shape import ModelShape
-from igpt.train.engine import Runtime
-from igpt.train.memory import GIB, USED, fitting, kept_per_image, step_memory
+from igpt.train.memory import GIB, USED, Step, fitting, kept_per_image
 from igpt.train.recipes import PAPER, recipe
+from igpt.train.runtime import Launch, Runtime
 
 SHAPE = ModelShape(8, 256, 4, 512, 1024)
 
@@ -65,7 +65,7 @@ def test_a_real_step_takes_the_memory_that_is_foretold(recompute: bool, classes:
         check=True,
         env={"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(sys.path)},
     )
-    foretold = step_memory(SHAPE, images=2, recompute=recompute, half=False, classes=classes).total
+    foretold = Step(SHAPE, images=2, recompute=recompute, half=False, classes=classes).memory
     assert int(done.stdout) == pytest.approx(foretold, rel=0.1)
 
 
@@ -74,8 +74,8 @@ def test_the_state_is_that_of_the_model_on_the_meta_device(name: str) -> None:
     shape = recipe(name).shape
     with torch.device("meta"):
         weights = sum(p.numel() for p in ImageGPT(shape).parameters())
-    assert step_memory(shape, images=1).state == 16 * weights  # weights, gradients, two moments
-    assert step_memory(shape, images=1, devices=8, shard=True).state == 2 * weights
+    assert Step(shape, images=1).state == 16 * weights  # weights, gradients, two moments
+    assert Step(shape, images=1, devices=8, shard=True).state == 2 * weights
 
 
 def test_what_a_block_keeps_is_counted_as_by_hand() -> None:
@@ -89,55 +89,57 @@ def test_a_way_that_fits_is_found_for_every_published_model() -> None:
         for devices in (8, 32):
             fit = costs.fitting(recipe(name), devices)
             assert fit is not None
-            assert fit.memory.total <= USED * CARD_GIB * GIB
+            assert fit.memory <= USED * CARD_GIB * GIB
             assert recipe(name).batch // devices % fit.images == 0
     xl = costs.fitting(recipe("igpt-xl"), 8)
     assert xl is not None and xl.shard
     assert costs.fitting(recipe("igpt-xl"), 1) is None  # its state alone is more than a card
     assert costs.fitting(recipe("igpt-xl"), 256) is None  # 64 images cannot be shared
-    assert step_memory(recipe("igpt-xl").shape, images=1).state > CARD_GIB * GIB
+    assert Step(recipe("igpt-xl").shape, images=1).state > CARD_GIB * GIB
 
 
 @pytest.mark.parametrize(("name", "gib", "recompute"), [("igpt-l", 80, False), ("igpt-m", 24, False), ("igpt-s", 12, False)])
 def test_fine_tuning_fits_on_one_card_with_a_part_of_its_batch_at_once(name: str, gib: int, recompute: bool) -> None:
     shape = recipe(name).shape
-    fit = fitting(shape, batch=128, room=USED * gib * GIB, classes=10)
+    fit = fitting(Step(shape, classes=10), batch=128, room=USED * gib * GIB)
     assert fit is not None
     assert (fit.recompute, 128 % fit.images) == (recompute, 0)
     assert fit.images >= 4
-    larger = step_memory(shape, images=2 * fit.images, classes=10)
-    assert fit.memory.total <= USED * gib * GIB < larger.total
+    larger = replace(fit, images=2 * fit.images)
+    assert fit.memory <= USED * gib * GIB < larger.memory
 
 
 def test_as_little_memory_as_there_is_decides_how_a_step_is_taken() -> None:
-    kept, again = (step_memory(SHAPE, images=1, classes=10, recompute=r, half=False).total for r in (False, True))
-    one = fitting(SHAPE, batch=8, room=kept, classes=10, half=False)
+    kept, again = (Step(SHAPE, images=1, classes=10, recompute=r, half=False).memory for r in (False, True))
+    one = fitting(Step(SHAPE, classes=10, half=False), batch=8, room=kept)
     assert one is not None and (one.images, one.recompute) == (1, False)
-    less = fitting(SHAPE, batch=8, room=again, classes=10, half=False)
+    less = fitting(Step(SHAPE, classes=10, half=False), batch=8, room=again)
     assert less is not None and (less.images, less.recompute) == (1, True)
-    assert fitting(SHAPE, batch=8, room=again - 1, classes=10, half=False) is None
-    whole = fitting(SHAPE, batch=8, room=1e15, classes=10)
+    assert fitting(Step(SHAPE, classes=10, half=False), batch=8, room=again - 1) is None
+    whole = fitting(Step(SHAPE, classes=10), batch=8, room=1e15)
     assert whole is not None and whole.images == 8
-    shared = fitting(SHAPE, batch=10, room=1e15, devices=4, classes=10)
+    shared = fitting(Step(SHAPE, devices=4, classes=10), batch=10, room=1e15)
     assert shared is not None and shared.images == 3  # of ten, three at most fall to one
 
 
 def test_a_machine_takes_what_fits_and_says_when_nothing_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def room(free: float) -> None:
-        monkeypatch.setattr("igpt.train.engine.free_memory", lambda: free / USED)
+        monkeypatch.setattr("igpt.train.runtime.free_memory", lambda: free / USED)
 
-    monkeypatch.setattr("igpt.train.engine.cores", torch.get_num_threads)
+    monkeypatch.setattr("igpt.train.runtime.cores", torch.get_num_threads)
     runtime = Runtime(minutes=1.0)
-    room(step_memory(SHAPE, images=4, classes=10, half=False).total + 4 * SHAPE.parameters + 1)  # beside what is tuned
+    room(Step(SHAPE, images=4, classes=10, half=False).memory + 4 * SHAPE.parameters + 1)  # beside what is tuned
     assert runtime.fitted(SHAPE, batch=8, classes=10, folder=tmp_path) == replace(runtime, micro_batch=4)
     with monkeypatch.context() as less:
-        less.setattr("igpt.train.engine.cores", lambda: 4 * torch.get_num_threads())  # so that others have three parts
+        less.setattr("igpt.train.runtime.cores", lambda: 4 * torch.get_num_threads())  # so that others have three parts
         assert runtime.fitted(SHAPE, batch=8, classes=10, folder=tmp_path / "other").recompute
     room(1e15)
     assert runtime.fitted(SHAPE, batch=8, classes=10, folder=tmp_path).micro_batch == 4  # as it began there
     assert runtime.fitted(SHAPE, batch=8, classes=11, folder=tmp_path).micro_batch == 8
-    room(2 * step_memory(SHAPE, images=1, devices=2, recompute=True, half=False).total + 1)
-    assert runtime.fitted(SHAPE, batch=8, devices=2, folder=tmp_path) == replace(runtime, micro_batch=1, recompute=True)
+    room(2 * Step(SHAPE, images=1, devices=2, recompute=True, half=False).memory + 1)
+    assert runtime.fitted(SHAPE, batch=8, launch=Launch(devices=2), folder=tmp_path) == replace(
+        runtime, micro_batch=1, recompute=True
+    )
     room(GIB / 1024)
     with pytest.raises(
         UsageError, match=r"6,820,352 parameters\) does not fit into the 0.0 GiB that the device has for it: take"

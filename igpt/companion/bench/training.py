@@ -25,6 +25,7 @@ from igpt.train.cost import training_flops
 from igpt.train.distributed import Distributed, GenerativeLoss, Loss
 from igpt.train.loop import draw_batch
 from igpt.train.recipe import Recipe
+from igpt.train.runtime import Runtime
 
 L = ModelShape(*SIZES["igpt-l"], 512, 1024)
 SHAPE = ModelShape(8, 256, 8, 512, 1024)

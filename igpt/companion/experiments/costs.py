@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from igpt.companion.experiments.demand import Demand
@@ -19,7 +19,7 @@ from igpt.data.cards import data_card, is_present
 from igpt.data.dataset import TOKEN
 from igpt.data.imagenet_tokens import released_path
 from igpt.errors import UsageError
-from igpt.train.memory import FLOAT, USED, fitting, step_memory
+from igpt.train.memory import FLOAT, USED, Step, fitting
 from igpt.weights.released import at_hand, released_at
 
 
@@ -134,11 +134,9 @@ def _training_bytes(demand: Demand, card: Card) -> float:
     """The card's memory at the peak of a training step; of a processor, with one image at once."""
     if (training := demand.training) is None:
         return 0.0
-    fit = None
-    if not card.is_processor:
-        fit = fitting(training.shape, batch=training.batch, room=USED * card.gib * GIB, classes=training.classes)
-    memory = fit.memory if fit else step_memory(training.shape, images=1, recompute=True, classes=training.classes)
-    return memory.total
+    step = Step(training.shape, classes=training.classes)
+    fit = None if card.is_processor else fitting(step, batch=training.batch, room=USED * card.gib * GIB)
+    return (fit or replace(step, recompute=True)).memory
 
 
 def downloads(stage: Stage) -> list[Download]:

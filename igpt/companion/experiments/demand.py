@@ -17,6 +17,7 @@ from igpt.companion.stage import Literal
 from igpt.data import data_card
 from igpt.data.dataset import DataSet
 from igpt.errors import UsageError
+from igpt.evaluate.kept import PRECISIONS
 from igpt.evaluate.linear_probe import CS, chosen_layers
 from igpt.evaluate.logistic import ITERATIONS, problem_bytes
 from igpt.evaluate.low_data import DRAWS, PER_CLASS
@@ -24,7 +25,7 @@ from igpt.evaluate.sgd_probe import BATCH, BLOCK
 from igpt.evaluate.sgd_probe import RATES as SGD_RATES
 from igpt.shape import ModelShape
 from igpt.train.cost import forward_flops, pretraining_flops, training_flops
-from igpt.train.memory import FLOAT, HALF
+from igpt.train.memory import AT_ONCE, FLOAT, HALF
 from igpt.train.recipe import Recipe
 from igpt.weights.released import STEPS
 
@@ -43,8 +44,6 @@ IN_MEMORY = 10**6  # images: the tokens of larger sets stay on disk in training
 INT64 = 8
 # As in the modules that bring torch, without which a plan is made and a book is built:
 DRAWN = 16  # images that are sampled at once: `igpt.sample.AT_ONCE`
-WIDEST = 2**28  # bytes of the widest activations of a pass over frozen weights: `igpt.evaluate.feature_store.AT_ONCE`
-PRECISIONS = ("float32", "float16")  # of features on disk: `igpt.evaluate.feature_store.PRECISIONS`
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def _whole_passes(plan: Recipe, images: float) -> Work:
 def _network(plan: Recipe, networks: int = 1) -> tuple[float, float]:
     """Frozen weights in half precision, and a pass through them."""
     one = HALF * plan.shape.n_ctx * plan.shape.n_embd
-    return HALF * networks * plan.shape.parameters, PASSING["bfloat16"] * max(WIDEST / 4, one)
+    return HALF * networks * plan.shape.parameters, PASSING["bfloat16"] * max(AT_ONCE / 4, one)
 
 
 def _weights(plan: Recipe) -> float:

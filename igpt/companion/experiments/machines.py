@@ -132,7 +132,7 @@ def measure() -> Rates:
     from igpt.fast import prepacked
     from igpt.model import ImageGPT
     from igpt.shape import ModelShape
-    from igpt.train.loop import Runtime
+    from igpt.train.runtime import Runtime
 
     card = torch.cuda.is_available()
     device = "cuda" if card else "cpu"

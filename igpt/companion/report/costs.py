@@ -18,7 +18,7 @@ from igpt.shape import Objective
 from igpt.text import rounded
 from igpt.train import memory
 from igpt.train.cost import CARD, CARD_FLOPS, UTILISATION, forward_flops, gpu_hours, pretraining_flops
-from igpt.train.memory import GIB, USED, Fit, Kept
+from igpt.train.memory import GIB, USED, Kept, Step
 from igpt.train.recipe import Recipe
 from igpt.train.recipes import PAPER, known_models, recipe
 
@@ -87,7 +87,7 @@ def memory_table(project: Project) -> ResultTable:
                     "sharded" if fit.shard else "replicated",
                     "recomputed" if fit.recompute else "kept",
                     str(fit.images),
-                    f"{fit.memory.total / GIB:.1f} GiB",
+                    f"{fit.memory / GIB:.1f} GiB",
                     f"{days:,.2g}" if days < 10 else f"{days:,.0f}",
                 )
             rows.append((f"{plan.name}, {plan.side}x{plan.side}", str(devices), *cells))
@@ -99,14 +99,14 @@ def memory_table(project: Project) -> ResultTable:
     return ResultTable("memory", caption, columns, tuple(tuple(Cell(text) for text in row) for row in rows))
 
 
-def fitting(plan: Recipe, devices: int, kept: Kept | None = None) -> Fit | None:
+def fitting(plan: Recipe, devices: int, kept: Kept | None = None) -> Step | None:
     """The least intrusive way in which a recipe fits on each card; None where none does, or its batch cannot be shared.
 
-    kept : as `igpt.train.memory.step_memory` takes it
+    kept : as `igpt.train.memory.Step` takes it
     """
     if plan.batch % devices:
         return None
-    return memory.fitting(plan.shape, batch=plan.batch, room=USED * CARD_GIB * GIB, devices=devices, kept=kept)
+    return memory.fitting(Step(plan.shape, devices=devices, kept=kept), batch=plan.batch, room=USED * CARD_GIB * GIB)
 
 
 def _recipes() -> list[Recipe]:

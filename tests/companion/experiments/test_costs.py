@@ -19,7 +19,7 @@ from igpt.companion.experiments.costs import (
     stage_hours,
     with_parents,
 )
-from igpt.companion.experiments.demand import DRAWN, PRECISIONS, PYTHON, WIDEST, expected_iterations, probe_work
+from igpt.companion.experiments.demand import DRAWN, PYTHON, expected_iterations, probe_work
 from igpt.companion.experiments.machines import A100, GIB, H100, RTX_4090, TWO_CORES, many_cores, this_machine
 from igpt.companion.experiments.protocols import PROTOCOLS, stage_demand
 from igpt.companion.report.costs import recipe_table
@@ -28,7 +28,6 @@ from igpt.companion.results.record import read_record
 from igpt.companion.results.signature import Signer
 from igpt.companion.stage import Literal, Stage
 from igpt.data import data_card
-from igpt.evaluate import feature_store
 from igpt.evaluate.logistic import ITERATIONS
 from igpt.project import Project
 from igpt.train.cost import forward_flops
@@ -253,11 +252,6 @@ def test_what_the_laptop_tier_took_was_expected_within_a_factor_of_three(path: P
     cores = int(record.receipt.hardware.rpartition(", ")[2].split()[0])
     stage = full(record.stage.partition(",")[0], **record.parameters)
     assert 1 / 3 < 3600 * stage_hours(stage, many_cores(cores)) / record.receipt.seconds < 3
-
-
-def test_a_pass_takes_the_memory_that_features_take() -> None:
-    assert WIDEST == feature_store.AT_ONCE
-    assert PRECISIONS == feature_store.PRECISIONS
 
 
 def test_samples_are_priced_as_they_are_drawn() -> None:

@@ -9,7 +9,7 @@ from igpt.companion.run import open_stage
 from igpt.companion.run.folder import STOP, read_progress, release
 from igpt.companion.run.notebook import OpenStage
 from igpt.project import Project
-from igpt.train.loop import Stopped
+from igpt.train.engine import Stopped
 
 
 @pytest.fixture

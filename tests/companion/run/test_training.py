@@ -14,16 +14,17 @@ import torch
 from conftest import PATIENCE
 from conftest import igpt_here as igpt
 
-from igpt.companion.run.training import peak_rate, product_rate, token_flops, train
+from igpt.companion.run.training import product_rate, token_flops, train
 from igpt.data.store import HEADER, LABELS, Header, shard_path, write_header
 from igpt.errors import UsageError
 from igpt.files import write_array
 from igpt.palette import Palette
 from igpt.project import Project
 from igpt.shape import ModelShape
-from igpt.train.loop import Runtime, Stopped
-from igpt.train.memory import USED, step_memory
+from igpt.train.engine import Stopped
+from igpt.train.memory import USED, Step
 from igpt.train.recipes import recipe
+from igpt.train.runtime import Runtime
 from igpt.weights.own import load_weights
 
 
@@ -125,9 +126,9 @@ def test_as_many_images_go_through_at_once_as_fit(
         machines.append(runtime)
         raise Stopped("seen")
 
-    room = step_memory(shape, images=holds, half=Runtime.here(shape).bfloat16).total + 1
-    monkeypatch.setattr("igpt.train.engine.free_memory", lambda: room / USED)
-    monkeypatch.setattr("igpt.train.engine.cores", torch.get_num_threads)  # no part of it is for others
+    room = Step(shape, images=holds, half=Runtime.here(shape).bfloat16).memory + 1
+    monkeypatch.setattr("igpt.train.runtime.free_memory", lambda: room / USED)
+    monkeypatch.setattr("igpt.train.runtime.cores", torch.get_num_threads)  # no part of it is for others
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("igpt.companion.run.training.train_store", stopped)
     asked = {"data": store[0], "out": tmp_path / "out", "steps": 1, "seed": 0, "palette": store[1], "devices": 1}
@@ -135,15 +136,9 @@ def test_as_many_images_go_through_at_once_as_fit(
         assert train("tiny-s", "autoregressive", **asked, micro_batch=micro_batch) == ("seen", 75)
     assert [runtime.micro_batch for runtime in machines] == [taken, 2]
     assert not any(runtime.recompute for runtime in machines)
-    monkeypatch.setattr("igpt.train.engine.free_memory", lambda: 0.0)
+    monkeypatch.setattr("igpt.train.runtime.free_memory", lambda: 0.0)
     with pytest.raises(UsageError, match="does not fit into the 0.0 GiB that the device has for it: take"):
         train("tiny-s", "autoregressive", **asked, micro_batch=None)
-
-
-@pytest.mark.parametrize("rate", [1e9, 1e11, 1e13, 989e12])
-def test_the_peak_is_found_however_long_a_product_takes_to_start(rate: float) -> None:
-    """From a slow core to a card, with the time that a launch takes on it."""
-    assert peak_rate(lambda side: 40e-6 + 2 * side**3 / rate) == pytest.approx(rate, rel=0.01)
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -40,7 +40,7 @@ from igpt.evaluate.fine_tune import FineTuneSettings, Tuning, tune
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.shape import ModelShape
-from igpt.train.engine import Runtime
+from igpt.train.runtime import Runtime
 from igpt.weights.own import save_weights
 before = sorted(path.parent.name for path in stage.folder.glob("*/metrics.jsonl"))
 shape, weights = ModelShape(2, 16, 2, 16, 64), stage.folder / "start"
@@ -351,8 +351,8 @@ import torch
 from igpt.data.tokens import TokenizeSettings, make_store
 from igpt.palette import Palette
 from igpt.shape import ModelShape
-from igpt.train.launch import Launch, train_store
-from igpt.train.loop import Runtime
+from igpt.train.launch import train_store
+from igpt.train.runtime import Launch, Runtime
 from igpt.train.recipe import Recipe
 parent = stage.parent("palette")
 palette = Palette.fit(torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).numpy(), k=16, seed=0)
