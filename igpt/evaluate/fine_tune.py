@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -37,7 +37,6 @@ from torch import Tensor, nn
 
 from igpt.data import LabelledTokens, data_card, labelled_tokens, subsample
 from igpt.data.augment import augmented
-from igpt.data.labelled import TokensInMemory
 from igpt.errors import StageError
 from igpt.evaluate.kept import Kept
 from igpt.evaluate.linear_probe import check_classes
@@ -54,7 +53,6 @@ from igpt.train.loop import passes, take
 from igpt.train.runtime import Launch, Runtime
 from igpt.weights.own import load_weights
 
-Data: TypeAlias = "LabelledTokens | tuple[Tensor, Tensor]"  # or tokens int64 (images, positions) and labels int64 (images,)
 Outcome = TypeVar("Outcome")
 
 # Fractions of pre-training's rate. The paper often found a tenth best, which was worse in the few epochs on the digits;
@@ -150,8 +148,8 @@ class Search:
 
 def search(
     model: ImageGPT,
-    train: Data,
-    validation: Data,
+    train: LabelledTokens,
+    validation: LabelledTokens,
     *,
     settings: Sequence[FineTuneSettings],
     seed: int,
@@ -165,13 +163,12 @@ def search(
     A run that diverges counts with its epochs before. Raises what `igpt.train.engine.train` raises, UsageError for
     validation labels of classes that no training image has, and StageError when all runs diverge in their first epoch.
     """
-    given, held_out = _labelled(train), _labelled(validation)
-    check_classes(given.labels, held_out.labels)
+    check_classes(train.labels, validation.labels)
     seen: list[tuple[float, int, float]] = []
     best: tuple[float, FineTuneSettings] | None = None
     for number, candidate in enumerate(settings):
-        run = _Run(model, given, candidate, seed, folder and folder / f"search-{number + 1}", runtime)
-        for epoch, accuracy in enumerate(run.accuracies(held_out, _part(report, number, len(settings))), 1):
+        run = _Run(model, train, candidate, seed, folder and folder / f"search-{number + 1}", runtime)
+        for epoch, accuracy in enumerate(run.accuracies(validation, _part(report, number, len(settings))), 1):
             seen.append((candidate.learning_rate, epoch, accuracy))
             if best is None or accuracy > best[0]:
                 best = accuracy, replace(candidate, epochs=epoch)
@@ -182,7 +179,7 @@ def search(
 
 def fine_tune(
     model: ImageGPT,
-    train: Data,
+    train: LabelledTokens,
     *,
     settings: FineTuneSettings,
     seed: int,
@@ -196,7 +193,7 @@ def fine_tune(
     runtime : the device of the model, in full precision, when None
     Raises what `igpt.train.engine.train` raises, and UsageError for an invalid seed.
     """
-    return _Run(model, _labelled(train), settings, seed, folder, runtime).train(None, report)[1]
+    return _Run(model, train, settings, seed, folder, runtime).train(None, report)[1]
 
 
 @dataclass(frozen=True)
@@ -402,15 +399,6 @@ class _Run:
         gc.collect()
         report(1, 1)
         return outcome
-
-
-def _labelled(data: Data) -> LabelledTokens:
-    """Data in either form as labelled tokens."""
-    if isinstance(data, LabelledTokens):
-        return data
-    tokens, labels = (tensor.cpu().numpy() for tensor in data)
-    memory = TokensInMemory(tokens.astype(np.uint16), labels)
-    return LabelledTokens.of(memory, np.arange(len(labels)), classes=int(labels.max()) + 1)
 
 
 def _part(report: Report, index: int, parts: int) -> Report:

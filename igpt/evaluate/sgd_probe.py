@@ -120,6 +120,8 @@ def fit_sgd(
     """
     import torch
 
+    from igpt.weights.own import save_tensors
+
     if len(rows) < BATCH or not 0 <= rows.labels.min() <= rows.labels.max() < classes:
         raise UsageError(
             f"a probe wants at least {BATCH} images with labels from 0 to {classes - 1}, not {len(rows)} with labels from"
@@ -138,6 +140,11 @@ def fit_sgd(
     mean, scale, weights, intercept = (state[name] for name in ("mean", "scale", "weights", "intercept"))
     speed, intercept_speed = state["speed"], state["intercept_speed"]
     each = torch.tensor(rates, device=device).repeat_interleave(classes)
+
+    def save() -> None:
+        if checkpoint is not None:
+            save_tensors(checkpoint, {name: tensor.cpu() for name, tensor in state.items()}, {"call": call, "step": str(step)})
+
     saved = time.monotonic()
     for x, labels in _batches(rows, iterations, seed, device, skip=step):
         z = (x - mean) / scale
@@ -152,12 +159,12 @@ def fit_sgd(
         intercept -= rate * intercept_speed
         step += 1
         if time.monotonic() - saved > 60 * MINUTES or step == iterations:
-            _save(checkpoint, call, step, state)
+            save()
             saved = time.monotonic()
         try:
             report(step, iterations)
         except BaseException:
-            _save(checkpoint, call, step, state)
+            save()
             raise
     parts = zip(rates, weights.view(many, classes, -1), intercept.view(many, classes), strict=True)
     return [SgdClassifier(rate, mean, scale, w, b) for rate, w, b in parts]
@@ -168,14 +175,6 @@ def choose_rate(classifiers: Sequence[SgdClassifier], validation: Rows) -> tuple
     scores = [(float((c.predict(validation) == validation.labels).mean()), -c.rate, c) for c in classifiers]
     accuracy, _, best = max(scores, key=lambda score: score[:2])
     return best, accuracy
-
-
-def _save(checkpoint: Path | None, call: str, step: int, state: dict[str, Tensor]) -> None:
-    """Write the state after ``step`` iterations atomically."""
-    from igpt.weights.own import save_tensors
-
-    if checkpoint is not None:
-        save_tensors(checkpoint, {name: tensor.cpu() for name, tensor in state.items()}, {"call": call, "step": str(step)})
 
 
 def _load(checkpoint: Path | None, call: str, device: str) -> tuple[int, dict[str, Tensor]]:

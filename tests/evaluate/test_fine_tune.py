@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from conftest import PATIENCE, random_model
 
+from igpt.data.labelled import LabelledTokens, TokensInMemory
 from igpt.errors import StageError, UsageError
 from igpt.evaluate.fine_tune import (
     DIGITS_RATES,
@@ -37,12 +38,18 @@ from igpt.weights.own import save_weights
 SETTINGS = FineTuneSettings(learning_rate=0.01, epochs=6, batch=16)
 
 
-def counted(images: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def labelled(tokens: torch.Tensor, labels: torch.Tensor) -> LabelledTokens:
+    """Data in memory."""
+    memory = TokensInMemory(tokens.numpy().astype(np.uint16), labels.numpy())
+    return LabelledTokens.of(memory, np.arange(len(labels)), classes=int(labels.max()) + 1)
+
+
+def counted(images: int, *, seed: int) -> LabelledTokens:
     """Tokens whose class is whether the first half of the colours prevails: easy for pooled features."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(images) % 2
     tokens = torch.randint(5, (images, 9), generator=generator) + 3 * labels[:, None]
-    return tokens, labels
+    return labelled(tokens, labels)
 
 
 def test_the_head_starts_at_zero_and_reads_the_pooled_final_norm(model: ImageGPT, tokens: torch.Tensor) -> None:
@@ -57,8 +64,8 @@ def test_the_head_starts_at_zero_and_reads_the_pooled_final_norm(model: ImageGPT
 def test_fine_tuning_learns_and_leaves_the_model_alone(model: ImageGPT) -> None:
     before = {name: t.clone() for name, t in model.state_dict().items()}
     tuned = fine_tune(model, counted(128, seed=0), settings=SETTINGS, seed=0)
-    tokens, labels = counted(64, seed=1)
-    assert (tuned.predict(tokens) == labels.numpy()).mean() > 0.95
+    test = counted(64, seed=1)
+    assert (tuned.predict(test) == test.labels).mean() > 0.95
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
     assert not torch.equal(tuned.model.wte, model.wte)
 
@@ -69,8 +76,9 @@ def test_the_first_step_follows_the_gradient_of_both_losses(model: ImageGPT, wei
     settings = FineTuneSettings(learning_rate=1e-3, epochs=1, batch=16, generative_weight=weight)
     tuned = fine_tune(model, data, settings=settings, seed=0)
     reference = Classifier(model, 2)
-    classes, logits = reference(data[0])
-    (F.cross_entropy(classes, data[1]) + weight * generative_loss(logits, data[0])).backward()
+    tokens, labels = torch.from_numpy(data[:].astype(np.int64)), torch.from_numpy(data.labels)
+    classes, logits = reference(tokens)
+    (F.cross_entropy(classes, labels) + weight * generative_loss(logits, tokens)).backward()
     for name, before in reference.named_parameters():
         moved = dict(tuned.named_parameters())[name] - before
         gradient = before.grad if before.grad is not None else torch.zeros_like(before)
@@ -105,7 +113,7 @@ def test_augmentation_changes_the_run_and_is_repeatable() -> None:
     tokens = torch.randint(6, (20, 64), generator=torch.Generator().manual_seed(0))
     labels = torch.arange(20) % 2
     plain, first, again = (
-        fine_tune(model, (tokens, labels), settings=FineTuneSettings(0.01, 2, batch=5, augment=augment), seed=0)
+        fine_tune(model, labelled(tokens, labels), settings=FineTuneSettings(0.01, 2, batch=5, augment=augment), seed=0)
         for augment in (False, True, True)
     )
     weights = [torch.cat([p.flatten() for p in run.parameters()]) for run in (plain, first, again)]
@@ -121,7 +129,7 @@ def test_the_seed_decides_the_order_of_images(model: ImageGPT) -> None:
 
 def test_bert_is_tuned_and_used_with_masks(bert: ImageGPT) -> None:
     tuned = fine_tune(bert, counted(64, seed=0), settings=replace(SETTINGS, epochs=2), seed=0)
-    tokens, _ = counted(400, seed=1)
+    tokens = counted(400, seed=1)
     views = np.stack([tuned.predict(tokens, mask_seed=seed) for seed in (0, 0, 1)])
     np.testing.assert_array_equal(views[0], views[1])
     assert (views[0] != views[2]).any()
@@ -144,8 +152,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(objective: str) -> N
 
 def test_half_precision_learns_the_same(model: ImageGPT) -> None:
     tuned = fine_tune(model, counted(128, seed=0), settings=SETTINGS, seed=0, runtime=Runtime(bfloat16=True))
-    tokens, labels = counted(64, seed=1)
-    assert (tuned.predict(tokens) == labels.numpy()).mean() > 0.95
+    test = counted(64, seed=1)
+    assert (tuned.predict(test) == test.labels).mean() > 0.95
     assert {p.dtype for p in tuned.parameters()} == {torch.float32}
 
 
@@ -300,7 +308,7 @@ def test_two_processes_tune_as_one_does(tuning: Tuning, tmp_path: Path, objectiv
 def test_a_gpu_tunes_as_the_processor_does(tmp_path: Path) -> None:
     model = random_model(ModelShape(2, 64, 2, 8, 64))
     generator = torch.Generator().manual_seed(0)
-    data = torch.randint(8, (40, 64), generator=generator), torch.arange(40) % 3
+    data = labelled(torch.randint(8, (40, 64), generator=generator), torch.arange(40) % 3)
     settings = FineTuneSettings(1e-3, epochs=2, batch=16)
     plain = weights_of(fine_tune(model, data, settings=settings, seed=0))
     for runtime in (Runtime(device="cuda", micro_batch=8), Runtime(device="cuda", compiled=True, recompute=True)):
@@ -311,4 +319,4 @@ def test_a_gpu_tunes_as_the_processor_does(tmp_path: Path) -> None:
     fitted = Runtime(device="cuda", bfloat16=True).fitted(model.shape, batch=16, classes=3, folder=tmp_path)
     assert fitted.micro_batch == 16
     half = fine_tune(model, data, settings=settings, seed=0, runtime=fitted)
-    assert half.predict(data[0]).shape == (40,)
+    assert half.predict(data).shape == (40,)

@@ -1,4 +1,4 @@
-"""What ``igpt evaluate-loss`` does: the loss of any weights on any tokens."""
+"""``igpt evaluate-loss``: the loss of any weights on any tokens."""
 
 from __future__ import annotations
 
@@ -25,47 +25,40 @@ BATCH = 64  # images; as many as the released code has in one step of its eight 
 def loss_line(model: str, tokens: Path | None, images: int | None) -> str:
     """The loss of a model, in nats and bits per token, as a sentence.
 
-    tokens : a token store, an ``.npy`` file, or ImageNet's test tokens as released when left out
-    images : the first so many; the released code leaves out what does not fill a step, so do we when left out
-    Raises UsageError for tokens that are not the model's, and for a loss that is not finite.
+    tokens : a token store or an ``.npy`` file; ImageNet's test tokens as released when None
+    images : the first so many; like the released code, those that fill whole steps when None
+    Raises UsageError for tokens that do not fit the model, and for a loss that is NaN or infinite.
     """
     weights, palette = open_weights(model)
     weights.to("cuda" if torch.cuda.is_available() else "cpu")
-    found: LabelledTokens | NDArray[np.integer]
-    if tokens is not None and tokens.is_dir():
-        store = TokenStore(tokens)
-        store.check_for(palette, positions=weights.shape.n_ctx)
-        place, found = tokens, LabelledTokens.of(store, classes=data_card(store.header.dataset).classes)
+    positions, colours = weights.shape.n_ctx, weights.shape.n_vocab
+    path = tokens or released_path("test")
+    every: LabelledTokens | NDArray[np.integer]
+    if tokens is not None and path.is_dir():
+        store = TokenStore(path)
+        store.check_for(palette, positions=positions)
+        every = LabelledTokens.of(store, classes=data_card(store.header.dataset).classes)
     elif tokens is not None:
-        place, found = tokens, read_tokens(tokens)
+        every = read_tokens(path)
+        if len(every) and every.shape[1] != positions:
+            raise UsageError(f"{path} has {every.shape[1]} tokens an image, the model {positions}: give others")
+        if len(every) and not 0 <= int(every.min()) <= int(every.max()) < colours:
+            raise UsageError(f"{path} has tokens from {every.min()} to {every.max()}, the model {colours} colours: give others")
     elif palette.digest != released_palette().digest:
         raise UsageError(f"{model} has other colours than the released tokens: give tokens of its palette (--tokens)")
-    elif weights.shape.n_ctx != SIDE**2:
+    elif positions != SIDE**2:
         raise UsageError(
-            f"{model} takes {weights.shape.n_ctx:,} tokens an image, the released ones have {SIDE**2:,}: give others (--tokens)"
+            f"{model} takes {positions:,} tokens an image, the released ones have {SIDE**2:,}: give others (--tokens)"
         )
     else:
-        place = released_path("test")
-        found = labelled_tokens("imagenet-tokens", "test", side=SIDE, palette=palette)
-    count = min(images or max(len(found) // BATCH, 1) * BATCH, len(found))
-    part = found.take(slice(count)) if isinstance(found, LabelledTokens) else found[:count]
-    _check(part, weights.shape.n_ctx, weights.shape.n_vocab, place)
+        every = labelled_tokens("imagenet-tokens", "test", side=SIDE, palette=palette)
+    count = min(images or max(len(every) // BATCH, 1) * BATCH, len(every))
+    if not count:
+        raise UsageError(f"{path} has no tokens: give others")
+    first = every.take(slice(count)) if isinstance(every, LabelledTokens) else every[:count]
+    over = f"{count:,} images of {path}"
     with prepacked(weights), Bar("", " images") as report:
-        nats = evaluate_loss(weights, part, at_once=BATCH, report=report)
+        nats = evaluate_loss(weights, first, at_once=BATCH, report=report)
     if not math.isfinite(nats):
-        raise UsageError(
-            f"the loss of {model} is {nats}, not a finite number, over {count:,} images of {place}: check its weights"
-        )
-    return f"{model}: {nats:.4f} nats per token, {nats / math.log(2):.4f} bits, over {count:,} images of {place}"
-
-
-def _check(tokens: LabelledTokens | NDArray[np.integer], positions: int, colours: int, place: Path) -> None:
-    """Refuse no tokens, and those of another shape or palette; a store and released tokens are checked by themselves."""
-    if not len(tokens):
-        raise UsageError(f"{place} has no tokens: give others")
-    if not isinstance(tokens, np.ndarray):
-        return
-    if tokens.shape[1] != positions:
-        raise UsageError(f"{place} has {tokens.shape[1]} tokens an image, the model {positions}: give others")
-    if not 0 <= int(tokens.min()) <= int(tokens.max()) < colours:
-        raise UsageError(f"{place} has tokens from {tokens.min()} to {tokens.max()}, the model {colours} colours: give others")
+        raise UsageError(f"the loss of {model} is {nats}, not a finite number, over {over}: check its weights")
+    return f"{model}: {nats:.4f} nats per token, {nats / math.log(2):.4f} bits, over {over}"
