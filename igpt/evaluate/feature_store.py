@@ -118,11 +118,12 @@ def store_features(
 def _opened(path: Path, shape: tuple[int, int], dtype: str) -> Any:
     """A writable memory map of a whole .npy file; None for a missing, damaged or different one."""
     try:
-        features = np.lib.format.open_memmap(path, "r+")
+        features = np.lib.format.open_memmap(path, "r")  # "r+" would lengthen a file that was cut short, by zeros
     except Exception:  # numpy's parser of headers raises whatever Python's parser does
         return None
     whole = features.offset + features.nbytes == path.stat().st_size
-    return features if whole and (features.shape, str(features.dtype)) == (shape, dtype) else None
+    same = (features.shape, str(features.dtype)) == (shape, dtype)
+    return np.lib.format.open_memmap(path, "r+") if whole and same else None
 
 
 def images_at_once(model: ImageGPT) -> int:

@@ -1,4 +1,4 @@
-"""A recipe: every choice that decides a pre-training run, up to its seed; `igpt.train.recipes` has those that are run."""
+"""A recipe: every choice that decides a pre-training run, except its seed, and what it costs in operations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from igpt.shape import ModelShape
 
 @dataclass(frozen=True)
 class Recipe:
-    """One pre-training run, up to its seed. Adam, linear warm-up, cosine to zero, no dropout, no weight decay.
+    """One pre-training run: Adam, linear warm-up, cosine to zero, no dropout, no weight decay. `igpt.train.recipes` has all.
 
     >>> from igpt.train.recipes import recipe
     >>> recipe("tiny-s").milestone_steps
@@ -20,7 +20,7 @@ class Recipe:
     name: str
     shape: ModelShape
     dataset: str
-    palette_colours: int  # 512: those released with the paper; other palettes are fitted to the data set
+    palette_colours: int  # 512: the released palette; other palettes are fitted to the data set
     batch: int  # images
     steps: int
     warmup: int  # steps
@@ -33,15 +33,36 @@ class Recipe:
 
     @property
     def side(self) -> int:
-        """Pixels a side of the images."""
+        """Height and width of the images in pixels."""
         return math.isqrt(self.shape.n_ctx)
 
     @property
     def released_palette(self) -> bool:
-        """Whether the tokens are the paper's."""
+        """Whether the tokens use the released palette."""
         return self.palette_colours == 512
 
     @property
     def milestone_steps(self) -> list[int]:
         """Steps after which weights are kept, the last step included."""
         return [round(self.steps * part) for part in self.milestones]
+
+    @property
+    def flops(self) -> float:
+        """Operations of the whole run."""
+        return training_flops(self.shape, self.batch * self.steps)
+
+
+def forward_flops(shape: ModelShape) -> float:
+    """Operations of one image's forward pass: 2 per weight and token, and attention counted in full.
+
+    >>> from igpt.train.recipes import recipe
+    >>> f"{forward_flops(recipe('igpt-s').shape):.2e}"
+    '2.07e+11'
+    """
+    weights = shape.parameters - shape.n_ctx * shape.n_embd
+    return shape.n_ctx * (2 * weights + 4 * shape.n_layer * shape.n_embd * shape.n_ctx)
+
+
+def training_flops(shape: ModelShape, images: float) -> float:
+    """Operations of training on ``images`` images: the backward pass costs two forward passes."""
+    return 3 * forward_flops(shape) * images

@@ -1,7 +1,8 @@
-"""The recipes by model: the paper's are section 3.4 and appendix A; the tiny, the laptop and the small tier's are ours.
+"""The recipes by model: the paper's (section 3.4 and appendix A), and ours for the tiny, laptop and small tiers.
 
-Table 5's rates are known here for iGPT-S only at first hand; the others are from memory and marked so in
-``experiments/published.csv``. A stage's signature holds its own recipe, so that changing one leaves the others' records.
+Of table 5's rates only iGPT-S's were read in the paper; the others are from memory and marked so in
+``experiments/published.csv``. A stage's signature includes its own recipe only, so that changing one leaves other records
+valid.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from igpt.train.recipe import Recipe
 
 
 class Setting(NamedTuple):
-    """What all models of a tier of ours share."""
+    """What the models of one of our tiers share."""
 
     dataset: str
     side: int  # pixels
@@ -37,8 +38,8 @@ class Row(NamedTuple):
     bert_rate: float
 
 
-# The rates were searched as in appendix A, from large to small until the validation loss after 2,000 steps rises, with
-# seed 100, which no record uses; the runs themselves are shorter, to fit the tier into minutes. In nats, tiny-s: 1.471 at
+# Rates were searched as in appendix A, from large to small until the validation loss after 2,000 steps rises, with seed
+# 100, which no record uses; the tier's own runs are shorter, to take minutes. In nats, tiny-s: 1.471 at
 # 0.04, 1.435 at 0.02, 1.469 at 0.01; tiny-m: 1.419 at 0.02, 1.396 at 0.01; tiny-l: 1.351 at 0.01, 1.330 at
 # 0.006, 1.340 at 0.003; its BERT: 1.489 at 0.006, 1.397 at 0.003, 1.405 at 0.0015. The other two BERT models,
 # which no experiment uses, take the autoregressive rate.
@@ -72,8 +73,8 @@ OURS = (
 )
 TRAINED = tuple(name for rows, _ in OURS for name in rows)  # the models that are trained here
 
-# Size, pixels a side, and the rates (autoregressive, BERT). How certain each rate is stands in
-# experiments/published.csv: iGPT-S is read, the others are from memory, 48x48 and BERT "very unsure".
+# Size, side in pixels, and the rates (autoregressive, BERT). experiments/published.csv notes how certain each rate is:
+# iGPT-S was read, the others are from memory, 48x48 and BERT "very unsure".
 PAPER: dict[str, tuple[str, int, float, float | None]] = {
     "igpt-s": ("igpt-s", 32, 0.003, 0.01),
     "igpt-m": ("igpt-m", 32, 0.003, 0.003),
@@ -86,9 +87,8 @@ CUSTOM = re.compile(r"custom-(\d+)x(\d+)x(\d+)-(\d+)-(\d+)")  # blocks, width an
 
 
 def recipe(model: str, objective: Objective = "autoregressive") -> Recipe:
-    """The recipe of a model by name.
+    """The recipe of a model by name; names like ``custom-24x512x8-512-1024`` give the shape of weights from elsewhere.
 
-    A name like ``custom-24x512x8-512-1024`` says a shape that none of them has, of weights from elsewhere.
     Raises UsageError for an unknown model or objective, or a pair that the paper does not have.
 
     >>> recipe("igpt-s").steps, recipe("igpt-s").batch, recipe("igpt-s").learning_rate
@@ -101,18 +101,18 @@ def recipe(model: str, objective: Objective = "autoregressive") -> Recipe:
             return _ours(model, objective, rows[model], setting)
     if model in PAPER and (objective == "autoregressive" or PAPER[model][3]):
         return _paper(model, objective)
-    if found := CUSTOM.fullmatch(model):
-        return _custom(model, objective, found)
+    if sizes := CUSTOM.fullmatch(model):
+        return _custom(model, objective, sizes)
     raise UsageError(f"there is no {objective} model {model!r}; choose one of {', '.join(known_models(objective))}")
 
 
 def known_models(objective: Objective = "autoregressive") -> list[str]:
-    """The models that have a recipe of an objective, the smallest first."""
+    """The models that have a recipe for an objective, the smallest first."""
     return [*TRAINED, *(name for name, row in PAPER.items() if objective == "autoregressive" or row[3])]
 
 
 def model_of(shape: ModelShape) -> str:
-    """The name of the recipe that has just this shape; one that says the shape where none has it.
+    """The name of the recipe with this shape; a ``custom-`` name when there is none.
 
     >>> model_of(ModelShape(24, 512, 8, 512, 1024)), model_of(ModelShape(2, 16, 4, 8, 9))
     ('igpt-s', 'custom-2x16x4-8-9')
@@ -124,9 +124,9 @@ def model_of(shape: ModelShape) -> str:
 
 
 def _custom(model: str, objective: Objective, sizes: re.Match[str]) -> Recipe:
-    """What stands for the recipe of weights from elsewhere: of how they were trained nothing is known but their shape.
+    """A recipe for weights from elsewhere, of which only the shape is known.
 
-    The rate, from which a fine-tune's is searched, and the batch are the paper's for iGPT-S.
+    The rate, on which the search of fine-tuning is based, and the batch are the paper's for iGPT-S.
     """
     try:
         n_layer, n_embd, n_head, n_vocab, n_ctx = map(int, sizes.groups())

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from igpt.companion.bench.work import Candidate, Task, Work
-from igpt.evaluate.feature_store import HEADER, FeatureStore
 from igpt.evaluate.linear_probe import probe_layers
 from igpt.evaluate.logistic import fit_path
 
@@ -88,13 +87,11 @@ def _probe(toy: bool, *, dtype: type[np.floating] = np.float32) -> Work:
 def _reading(toy: bool) -> Work:
     """The same features read from a store, all of them, as float64."""
     kept = tempfile.TemporaryDirectory(prefix="igpt-bench-")
-    folder, features = Path(kept.name), _layer(toy)[0]
-    np.save(folder / "layer-000.npy", features)
-    np.save(folder / "order.npy", np.arange(len(features)))
-    (folder / HEADER).write_text(json.dumps({"layers": [0], "key": {"dtype": "float32"}}))
+    path = Path(kept.name) / "layer-000.npy"
+    np.save(path, _layer(toy)[0])
 
     def run() -> object:
-        torch.from_numpy(FeatureStore(folder).layer(0)).to(torch.float64, copy=True)
+        torch.from_numpy(np.lib.format.open_memmap(path, "c")).to(torch.float64, copy=True)
         return kept
 
     run()

@@ -21,10 +21,9 @@ from igpt.evaluate.fine_tune import Classifier, JointLoss
 from igpt.fast import compile_module
 from igpt.shape import SIZES, ModelShape
 from igpt.train import engine
-from igpt.train.cost import training_flops
 from igpt.train.distributed import Distributed, GenerativeLoss, Loss
 from igpt.train.loop import draw_batch
-from igpt.train.recipe import Recipe
+from igpt.train.recipe import Recipe, training_flops
 from igpt.train.runtime import Runtime
 
 L = ModelShape(*SIZES["igpt-l"], 512, 1024)
@@ -178,7 +177,7 @@ def _loop(toy: bool) -> Work:
                 rate=lambda step: recipe.learning_rate,
                 draw=lambda step: draw_batch(recipe, store, seed=0, step=step),
             )
-            engine.train(task, folder=Path(folder), runtime=engine.Runtime(stop=lambda: next(asked) == LOOPS))
+            engine.train(task, folder=Path(folder), runtime=Runtime(stop=lambda: next(asked) == LOOPS))
         return kept
 
     run()

@@ -24,9 +24,8 @@ from igpt.evaluate.low_data import DRAWS, PER_CLASS
 from igpt.evaluate.sgd_probe import BATCH, BLOCK
 from igpt.evaluate.sgd_probe import RATES as SGD_RATES
 from igpt.shape import ModelShape
-from igpt.train.cost import forward_flops, pretraining_flops, training_flops
 from igpt.train.memory import AT_ONCE, FLOAT, HALF
-from igpt.train.recipe import Recipe
+from igpt.train.recipe import Recipe, forward_flops, training_flops
 from igpt.weights.released import STEPS
 
 Given = dict[str, Literal]  # all parameters of a stage
@@ -192,7 +191,7 @@ def pretrain(given: Given, plan: Recipe) -> Demand:
     card = data_card(plan.dataset)
     memory = _loaded(plan, 0 if card.train > IN_MEMORY else card.train) + 2 * CHECKPOINT * _weights(plan)
     return Demand(
-        Work(pretraining_flops(plan)),
+        Work(plan.flops),
         training=Training(plan.shape, plan.batch),
         memory=memory,
         kept=_weights(plan) * (len(plan.milestones) + KEPT),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from igpt.companion.experiments.cells import declared_stages
 from igpt.companion.experiments.costs import run_hours, run_room, with_parents
-from igpt.companion.experiments.machines import CARDS, H100
+from igpt.companion.experiments.machines import CARD, CARDS, H100, UTILISATION
 from igpt.companion.experiments.protocols import stage_demand
 from igpt.companion.report.tables import Cell, ResultTable
 from igpt.companion.results.signature import Signer
@@ -17,12 +17,11 @@ from igpt.project import Project
 from igpt.shape import Objective
 from igpt.text import rounded
 from igpt.train import memory
-from igpt.train.cost import CARD, CARD_FLOPS, UTILISATION, forward_flops, gpu_hours, pretraining_flops
 from igpt.train.memory import GIB, USED, Kept, Step
-from igpt.train.recipe import Recipe
+from igpt.train.recipe import Recipe, forward_flops
 from igpt.train.recipes import PAPER, known_models, recipe
 
-CARD_GIB = 80
+CARD_GIB, CARD_FLOPS = H100.gib, H100.rates.half
 DEVICES = (1, 8, 32, 256)
 
 
@@ -44,8 +43,8 @@ def recipe_table(project: Project) -> ResultTable:
                 f"{plan.warmup:,}",
                 f"{plan.learning_rate:g}",
                 f"{3 * forward_flops(shape) / 1e9:,.3g}",
-                rounded(gpu_hours(pretraining_flops(plan)), least=0.01),
-                rounded(3600 * gpu_hours(probe.half), least=0.1),
+                rounded(plan.flops / CARD_FLOPS / 3600, least=0.01),
+                rounded(probe.half / CARD_FLOPS, least=0.1),
                 rounded(3600 * replace(probe, half=0.0).hours(H100.rates), least=0.1),
                 f"igpt train {plan.name}{' --objective bert' if bert else ''}",
             )
@@ -82,7 +81,7 @@ def memory_table(project: Project) -> ResultTable:
             elif fit is None:
                 cells = ("–", "–", "–", "no", "–")
             else:
-                days = gpu_hours(pretraining_flops(plan)) / devices / 24
+                days = plan.flops / CARD_FLOPS / 3600 / devices / 24
                 cells = (
                     "sharded" if fit.shard else "replicated",
                     "recomputed" if fit.recompute else "kept",

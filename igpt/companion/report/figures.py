@@ -24,7 +24,7 @@ from igpt.companion.results.record import Record
 from igpt.companion.stage import Stage
 from igpt.data import data_card
 from igpt.measure import mean_interval
-from igpt.train.cost import training_flops
+from igpt.train.recipe import training_flops
 from igpt.train.recipes import recipe
 
 # What a probe reads where there is no network, and its line.

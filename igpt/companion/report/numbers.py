@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from igpt.companion.experiments.cells import experiments
+from igpt.companion.experiments.machines import CARD, UTILISATION
 from igpt.companion.experiments.measures import ACCURACY_MARGIN
 from igpt.companion.experiments.published import published_rows
 from igpt.companion.experiments.tiers import TIERS
@@ -23,7 +24,6 @@ from igpt.evaluate.sgd_probe import ITERATIONS as SGD_ITERATIONS
 from igpt.measure import LEVEL
 from igpt.pictures import BYTES, MEGAPIXELS
 from igpt.project import Project
-from igpt.train.cost import CARD, UTILISATION
 from igpt.train.recipes import known_models, recipe
 
 

@@ -16,7 +16,7 @@ from tabulate import tabulate
 from igpt.companion.criteria import Measurement
 from igpt.companion.experiments.cells import TABLES, UNMEASURED, Experiment, experiments, why_not
 from igpt.companion.experiments.costs import run_hours, run_room, with_parents
-from igpt.companion.experiments.machines import H100, TWO_CORES
+from igpt.companion.experiments.machines import CARD, H100, TWO_CORES
 from igpt.companion.experiments.protocols import protocol
 from igpt.companion.experiments.published import Published
 from igpt.companion.experiments.tiers import TIERS
@@ -29,7 +29,6 @@ from igpt.data import DATASETS
 from igpt.errors import UsageError
 from igpt.measure import LEVEL
 from igpt.text import counted, listed, visible
-from igpt.train.cost import CARD
 
 # Columns: first the tiers whose numbers are compared with the published ones.
 TIER_TITLES = {tier.name: tier.title for tier in sorted(TIERS.values(), key=lambda tier: not tier.numbers)}

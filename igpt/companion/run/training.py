@@ -16,11 +16,10 @@ from torch.utils.benchmark import Timer
 from igpt.palette import Palette
 from igpt.progress import Bar, tell
 from igpt.shape import ModelShape
-from igpt.train.cost import training_flops
 from igpt.train.engine import WINDOW, Stopped
 from igpt.train.launch import train_store
 from igpt.train.loop import weights_name
-from igpt.train.recipe import Recipe
+from igpt.train.recipe import Recipe, training_flops
 from igpt.train.recipes import recipe
 from igpt.train.runtime import Launch, Runtime
 from igpt.weights.own import released_palette

@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from igpt.companion.experiments.costs import stage_hours
+from igpt.companion.experiments.machines import CARD, UTILISATION
 from igpt.companion.experiments.protocols import protocol, stage_demand
 from igpt.companion.slurm.batches import Batch
 from igpt.companion.slurm.profile import Profile, Resources
 from igpt.companion.slurm.scheduler import Queued
 from igpt.companion.stage import Stage
 from igpt.text import counted
-from igpt.train.cost import CARD, UTILISATION
 
 LISTED = 40  # stages by name
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a stage should take once it runs, on the card of `igpt.train.cost`.
+    """What a stage should take once it runs, on the card of `igpt.companion.experiments.machines`.
 
     hours : of wall time; None where the costs do not say: without a card, or for a notebook that has no price
     jobs : in a row, each as long as its time limit allows; at least one

@@ -30,7 +30,7 @@ from igpt.companion.stage import Literal, Stage
 from igpt.data import data_card
 from igpt.evaluate.logistic import ITERATIONS
 from igpt.project import Project
-from igpt.train.cost import forward_flops
+from igpt.train.recipe import forward_flops
 from igpt.train.recipes import recipe
 
 RELEASED_FORMAT = ROOT / "tests" / "weights" / "released_format" / "autoregressive"
