@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from igpt.evaluate.kept import Kept
 from igpt.fast import prepacked
 from igpt.model import ImageGPT, draw_mask
 from igpt.shape import ModelShape
+from igpt.train.runtime import Runtime
 
 TRIED = 4096  # positions of the images by which two precisions are compared
 FASTER = 1.2  # float32 is used where it is that many times as fast as bfloat16
@@ -32,6 +34,7 @@ def extract_features(
     >>> import torch
     >>> from igpt.model import ImageGPT
     >>> from igpt.shape import ModelShape
+    from igpt.train.runtime import Runtime
     >>> model = ImageGPT(ModelShape(n_layer=2, n_embd=16, n_head=2, n_vocab=8, n_ctx=9))
     >>> extract_features(model, torch.zeros(5, 9, dtype=torch.int64)).shape
     (3, 5, 16)
@@ -67,17 +70,16 @@ def masked_features(
     return by_layer
 
 
-def features_dtype(shape: ModelShape, *, device: str, half: bool, kept: Kept) -> torch.dtype:
-    """The precision to compute features in: bfloat16 if ``half`` says that the machine supports it, and it is not slower.
+def features_dtype(shape: ModelShape, runtime: Runtime, *, folder: Path) -> torch.dtype:
+    """The precision to compute features in: the runtime's, but not bfloat16 on a CPU that is slower in it.
 
-    A CPU tries both on a model of two blocks, and the choice is kept for resumed runs. (Images per second and core of
+    A CPU tries both on a model of two blocks, and ``folder`` keeps the choice for resumed runs. (Images per second and core of
     iGPT-S: 0.36 in bfloat16 and 0.55 in float32 on a Xeon whose matrix units are hidden; 0.8 and 0.5 on an EPYC.)
     """
-    if not half:
+    if not runtime.bfloat16:
         return torch.float32
-    if device != "cpu":
-        return torch.bfloat16
-    return torch.float32 if kept.of("precision", lambda: _faster(shape)) == "float32" else torch.bfloat16
+    slower = runtime.device == "cpu" and Kept(folder, {}).of("precision", lambda: _faster(shape)) == "float32"
+    return torch.float32 if slower else torch.bfloat16
 
 
 def _faster(shape: ModelShape) -> str:

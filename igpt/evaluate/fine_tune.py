@@ -46,7 +46,7 @@ from igpt.seeds import check_seed
 from igpt.shape import ModelShape
 from igpt.train import engine
 from igpt.train.checkpoint import Losses
-from igpt.train.distributed import Distributed, Loss, from_first, sum_over
+from igpt.train.distributed import Loss, from_first, sum_over
 from igpt.train.engine import Batch, Diverged, Report, Task
 from igpt.train.launch import together
 from igpt.train.loop import passes, take
@@ -96,14 +96,7 @@ class Classifier(nn.Module):
         A BERT model sees masked images as in training, with masks drawn from ``mask_seed``.
         """
         runtime, classes = self._runtime, np.zeros(len(tokens), np.int64)
-        pieces = passes(
-            self.model,
-            tokens,
-            mask_rate=mask_rate,
-            mask_seed=mask_seed,
-            at_once=runtime.micro_batch,
-            part=(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1),
-        )
+        pieces = passes(self.model, tokens, mask_rate=mask_rate, mask_seed=mask_seed, at_once=runtime.micro_batch)
         for indices, few, masked in pieces:
             with torch.autocast(few.device.type, torch.bfloat16, enabled=runtime.bfloat16, cache_enabled=False):
                 predicted = self(few, masked, generative=False)[0].argmax(1).cpu().numpy()
@@ -318,7 +311,7 @@ class _Run:
         steps = an_epoch * settings.epochs
         coming: Iterator[Batch] | None = None
 
-        def accuracy(distributed: Distributed) -> float:
+        def accuracy() -> float:
             assert validation is not None
             return float((classifier.predict(validation, mask_rate=settings.mask_rate) == validation.labels).mean())
 

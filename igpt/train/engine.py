@@ -71,7 +71,7 @@ class Task:
     rate: Callable[[int], float]
     draw: Callable[[int], Batch]
     milestones: Collection[int] = ()
-    measure: Callable[[Distributed], float] = lambda distributed: 0.0
+    measure: Callable[[], float] = lambda: 0.0
     keep: Callable[[Distributed, int], None] = lambda distributed, step: None
     start: float | None = None
     rise: float = math.inf
@@ -176,7 +176,7 @@ class _Run:
         progress, losses = self.progress, self.progress.losses
         before = losses.steps[-1] if losses.steps else 0
         if progress.step in self.task.milestones and progress.step > before:
-            measured = self.task.measure(self.distributed)  # which may take long, and be killed
+            measured = self.task.measure()  # which may take long, and be killed
             if not math.isfinite(measured):
                 self._give_up("the held-out loss is NaN or infinite")
             losses.train.append(progress.running / (progress.step - before))

@@ -25,7 +25,7 @@ from igpt.model import ImageGPT, draw_mask
 from igpt.palette import Palette
 from igpt.seeds import check_seed
 from igpt.train.checkpoint import Losses
-from igpt.train.distributed import Distributed, GenerativeLoss
+from igpt.train.distributed import Distributed, GenerativeLoss, sum_over
 from igpt.train.engine import Report, Task, train
 from igpt.train.recipe import Recipe
 from igpt.train.runtime import Runtime
@@ -60,17 +60,10 @@ def pretrain(
     _check(recipe, tokens, runtime)
     model = ImageGPT(recipe.shape, seed=seed)
 
-    def held_out(distributed: Distributed) -> float:
-        """The held-out loss in the precision of training; each process evaluates its part of the images."""
+    def held_out() -> float:
+        """The held-out loss, in the precision of training."""
         with torch.autocast(runtime.device, torch.bfloat16, enabled=runtime.bfloat16):
-            total = evaluate_loss(
-                model,
-                validation,
-                mask_rate=recipe.mask_rate,
-                at_once=runtime.micro_batch,
-                part=(distributed.rank, distributed.size),
-            )
-        return distributed.sum([total])[0]
+            return evaluate_loss(model, validation, mask_rate=recipe.mask_rate, at_once=runtime.micro_batch)
 
     def keep(distributed: Distributed, step: int) -> None:
         """Write a milestone's weights."""
@@ -130,21 +123,19 @@ def evaluate_loss(
     *,
     mask_rate: float = 0.15,
     at_once: int | None = None,
-    part: tuple[int, int] = (0, 1),
     report: Report = lambda done, total: None,
 ) -> float:
-    """Mean nats per token over integers (images, positions), every image counted once.
+    """Mean nats per token over integers (images, positions), every image counted once; a process group shares the work.
 
     at_once : images per forward pass, to save memory; 256 when None
-    part : (index, n) sums over every n-th image only, from the index on; the results of all n indices add up to the mean
     BERT's masks are drawn once per image, as in the released code, but from a fixed seed.
     """
     total, done = 0.0, 0
-    for indices, few, masked in passes(model, tokens, mask_rate=mask_rate, at_once=at_once, part=part):
+    for indices, few, masked in passes(model, tokens, mask_rate=mask_rate, at_once=at_once):
         total += model.loss(few, masked).item() * len(indices)
         done += len(indices)
         report(done, len(tokens))
-    return total / len(tokens)
+    return sum_over([total / len(tokens)], model.wte.device.type)[0]
 
 
 def passes(
@@ -154,21 +145,20 @@ def passes(
     mask_rate: float = 0.15,
     mask_seed: int = 0,
     at_once: int | None = None,
-    part: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor | None]]:
     """Batches that cover every image once: indices int64 (B,), tokens int64 (B, positions) and BERT's masks, on the device.
 
-    at_once, part : as in `evaluate_loss`
-    A part without images left yields one image and no index: processes that share a model's parameters must call it equally
-    often.
+    at_once : as in `evaluate_loss`
+    In a process group each process gets every n-th image. One without images left gets an image and no index: processes that
+    share a model's parameters must call it equally often.
     """
     generator = torch.Generator().manual_seed(mask_seed)
-    index, parts = part
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = model.wte.device
     for start in range(0, len(tokens), DRAWN):
         drawn = take(tokens, np.arange(start, min(start + DRAWN, len(tokens))))
         masked = draw_mask(drawn, rate=mask_rate, generator=generator) if model.shape.objective == "bert" else None
-        mine = torch.arange(index, index + parts * -(-len(drawn) // parts), parts)
+        mine = torch.arange(rank, rank + size * -(-len(drawn) // size), size)
         for few in mine.split(at_once or DRAWN):
             valid = few[few < len(drawn)]
             images = valid if len(valid) else few[:1] * 0

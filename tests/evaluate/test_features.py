@@ -12,6 +12,7 @@ from igpt.evaluate.features import concatenated_layers, extract_features, featur
 from igpt.evaluate.kept import Kept
 from igpt.model import ImageGPT
 from igpt.shape import ModelShape
+from igpt.train.runtime import Runtime
 
 
 def test_features_are_the_models_whatever_the_batch(model: ImageGPT, tokens: torch.Tensor) -> None:
@@ -48,16 +49,14 @@ SHAPE = ModelShape(3, 16, 2, 8, 9)
 
 
 def test_half_precision_is_not_tried_where_it_is_not_to_be_had_nor_on_a_card(tmp_path: Path) -> None:
-    kept = Kept(tmp_path, {})
-    assert features_dtype(SHAPE, device="cpu", half=False, kept=kept) == torch.float32
-    assert features_dtype(SHAPE, device="cuda", half=True, kept=kept) == torch.bfloat16
+    assert features_dtype(SHAPE, Runtime(), folder=tmp_path) == torch.float32
+    assert features_dtype(SHAPE, Runtime(device="cuda", bfloat16=True), folder=tmp_path) == torch.bfloat16
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_continued_run_takes_the_precision_that_it_began_with(tmp_path: Path) -> None:
-    kept = Kept(tmp_path, {})
-    found = features_dtype(SHAPE, device="cpu", half=True, kept=kept)
+    kept, found = Kept(tmp_path, {}), features_dtype(SHAPE, Runtime(bfloat16=True), folder=tmp_path)
     assert f"torch.{kept.get('precision')}" == str(found)
     for name in ("float32", "bfloat16"):
         kept.keep("precision", name)
-        assert features_dtype(SHAPE, device="cpu", half=True, kept=kept) == getattr(torch, name)
+        assert features_dtype(SHAPE, Runtime(bfloat16=True), folder=tmp_path) == getattr(torch, name)
