@@ -76,7 +76,11 @@ def test_a_stage_leaves_its_record_and_its_notebook_and_later_runs_take_them(
         ),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", StageError, "its kernel was killed"),
         ("pass", StageError, "ended without a record of its signature"),
-        ("from igpt.fetch import Unavailable\nraise Unavailable('do this')", UsageError, "^do this$"),  # one kind of it
+        (
+            "from igpt.errors import UsageError\nclass One(UsageError): pass\nraise One('do this')",
+            UsageError,
+            "^do this$",
+        ),  # one kind of it
         ("raise OSError(28, 'No space left on device')", StageError, "No space left on device"),
     ],
 )
