@@ -101,7 +101,8 @@ def store_features(
                         rows = order[done : min(done + at_once, start + batch)]
                         part = torch.from_numpy(tokens[rows].astype(np.int64)).to(model.wte.device)
                         for layer, averages in masked_features(model, part, layers=layers, generator=generator).items():
-                            features = averages.cpu().numpy().astype(dtype)
+                            with np.errstate(over="ignore"):
+                                features = averages.cpu().numpy().astype(dtype)
                             if not np.isfinite(features).all():
                                 raise UsageError(f"features of layer {layer} overflow {dtype}: compute them in float32")
                             maps[layer][done : done + len(rows)] = features
