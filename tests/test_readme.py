@@ -8,6 +8,7 @@ from conftest import ROOT
 
 from igpt.companion.experiments.cells import TABLES
 from igpt.companion.report.tables import TIER_TITLES, result_table
+from igpt.companion.results.store import RecordStore
 from igpt.project import Project
 
 README = ROOT / "README.md"
@@ -25,7 +26,7 @@ def rows() -> str:
     """The rows as records and published numbers have them. (That code has changed since, `igpt plan` tells.)"""
     found = {}
     for table in TABLES:
-        printed = result_table(table.name, Project(ROOT))
+        printed = result_table(table.name, RecordStore(Project(ROOT)))
         for experiment, row in zip(table.experiments(), printed.rows, strict=True):
             cells = dict(zip(printed.columns, (cell.text.removesuffix(", stale") for cell in row), strict=True))
             shown = [cells.get(name, "–") for name in ("Published", TIER_TITLES["released"], TIER_TITLES["laptop"])]
