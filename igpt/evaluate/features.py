@@ -34,7 +34,7 @@ def extract_features(
     >>> import torch
     >>> from igpt.model import ImageGPT
     >>> from igpt.shape import ModelShape
-    from igpt.train.runtime import Runtime
+    >>> from igpt.train.runtime import Runtime
     >>> model = ImageGPT(ModelShape(n_layer=2, n_embd=16, n_head=2, n_vocab=8, n_ctx=9))
     >>> extract_features(model, torch.zeros(5, 9, dtype=torch.int64)).shape
     (3, 5, 16)
