@@ -118,7 +118,7 @@ def probe_layers(
         LayerProbe(number, C, fraction, np.array(predictions, np.int64), converged)
         for number, (C, fraction), (predictions, converged) in zip(numbers, searched, refitted, strict=True)
     ]
-    # max takes the first of equals: the shallowest layer.
+    # The first of equals: the shallowest layer.
     return ProbeResult(probes, max(probes, key=lambda probe: probe.validation).layer)
 
 
