@@ -94,6 +94,7 @@ class Protocol:
 
     takes : which of `EVALUATION` a table's cell gives it; its other parameters keep their defaults
     demand : what a stage takes of a machine; None where that is little, or not known
+    seconds : of a stage of the tiny tier on two cores, by its records; there the demand foretells too little
     figures : functions of `igpt.companion.report.figures` that draw its records, the first unless another is named
     parents : the stages whose outputs it reads; datasets : sets whose content decides its result; recipes : likewise
     modules : those that a parameter chooses; modules that the notebook imports need not be named
@@ -104,6 +105,7 @@ class Protocol:
 
     takes: tuple[str, ...] = EVALUATION
     demand: Callable[[Given, Recipe], Demand] | None = None
+    seconds: float = 4.0
     figures: tuple[str, ...] = ()
     parents: Callable[[Given], Parents] = trained
     datasets: Callable[[Given], list[str]] = its_dataset
@@ -127,6 +129,7 @@ PROTOCOLS = {
     "pretrain": Protocol(
         takes=("model", "objective", "seed"),
         demand=demand.pretrain,
+        seconds=32.0,
         figures=("losses", "compute"),
         parents=palette,
         spreads=True,
@@ -170,7 +173,7 @@ PROTOCOLS = {
         parents=milestones,
     ),
     "concatenated_features": Protocol(demand=demand.concatenated, parents=probed),
-    "fine_tune": Protocol(demand=demand.fine_tune, figures=("search", "bert"), spreads=True),
+    "fine_tune": Protocol(demand=demand.fine_tune, seconds=70.0, figures=("search", "bert"), spreads=True),
     "low_data": Protocol(demand=demand.low_data, figures=("low_data",), parents=probed),
     "parameters": Protocol(
         takes=(),
@@ -179,8 +182,9 @@ PROTOCOLS = {
         recipes=lambda given: [recipe(name) for name in PAPER],
         network=False,
     ),
-    "speed": Protocol(  # minutes, on any machine
+    "speed": Protocol(
         takes=(),
+        seconds=600.0,  # on any machine
         parents=no_parents,
         datasets=none,
         recipes=no_recipes,

@@ -169,7 +169,8 @@ def _expected_seconds(needs: Needs) -> Callable[[PlannedStage], float]:
         if planned.record is not None:
             return planned.record.receipt.seconds + START
         need = needs(planned.stage)
-        return 3600 * known_cost(planned.in_full, H100 if need.gpus else many_cores(need.cores)).hours + START
+        cost = 3600 * known_cost(planned.in_full, H100 if need.gpus else many_cores(need.cores)).hours
+        return max(cost, protocol(planned.stage.notebook).seconds) + START
 
     return seconds
 
