@@ -10,7 +10,7 @@ from pathlib import Path
 CODE = (
     *("igpt", "notebooks", "pyproject.toml", "constraints.txt", "environment.yml", ":(glob)*.py"),
     *("book/_live", "package.json", "package-lock.json"),  # of the live panel's speed
-    ":(exclude,glob)**/.ipynb_checkpoints/**",
+    *(":(exclude,glob)**/.ipynb_checkpoints/**", ":(exclude)igpt/weights/published"),
 )
 
 

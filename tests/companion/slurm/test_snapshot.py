@@ -114,7 +114,7 @@ def test_of_what_git_prints_when_it_cannot_write_one_sentence_is_left(
         "slurm/profiles/mycluster.yaml",
         "slurm/profiles/plain.yaml",
         "graph/model.onnx",
-        "export/config.json",
+        "igpt/weights/published/mine/config.json",
         "data/store/tokens.bin",
         "photo.jpg",
         "out.csv",
