@@ -1,4 +1,4 @@
-"""Image GPT, made reproducible: the model, its protocols, and the book they fill."""
+"""Image GPT made reproducible: the model, the paper's evaluations, and the book of their results."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# What every process of ours, and each one that it starts, needs to have in its environment before torch is loaded.
-# Threads that wait for others leave the core: beside other work on two cores, sixteen samples took 13 s and not 44, and
-# alone as long as before. libgomp reads this once, when it is loaded.
+# Set before torch is imported, for this process and its children: waiting OpenMP threads sleep instead of spinning.
+# Beside other work on two cores, sixteen samples then took 13 s instead of 44; alone, as long as before. libgomp reads
+# the variable once, when it is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 resolve_folders()
 
-# Public names and where they live; importing igpt alone stays light (no torch).
+# Public names and their modules, imported on first use, so that `import igpt` does not import torch.
 _PUBLIC = {"ImageGPT": "igpt.pretrained", "Palette": "igpt.palette"}
 __all__ = ["ImageGPT", "Palette", "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used."""
+    """Import a public name on first use."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'igpt' has no attribute {name!r}")
     from importlib import import_module

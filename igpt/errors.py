@@ -1,13 +1,13 @@
-"""The two kinds of failure: a mistake of the user, and a stage that failed."""
+"""The two exceptions whose message is shown to users without a traceback: a usage error, and a failed stage."""
 
 
 class UsageError(Exception):
-    """A mistake that the user can correct: one sentence with the value, what is needed and the next step (exit 2)."""
+    """An error that the user can correct; its message is one sentence with value, requirement and next step (exit 2)."""
 
     def __init_subclass__(cls) -> None:
-        """Give every subclass this name, by which it is recognised when it was raised in a kernel."""
+        """Rename every subclass to UsageError: an error raised in a notebook's kernel is recognised by the name of its class."""
         cls.__name__ = UsageError.__name__
 
 
 class StageError(Exception):
-    """A stage failed: one sentence with the stage, the cause and where to look (exit 1)."""
+    """A stage failed; the message is one sentence with the stage, the cause and where to look (exit 1)."""

@@ -1,11 +1,11 @@
 """Faster linear layers and causal attention on a CPU, and torch.compile where it works.
 
 torch's float32 `F.linear` is slow on many processors, above all for few rows, as in sampling (`igpt bench` measures it).
-oneDNN, which is part of torch, is faster on weights in its own layout. That layout is a second copy of the weights, so
-it is made for a block of work (`prepacked`) and dropped after it; otherwise, and without oneDNN, layers use `F.linear`.
+oneDNN, which is part of torch, is faster on weights in its own layout. That layout is a second copy of the weights, so it
+exists only inside a ``with prepacked(model)`` block. Outside of it, and without oneDNN, layers use `F.linear`.
 
 torch's fused attention is slow in bfloat16 on a CPU, above all for short sequences. There `causal_attention` computes
-blocks of queries, each against the keys up to its end, with plain products that skip most of what the mask hides.
+blocks of queries, each with the keys up to the block's end, by matrix products that skip most masked scores.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from igpt.progress import tell
 
 GELU = 1.702  # x * sigmoid(1.702 x), the released code's gelu2
-# For narrower layers oneDNN is no faster (measured on two cores; the tiny tier is narrower).
+# oneDNN is not faster for narrower layers, such as the tiny tier's (measured on two cores).
 LEAST_INPUTS = 256
-OPERATORS = ("_reorder_linear_weight", "_linear_pointwise")  # private ones of torch, which a later version may remove
+OPERATORS = ("_reorder_linear_weight", "_linear_pointwise")  # private to torch; a later version may remove them
 LONGEST_BLOCK = 256  # queries; at least two blocks per sequence (128 to 256 were fastest at 256 and 1,024 positions)
 
 
@@ -32,10 +32,10 @@ class Linear(nn.Linear):
     def __init__(self, inputs: int, outputs: int, *, gelu: bool = False) -> None:
         super().__init__(inputs, outputs, bias=False)
         self.gelu = gelu
-        self.prepacked: Tensor | None = None  # inside `prepacked` only; of 1.702 W when a gelu follows
+        self.prepacked: Tensor | None = None  # set inside `prepacked` only; holds 1.702 W if a gelu follows
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        """From x (..., inputs) to (..., outputs), plus ``add`` of that shape."""
+        """Map x (..., inputs) to (..., outputs), and add ``add`` of that shape."""
         if self.prepacked is None:
             y = F.linear(x, self.weight)
             if self.gelu:
@@ -54,30 +54,30 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     block = min(LONGEST_BLOCK, positions // 2)
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or block < 64 or positions % block:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    later = torch.full((block, block), -torch.inf, dtype=q.dtype).triu(1)
+    mask = torch.full((block, block), -torch.inf, dtype=q.dtype).triu(1)
     q = q * q.shape[3] ** -0.5
-    parts = []
+    outputs = []
     for end in range(block, positions + 1, block):
         scores = q[:, :, end - block : end] @ k[:, :, :end].transpose(2, 3)  # (B, H, block, end)
-        scores = torch.cat([scores[..., : end - block], scores[..., end - block :] + later], dim=3)
-        parts.append(scores.softmax(3) @ v[:, :, :end])
-    return torch.cat(parts, dim=2)
+        scores = torch.cat([scores[..., : end - block], scores[..., end - block :] + mask], dim=3)
+        outputs.append(scores.softmax(3) @ v[:, :, :end])
+    return torch.cat(outputs, dim=2)
 
 
 LONGEST = 300  # characters of a compiler's output in a message
 UNCOMPILED = "igpt: the model cannot be compiled and runs uncompiled, more slowly"
-_noted: list[str] = []  # the line that this process has printed
+_noted: list[str] = []  # the line that this process has printed, if any
 
 
 def compile_module(module: nn.Module) -> None:
-    """Compile a module's calls; if that fails, it runs uncompiled from then on, and one line on stderr says so.
+    """Compile a module's calls; if that fails, the module runs uncompiled from then on, and one line is printed on stderr.
 
-    When a compiled call raises an error, the plain call is tried, and raises what is not the compiler's fault.
+    When a compiled call raises an error, the uncompiled call runs, so that only errors of the compiler are caught.
     """
     try:
         from torch._functorch import config
 
-        # Otherwise the backward pass is compiled in the middle of `backward`, where there is no plain call to try.
+        # Otherwise the backward pass is compiled in the middle of `backward`, where there is no uncompiled call to fall back on.
         if hasattr(config, "force_non_lazy_backward_lowering"):  # since torch 2.5 or so
             config.force_non_lazy_backward_lowering = True
         compiled = torch.compile(module._call_impl)
@@ -89,10 +89,10 @@ def compile_module(module: nn.Module) -> None:
         try:
             return compiled(*args, **kwargs)
         except Exception as error:
-            why = _reason(error)  # not the error itself, which keeps all tensors of the call alive
+            reason = _reason(error)  # not the error, whose traceback keeps all tensors of the call alive
         result = module._call_impl(*args, **kwargs)
         module._compiled_call_impl = None
-        note_uncompiled(f"{UNCOMPILED}: {why}")
+        note_uncompiled(f"{UNCOMPILED}: {reason}")
         return result
 
     module._compiled_call_impl = call
@@ -112,18 +112,18 @@ def uncompiled() -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The line of a compiler's output that names the error."""
+    """The line of a compiler's output with the error's message, shortened, with advice for a missing compiler."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     line = next((line for line in lines if " error: " in f" {line}"), lines[0])
-    mend = "; install g++ and Python's headers (Debian: g++ and python3-dev)" if "C++" in str(error) else ""
-    return "".join(c for c in line[:LONGEST] if c.isprintable()) + mend
+    advice = "; install g++ and Python's headers (Debian: g++ and python3-dev)" if "C++" in str(error) else ""
+    return "".join(c for c in line[:LONGEST] if c.isprintable()) + advice
 
 
 @contextmanager
 def prepacked(model: nn.Module) -> Iterator[None]:
-    """A block without gradients in which the model's linear layers use oneDNN's layout of their weights.
+    """Context manager, without gradients, in which the model's linear layers use oneDNN's weight layout.
 
-    On a CPU, in float32 or bfloat16, this takes the weights' memory once more and about the time of reading them;
+    On a CPU, in float32 or bfloat16, this doubles the weights' memory and takes about as long as reading them;
     elsewhere it does nothing. The weights must not change inside the block.
 
     >>> from igpt.model import ImageGPT

@@ -1,4 +1,4 @@
-"""Atomic writes, locks, and careful reads: a folder, a pipe or a file that is far too large is never opened."""
+"""Atomic writes, locks, and guarded reads: folders, pipes and oversized files are never opened."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from filelock import AcquireReturnProxy
     from numpy.typing import NDArray
 
-LARGEST_JSON = 2**22  # bytes of a file of settings; lists of many classes or tensors take some hundred thousand
+LARGEST_JSON = 2**22  # bytes of a JSON file; lists of many classes or tensors take some hundred thousand
 LFS = b"version https://git-lfs"  # the first bytes of git-lfs pointers
-# A full disk, a quota, the largest file, a disk that takes nothing: never a bug of ours.
+# Disk full, quota exceeded, file too large, file system read-only: never a bug of this package.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-LITTER = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin")  # besides hidden files
-POLL = 0.5  # seconds between two looks at a lock that another process holds
+LITTER = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin")  # in addition to hidden files
+POLL = 0.5  # seconds between two attempts to take a lock that another process holds
 
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """A binary stream into a temporary file, which is renamed to ``path`` when the block ends.
+    """Context manager: a binary stream into a temporary file, which is renamed to ``path`` when the block ends.
 
-    When the block raises, the temporary file is removed and an old file at ``path`` is left as it was. An OSError, of a full
-    disk say, passes through with the file's name. Raises UsageError as `check_writable` does.
+    When the block raises, the temporary file is removed, and an existing file at ``path`` is unchanged. An OSError, such as
+    that of a full disk, is raised with the file's name. Raises UsageError as `check_writable` does.
     """
     check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,14 +47,14 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk does not say where
+            error.filename = str(path)  # the error of a full disk has no file name
         raise
     sync_folder(path.parent)
 
 
 @contextmanager
 def refuse_full_disk(path: Path) -> Iterator[None]:
-    """Turn the OSError of a full disk into a UsageError, for writes to ``path`` that the same command continues."""
+    """Context manager: raise UsageError for the OSError of a full disk, for writes to ``path`` that the same command resumes."""
     try:
         yield
     except OSError as error:
@@ -66,7 +66,7 @@ def refuse_full_disk(path: Path) -> Iterator[None]:
 
 
 def check_writable(path: Path, *, is_folder: bool = False) -> None:
-    """Raise UsageError if ``path`` is a folder where a file is to be written, or lies below a file."""
+    """Raise UsageError if ``path`` is a folder (unless a folder is to be written), or if one of its parents is a file."""
     if not is_folder and path.is_dir():
         raise UsageError(f"{path} is a folder: name a file to write")
     if files := [parent for parent in path.parents if parent.exists() and not parent.is_dir()]:
@@ -75,9 +75,9 @@ def check_writable(path: Path, *, is_folder: bool = False) -> None:
 
 @contextmanager
 def write_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which is renamed to ``folder`` when the block ends, and removed when it raises.
+    """Context manager: a temporary folder, which is renamed to ``folder`` when the block ends, and removed when it raises.
 
-    An OSError (a full disk, or a folder that was made meanwhile) passes through.
+    An OSError (a full disk, or a folder created meanwhile) is raised with the folder's name.
     Raises UsageError while another process writes the same folder, and as `check_writable` does.
     """
     check_writable(folder, is_folder=True)
@@ -113,14 +113,14 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
     """Write a ``.npy`` file atomically."""
     import numpy as np
 
-    content = io.BytesIO()  # into a file itself numpy writes by C, and a full disk has no errno or is not noticed
+    content = io.BytesIO()  # numpy writes to a file in C, where a full disk has no errno or goes unnoticed
     np.save(content, array)
     with write_atomically(path) as stream:
         stream.write(content.getbuffer())
 
 
 def file_size(path: Path) -> int:
-    """Bytes of a regular file. Raises OSError as `Path.stat` does; ValueError for a folder, a pipe and the like."""
+    """Bytes of a regular file. Raises OSError as `Path.stat` does; ValueError for a folder, a pipe or another special file."""
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         raise ValueError("it is a folder")
@@ -145,7 +145,7 @@ def file_sha256(path: Path) -> str:
 def read_json(path: Path, *, most: int = LARGEST_JSON) -> Any:
     """The content of a JSON file. Raises OSError as reading does; ValueError as `read_whole`, and for invalid JSON.
 
-    A repeated field is refused, since readers differ in which of the two they take.
+    A duplicate field is refused, since JSON parsers differ in which value they keep.
     """
     try:
         return json.loads(read_whole(path, most=most), object_pairs_hook=_once)
@@ -154,30 +154,30 @@ def read_json(path: Path, *, most: int = LARGEST_JSON) -> Any:
 
 
 def cannot_read(path: Path, error: Exception, wrong: str = "is damaged", *, advice: str = "") -> UsageError:
-    """The error for a file that ``error`` kept from being read; the file's first bytes may show what it is instead.
+    """The UsageError for a file whose reading raised ``error``; the file's first bytes may show a different format.
 
-    wrong : the words for a file that is neither missing nor of another kind
-    advice : what to do about the file, in place of the usual
+    wrong : description of a file that exists and has no other known format
+    advice : the next step, instead of the default one
     """
     try:
         size = file_size(path)
         with path.open("rb") as stream:
-            begin = stream.read(64)
+            head = stream.read(64)
     except FileNotFoundError:
         return UsageError(f"{path} is missing: {advice or 'copy it again'}")
-    except (OSError, ValueError) as closed:
-        reason = closed.strerror if isinstance(closed, OSError) else closed
+    except (OSError, ValueError) as read_error:
+        reason = read_error.strerror if isinstance(read_error, OSError) else read_error
         return UsageError(f"{path} cannot be read ({reason}): {advice or 'put the file there, or name another'}")
-    is_text = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in begin)
+    is_text = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head)
     if not size:
         wrong, usual = "is empty", "copy it again"
-    elif begin.startswith(LFS):
+    elif head.startswith(LFS):
         wrong, usual = "is a pointer of git-lfs, not the file itself", "run `git lfs pull` in its repository"
-    elif is_text and (path.suffix != ".json" or begin.lstrip().startswith(b"<")):
-        wrong, usual = f"is a text that begins with {begin[:24].decode()!r}, perhaps a server's answer", "download it again"
-    elif path.suffix != ".bin" and begin.startswith(b"PK\x03\x04"):  # PyTorch's own are such archives
+    elif is_text and (path.suffix != ".json" or head.lstrip().startswith(b"<")):
+        wrong, usual = f"is a text that begins with {head[:24].decode()!r}, perhaps a server's answer", "download it again"
+    elif path.suffix != ".bin" and head.startswith(b"PK\x03\x04"):  # PyTorch's own files are zip archives
         wrong, usual = "is a zip archive, not the file itself", "unpack it first"
-    elif path.suffix == ".npy" and not begin.startswith(b"\x93NUMPY"):
+    elif path.suffix == ".npy" and not head.startswith(b"\x93NUMPY"):
         wrong, usual = "is no .npy file, by its first bytes", "give the file that numpy.save wrote"
     else:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
@@ -186,7 +186,7 @@ def cannot_read(path: Path, error: Exception, wrong: str = "is damaged", *, advi
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object without repeated fields."""
+    """A JSON object as a dictionary. Raises ValueError for a duplicate field."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         raise ValueError("it has a field twice")
@@ -194,7 +194,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def is_litter(path: str) -> bool:
-    """Whether a path has a name that macOS, Windows or a file server leaves beside people's files, or a hidden one.
+    """Whether any part of a path is hidden, or a metadata file or folder of macOS, Windows or a file server.
 
     >>> [is_litter(name) for name in ("._a.png", "__MACOSX/train/a.png", "Thumbs.db", "train/a.png", "../a.png")]
     [True, True, True, False, False]
@@ -210,19 +210,19 @@ def remove_parts(folder: Path, *patterns: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where folders can be opened (not on Windows)."""
+    """Flush a folder to disk, which makes a rename in it durable; nothing on Windows, where folders cannot be opened."""
     if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            os.fsync(descriptor)
         finally:
-            os.close(handle)
+            os.close(descriptor)
 
 
 def try_lock(path: Path, *, seconds: float = 0) -> AcquireReturnProxy[Any] | None:
-    """Hold the lock file ``path`` until the end of a ``with`` over the result, or of this process.
+    """Take the lock file ``path``, until a ``with`` block over the result ends, or this process; None if it cannot be taken.
 
-    seconds : how long to wait for another process that holds it; after that the result is None
+    seconds : how long to wait while another process holds it
     """
     from filelock import FileLock, Timeout
 
@@ -233,9 +233,9 @@ def try_lock(path: Path, *, seconds: float = 0) -> AcquireReturnProxy[Any] | Non
 
 
 def wait_for_lock(path: Path, held: str) -> AcquireReturnProxy[Any]:
-    """As `try_lock`, but wait for as long as another process holds it.
+    """As `try_lock`, but wait as long as another process holds the lock.
 
-    held : the beginning of the line on stderr that then says what is waited for
+    held : the beginning of the line printed on stderr before waiting
     """
     from filelock import FileLock
 

@@ -1,4 +1,4 @@
-"""Cores, memory and GPUs of this machine, as far as this process may use them."""
+"""Cores, memory and GPUs that this process may use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cores() -> int:
 
 
 def free_memory() -> float:
-    """Bytes of memory that this process may still take, of the system's and within its cgroup's limit.
+    """Bytes of memory available to this process, on the system and within its cgroup's limit.
 
     Cached files count as free. Infinite if unknown.
     """
@@ -29,18 +29,18 @@ def free_memory() -> float:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free.append(1024 * float(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
     with suppress(OSError, StopIteration):
-        own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-        group = Path("/sys/fs/cgroup") / own[3:].strip("/")
+        entry = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        group = Path("/sys/fs/cgroup") / entry[3:].strip("/")
         for folder in (group, *group.parents[: -len(Path("/sys/fs/cgroup").parents)]):
-            with suppress(OSError, StopIteration, ValueError):  # without a limit the file has "max"
+            with suppress(OSError, StopIteration, ValueError):  # without a limit the file contains "max"
                 limit, used = (float((folder / name).read_text()) for name in ("memory.max", "memory.current"))
-                pages = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                free.append(limit - used + next(float(size) for name, size in pages if name == "inactive_file"))
+                counters = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                free.append(limit - used + next(float(size) for name, size in counters if name == "inactive_file"))
     return max(min(free), 0.0)
 
 
 def gpus() -> list[str]:
-    """The GPUs that torch can use here, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that torch can use, in the notation of CUDA_VISIBLE_DEVICES."""
     if not any(map(os.path.exists, DRIVERS)):
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -50,10 +50,10 @@ def gpus() -> list[str]:
 
 @cache
 def _usable(visible: str | None) -> int:
-    """Number of GPUs, counted in a subprocess, since torch takes seconds and keeps some of a card's memory."""
+    """Number of GPUs that torch can use, counted in a subprocess, since torch loads slowly and keeps some of a GPU's memory."""
     if visible == "":
         return 0
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"], capture_output=True, text=True
     )
-    return int(done.stdout) if done.returncode == 0 else 0
+    return int(process.stdout) if process.returncode == 0 else 0

@@ -1,4 +1,4 @@
-"""Measured values as in records, and their 95 % intervals."""
+"""Measured values with their units, as in records, and their 95 % confidence intervals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def number(value: float, unit: str) -> Measured:
 
 
 def accuracy(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> Measured:
-    """Fraction of int64 (images,) predictions that are right, with its Wilson interval.
+    """Accuracy of predictions, int64 (images,), with its Wilson interval.
 
     >>> import numpy as np
     >>> found = accuracy(np.array([0, 1, 1, 2]), np.array([0, 1, 2, 2]))
@@ -61,8 +61,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     mean = math.fsum(values) / n
     if n == 1:
         return mean, -math.inf, math.inf
-    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * sample_deviation(values) / math.sqrt(n)
-    return mean, mean - half, mean + half
+    margin = float(t.ppf((1 + LEVEL) / 2, n - 1)) * sample_deviation(values) / math.sqrt(n)
+    return mean, mean - margin, mean + margin
 
 
 def sample_deviation(values: Sequence[float]) -> float:
@@ -71,10 +71,10 @@ def sample_deviation(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
 
 
-Seconds = dict[str, list[float]]  # of a speed comparison: by candidate, one a round
+Seconds = dict[str, list[float]]  # of a speed comparison: each candidate's seconds, one per round
 
 
 def ratios(seconds: Seconds, slower: str, faster: str) -> tuple[float, float, float]:
-    """Ratio of the seconds of ``slower`` to those of ``faster`` in the same round: median, minimum, maximum."""
-    each = [a / b for a, b in zip(seconds[slower], seconds[faster], strict=True)]
-    return statistics.median(each), min(each), max(each)
+    """Median, minimum and maximum, over rounds, of the seconds of ``slower`` divided by those of ``faster``."""
+    quotients = [a / b for a, b in zip(seconds[slower], seconds[faster], strict=True)]
+    return statistics.median(quotients), min(quotients), max(quotients)

@@ -1,7 +1,7 @@
 """Image GPT's transformer: a GPT-2 that reads an image as a raster sequence of palette tokens.
 
-Follows ``src/model.py`` of openai/image-gpt, the code that wrote the released weights, and sections
-2.1 to 2.3 of the paper. It knows nothing of images, data sets or training: tokens in, logits out.
+Follows ``src/model.py`` of openai/image-gpt, the code of the released weights, and sections
+2.1 to 2.3 of the paper. Independent of images, data sets and training: tokens in, logits out.
 
 Letters in the shape comments: B images, T positions, C width (``n_embd``), H heads, D = C / H,
 V colours (``n_vocab``), L blocks (``n_layer``).
@@ -26,7 +26,7 @@ from igpt.shape import ModelShape
 
 
 class Norm(nn.Module):
-    """``x * rsqrt(mean(x^2) + 1e-5) * g``: as released, no mean is subtracted and there is no bias."""
+    """RMS norm, ``x * rsqrt(mean(x^2) + 1e-5) * g``: as released, without subtracting the mean and without bias."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -37,11 +37,11 @@ class Norm(nn.Module):
 
 
 class Cache:
-    """Keys and values of every block, allocated once, for sampling one position after the other.
+    """Keys and values of every block, allocated once, for sampling one position at a time.
 
-    ``length`` counts the positions filled so far. A CUDA graph has fixed addresses and sizes, so there it is a tensor,
-    int64 (1,), that the graph itself counts up, and attention looks at all positions below the fixed ``end``, with those
-    that are not filled yet masked. The memory is zeroed because a mask hides any number but NaN and infinity.
+    ``length`` is the number of positions filled so far. A CUDA graph has fixed addresses and sizes. There ``length`` is an
+    int64 (1,) tensor that the graph increments, and attention covers all positions below the fixed ``end``, with unfilled
+    ones masked. The memory is zeroed because a mask does not hide NaN or infinity.
     """
 
     def __init__(self, shape: ModelShape, images: int, *, like: Tensor) -> None:
@@ -53,7 +53,7 @@ class Cache:
         self.mask: Tensor | None = None  # bool (1, end), for a tensor ``length`` only
 
     def extend(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep a block's new keys and values (B, H, S, D); all that it has below ``end`` (B, H, end, D)."""
+        """Append a block's new keys and values (B, H, S, D); return all of them below ``end``, (B, H, end, D)."""
         for kept, new in ((self.keys[block], k), (self.values[block], v)):
             if isinstance(self.length, Tensor):
                 kept.index_copy_(2, self.length, new)
@@ -101,7 +101,7 @@ class Block(nn.Module):
         return self.after_norm(h, self.ln_1(h))
 
     def after_norm(self, h: Tensor, normed: Tensor, cache: Cache | None = None, block: int = 0) -> Tensor:
-        """The same from the input ``h`` and ``normed = ln_1(h)`` (B, T, C)."""
+        """The block's output (B, T, C) from its input ``h`` and ``normed = ln_1(h)``, both (B, T, C)."""
         h = self.attn(h, normed, cache, block)
         return self.c_proj(self.c_fc(self.ln_2(h)), add=h)  # type: ignore[no-any-return]
 
@@ -109,8 +109,8 @@ class Block(nn.Module):
 class ImageGPT(nn.Module):
     """The transformer with its token, position and start embeddings and its untied output matrix.
 
-    ``seed`` decides the initial weights: the released code's distributions, so the output matrix is
-    zero and an untrained model gives every colour the same logit.
+    ``seed`` determines the initial weights, which have the released code's distributions. The output matrix
+    starts at zero, so an untrained model gives every colour the same logit.
 
     >>> import torch
     >>> from igpt.shape import ModelShape
@@ -136,7 +136,7 @@ class ImageGPT(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
-        """As released: only attention's output projection shrinks with depth, the MLP's does not."""
+        """Draw initial weights as released: attention's output projection shrinks with depth, the MLP's does not."""
         if self.wte.is_meta:
             return
         generator = torch.Generator(device=self.wte.device).manual_seed(seed)
@@ -160,7 +160,7 @@ class ImageGPT(nn.Module):
         """Input of block 0, float (B, T, C), from int64 tokens (B, T).
 
         Autoregressive: shifted right by one behind the start vector, so position i never sees token i.
-        BERT: the content embedding is zero where ``masked`` (bool (B, T)) is True; positions stay.
+        BERT: the token embedding is zero where ``masked`` (bool (B, T)) is True; the position embedding stays.
         Raises ValueError when ``masked`` is given to an autoregressive model.
         """
         h = self.wte[tokens]
@@ -225,10 +225,10 @@ class ImageGPT(nn.Module):
         return features
 
     def next_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """Logits (B, V) of the position after those in ``cache``, which then holds that position too.
+        """Logits (B, V) of the position after those in ``cache``, which is extended by that position.
 
-        tokens : int64 (B, P), all tokens so far; the first call fills the cache with the whole prefix, each later one adds
-        the newest token only. With a tensor ``cache.length``, all (B, T), of which the newest is read.
+        tokens : int64 (B, P), all tokens so far; the first call fills the cache with the whole prefix, each later call adds
+        the last token only. With a tensor ``cache.length``: int64 (B, T), of which the token at ``length`` - 1 is read.
         Autoregressive models only.
         """
         if isinstance(cache.length, Tensor):
@@ -238,10 +238,10 @@ class ImageGPT(nn.Module):
             h = self.wte[tokens[:, -1:]] + self.wpe[cache.length]  # (B, 1, C)
             cache.end = cache.length + 1
         else:
-            h = self.embed(F.pad(tokens, (0, 1)))  # (B, P + 1, C), with the start vector; the last token is not seen
+            h = self.embed(F.pad(tokens, (0, 1)))  # (B, P + 1, C), with the start vector; the padding is shifted out
             cache.end = h.shape[1]
-        for number, block in enumerate(self._blocks()):
-            h = block.after_norm(h, block.ln_1(h), cache, number)
+        for index, block in enumerate(self._blocks()):
+            h = block.after_norm(h, block.ln_1(h), cache, index)
         cache.length += h.shape[1]  # in place where it is a tensor
         return self.logits(self.ln_f(h[:, -1]))
 
@@ -260,10 +260,10 @@ def generative_loss(logits: Tensor, tokens: Tensor, masked: Tensor | None = None
 
 
 def draw_mask(tokens: Tensor, *, rate: float, generator: torch.Generator) -> Tensor:
-    """BERT's mask, bool like ``tokens`` (B, T): each position hidden independently with probability ``rate``.
+    """BERT's mask, bool like ``tokens`` (B, T): each position masked independently with probability ``rate``.
 
-    An image without a hidden position would have no loss, so its first position is hidden then. At the
-    paper's 1024 positions that never happens; at 64, to about three in 100,000 images.
+    An image without a masked position would have no loss, so its first position is masked then. At the
+    paper's 1024 positions that never happens; at 64, in about three of 100,000 images.
     """
     masked = torch.rand(tokens.shape, generator=generator) < rate
     masked[~masked.any(1), 0] = True

@@ -19,13 +19,13 @@ from igpt.errors import UsageError
 from igpt.files import cannot_read, read_whole, write_array
 from igpt.seeds import check_seed
 
-# Digest of the released weights' 512 colours; here, so that other colours change signatures.
+# SHA-256 digest of the released weights' 512 colours; in code, so that other colours change signatures.
 RELEASED = "2e1993e1710ade487e719a6103ff3ec2da542856cd7dcc8ef4fd0b5e9aae927b"
 MOST = 2**16  # colours, for tokens are uint16
-LARGEST = 2**21  # bytes of a file of so many colours, and more
-TABLE_PAYS = 2**16  # pixels from which on a table of all colours costs less than it saves
-PIECE = 2**15  # pixels
-BEYOND = 1e-3  # an eighth of a level: k-means rounds, other scales are far outside
+LARGEST = 2**21  # bytes of a palette file, an upper bound
+TABLE_PAYS = 2**16  # pixels above which a lookup table of all colours saves time
+PIECE = 2**15  # pixels looked up at once
+BEYOND = 1e-3  # tolerance, an eighth of a level: k-means rounds; colours on another scale are far outside
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Palette:
     centres: NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        """Refuse anything but finite float32 (k, channels) in [-1, 1]."""
+        """Raise UsageError for anything but finite float32 (k, channels) in [-1, 1]."""
         c = self.centres
         if c.ndim != 2 or c.dtype != np.float32 or not 1 <= len(c) <= MOST or not c.size or not np.isfinite(c).all():
             raise UsageError(
@@ -58,11 +58,11 @@ class Palette:
 
     @classmethod
     def fit(cls, images: NDArray[np.uint8], *, k: int, seed: int, pixels: int = 1_000_000) -> Palette:
-        """k centres by k-means on at most ``pixels`` pixels of ``images``, uint8 (N, H, W, channels).
+        """Fit k centres by k-means on at most ``pixels`` pixels of ``images``, uint8 (N, H, W, channels).
 
         The centres are sorted, so that neighbouring tokens of a grey palette are neighbouring shades.
         Raises UsageError for a k outside 1 to 65,536, a seed outside 0 to 2^32 - 1, and images that hold fewer than k colours.
-        Source: section 3.2; the paper leaves the sample, its size and the start unpublished.
+        Source: section 3.2; the sample, its size and the initialisation are not published.
 
         >>> import numpy as np
         >>> greys = np.repeat(np.arange(256, dtype=np.uint8), 4).reshape(1, 32, 32, 1)
@@ -83,7 +83,7 @@ class Palette:
             raise UsageError(
                 f"the images hold {len(colours)} colours, fewer than the {k} asked for: choose at most {len(colours)}"
             )
-        # A colour with its count is the same to k-means as its pixels one by one, and far cheaper.
+        # To k-means, a colour weighted by its count is equivalent to its pixels one by one, and far cheaper.
         kmeans = KMeans(k, n_init=4, random_state=seed).fit(_scaled(colours), sample_weight=counts)
         centres = kmeans.cluster_centers_.astype(np.float32)
         return cls(centres[np.lexsort(centres.T[::-1])])
@@ -97,7 +97,7 @@ class Palette:
             raise UsageError(f"there is no palette at {path}") from None
         except UsageError as error:
             raise UsageError(f"{path} is not a palette: {error}") from None
-        except Exception as error:  # numpy's reader of headers raises whatever Python's parser does
+        except Exception as error:  # numpy parses headers as Python, which raises errors of many types
             raise cannot_read(path, error, "is not a palette") from None
 
     def save(self, path: Path) -> None:
@@ -106,7 +106,7 @@ class Palette:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the centres; a checkpoint and its tokens must have the same."""
+        """SHA-256 of the centres; equal for a checkpoint and its tokens."""
         return hashlib.sha256(self.centres.tobytes() + str(self.centres.shape).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -143,7 +143,7 @@ class Palette:
 
 
 def nearest_centres(colours: NDArray[np.uint8], centres: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The index of the nearest centre, uint16 (n,), to each colour, uint8 (n, channels): what the table must agree with.
+    """The index of the nearest centre, uint16 (n,), to each colour, uint8 (n, channels); the reference for `colour_table`.
 
     Squared distance to v / 127.5 - 1 in float64, lowest index on ties.
     """
@@ -156,25 +156,25 @@ def nearest_centres(colours: NDArray[np.uint8], centres: NDArray[np.float32]) ->
 
 @lru_cache(maxsize=2)
 def colour_table(centres: bytes) -> NDArray[np.uint16]:
-    """The token of each of the 2^24 RGB colours, by r << 16 | g << 8 | b: 32 MiB, built in seconds, exact.
+    """Lookup table: the token of each of the 2^24 RGB colours, at index r << 16 | g << 8 | b; 32 MiB, built in seconds, exact.
 
-    The colour cube is cut into blocks. Centres that are nearest to no colour of a block, by their distance from
-    its middle, are left out there; the others are compared exactly.
+    The colour cube is cut into blocks. Centres too far from a block's middle to be nearest to any of its colours are
+    skipped for that block; distances to the others are computed exactly.
     """
     colours = np.frombuffer(centres, np.float32).reshape(-1, 3)
     side, levels = 16, _scaled(np.arange(256, dtype=np.uint8))
     # (block, level, centre): one channel's share of the squared distance
     share = [np.square(levels[:, None] - c).reshape(256 // side, side, -1) for c in colours.T.astype(np.float64)]
     middle = levels.reshape(-1, side).mean(1)
-    reach = np.sqrt(3) * (levels[side - 1] - levels[0]) / 2 * (1 + 1e-9)  # from the middle to a corner
+    radius = np.sqrt(3) * (levels[side - 1] - levels[0]) / 2 * (1 + 1e-9)  # from the middle to a corner
     table = np.empty((256, 256, 256), np.uint16)
     for r, g, b in np.ndindex(3 * (256 // side,)):
-        apart = np.sqrt(np.square(np.array([middle[r], middle[g], middle[b]]) - colours).sum(1))
-        near = np.flatnonzero(apart <= apart.min() + 2 * reach)
+        distances = np.sqrt(np.square(np.array([middle[r], middle[g], middle[b]]) - colours).sum(1))
+        near = np.flatnonzero(distances <= distances.min() + 2 * radius)
         red, green, blue = share[0][r][:, near], share[1][g][:, near], share[2][b][:, near]
         squared = (red[:, None] + green[None])[:, :, None] + blue  # the sum's order is that of `nearest_centres`
-        at = tuple(slice(side * i, side * (i + 1)) for i in (r, g, b))
-        table[at] = near[squared.argmin(-1)]
+        block = tuple(slice(side * i, side * (i + 1)) for i in (r, g, b))
+        table[block] = near[squared.argmin(-1)]
     return table.reshape(-1)
 
 
@@ -188,10 +188,10 @@ def _look_up(table: NDArray[np.uint16], colours: NDArray[np.uint8]) -> NDArray[n
 
 
 def _flat(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """All pixels in a row, (pixels, channels)."""
+    """The pixels of all images, (pixels, channels)."""
     return images.reshape(-1, images.shape[-1])
 
 
 def _scaled(colours: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Pixel values 0 .. 255 in [-1, 1]."""
+    """Pixel values 0 .. 255 scaled to [-1, 1]."""
     return colours.astype(np.float64) / 127.5 - 1

@@ -1,4 +1,4 @@
-"""Image files in, grids of images out. Everything that happens to a file before the palette is here."""
+"""Read image files as arrays for the palette, and write grids of images."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin,
 from igpt.errors import UsageError
 from igpt.files import file_size, write_atomically
 
-# Pillow logs some damage besides raising it; without a handler of the caller's that would be a second line.
+# Pillow also logs some of the damage that it raises; without any handler, logging would print that line.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-LINE = 128  # grey between the images of a grid
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")  # Pillow runs Ghostscript for one other
+LINE = 128  # grey level of the lines between the images of a grid
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")  # not EPS, for which Pillow runs Ghostscript
 MOST = "IGPT_MAX_MEGAPIXELS"  # environment variable
-MEGAPIXELS = 128  # the largest picture without it; photographs of 108 exist
-BYTES = 20  # of memory per pixel at most, measured over FORMATS and modes: JPEG2000 20, WebP 16, PNG and CMYK 13
-STORED = 8  # bytes of a file per pixel at most, as colours of 16 bits with alpha take
+MEGAPIXELS = 128  # the default limit; photographs of 108 exist
+BYTES = 20  # of memory per pixel, the maximum over FORMATS and modes, measured: JPEG2000 20, WebP 16, PNG and CMYK 13
+STORED = 8  # bytes of a file per pixel, the maximum: 16-bit RGBA
 PHOTOMETRIC, BITS, SAMPLE_FORMAT, GREATEST = 262, 258, 339, 341  # TIFF's tags
 UPRIGHT = {  # by EXIF's orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,8 +46,8 @@ def read_picture(path: Path, *, side: int, channels: int, resample: int = Image.
 
     resample : another of Pillow's filters, see `PIL.Image.Resampling`
 
-    All colour spaces are converted, by the ICC profile inside if it can be read. Transparent parts are laid on white, and of
-    several frames the first is taken. An orientation that cannot be read is not followed. 16 bits are reduced to 8.
+    All colour spaces are converted, by the embedded ICC profile if it can be read. Transparency is composited on white, and
+    the first of several frames is used. An unreadable orientation is ignored. 16 bits are reduced to 8.
     Raises UsageError for other depths (floats, signed or 32-bit integers), and for a file that is missing, empty, damaged,
     not of `FORMATS`, or larger than `opened` allows.
     """
@@ -71,7 +71,7 @@ def read_picture(path: Path, *, side: int, channels: int, resample: int = Image.
 
 
 def _picture(stream: IO[bytes]) -> Image.Image:
-    """The picture in an open file, upright, as RGB of 8 bits; raises as `opened` and `grey_levels` do."""
+    """The picture in an open file, upright, as 8-bit RGB; raises as `opened` and `grey_levels` do."""
     with opened(stream) as file:
         _scale_clear(file)
         if isinstance(file, TiffImagePlugin.TiffImageFile):
@@ -79,29 +79,32 @@ def _picture(stream: IO[bytes]) -> Image.Image:
         with _muted() if file.format == "TIFF" else nullcontext():
             file.load()
         picture = _turned(file)
-    with warnings.catch_warnings(action="ignore"):  # of tags, when they are asked for
+    with warnings.catch_warnings(action="ignore"):  # about tags, which are read lazily
         return _rgb(picture, file.info.get("icc_profile"))
 
 
 @contextmanager
 def opened(source: IO[bytes], formats: tuple[str, ...] = FORMATS, *, advice: str = "") -> Iterator[Image.Image]:
-    """An image file, opened and not yet decoded, for a block that decodes it: the one place where Pillow opens any.
+    """Context manager: an image file, opened and not yet decoded; all files that Pillow opens are opened here.
 
-    advice : what to do about a file that is damaged or none of ``formats``, in place of the usual
+    advice : the next step for a file that is damaged or not of ``formats``, instead of the default one
 
-    Raises UsageError, a sentence without the file's name: for a file of another format, for damage met here or in the
-    block, and for more pixels than `MEGAPIXELS` or the environment's ``IGPT_MAX_MEGAPIXELS``, or more bytes than so many
-    can take. OSError where reading fails.
+    Raises UsageError, whose message lacks the file's name: for a file of another format, for damage found here or in the
+    block, for more pixels than the variable ``IGPT_MAX_MEGAPIXELS`` (by default `MEGAPIXELS`) allows, and for more bytes
+    than so many pixels can take. Raises OSError when reading fails.
     """
     most, size = _most(), source.seek(0, os.SEEK_END)
     source.seek(0)
-    if size > most * 1e6 * STORED:  # Pillow reads some files whole
+    if size > most * 1e6 * STORED:  # Pillow reads some formats whole into memory
         raise UsageError(
             f"has {size / 1e6:,.1f} MB, and up to {most * STORED:,g} MB are opened: reduce it, or {_raise(size / STORED)}"
         )
-    theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, int(most * 1e6 / 2)  # Pillow warns of so many, refuses twice
+    previous, Image.MAX_IMAGE_PIXELS = (
+        Image.MAX_IMAGE_PIXELS,
+        int(most * 1e6 / 2),
+    )  # Pillow warns above this number, and refuses above twice as many
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(source, formats=formats) as file:  # of EXIF as well
+        with warnings.catch_warnings(action="ignore"), Image.open(source, formats=formats) as file:  # about EXIF too
             yield file
     except UsageError:
         raise
@@ -114,16 +117,16 @@ def opened(source: IO[bytes], formats: tuple[str, ...] = FORMATS, *, advice: str
         ) from None
     except MemoryError:
         raise UsageError("needs more memory than there is: reduce it first") from None
-    except Exception as error:  # Pillow raises whatever the bytes lead it to
+    except Exception as error:  # damaged bytes make Pillow raise errors of many types
         if isinstance(error, OSError) and error.errno:
             raise
         raise UsageError(f"is damaged ({str(error) or type(error).__name__}): {advice or 'copy it again'}") from None
     finally:
-        Image.MAX_IMAGE_PIXELS = theirs
+        Image.MAX_IMAGE_PIXELS = previous
 
 
 def _most() -> float:
-    """The megapixels of the largest picture that is opened."""
+    """The largest picture that is opened, in megapixels. Raises UsageError for an invalid environment variable."""
     value = os.environ.get(MOST) or str(MEGAPIXELS)
     try:
         most = float(value)
@@ -135,60 +138,60 @@ def _most() -> float:
 
 
 def _raise(pixels: float) -> str:
-    """What to do for a picture of so many pixels."""
+    """Advice to raise the limit, for a picture of so many pixels."""
     return f"set {MOST}={math.ceil(pixels / 1e6)} where {BYTES * pixels / 1e9:.1f} GB of memory are free"
 
 
 @contextmanager
 def _muted() -> Iterator[None]:
-    """Close standard error to C code: libtiff prints there what it raises as well."""
-    theirs, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
+    """Context manager: redirect file descriptor 2 to the null device, since libtiff prints there what it also raises."""
+    stderr_copy, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
         yield
     finally:
-        os.dup2(theirs, 2)
-        os.close(theirs)
-        os.close(nothing)
+        os.dup2(stderr_copy, 2)
+        os.close(stderr_copy)
+        os.close(null)
 
 
 def _turned(file: Image.Image) -> Image.Image:
-    """The decoded picture upright, as far as its EXIF can be read."""
+    """The decoded picture turned by its EXIF orientation; unchanged if that cannot be read."""
     try:
-        way = UPRIGHT.get(file.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # of EXIF Pillow reads more than the orientation, and raises whatever the bytes lead it to
-        way = None
-    return file if way is None else file.transpose(way)
+        transposition = UPRIGHT.get(file.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow reads all of EXIF, and damaged bytes make it raise errors of many types
+        transposition = None
+    return file if transposition is None else file.transpose(transposition)
 
 
 def grey_levels(picture: Image.Image) -> NDArray[np.uint8]:
-    """A grey picture of 16 bits (of a mode that begins with ``I``) as uint8 (height, width).
+    """A 16-bit grey picture (its mode begins with ``I``) as uint8 (height, width).
 
-    Raises UsageError, a sentence without the file's name, for values outside of 16 bits.
+    Raises UsageError, whose message lacks the file's name, for values outside of 16 bits.
     """
     values = np.asarray(picture)
     if not 0 <= values.min() <= values.max() < 2**16:
         raise UsageError("has values that are not unsigned integers of 16 bits: save it with 8 or 16 bits")
     levels = ((2 * values.astype(np.uint32) + 257) // 514).astype(np.uint8)  # 255 v / 65535, rounded
-    clear = picture.info.get("transparency")  # a PNG's one clear value
-    return np.where(values == clear, np.uint8(255), levels) if isinstance(clear, int) else levels
+    transparent = picture.info.get("transparency")  # a PNG's one transparent value
+    return np.where(values == transparent, np.uint8(255), levels) if isinstance(transparent, int) else levels
 
 
 def _check_tiff(file: TiffImagePlugin.TiffImageFile) -> None:
-    """Refuse a TIFF whose values Pillow does not scale: signed, float, of odd depth, or with a white below the greatest."""
+    """Raise UsageError for TIFF values that Pillow cannot scale: signed, float, of odd depth, or white below the maximum."""
     try:
         tags = {tag: np.ravel(file.tag_v2.get(tag, default)) for tag, default in ((BITS, 1), (SAMPLE_FORMAT, 1))}
         bits = int(tags[BITS].max())
         white = float(np.min(file.tag_v2.get(GREATEST, 2**bits - 1)))
         deep = bits > 8 and (bits != 16 or file.tag_v2.get(PHOTOMETRIC) == 0)  # white is zero
-    except Exception as error:  # Pillow reads tags when they are asked for, and raises whatever the bytes lead it to
+    except Exception as error:  # Pillow reads tags lazily, and damaged bytes make it raise errors of many types
         raise UsageError(f"is damaged (tag {error}): copy it again") from None
     if deep or not white >= 2**bits - 1 or (tags[SAMPLE_FORMAT] != 1).any():
         raise UsageError("has values that are not unsigned integers of their whole range: save it with 8 or 16 bits")
 
 
 def _rgb(picture: Image.Image, icc: bytes | None) -> Image.Image:
-    """The picture as RGB of 8 bits without transparency; raises as `grey_levels` does."""
+    """The picture as 8-bit RGB, with transparency composited on white; raises as `grey_levels` does."""
     if picture.mode == "F":
         raise UsageError("has floats, and does not say which are black and white: save it with 8 or 16 bits")
     if picture.mode.startswith("I"):
@@ -198,27 +201,27 @@ def _rgb(picture: Image.Image, icc: bytes | None) -> Image.Image:
     if picture.mode == "RGB" and profile is None and not picture.has_transparency_data:
         return picture
     whole = picture.convert("LA") if picture.mode == "La" else picture
-    clear = whole.convert("RGBA").getchannel("A") if whole.has_transparency_data else None
+    alpha = whole.convert("RGBA").getchannel("A") if whole.has_transparency_data else None
     colours = whole.convert(base)
     colours = colours.convert("RGB") if profile is None else profile(colours)
     on_white = Image.new("RGB", picture.size, "white")
-    on_white.paste(colours, (0, 0), clear)
+    on_white.paste(colours, (0, 0), alpha)
     return on_white
 
 
 def _profile(content: bytes | None, mode: str) -> Callable[[Image.Image], Image.Image] | None:
-    """A conversion of colours from an ICC profile to sRGB; None if they are sRGB, or the profile cannot be used."""
+    """The conversion from an ICC profile to sRGB; None if the profile is sRGB already or cannot be used."""
     try:
-        theirs = ImageCms.ImageCmsProfile(io.BytesIO(content or b""))
-        space = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}[theirs.profile.xcolor_space.strip()]
-        if "sRGB" in ImageCms.getProfileDescription(theirs) or (mode, space) not in {(space, space), ("L", "RGB")}:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(content or b""))
+        space = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}[profile.profile.xcolor_space.strip()]
+        if "sRGB" in ImageCms.getProfileDescription(profile) or (mode, space) not in {(space, space), ("L", "RGB")}:
             return None
-        way = ImageCms.buildTransform(theirs, ImageCms.createProfile("sRGB"), space, "RGB")
-    except Exception:  # lcms raises whatever the bytes lead it to; browsers leave such a profile out as well
+        transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), space, "RGB")
+    except Exception:  # damaged bytes make lcms raise errors of many types; browsers ignore such a profile too
         return None
 
     def convert(colours: Image.Image) -> Image.Image:
-        converted = ImageCms.applyTransform(colours.convert(space), way)
+        converted = ImageCms.applyTransform(colours.convert(space), transform)
         assert converted is not None
         return converted
 
@@ -226,34 +229,34 @@ def _profile(content: bytes | None, mode: str) -> Callable[[Image.Image], Image.
 
 
 def _scale_clear(file: Image.Image) -> None:
-    """Scale the one clear value of a PNG, which Pillow leaves as stored, as Pillow scales the pixels."""
-    clear = file.info.get("transparency")
-    if file.format != "PNG" or clear is None:
+    """Scale a PNG's one transparent value as Pillow scales the pixels; Pillow leaves that value as stored."""
+    transparent = file.info.get("transparency")
+    if file.format != "PNG" or transparent is None:
         return
     assert isinstance(file, ImageFile.ImageFile)
     stored = str(file.tile[0].args) if file.tile else ""
     if file.mode == "RGB":
-        file.info["transparency"] = tuple(value >> 8 if stored == "RGB;16B" else value & 255 for value in clear)
+        file.info["transparency"] = tuple(value >> 8 if stored == "RGB;16B" else value & 255 for value in transparent)
     elif file.mode == "L":
         white = {"L;2": 3, "L;4": 15}.get(stored, 255)
-        file.info["transparency"] = (clear & white) * 255 // white
+        file.info["transparency"] = (transparent & white) * 255 // white
 
 
 def check_png(path: Path) -> None:
-    """Refuse a name that does not end in ``.png``."""
+    """Raise UsageError for a name that does not end in ``.png``."""
     if path.suffix.lower() != ".png":
         raise UsageError(f"images are written as PNG, not as {path.name}: name a file that ends in .png")
 
 
 def write_grid(path: Path, rows: Sequence[Sequence[NDArray[np.uint8]]], *, scale: int) -> None:
-    """Images uint8 (side, side, channels) in rows and columns as one PNG, each pixel ``scale`` wide; whole or not at all."""
+    """Write rows of images, uint8 (side, side, channels), as one PNG with each pixel ``scale`` pixels wide, atomically."""
     side, _, channels = rows[0][0].shape
     shape = (len(rows) * (side + 1) + 1, max(map(len, rows)) * (side + 1) + 1, channels)
-    sheet = np.full(shape, LINE, np.uint8)
+    grid = np.full(shape, LINE, np.uint8)
     for y, row in enumerate(rows):
         for x, image in enumerate(row):
             top, left = y * (side + 1) + 1, x * (side + 1) + 1
-            sheet[top : top + side, left : left + side] = image
-    picture = Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+            grid[top : top + side, left : left + side] = image
+    picture = Image.fromarray(grid[..., 0] if channels == 1 else grid)
     with write_atomically(path) as stream:
         picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST).save(stream, "PNG")

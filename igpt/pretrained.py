@@ -36,13 +36,13 @@ class ImageGPT(Model):
 
     @classmethod
     def from_pretrained(cls, where: str | Path) -> Self:
-        """The model that ``where`` names, in evaluation mode on the CPU.
+        """Load the model that ``where`` names, in evaluation mode on the CPU.
 
         where : a recipe's name (``laptop-l``) whose weights are published with the package or trained in this checkout; a
         released model's (``igpt-s``, ``igpt-s-bert``; ``igpt-s@131000`` for the weights after that many steps), which is
         downloaded; a folder of weights; or the path of a TensorFlow checkpoint without ``.index``
-        Raises UsageError when there are no such weights, when they are damaged, and when they are another model's. Weights of
-        a classifier have no output matrix: their model gives features, and raises UsageError for logits, loss and samples.
+        Raises UsageError when there are no such weights, when they are damaged, and when they belong to a different model. A
+        classifier's weights have no output matrix: such a model has features, and raises UsageError for logits, loss and samples.
         """
         weights = read_weights(*locate_weights(where))
         with torch.device("meta"):
@@ -54,7 +54,7 @@ class ImageGPT(Model):
     def sample(
         self, n: int, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, seed: int = 0
     ) -> Tensor:
-        """Images from nothing, tokens int64 (n, T); see `igpt.sample.sample`."""
+        """Unconditional samples, tokens int64 (n, T); see `igpt.sample.sample`."""
         return sampling.sample(self, n=n, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
 
     def complete(
@@ -72,7 +72,7 @@ class ImageGPT(Model):
 
 
 def published_folder(name: str) -> Path | None:
-    """The folder of a recipe's published weights: in the checkout, else in this package; None where there are none."""
+    """The folder of a recipe's published weights: in the checkout, else in this package; None if there are none."""
     package = Path(__file__).parent
     for models in (Project(configured_folder("IGPT_ROOT", package.parent)).models, package / "weights" / "published"):
         if (models / name / "config.json").exists():
@@ -81,20 +81,20 @@ def published_folder(name: str) -> Path | None:
 
 
 def locate_weights(where: str | Path, *, train: bool = False) -> tuple[str | Path, ModelShape | None]:
-    """Where named weights are, and the shape that the name implies (None where it implies none).
+    """The location of named weights, and the shape that the name implies (None if it implies none).
 
     A recipe's name means its published weights, else those of its first seed trained in this checkout. Anything else is
-    returned as it is, for `igpt.weights.read.read_weights`.
+    returned unchanged, for `igpt.weights.read.read_weights`.
     train : whether to train a missing model of the tiny tier first, which takes minutes
     Raises UsageError for a recipe without weights.
     """
     name = str(where)
-    if name not in TRAINED:  # whose names win over folders of the same name
+    if name not in TRAINED:  # recipes take precedence over folders of the same name
         return where, recipe(name).shape if name in PAPER else None
     folder = published_folder(name)
     if folder is None:
         project = Project.here(f"{name}, which is not among the published weights,")
-        from igpt.companion.run.trained import trained_weights  # the one door from science to the companion
+        from igpt.companion.run.trained import trained_weights  # science imports the companion here only
 
         folder = trained_weights(project, name, train=train and name in TINY)
     return folder, recipe(name).shape

@@ -1,4 +1,4 @@
-"""The progress display: bars on a terminal and single lines, always on stderr."""
+"""Progress bars, on a terminal only, and single lines; both on stderr."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ def tell(line: str) -> None:
 
 
 class Bar:
-    """A bar with rate and remaining time on a terminal, nothing elsewhere; call it with what is done and the total.
+    """A progress bar with rate and remaining time, on a terminal only; call it with the units done and the total.
 
-    The rate counts from the first call on: what that one reports was done by an earlier command.
+    The rate is measured from the first call on, whose units were done by an earlier command.
 
     unit : ``"B"`` for bytes, shown as MB and GB; other units begin with a space
-    layout : tqdm's ``bar_format``, where the bar is to look different
+    layout : tqdm's ``bar_format``; its default if None
     """
 
     def __init__(self, name: str, unit: str, *, layout: str | None = None) -> None:
-        look = {"unit": unit, "unit_scale": unit == "B", "bar_format": layout}
-        self._bar = tqdm(desc=name, file=sys.stderr, disable=None, leave=False, miniters=0, **look)
+        options = {"unit": unit, "unit_scale": unit == "B", "bar_format": layout}
+        self._bar = tqdm(desc=name, file=sys.stderr, disable=None, leave=False, miniters=0, **options)
         self._done: int | None = None
 
     @property
     def hidden(self) -> bool:
-        """Whether stderr is no terminal, so that lines have to do."""
+        """Whether stderr is not a terminal, so that no bar is shown."""
         return bool(self._bar.disable)
 
     def __enter__(self) -> Self:
         return self
 
     def __call__(self, done: int, total: int | None, note: str = "") -> None:
-        """Show the progress; ``note`` stays beside the bar until the next one."""
+        """Show the progress; ``note`` stays beside the bar until the next note."""
         if self._done is None or done < self._done:  # the first report, or that of the next file
             self._bar.reset(total)
             self._bar.initial = self._bar.n = done
@@ -51,5 +51,5 @@ class Bar:
         self.close()
 
     def close(self) -> None:
-        """Take the bar off the screen."""
+        """Remove the bar from the terminal."""
         self._bar.close()

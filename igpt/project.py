@@ -1,4 +1,4 @@
-"""The folders of a checkout, and the folders that environment variables name."""
+"""The folders of a checkout, and folders configured by environment variables."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ class Project:
     def here(cls, who: str = "this command") -> Project:
         """The checkout that ``IGPT_ROOT`` names, else the one that this package is imported from.
 
-        Raises UsageError where there is no checkout; ``who`` needs it.
+        who : what needs the checkout, for the error message
+        Raises UsageError if there is no checkout.
         """
         root = configured_folder("IGPT_ROOT", Path(__file__).resolve().parents[1])
         if not root.is_dir():

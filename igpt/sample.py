@@ -1,9 +1,9 @@
-"""Samples and completions (the blog's method): one token at a time, temperature 1, from the model's own logits.
+"""Sampling and completion, token by token, by default at temperature 1 (the method of OpenAI's blog post).
 
 The released sampler runs a full forward pass for each pixel; here keys and values are cached and the prefix goes
-through in one pass. On a GPU a step's several hundred kernels take longer to launch than to run, so there each later
-position, drawn token included, is a CUDA graph that is recorded once and replayed. Restricting the choice to the likeliest
-tokens (``top_k``, ``top_p``) is not in the paper, and off by default.
+through in one pass. On a GPU, launching a step's several hundred kernels takes longer than running them, so there each step
+after the first, with the draw of its token, replays a recorded CUDA graph. Restricting the choice to the likeliest tokens
+(``top_k``, ``top_p``) is not in the paper, and off by default.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from igpt.fast import prepacked
 from igpt.model import Cache, ImageGPT
 from igpt.seeds import check_seed
 
-Report = Callable[[int, int], None]  # tokens done, tokens in all
-AT_ONCE = 16  # images; iGPT-L's cache takes 0.6 GB for each
-STRETCH = 128  # positions per CUDA graph, whose attention looks at the whole cache up to the stretch's end
+Report = Callable[[int, int], None]  # tokens done, total tokens
+AT_ONCE = 16  # images per batch; iGPT-L's cache takes 0.6 GB per image
+STRETCH = 128  # positions per CUDA graph; its attention covers the cache up to the end of the stretch
 
 
 def sample(
@@ -36,9 +36,9 @@ def sample(
     top_p: float | None = None,
     report: Report = lambda done, total: None,
 ) -> Tensor:
-    """n images from nothing, tokens int64 (n, positions). Raises UsageError as `complete` does."""
-    nothing = torch.empty(1, 0, dtype=torch.int64, device=model.wte.device)
-    return complete(model, nothing, n=n, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, report=report)[0]
+    """n unconditional samples, tokens int64 (n, positions). Raises UsageError as `complete` does."""
+    no_tokens = torch.empty(1, 0, dtype=torch.int64, device=model.wte.device)
+    return complete(model, no_tokens, n=n, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, report=report)[0]
 
 
 def complete(
@@ -54,12 +54,12 @@ def complete(
 ) -> Tensor:
     """n continuations of each prefix, tokens int64 (B, n, positions), the prefix kept.
 
-    prefix : int64 (B, P), the first P tokens in raster order; -1 stands for a token to be drawn, so that other
-    shapes than a prefix can be kept. A kept token does not influence those drawn before it.
+    prefix : int64 (B, P), the first P tokens in raster order; -1 is a token to be drawn, so that any set
+    of positions can be kept. A kept token does not influence those drawn before it.
     temperature : divides the logits; 0 takes the likeliest token
     top_k, top_p : choose among the k likeliest tokens only, or the fewest whose probabilities reach p
-    Each token takes one uniform number, drawn image by image: the same seed gives the same image
-    whatever the batch. Raises UsageError for BERT weights, a prefix of another dtype, shape or palette or longer than
+    Each token takes one uniform number, drawn per image, so that an image depends on the seed and
+    not on the batch size. Raises UsageError for BERT weights, a prefix of another dtype, shape or palette or longer than
     the model, settings outside their range, a seed outside 0 to 2^32 - 1, and logits that are NaN or infinite.
 
     >>> import torch
@@ -91,18 +91,18 @@ def complete(
 
     parts, done = [], 0
     with prepacked(model):
-        for some, drawn in zip(given.split(AT_ONCE), uniform.split(AT_ONCE), strict=True):
+        for batch, batch_uniform in zip(given.split(AT_ONCE), uniform.split(AT_ONCE), strict=True):
 
-            def report_part(positions: int, before: int = done, rows: int = len(some)) -> None:
+            def report_part(positions: int, before: int = done, rows: int = len(batch)) -> None:
                 report(before + rows * positions, images * shape.n_ctx)
 
-            parts.append(_continue(model, some, drawn, choose, report_part))
+            parts.append(_continue(model, batch, batch_uniform, choose, report_part))
             if not finite:
                 raise UsageError(
                     f"the model's logits are not finite at temperature {temperature:g}: check its weights, or take a temperature"
                     " of 0 or nearer to 1"
                 )
-            done += len(some) * shape.n_ctx
+            done += len(batch) * shape.n_ctx
     return torch.cat(parts).view(len(prefix), n, shape.n_ctx)
 
 
@@ -113,20 +113,20 @@ def _continue(
     choose: Callable[[Tensor, Tensor], Tensor],
     report: Callable[[int], None],
 ) -> Tensor:
-    """Tokens int64 (images, positions): those of ``given`` that are not -1, the others chosen one after the other.
+    """Tokens int64 (images, positions): those of ``given`` that are not -1, the others chosen one at a time.
 
     choose : from logits (images, V) and uniform numbers (images,) to tokens (images,)
     """
     positions = model.shape.n_ctx
     kept = F.pad(given, (0, positions - given.shape[1]), value=-1)
-    start = int((kept >= 0).all(0).long().cumprod(0).sum())  # the first position that some image lacks
+    start = int((kept >= 0).all(0).long().cumprod(0).sum())  # first position that is missing in some image
     tokens, cache = kept.clone(), Cache(model.shape, len(given), like=model.wte)
 
     def draw(so_far: Tensor, position: Tensor) -> None:
         """Fill in the tokens at ``position``, int64 (1,)."""
         drawn = choose(model.next_logits(so_far, cache), uniform.index_select(1, position)[:, 0])
-        held = kept.index_select(1, position)[:, 0]
-        tokens.index_copy_(1, position, torch.where(held >= 0, held, drawn)[:, None])
+        fixed = kept.index_select(1, position)[:, 0]
+        tokens.index_copy_(1, position, torch.where(fixed >= 0, fixed, drawn)[:, None])
 
     replays = _has_graphs(model)
     for position in range(start, min(start + 1, positions) if replays else positions):
@@ -144,19 +144,19 @@ def _continue(
 
 
 def _has_graphs(model: ImageGPT) -> bool:
-    """Whether the model is on a device with CUDA graphs."""
+    """Whether the model's device supports CUDA graphs."""
     return model.wte.is_cuda
 
 
 def _recorded(step: Callable[[], None], length: Tensor) -> Callable[[], None]:
-    """The step as a CUDA graph. It is launched once before, since libraries initialise then; its count is undone."""
-    before = length.clone()
+    """The step as a CUDA graph. It first runs once, since libraries initialise on first use; then ``length`` is restored."""
+    length_before = length.clone()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()
     torch.cuda.current_stream().wait_stream(stream)
-    length.copy_(before)
+    length.copy_(length_before)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
@@ -164,7 +164,7 @@ def _recorded(step: Callable[[], None], length: Tensor) -> Callable[[], None]:
 
 
 def _check(model: ImageGPT, prefix: Tensor, *, n: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Refuse what cannot be sampled."""
+    """Raise UsageError for arguments that `complete` does not support."""
     shape = model.shape
     if shape.objective != "autoregressive":
         raise UsageError("BERT weights cannot be sampled from: use autoregressive ones")
@@ -177,8 +177,8 @@ def _check(model: ImageGPT, prefix: Tensor, *, n: int, temperature: float, top_k
         or prefix.dtype != torch.int64
         or not len(prefix)
     ):
-        given = f"{prefix.dtype} {tuple(prefix.shape)}" if isinstance(prefix, Tensor) else f"a {type(prefix).__name__}"
-        raise UsageError(f"a prefix is a tensor of int64 (images, tokens), this one is {given}: give tokens")
+        actual = f"{prefix.dtype} {tuple(prefix.shape)}" if isinstance(prefix, Tensor) else f"a {type(prefix).__name__}"
+        raise UsageError(f"a prefix is a tensor of int64 (images, tokens), this one is {actual}: give tokens")
     if prefix.shape[1] > shape.n_ctx:
         raise UsageError(f"the prefix has {prefix.shape[1]} tokens, the model only {shape.n_ctx} positions")
     if prefix.numel() and not -1 <= int(prefix.min()) <= int(prefix.max()) < shape.n_vocab:
@@ -197,19 +197,19 @@ def _check(model: ImageGPT, prefix: Tensor, *, n: int, temperature: float, top_k
 
 
 def _is_count(number: object) -> bool:
-    """Whether it is a whole number from 1 to 2^31 - 1."""
+    """Whether ``number`` is an integer from 1 to 2^31 - 1."""
     return isinstance(number, Integral) and not isinstance(number, bool) and 1 <= int(number) < 2**31
 
 
 def _restrict(logits: Tensor, *, top_k: int | None, top_p: float | None) -> Tensor:
-    """Logits (B, V) with those of unlikely tokens at minus infinity; the likeliest always stays."""
+    """Logits (B, V), minus infinity outside the ``top_k`` and ``top_p`` likeliest tokens; the likeliest token is always kept."""
     if top_k is not None and top_k < logits.shape[-1]:
-        least = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        threshold = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
     if top_p is not None and top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
         probabilities = ordered.double().softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities  # of all likelier tokens
+        before = probabilities.cumsum(-1) - probabilities  # probability of all likelier tokens
         logits = logits.masked_fill((before >= top_p).gather(-1, order.argsort(-1)), -torch.inf)
     return logits
 
@@ -218,5 +218,7 @@ def _draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """Tokens (B,) by the inverse of the cumulative distribution: logits (B, V), uniform (B,) in [0, 1)."""
     cumulative = logits.double().softmax(-1).cumsum(-1)
     drawn = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).squeeze(1)
-    last = (logits > -torch.inf).cumsum(-1).argmax(-1)  # the product may round up to the total
+    last = (
+        (logits > -torch.inf).cumsum(-1).argmax(-1)
+    )  # the possible token with the highest index: the product above may round up to the total
     return torch.minimum(drawn, last)

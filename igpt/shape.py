@@ -1,4 +1,4 @@
-"""The numbers that decide an Image GPT's shape; separate from the model, so that they can be imported without torch."""
+"""The dimensions of an Image GPT; separate from the model, so that they can be imported without torch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SIZES: dict[str, tuple[int, int, int]] = {
 }
 
 
-MOST = 2**31 - 1  # the largest of these numbers, so that arithmetic with them stays small
+MOST = 2**31 - 1  # limit of each dimension, so that arithmetic with them stays fast
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Everything that decides the weights' shapes: blocks, width, heads, colours, positions, objective.
+    """Everything that determines the weights' shapes: blocks, width, heads, colours, positions, objective.
 
     >>> ModelShape(n_layer=24, n_embd=512, n_head=8, n_vocab=512, n_ctx=1024).parameters
     76571648
@@ -36,7 +36,7 @@ class ModelShape:
     objective: Objective = "autoregressive"
 
     def __post_init__(self) -> None:
-        """Raise ValueError for an unknown objective, numbers that are not whole and positive, and heads that do not divide."""
+        """Raise ValueError for an unknown objective, numbers that are not positive integers, and heads that do not divide."""
         if self.objective not in get_args(Objective):
             raise ValueError(f"there is no objective {shortly(self.objective)}")
         for name in ("n_layer", "n_embd", "n_head", "n_vocab", "n_ctx"):
@@ -47,7 +47,7 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """Number of weights: L (12 C^2 + 2 C) + C + 2 V C + T C, and C more for the start vector."""
+        """Number of weights: L (12 C^2 + 2 C) + C + 2 V C + T C, plus C for the start vector (autoregressive)."""
         width = self.n_embd
         blocks = self.n_layer * (12 * width**2 + 2 * width) + width
         start = width if self.objective == "autoregressive" else 0

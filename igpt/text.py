@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 
 def visible(text: str, *, limit: int | None = None) -> str:
-    r"""``text`` on one line, with an escape such as ``\x1b`` for each character that does not print.
+    r"""``text`` on one line, with an escape such as ``\x1b`` for each non-printable character.
 
-    Records, logs and messages are written by anyone. A terminal acts upon control characters (it moves the cursor,
-    hides text, changes the title), and marks of direction show a line in another order than it has.
+    Records, logs and messages may be untrusted. Control characters make a terminal move the cursor, hide text or
+    change the title, and direction marks reorder a line.
 
-    limit : characters after which the text is cut, with a mark that says so
+    limit : maximum number of characters; a longer text is cut and marked with its length
     """
     if limit is not None and len(text) > limit:
         text = f"{text[:limit]}… ({len(text):,} characters)"
@@ -19,18 +19,18 @@ def visible(text: str, *, limit: int | None = None) -> str:
 
 
 def counted(count: int, one: str, many: str = "") -> str:
-    """A number with its noun, as ``1 stage`` and ``2 stages``; ``many`` where an s at the end does not make it."""
+    """A number with its noun, as ``1 stage`` and ``2 stages``; ``many`` is the plural if it is not ``one`` with an s."""
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
 def listed(items: Sequence[str], *, most: int) -> str:
-    """Items with commas between them, the first ``most`` and how many more there are."""
+    """The first ``most`` items, separated by commas, and the number of further items."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
 
 
 def rounded(value: float, *, least: float) -> str:
-    """A value to two significant digits; as ``<0.01`` where it lies between 0 and ``least``.
+    """A value to two significant digits, or as ``<0.01`` if it is between 0 and ``least`` (here 0.01).
 
     >>> rounded(1234.5, least=0.01), rounded(0.001, least=0.01), rounded(0, least=0.01)
     ('1,200', '<0.01', '0')

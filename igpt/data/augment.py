@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Token = TypeVar("Token", bound=np.integer)
 
-PAD = 4  # pixels on each side, as the Wide-ResNet recipe that section 3.4 follows
+PAD = 4  # pixels on each side, as in the Wide-ResNet recipe that section 3.4 follows
 
 
 def augmented(tokens: NDArray[Token], indices: NDArray[np.int64], *, images: int, epoch: int, seed: int) -> NDArray[Token]:

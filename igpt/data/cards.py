@@ -1,7 +1,7 @@
-"""The data sets by name, and what is known of each without opening it.
+"""The registry of data sets: declarations by name, presence of files, digests of splits; no file is opened.
 
-Each is declared in the module that reads it. This list is not part of signatures, so that a new data set stales nothing;
-signatures have `split_digest` instead.
+Each data set is declared in the module that reads it. The registry is not part of signatures, so that a new data set makes
+no stage stale; signatures contain `split_digest` instead.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def is_present(name: str) -> bool:
     card = data_card(name)
     if not card.subfolder:
         return True
-    if wanted := [*card.files, *(address.rpartition("/")[2] for address in card.loose)]:
-        return all((card.folder / file).is_file() for file in wanted)
+    if names := [*card.files, *(address.rpartition("/")[2] for address in card.loose)]:
+        return all((card.folder / file).is_file() for file in names)
     if (pictures_folder(card) / "train").is_dir():
         return True
-    in_place = [archive for archive in card.archives if not archive.addresses]  # ImageNet's are read as they are
+    in_place = [archive for archive in card.archives if not archive.addresses]  # ImageNet's are read without unpacking
     return bool(in_place) and all((card.folder / archive.name).is_file() for archive in in_place)
 
 
 def check_present(name: str) -> None:
-    """Raise UsageError, with what to do, when a data set's files are missing."""
+    """Raise UsageError, with the next step, when a data set's files are missing."""
     card = data_card(name)
     if is_present(name):
         return
@@ -58,7 +58,7 @@ def check_present(name: str) -> None:
 
 
 def by_hand(name: str) -> str:
-    """What to put where, for ImageNet, which cannot be downloaded without registration."""
+    """Advice for ImageNet, which cannot be downloaded without registration: which files to put into which folder."""
     names = ", ".join(archive.name for archive in data_card(name).archives)
     return (
         f"get {names} from image-net.org and put them, or the folders train/ and val/ made of them, or Kaggle's ILSVRC/ and"
@@ -67,10 +67,10 @@ def by_hand(name: str) -> str:
 
 
 def split_digest(name: str) -> str:
-    """SHA-256 of all that determines a data set's images, labels and splits. Nothing is opened."""
+    """SHA-256 of all that determines a data set's images, labels and splits. No file is opened."""
     card = data_card(name)
-    decides: list[object] = [card.name, card.content, card.train, card.validation, card.test, card.classes]
-    decides += [card.height, card.channels]
+    parts: list[object] = [card.name, card.content, card.train, card.validation, card.test, card.classes]
+    parts += [card.height, card.channels]
     if card.split:
-        decides += [card.split, sorted(card.files.items()), [archive.checksum for archive in card.archives]]
-    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+        parts += [card.split, sorted(card.files.items()), [archive.checksum for archive in card.archives]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 from the official Python batches.
 
-These are pickles, so their MD5 sums are checked before they are read, and only the names of numpy's arrays are allowed.
+The batches are pickles, so their MD5 sums are checked before reading, and the unpickler constructs numpy arrays only.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ SIDE = 32
 def read_cifar(card: DataSet, split: Official) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images uint8 (N, 32, 32, 3) and labels int64 (N,), in the files' order.
 
-    Raises UsageError for a batch that is missing, has another sum than published, or is not a batch.
+    Raises UsageError for a batch that is missing, has a wrong MD5 sum, or is not a batch.
     """
     images, labels = [], []
-    for part in PARTS[card.name][split]:
-        path = card.folder / part
-        batch = read_batch(path, checked_bytes(path, card.files[part]))
+    for name in PARTS[card.name][split]:
+        path = card.folder / name
+        batch = read_batch(path, checked_bytes(path, card.files[name]))
         try:
             data: NDArray[np.uint8] = batch[b"data"]  # type: ignore[assignment]
-            numbers = _labels(batch[LABELS[card.name]], card.classes)
-            images.append(data.astype(np.uint8, casting="no").reshape(len(numbers), 3, SIDE, SIDE).transpose(0, 2, 3, 1))
+            batch_labels = _labels(batch[LABELS[card.name]], card.classes)
+            images.append(data.astype(np.uint8, casting="no").reshape(len(batch_labels), 3, SIDE, SIDE).transpose(0, 2, 3, 1))
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UsageError(f"{path} is not a batch of {card.title} ({error}): fetch it again") from None
-        labels.append(numbers)
+        labels.append(batch_labels)
     return np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels)
 
 
@@ -61,12 +61,12 @@ def read_names(card: DataSet) -> list[str]:
 
 
 def read_batch(path: Path, content: bytes) -> dict[object, object]:
-    """The dictionary in a batch's pickle. Raises UsageError for anything but what a batch needs."""
+    """The dictionary in a batch's pickle. Raises UsageError for any other content."""
     try:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except UsageError:
         raise
-    except Exception as error:  # whatever bytes make the unpickler raise
+    except Exception as error:  # damaged bytes make the unpickler raise errors of many types
         raise UsageError(f"{path} is not a batch of CIFAR ({type(error).__name__}): fetch it again") from None
     if not isinstance(batch, dict):
         raise UsageError(f"{path} is not a batch of CIFAR (it holds a {type(batch).__name__}): fetch it again")
@@ -74,11 +74,11 @@ def read_batch(path: Path, content: bytes) -> dict[object, object]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Constructs numpy's arrays only."""
+    """An unpickler that constructs numpy arrays only."""
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
-            module = "numpy._core.multiarray"  # its name since numpy 2
+            module = "numpy._core.multiarray"  # the module's name since numpy 2
         elif (module, name) not in {("numpy", "ndarray"), ("numpy", "dtype")}:
             raise UsageError(f"a batch of CIFAR asks for {module}.{name}, which none does: it is not the official file")
         return super().find_class(module, name)

@@ -1,4 +1,4 @@
-"""A comparison of CIFAR-10's released tokens with those that are made here."""
+"""Comparison of CIFAR-10's released tokens with tokens quantised by this package."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from igpt.data.store import read_tokens
 from igpt.errors import UsageError
 from igpt.palette import Palette
 
-PARTS: dict[Official, tuple[SplitName, ...]] = {"train": ("train", "validation"), "test": ("test",)}  # of an official split
+PARTS: dict[Official, tuple[SplitName, ...]] = {
+    "train": ("train", "validation"),
+    "test": ("test",),
+}  # in the released files, of each official split
 
 
 def released_splits() -> list[Official]:
-    """The official splits of CIFAR-10 whose released files are all here."""
+    """The official splits of CIFAR-10 whose released files are all present."""
     paths = {split: [released_path(part, end, of="cifar10") for part in PARTS[split] for end in ENDS] for split in PARTS}
     return [split for split in PARTS if all(path.exists() for path in paths[split])]
 
 
 def compare_released(palette: Palette) -> Iterator[str]:
-    """How many of the released images differ from ours, one line per split that is here.
+    """The numbers of released images that differ from ours, one line per present split.
 
-    Row by row, and in any order, since nothing says in which order the released images are.
+    Images are compared row by row, and also in any order, since the order of the released images is not published.
     Raises UsageError for files that are not tokens or labels of CIFAR-10.
     """
     for split in released_splits():
@@ -37,13 +40,13 @@ def compare_released(palette: Palette) -> Iterator[str]:
         ours = palette.quantize(official.images).reshape(len(official), -1)
         theirs, labels = _released(split)
         count = min(len(ours), len(theirs))
-        wrong = ours[:count] != theirs[:count]
-        images = [[hashlib.sha256(row).digest() for row in tokens] for tokens in (theirs, ours)]
-        pairs = [[*zip(images[i], each.tolist(), strict=True)] for i, each in enumerate((labels, official.labels))]
-        unequal, unlabelled = ((Counter(a) - Counter(b)).total() for a, b in (images, pairs))
+        differs = ours[:count] != theirs[:count]
+        digests = [[hashlib.sha256(row).digest() for row in tokens] for tokens in (theirs, ours)]
+        labelled = [[*zip(digests[i], each.tolist(), strict=True)] for i, each in enumerate((labels, official.labels))]
+        unequal, unlabelled = ((Counter(a) - Counter(b)).total() for a, b in (digests, labelled))
         yield (
-            f"released tokens, {split}: {len(theirs):,} images, {len(ours):,} here; row by row {int(wrong.any(1).sum()):,}"
-            f" differ, in {int(wrong.sum()):,} tokens; in any order {unequal:,} have no equal here, {unlabelled:,} none of the"
+            f"released tokens, {split}: {len(theirs):,} images, {len(ours):,} here; row by row {int(differs.any(1).sum()):,}"
+            f" differ, in {int(differs.sum()):,} tokens; in any order {unequal:,} have no equal here, {unlabelled:,} none of the"
             " same label"
         )
 

@@ -1,4 +1,4 @@
-"""A data set as a declaration, which the module that reads its files makes; and orders of images that never change."""
+"""The declaration of a data set, made in the module that reads its files; and reproducible orders of images."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from igpt.data.labelled import Tokens
     from igpt.palette import Palette
 
-Official = Literal["train", "test"]  # the splits that a data set itself has; validation is a part of train
+Official = Literal["train", "test"]  # the splits as published; validation is a part of train
 SplitName = Literal["train", "validation", "test"]
-TOKEN, ONE_HOT = 2, 1  # bytes, the least of a released token and of an element of its label; their types are not published
+TOKEN, ONE_HOT = 2, 1  # minimum bytes of a released token, and of an element of a label; their dtypes are not published
 
 
 @dataclass(frozen=True)
@@ -36,35 +36,35 @@ class Archive:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DataSet:
-    """All that is particular to a data set. Counts are images.
+    """The declaration of a data set. Counts are images.
 
-    ``read`` gives the pictures of an official split, uint8 (N, H, W, channels) or as files to read, and their labels, int64
-    (N,); its files exist then. A set that is published as tokens has ``tokens`` instead, which opens a split for a model of
-    so many pixels a side and a palette.
+    ``read`` returns the pictures of an official split, uint8 (N, H, W, channels) or as files to read, and their labels,
+    int64 (N,); it is called only if the files exist. A data set that is published as tokens has ``tokens`` instead, which
+    opens a split, given the pixels per side and the palette of the model.
     """
 
     name: str
     title: str
-    short: str  # in the heads of tables
+    short: str  # for the headers of tables
     terms: str
-    train: int  # with the held-out part
+    train: int  # including the held-out part
     test: int
     classes: int
     height: int  # pixels, before any reduction (for ImageNet, of the published crop)
     channels: int
     held_out: float  # fraction of train used for validation (paper, section 3.1)
-    names: Callable[[DataSet], list[str]]  # of the classes, by label
+    names: Callable[[DataSet], list[str]]  # class names, by label
     read: Callable[[DataSet, Official], tuple[NDArray[np.uint8] | Jpegs, NDArray[np.int64]]] | None = None
     tokens: Callable[[DataSet, SplitName, int, Palette], Tokens] | None = None
-    cropped: bool = False  # whether its pictures have sizes of their own; other sets' are squares and are reduced whole
-    content: str = ""  # SHA-256 of images and labels, where there are no files to have sums
-    split: str = ""  # SHA-256 of the held-out indices, where there is an official test split
-    subfolder: str = ""  # below the data home; empty for what comes with scikit-learn
+    cropped: bool = False  # whether pictures vary in size and are cropped; those of other sets are square and reduced whole
+    content: str = ""  # SHA-256 of images and labels, for a set without files
+    split: str = ""  # SHA-256 of the held-out indices, if there is an official test split
+    subfolder: str = ""  # below the data home; empty for a set that is part of scikit-learn
     archives: tuple[Archive, ...] = ()
-    unpacked_bytes: int = 0  # at most
+    unpacked_bytes: int = 0  # upper bound
     files: dict[str, str] = field(default_factory=dict)  # MD5 sums by path below the folder
-    loose: tuple[str, ...] = ()  # addresses of files that are used as they come, and of which no sums are published
-    beside: tuple[str, ...] = ()  # addresses of more such files, which are fetched along and which the set does not need
+    loose: tuple[str, ...] = ()  # addresses of files that are used without unpacking, and whose checksums are not published
+    beside: tuple[str, ...] = ()  # addresses of further such files, which are optional and fetched too
 
     @property
     def validation(self) -> int:
@@ -73,24 +73,24 @@ class DataSet:
 
     @property
     def loose_bytes(self) -> int:
-        """The least that its loose files, tokens and labels, can have."""
+        """Minimum bytes of the loose files, which are tokens and labels."""
         return (self.train + self.test) * (self.height**2 * TOKEN + self.classes * ONE_HOT) if self.loose else 0
 
     def count(self, images: int) -> str:
-        """A number of images in words: the rows of loose files are not published."""
+        """A number of images as text, with ``about`` for loose files, whose counts are not published."""
         return f"{'about ' if self.loose else ''}{images:,}"
 
     @property
     def folder(self) -> Path:
-        """The folder of its files; it may be missing."""
+        """The folder of the data set's files; it may not exist."""
         return data_home() / self.subfolder
 
     @property
     def reader(self) -> str:
-        """The module that reads its files."""
-        reads = self.read or self.tokens
-        assert reads is not None
-        return reads.__module__
+        """The name of the module that reads the data set's files."""
+        read = self.read or self.tokens
+        assert read is not None
+        return read.__module__
 
 
 def data_home() -> Path:
@@ -105,7 +105,7 @@ def pictures_folder(card: DataSet) -> Path:
 
 
 def checked_bytes(path: Path, md5: str) -> bytes:
-    """A file's content. Raises UsageError when it cannot be read or has another MD5 sum."""
+    """A file's content. Raises UsageError when it cannot be read or has a wrong MD5 sum."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -117,7 +117,7 @@ def checked_bytes(path: Path, md5: str) -> bytes:
 
 
 def stable_order(salt: str, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``indices`` in an order that depends on them and ``salt`` alone."""
+    """``indices`` in an order that depends only on ``salt`` and the indices."""
     keys = [hashlib.sha256(f"{salt} {index}".encode()).digest() for index in indices.tolist()]
     return indices[sorted(range(len(indices)), key=keys.__getitem__)]
 

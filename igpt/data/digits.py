@@ -12,15 +12,15 @@ from igpt.errors import UsageError
 
 
 def read_digits(card: DataSet, split: Official) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images uint8 (N, 8, 8, 1) and labels int64 (N,); the held-out ones are the last of train.
+    """Images uint8 (N, 8, 8, 1) and labels int64 (N,); validation images are the last of train.
 
-    The 17 grey levels 0 .. 16 are scaled to 0 .. 255. Raises UsageError for digits with another digest.
+    The 17 grey levels 0 .. 16 are scaled to 0 .. 255. Raises UsageError for digits with a different digest.
     """
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
-    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = bunch.target.astype(np.int64)
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int64)
     digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     if digest != card.content:
         raise UsageError(f"the digits of this scikit-learn have SHA-256 {digest}, not {card.content}: install the pinned version")
@@ -44,12 +44,12 @@ def split_by_class(card: DataSet, labels: NDArray[np.int64]) -> dict[str, NDArra
 
 
 def _stratified(order: NDArray[np.int64], labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """``count`` of ``order``'s first indices, every class in proportion (largest remainders first)."""
+    """``count`` indices, the first of each class in ``order``, with classes in proportion (largest remainders)."""
     classes, members = np.unique(labels[order], return_counts=True)
-    share = members * count / len(order)
-    take = np.floor(share).astype(int)
-    take[np.argsort(take - share, kind="stable")[: count - take.sum()]] += 1
-    return np.concatenate([order[labels[order] == label][:n] for label, n in zip(classes, take, strict=True)])
+    quotas = members * count / len(order)
+    taken = np.floor(quotas).astype(int)
+    taken[np.argsort(taken - quotas, kind="stable")[: count - taken.sum()]] += 1
+    return np.concatenate([order[labels[order] == label][:n] for label, n in zip(classes, taken, strict=True)])
 
 
 DIGITS = DataSet(

@@ -1,4 +1,4 @@
-"""Data sets from their official addresses: fetched, verified and unpacked; and checked afterwards."""
+"""Download data sets from their official addresses, verify, unpack and check them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Report = Callable[[int, int | None], None]
 
 
 def fetch_dataset(name: str, *, report: Report = lambda done, total: None) -> Path:
-    """The folder of a data set, downloaded from its official address, verified and unpacked unless it is there.
+    """Download, verify and unpack a data set unless it is present; return its folder.
 
     The archive is removed once it is unpacked. While another process fetches the same set, this call waits, and resumes if
-    that process ends early. Files that only come along and cannot be fetched are named on stderr.
-    Raises UsageError for a data set that only its owner gives, with what to put where; for a full disk, where what was
-    received is kept; as `igpt.fetch.fetch` does; and for an archive that is not as it should be.
+    that process ends early. Optional files that cannot be fetched are named on stderr.
+    Raises UsageError for a data set that requires registration, with the files to put into its folder; for a full disk, on
+    which the bytes received are kept; as `igpt.fetch.fetch` does; and for an invalid archive.
     """
     card = data_card(name)
     if not card.subfolder:
@@ -43,7 +43,7 @@ def fetch_dataset(name: str, *, report: Report = lambda done, total: None) -> Pa
 
 
 def _fetch_loose(card: DataSet, report: Report) -> None:
-    """Fetch a data set's single files, then those beside them as far as they can be had."""
+    """Fetch a data set's loose files, then the optional ones, as far as they are available."""
     for address in (*card.loose, *card.beside):
         name = address.rpartition("/")[2]
         try:
@@ -54,7 +54,7 @@ def _fetch_loose(card: DataSet, report: Report) -> None:
                 raise
             tell(f"igpt: {card.title} is usable without: {error}")
             if not (isinstance(error, Unavailable) and error.is_missing):
-                return  # without a network, say, each file would cost a wait
+                return  # without a network, for example, each further file would take a timeout
 
 
 def _fetch_archives(card: DataSet, report: Report) -> None:
@@ -68,7 +68,7 @@ def _fetch_archives(card: DataSet, report: Report) -> None:
     data_home().mkdir(parents=True, exist_ok=True)
     held = f"{card.title} is being fetched by another process into {folder}"
     with wait_for_lock(folder.with_name(f".{folder.name}.lock"), held):
-        for archive in card.archives if not is_present(card.name) else ():  # that process may have finished it
+        for archive in card.archives if not is_present(card.name) else ():  # the other process may have finished it
             path = fetch(_remote(archive), data_home(), report=report)
             unpack(path, folder, limit=card.unpacked_bytes)
             path.unlink()
@@ -80,9 +80,9 @@ def _remote(archive: Archive) -> RemoteFile:
 
 
 def unpack(path: Path, folder: Path, *, limit: int) -> None:
-    """Unpack the folder of that name from a verified tar or zip archive, atomically; all else in it is dropped.
+    """Unpack the folder called ``folder.name`` from a verified tar or zip archive, atomically; other members are dropped.
 
-    limit : most bytes that its files have together
+    limit : maximum total bytes of the files
     Raises UsageError for a link or device, for more bytes than the limit, and for an archive that is damaged.
     """
     part = folder.with_name(f".{folder.name}.part")
@@ -100,10 +100,10 @@ def unpack(path: Path, folder: Path, *, limit: int) -> None:
         sync_folder(folder.parent)
     except UsageError:
         raise
-    except Exception as error:  # tarfile and zipfile raise whatever the bytes lead them to
+    except Exception as error:  # damaged bytes make tarfile and zipfile raise errors of many types
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
             raise
-        reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__  # tarfile lists all that it tried
+        reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__  # tarfile lists all formats that it tried
         raise UsageError(f"{path} is damaged ({reason}): get it again") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -123,15 +123,15 @@ def _members(path: Path, tar: tarfile.TarFile, limit: int) -> Iterator[tarfile.T
 
 
 def _check_size(path: Path, size: int, limit: int) -> None:
-    """Refuse more bytes than the limit."""
+    """Raise UsageError for more bytes than the limit."""
     if size > limit:
         raise UsageError(f"{path} unpacks to more than {limit:,} bytes, which the published one does not: get it again")
 
 
 def check_dataset(name: str) -> list[str]:
-    """Findings about a whole data set, one per line: checksums, counts, the split, a decoded image.
+    """Check a data set's checksums, counts, split and a decoded image; one line per result.
 
-    Raises UsageError for the first thing that is not as published.
+    Raises UsageError for the first difference from the published data set.
     """
     card = data_card(name)
     check_present(name)
@@ -143,7 +143,7 @@ def check_dataset(name: str) -> list[str]:
     if card.files:
         lines.append(f"{len(card.files)} files have their published MD5 sums")
     for archive in card.archives:
-        if (path := card.folder / archive.name).is_file():  # one that is read in place
+        if (path := card.folder / archive.name).is_file():  # an archive that is read without unpacking
             if fault := difference(_remote(archive), path):
                 raise UsageError(f"{path} {fault}: get it again")
             lines.append(f"{archive.name} has its published MD5 sum")
@@ -170,7 +170,7 @@ def check_dataset(name: str) -> list[str]:
 
 
 def dataset_lines() -> list[tuple[str, str, str, str, str]]:
-    """One row per data set: name, images, download, whether it is here, its folder."""
+    """One row per data set: name, images, download, whether it is present, folder."""
     return [
         (
             name,
@@ -184,7 +184,7 @@ def dataset_lines() -> list[tuple[str, str, str, str, str]]:
 
 
 def download(card: DataSet) -> str:
-    """The size of the download, and whether it is by hand."""
+    """The size of the download, and whether it has to be done by hand."""
     if not card.subfolder:
         return "none"
     if card.loose:

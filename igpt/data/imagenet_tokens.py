@@ -1,7 +1,7 @@
-"""ImageNet without ImageNet: the tokens and one-hot labels that OpenAI released, used as they are, memory-mapped.
+"""ImageNet as tokens and one-hot labels, as released by OpenAI; the files are memory-mapped.
 
-Neither sizes nor checksums of these files are published. So their content is checked: what is read by every reading, and
-the whole by `check_released`. CIFAR-10's released tokens are downloaded too, only to be compared with ours.
+Neither sizes nor checksums of these files are published, so their content is checked: the rows read by each read, and all
+rows by `check_released`. CIFAR-10's released tokens are downloaded too, only for comparison with ours.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from igpt.files import file_sha256, refuse_full_disk
 from igpt.palette import RELEASED, Palette
 from igpt.progress import Bar, tell
 
-SPLITS: tuple[SplitName, ...] = get_args(SplitName)  # file names have their first two letters
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)  # file names contain the first two letters
 End = Literal["X", "Y"]  # tokens, one-hot labels
 ENDS: tuple[End, ...] = get_args(End)
 SIDE, COLOURS = 32, 512
@@ -32,10 +32,10 @@ SAMPLE = 2**10  # images in a digest, since all would be 10 GB
 
 
 class ReleasedTokens:
-    """One released split as `igpt.data.labelled.Tokens`; labels are read when they are asked for."""
+    """One released split as `igpt.data.labelled.Tokens`; labels are read on first use."""
 
     def __init__(self, card: DataSet, split: SplitName) -> None:
-        """Downloads missing tokens. Raises UsageError when that fails, and for a file that is not this split."""
+        """Download missing tokens. Raises UsageError when that fails, and for a file that is not this split."""
         self._card, self._split = card, split
         self.path = _fetched(card, file_name("imagenet", split, "X"))
         self._tokens = read_tokens(self.path, advice=again(card))
@@ -70,8 +70,8 @@ class ReleasedTokens:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the number of images and the tokens of some of them, evenly spread."""
-        some = np.linspace(0, len(self) - 1, min(SAMPLE, len(self))).astype(np.int64)
-        return hashlib.sha256(f"{len(self)} ".encode() + self[some].astype("<u2").tobytes()).hexdigest()
+        indices = np.linspace(0, len(self) - 1, min(SAMPLE, len(self))).astype(np.int64)
+        return hashlib.sha256(f"{len(self)} ".encode() + self[indices].astype("<u2").tobytes()).hexdigest()
 
 
 def open_released(card: DataSet, split: SplitName, side: int, palette: Palette) -> ReleasedTokens:
@@ -88,35 +88,35 @@ def open_released(card: DataSet, split: SplitName, side: int, palette: Palette) 
 def one_hot_labels(path: Path, *, images: int, classes: int, advice: str) -> NDArray[np.int64]:
     """Labels int64 (images,) from a ``.npy`` file of one-hot rows of any numeric type, read in pieces.
 
-    Raises UsageError, which ends in ``advice``, unless the file has a row for each image, and each row one 1 among zeros.
+    Raises UsageError, whose message ends with ``advice``, unless the file has one row per image, each with one 1 among zeros.
     """
-    hot = map_array(path, wrong="is not an array of labels", advice=advice)
-    if hot.dtype.kind not in "biuf" or hot.shape != (images, classes):
-        raise UsageError(f"{path} holds {hot.dtype} {hot.shape}, not one-hot labels ({images}, {classes}): {advice}")
+    one_hot = map_array(path, wrong="is not an array of labels", advice=advice)
+    if one_hot.dtype.kind not in "biuf" or one_hot.shape != (images, classes):
+        raise UsageError(f"{path} holds {one_hot.dtype} {one_hot.shape}, not one-hot labels ({images}, {classes}): {advice}")
     labels = np.empty(images, np.int64)
     for start in range(0, images, PIECE):
-        piece = hot[start : start + PIECE]
-        ones = piece.argmax(1)
-        wrong = (np.count_nonzero(piece, axis=1) != 1) | (piece[np.arange(len(piece)), ones] != 1)
-        if wrong.any():
-            raise UsageError(f"{path} has a row {start + int(wrong.argmax()):,} that is not one 1 among zeros: {advice}")
-        labels[start : start + len(piece)] = ones
+        piece = one_hot[start : start + PIECE]
+        columns = piece.argmax(1)
+        invalid = (np.count_nonzero(piece, axis=1) != 1) | (piece[np.arange(len(piece)), columns] != 1)
+        if invalid.any():
+            raise UsageError(f"{path} has a row {start + int(invalid.argmax()):,} that is not one 1 among zeros: {advice}")
+        labels[start : start + len(piece)] = columns
     return labels
 
 
 def check_released(card: DataSet) -> Iterator[str]:
-    """One line per split, after a check of every token and label. Raises UsageError for the first that is not as released.
+    """Check every token and label; one line per split. Raises UsageError for the first difference from the release.
 
     Two splits that begin with the same images are refused, since one file is then a copy of the other.
     """
-    seen: list[ReleasedTokens] = []
+    checked: list[ReleasedTokens] = []
     for split in SPLITS:
         tokens = ReleasedTokens(card, split)
-        for other in seen:
+        for other in checked:
             first = np.arange(min(SAMPLE, len(tokens), len(other)))
             if np.array_equal(tokens[first], other[first]):
                 raise UsageError(f"{tokens.path} begins with the same images as {other.path}, one is a copy: {again(card)}")
-        seen.append(tokens)
+        checked.append(tokens)
         pieces = (tokens[np.arange(start, min(start + PIECE, len(tokens)))] for start in range(0, len(tokens), PIECE))
         least, most = np.array([(piece.min(), piece.max()) for piece in pieces], np.int64).T
         counts = np.bincount(tokens.labels, minlength=card.classes)
@@ -133,7 +133,7 @@ def check_released(card: DataSet) -> Iterator[str]:
 
 
 def again(card: DataSet) -> str:
-    """What to do about a file that is not as released."""
+    """The next step for a file that differs from the release."""
     return f"move it away, and `igpt data fetch {card.name}` gets it again"
 
 
@@ -152,7 +152,7 @@ def released_path(split: SplitName, end: End = "X", *, of: str = "imagenet") -> 
 
 
 def _fetched(card: DataSet, name: str) -> Path:
-    """A released file, downloaded if it is missing."""
+    """The path of a released file, which is downloaded if it is missing."""
     path = card.folder / name
     if path.exists():
         return path
@@ -175,7 +175,7 @@ IMAGENET_TOKENS = DataSet(
     title="ImageNet as released tokens",
     short="ImageNet's tokens",
     terms="published by OpenAI with Image GPT; made from ImageNet, under its terms",
-    train=1_281_167,  # ImageNet's; how many of them are in which file is unpublished; `igpt data check` counts them
+    train=1_281_167,  # ImageNet's count; the numbers per released file are not published; `igpt data check` counts them
     test=50_000,
     classes=1000,
     height=SIDE,

@@ -1,6 +1,6 @@
 """ImageNet and Tiny ImageNet: JPEG files in folders or in the official tar files, listed once and read one by one.
 
-The book's chapter on the data names the layouts. All give the same order: train by class and file name, val by file name.
+The book's chapter on the data lists the layouts. All have the same order: train by class and file name, val by file name.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ ADVICE = "restore the data set"
 TRAIN_TAR, VAL_TAR, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 SOLUTION = "LOC_val_solution.csv"  # Kaggle's list of the validation images' classes
 VAL, TINY_VAL = r"ILSVRC2012_val_\d{8}", r"val_\d+"  # names of validation images, as regular expressions
-TINY_FOLDERS = ("val/{}/images", "val/{}", "val/images/{}")  # of a class, where people have rearranged the validation images
+TINY_FOLDERS = ("val/{}/images", "val/{}", "val/images/{}")  # of a class, in copies with rearranged validation images
 LARGEST = 64 << 20  # bytes of one image or list; ImageNet's largest file has some 15 MB
 
 
 @dataclass(frozen=True, eq=False)
 class Jpegs:
-    """Where the images of a split are; small enough to be sent to other processes.
+    """The locations and labels of a split's images; small enough to send to other processes.
 
     files : paths below ``folder``, bytes (N,)
     offset, size : int64 (N,), an image's bytes in its file; size -1 for a whole file
@@ -70,14 +70,14 @@ class Jpegs:
 
     def picture(self, index: int) -> Image.Image:
         """One image, decoded. Raises UsageError with the file's name when it cannot be read or decoded."""
-        where = f"{self.path(index)} at byte {self.offset[index]}" if self.size[index] >= 0 else f"{self.path(index)}"
+        location = f"{self.path(index)} at byte {self.offset[index]}" if self.size[index] >= 0 else f"{self.path(index)}"
         try:
             return decode(self.read(index))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise UsageError(f"{where} cannot be read ({reason}): {ADVICE}") from None
+            raise UsageError(f"{location} cannot be read ({reason}): {ADVICE}") from None
         except UsageError as error:
-            raise UsageError(f"{where} {error}") from None
+            raise UsageError(f"{location} {error}") from None
 
     def images(self) -> NDArray[np.uint8]:
         """All images, uint8 (N, H, W, 3). Raises UsageError where they differ in size."""
@@ -92,25 +92,25 @@ class Jpegs:
 
 
 def decode(content: bytes) -> Image.Image:
-    """A picture as RGB, from the bytes of a file: grey and CMYK converted, a broken end left grey, as ImageNet has them.
+    """Decode a file's bytes as RGB: grey and CMYK are converted, and a truncated end stays grey, since ImageNet has such files.
 
-    EXIF's orientation and ICC profiles are not followed: the data set's usual readers do not. Raises UsageError as
+    EXIF orientation and ICC profiles are ignored, as in the usual readers of ImageNet. Raises UsageError as
     `igpt.pictures.opened` does.
     """
     try:
         with opened(io.BytesIO(content), FORMATS, advice=ADVICE) as file:
-            if file.mode.startswith("I"):  # a PNG of 16 bits, of which Pillow's own conversion would cut off all but the darkest
+            if file.mode.startswith("I"):  # a 16-bit PNG, which Pillow's own conversion would clip to white
                 return Image.fromarray(grey_levels(file)).convert("RGB")
             return file.convert("RGB")
     except UsageError:
         if not content.startswith(b"\xff\xd8"):
             raise
     with opened(io.BytesIO(content), FORMATS, advice=ADVICE) as file:
-        strict, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
+        previous, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
         try:
             return file.convert("RGB")
         finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = strict
+            ImageFile.LOAD_TRUNCATED_IMAGES = previous
 
 
 class _Row(NamedTuple):
@@ -127,8 +127,8 @@ class _Row(NamedTuple):
 def imagenet_jpegs(card: DataSet, split: Official) -> Jpegs:
     """The images of a split of ImageNet, by name; test is the official validation set, as in the paper.
 
-    Raises UsageError when the folder is not the data set, a class is missing, an image is there twice or has a name that the
-    data set does not have, or the number of images is not the published one.
+    Raises UsageError when the folder is not the data set, a class is missing, an image is duplicated or has an unknown name,
+    or the number of images is not the published one.
     """
     root = pictures_folder(card)
     if not (root / ("train" if split == "train" else "val")).is_dir():
@@ -180,7 +180,7 @@ def read_tiny(card: DataSet, split: Official) -> tuple[NDArray[np.uint8], NDArra
 
 
 def class_ids(card: DataSet) -> list[str]:
-    """The WordNet ids of the classes, by label: labels number them in sorted order."""
+    """The WordNet ids of the classes, by label: a label is the index of its id in sorted order."""
     root = pictures_folder(card)
     return _classes(root / "train") if (root / "train").is_dir() else sorted(_devkit(card)[0].values())
 
@@ -188,15 +188,15 @@ def class_ids(card: DataSet) -> list[str]:
 def _jpegs(card: DataSet, split: Official, folder: Path, rows: list[_Row], classes: list[str]) -> Jpegs:
     """The images in the order of their names, which is by class for train. Raises UsageError as `imagenet_jpegs` does."""
     rows = sorted(rows)
-    label = {wnid: index for index, wnid in enumerate(classes)}
-    for before, row in zip([_Row("", ""), *rows[:-1]], rows, strict=True):
-        if row.name == before.name:
-            raise UsageError(f"{folder / row.path} and {folder / before.path} are the same picture: move one away")
-        if row.wnid not in label:
+    label_of = {wnid: index for index, wnid in enumerate(classes)}
+    for previous, row in zip([_Row("", ""), *rows[:-1]], rows, strict=True):
+        if row.name == previous.name:
+            raise UsageError(f"{folder / row.path} and {folder / previous.path} are the same picture: move one away")
+        if row.wnid not in label_of:
             raise UsageError(f"{folder} has no folder {row.wnid} in train/, a class of {row.name}: restore it")
         if row.suffix not in (None, row.wnid):
             raise UsageError(f"{folder / row.path} names another class than its folder or list, {row.wnid}: {ADVICE}")
-    labels = np.array([label[row.wnid] for row in rows], np.int64)
+    labels = np.array([label_of[row.wnid] for row in rows], np.int64)
     counts = np.bincount(labels, minlength=card.classes)
     expected, present = card.train if split == "train" else card.test, int(np.count_nonzero(counts))
     if (len(rows), present) != (expected, card.classes):
@@ -204,7 +204,7 @@ def _jpegs(card: DataSet, split: Official, folder: Path, rows: list[_Row], class
             f"{card.folder} has {len(rows):,} {split} images of {present:,} classes, {card.title} has {expected:,} of"
             f" {card.classes:,}: restore what is missing"
         )
-    if split == "test" and counts.min() < counts.max():  # as many of each class were published
+    if split == "test" and counts.min() < counts.max():  # the published classes are equally large
         raise UsageError(
             f"{card.folder} has {counts.max():,} test images of class {classes[counts.argmax()]}, {card.title} has"
             f" {expected // card.classes:,} of each: restore the official classes"
@@ -229,9 +229,9 @@ def _class_rows(root: Path, pattern: str, classes: list[str], name: str = r"{}_\
 
 
 def _rows(root: Path, folder: str, name: str) -> list[_Row]:
-    """The images in a folder, whose names match ``name``; some copies have the class behind it, or another suffix.
+    """The images in a folder whose names match the expression ``name``; some copies append the class, or use another suffix.
 
-    Litter of macOS and Windows is passed over. Raises UsageError for an image with another name.
+    Metadata files of macOS and Windows are skipped. Raises UsageError for an image with any other name.
     """
     try:
         names = [e.name for e in os.scandir(root / folder) if e.name.lower().endswith(SUFFIXES) and not is_litter(e.name)]
@@ -282,7 +282,7 @@ def _tar_rows(card: DataSet, split: Official) -> tuple[list[_Row], list[str]]:
 
 
 def _members(path: Path, tar: tarfile.TarFile, pattern: str, base: int = 0) -> Iterator[tarfile.TarInfo]:
-    """A tar's members. Raises UsageError for one that is not a plain file with an official name, or not whole."""
+    """A tar's members. Raises UsageError for one that is not a plain file with an official name, or is truncated."""
     for member in tar:
         if is_litter(member.name):
             continue
@@ -295,7 +295,7 @@ def _members(path: Path, tar: tarfile.TarFile, pattern: str, base: int = 0) -> I
 
 
 def _truth(card: DataSet) -> list[str]:
-    """The class of each validation image by its number, from the development kit, or from Kaggle's list without it."""
+    """The class of each validation image by its number, from the development kit, else from Kaggle's list."""
     path = card.folder / SOLUTION
     if (card.folder / DEVKIT).exists() or not path.exists():
         return _devkit(card)[1]
@@ -311,7 +311,7 @@ def _truth(card: DataSet) -> list[str]:
 
 
 def _devkit(card: DataSet) -> tuple[dict[int, str], list[str]]:
-    """From the development kit: WordNet ids by its own numbers, and the class of each validation image."""
+    """WordNet ids by the development kit's class numbers, and the class of each validation image."""
     from scipy.io import loadmat
 
     path, md5 = card.folder / DEVKIT, next(each.checksum for each in card.archives if each.name == DEVKIT)
@@ -320,7 +320,7 @@ def _devkit(card: DataSet) -> tuple[dict[int, str], list[str]]:
     with tarfile.open(fileobj=io.BytesIO(checked_bytes(path, md5.removeprefix("md5:")))) as tar:
         content = {Path(m.name).name: cast(IO[bytes], tar.extractfile(m)).read() for m in tar if m.isreg()}
         synsets = loadmat(io.BytesIO(content["meta.mat"]), squeeze_me=True)["synsets"]  # type: ignore[arg-type]
-        ids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets if not row["num_children"]}  # not the parents
+        ids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets if not row["num_children"]}  # no parents
         lines = content["ILSVRC2012_validation_ground_truth.txt"].split()
     return ids, [ids[int(line)] for line in lines]
 

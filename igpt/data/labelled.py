@@ -14,7 +14,7 @@ from igpt.data.dataset import index_digest
 
 
 class Tokens(Protocol):
-    """Images as tokens, read when they are indexed: tokens, integers (B, positions), at int64 (B,) indices.
+    """Images as tokens, read on indexing: int64 indices (B,) select tokens, integers (B, positions).
 
     positions : tokens per image
     labels : int64 (N,)
@@ -58,9 +58,9 @@ class TokensInMemory:
 class LabelledTokens:
     """Images from one or several sets of tokens, in a chosen order.
 
-    source : int64 (N,), the number of each image's set in ``sources``
-    indices : int64 (N,), its index there
-    classes : how many there are, in these images or not
+    source : int64 (N,), the index of each image's set in ``sources``
+    indices : int64 (N,), the image's index in that set
+    classes : number of classes, including those without an image
 
     >>> import numpy as np
     >>> memory = TokensInMemory(np.array([[1, 2], [3, 4], [5, 6]], np.uint16), np.array([0, 1, 1]))
@@ -77,7 +77,7 @@ class LabelledTokens:
 
     @classmethod
     def of(cls, tokens: Tokens, indices: NDArray[np.int64] | None = None, *, classes: int) -> LabelledTokens:
-        """The images of one set at ``indices``, int64 (N,); all of them when left out."""
+        """The images of one set at ``indices``, int64 (N,); all of them by default."""
         indices = np.arange(len(tokens)) if indices is None else indices
         return cls((tokens,), np.zeros(len(indices), np.int64), indices, classes)
 
@@ -92,13 +92,13 @@ class LabelledTokens:
     def __getitem__(self, index: NDArray[np.int64] | slice) -> NDArray[np.uint16]:
         """Tokens uint16 (B, positions) of the images at ``index``, int64 (B,) or a slice; only these are read.
 
-        Raises IndexError outside of the images, and UsageError for tokens that are damaged.
+        Raises IndexError for an index out of range, and UsageError for damaged tokens.
         """
         source, indices = self.source[index], self.indices[index]
         tokens = np.empty((len(indices), self.positions), np.uint16)
-        for number, each in enumerate(self.sources):
-            if len(here := np.flatnonzero(source == number)):
-                tokens[here] = each[indices[here]]
+        for number, stored in enumerate(self.sources):
+            if len(rows := np.flatnonzero(source == number)):
+                tokens[rows] = stored[indices[rows]]
         return tokens
 
     def take(self, index: NDArray[np.int64] | slice) -> LabelledTokens:
@@ -106,7 +106,7 @@ class LabelledTokens:
         return replace(self, source=self.source[index], indices=self.indices[index])
 
     def __add__(self, other: LabelledTokens) -> LabelledTokens:
-        """Both, one after the other: validation goes back to train before the final fit (section 3.1)."""
+        """The concatenation: validation images are added back to train before the final fit (section 3.1)."""
         assert (self.classes, self.positions) == (other.classes, other.positions)
         source = np.concatenate([self.source, len(self.sources) + other.source])
         indices = np.concatenate([self.indices, other.indices])
@@ -116,9 +116,9 @@ class LabelledTokens:
     def labels(self) -> NDArray[np.int64]:
         """Labels int64 (N,)."""
         labels = np.empty(len(self), np.int64)
-        for number, each in enumerate(self.sources):
-            if len(here := np.flatnonzero(self.source == number)):
-                labels[here] = each.labels[self.indices[here]]
+        for number, stored in enumerate(self.sources):
+            if len(rows := np.flatnonzero(self.source == number)):
+                labels[rows] = stored.labels[self.indices[rows]]
         return labels
 
     @cached_property

@@ -1,7 +1,7 @@
-"""From a picture to the few pixels that are modelled: the paper's crops, then the reduction (section 3.1).
+"""Crop pictures as the paper does, and reduce them to the model's resolution (section 3.1).
 
-The paper crops to 224 x 224 first and then reduces; the filter of either step is not published. Ours is bicubic with
-the support that reduction needs, unless another is asked for; the header of a token store names it.
+The paper crops to 224 x 224 first and then reduces; the filter of either step is not published. Ours is bicubic
+with antialiasing by default; the header of a token store records the filter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "lanczos": Image.Resampling.LANCZOS,
 }
-CROP = 224  # pixels a side
+CROP = 224  # pixels per side
 SHORT = (256, 384)  # bounds of the short side of a training crop
 
 
@@ -41,7 +41,7 @@ def random_crop(picture: Image.Image, *, side: int, filter: str = "bicubic", gen
 def reduced(images: NDArray[np.uint8], *, side: int, filter: str = "bicubic") -> NDArray[np.uint8]:
     """Square images uint8 (N, H, H, channels) reduced to uint8 (N, side, side, channels).
 
-    Raises UsageError for a side larger than theirs: nothing is gained by enlarging.
+    Raises UsageError for a side larger than the images': they are never enlarged.
 
     >>> import numpy as np
     >>> reduced(np.array([[[[0], [0]], [[255], [255]]]], np.uint8), side=1, filter="box")
@@ -58,6 +58,6 @@ def reduced(images: NDArray[np.uint8], *, side: int, filter: str = "bicubic") ->
 
 
 def _crop(picture: Image.Image, box: tuple[float, float, float, float], side: int, filter: str) -> NDArray[np.uint8]:
-    """A square of the picture at 224 x 224, then at side x side; only what the square covers is computed."""
-    at_crop = picture.resize((CROP, CROP), FILTERS[filter], box=box)
-    return np.asarray(at_crop.resize((side, side), FILTERS[filter]), dtype=np.uint8)
+    """A square of the picture, resized to 224 x 224, then to side x side; only pixels within the square are computed."""
+    crop = picture.resize((CROP, CROP), FILTERS[filter], box=box)
+    return np.asarray(crop.resize((side, side), FILTERS[filter]), dtype=np.uint8)

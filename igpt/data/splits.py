@@ -32,7 +32,7 @@ class Split:
         return len(self.labels)
 
     def __add__(self, other: Split) -> Split:
-        """Both, one after the other: validation goes back to train before the final fit (section 3.1)."""
+        """The concatenation: validation images are added back to train before the final fit (section 3.1)."""
         return Split(np.concatenate([self.images, other.images]), np.concatenate([self.labels, other.labels]))
 
     def take(self, index: NDArray[np.int64]) -> Split:
@@ -43,7 +43,7 @@ class Split:
 def load_split(name: str, split: SplitName, *, side: int | None = None) -> Split:
     """One split of a data set; train is without the held-out validation images.
 
-    side : pixels to reduce the images to; as they are when left out
+    side : pixels per side after reduction; not reduced by default
     Raises UsageError for a data set that is unknown, missing, damaged or too large for memory, and for a
     side larger than the images.
 
@@ -53,15 +53,15 @@ def load_split(name: str, split: SplitName, *, side: int | None = None) -> Split
     (360, 4, 4, 1)
     """
     card = data_card(name)
-    images = load_official(name, "test" if split == "test" else "train")
+    official = load_official(name, "test" if split == "test" else "train")
     if split != "test":
-        held = validation_indices(name)
-        images = images.take(held if split == "validation" else np.setdiff1d(np.arange(card.train), held))
-    return images if side in (None, card.height) else Split(reduced(images.images, side=side or card.height), images.labels)
+        validation = validation_indices(name)
+        official = official.take(validation if split == "validation" else np.setdiff1d(np.arange(card.train), validation))
+    return official if side in (None, card.height) else Split(reduced(official.images, side=side or card.height), official.labels)
 
 
 def load_official(name: str, split: Official) -> Split:
-    """A data set's own train or test split, whole, in the order of its files; of the digits, validation after train.
+    """A data set's whole official train or test split, in the order of its files; for the digits, validation images come last.
 
     Raises UsageError as `load_split` does.
     """
@@ -77,7 +77,7 @@ def load_official(name: str, split: Official) -> Split:
 
 
 def validation_indices(name: str) -> NDArray[np.int64]:
-    """Indices, int64 and ascending, of the validation images in the official train split; the last ones of the digits."""
+    """Indices, int64 and ascending, of the validation images in the official train split; for the digits, the last ones."""
     card = data_card(name)
     return held_out(name) if card.split else np.arange(card.train - card.validation, card.train)
 
@@ -86,8 +86,8 @@ def validation_indices(name: str) -> NDArray[np.int64]:
 def held_out(name: str) -> NDArray[np.int64]:
     """Indices of the validation images in a data set's official train split, in order (section 3.1).
 
-    The first ones in an order given by SHA-256 of name and index, so that they do not depend on a library's version. The
-    declaration has their digest, which enters signatures.
+    The first ones in an order given by SHA-256 of name and index, so that they do not depend on a library's version. Their
+    digest is part of the declaration and of signatures.
     """
     card = data_card(name)
     return np.sort(stable_order(f"igpt split {name}", np.arange(card.train))[: card.validation])
@@ -117,12 +117,12 @@ Images = TypeVar("Images", Split, LabelledTokens)
 
 
 def subsample(train: Images, validation: Images, *, images: int, seed: int) -> tuple[Images, Images]:
-    """Random images of both, ``images`` together and in proportion, in their order; all of them for 0."""
+    """A random subsample of both splits, ``images`` in total and in proportion, in the original order; all images for 0."""
     if not images:
         return train, validation
     total, generator = len(train) + len(validation), np.random.default_rng(seed)
-    parts = [np.sort(generator.permutation(len(split))[: len(split) * images // total]) for split in (train, validation)]
-    return train.take(parts[0]), validation.take(parts[1])
+    indices = [np.sort(generator.permutation(len(split))[: len(split) * images // total]) for split in (train, validation)]
+    return train.take(indices[0]), validation.take(indices[1])
 
 
 def tokenize(images: NDArray[np.uint8], palette: Palette) -> Tensor:

@@ -1,4 +1,4 @@
-"""STL-10 from its binary files: images as three planes, each column by column; labels from 1."""
+"""STL-10 from its binary files: images as three colour planes in column-major order, labels from 1."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIDE = 96
 def read_stl(card: DataSet, split: Official) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images uint8 (N, 96, 96, 3) and labels int64 (N,) from 0, in the files' order.
 
-    Raises UsageError for a file that is missing, has another sum than published, or is cut short. The 100,000
+    Raises UsageError for a file that is missing, has a wrong MD5 sum, or is truncated. The 100,000
     images without labels are not used, as in the paper.
     """
     folder, sums = card.folder, card.files
@@ -35,7 +35,7 @@ def read_names(card: DataSet) -> list[str]:
         raise UsageError(f"{path} cannot be read ({error.strerror}): fetch the data set again") from None
     except UnicodeDecodeError:
         names = []
-    if len(names) != card.classes:  # no sum of this file is published
+    if len(names) != card.classes:  # no checksum of this file is published
         raise UsageError(f"{path} does not name the classes of {card.title}: fetch the data set again")
     return names
 

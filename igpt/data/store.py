@@ -1,4 +1,4 @@
-"""Tokens on disk: a folder of memory-mapped shards and a small header, opened without reading them."""
+"""Token stores on disk: memory-mapped shards and a small header; opening a store reads the header only."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ LABELS = "labels.npy"
 
 
 class Header(BaseModel):
-    """What a store's tokens are. ``crops`` counts random crops per image; 0 is the central crop (or the whole image)."""
+    """A store's settings, counts and checksums. ``crops`` are random ones per image; 0 is the central crop or the whole image."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     version: int
     dataset: str
     split: Literal["train", "test"]  # the official ones; validation is a part of train
-    resolution: int = Field(gt=0)  # pixels a side
+    resolution: int = Field(gt=0)  # pixels per side
     filter: str
     crops: int
     seed: int
     palette_sha256: str
-    images: int = Field(gt=0)  # stored: those of the split times the crops
+    images: int = Field(gt=0)  # stored ones: those of the split times the crops, if any
     held_out_sha256: str  # of the validation indices into train
     shards: list[str] = []  # SHA-256 of each shard's tokens
 
@@ -44,11 +44,11 @@ class TokenStore:
     """A finished store. Opening reads the header; a shard is memory-mapped when it is first used."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises UsageError for a folder that is not a finished store, or lacks a shard."""
+        """Read the header. Raises UsageError for a folder that is not a finished store, or lacks a shard."""
         self.folder = folder
         self.header = read_header(folder)
         self._maps: dict[int, NDArray[Any]] = {}
-        self._colours = 2**16  # all that uint16 can name, until `check_for` knows the palette
+        self._colours = 2**16  # the range of uint16, until `check_for` sets the palette's
         for shard in range(shard_count(self.header.images)):
             if not shard_path(folder, shard).is_file():
                 raise UsageError(f"{shard_path(folder, shard)} is missing: move {folder} away and tokenise again")
@@ -64,7 +64,7 @@ class TokenStore:
 
     @cached_property
     def digest(self) -> str:
-        """Identifies the tokens: SHA-256 of the shards' checksums."""
+        """SHA-256 of the shards' checksums; identifies the tokens."""
         return hashlib.sha256("\n".join(self.header.shards).encode()).hexdigest()
 
     @cached_property
@@ -75,7 +75,7 @@ class TokenStore:
     def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.uint16]:
         """Tokens uint16 (B, positions) of the images at ``indices``, int64 (B,).
 
-        Raises IndexError outside the store, and UsageError for tokens that the palette of `check_for` does not have.
+        Raises IndexError for an index out of range, and UsageError for tokens outside the palette given to `check_for`.
         """
         indices = np.asarray(indices)
         if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
@@ -126,21 +126,21 @@ def read_tokens(path: Path, *, advice: str = "get it again") -> NDArray[np.integ
 def map_array(path: Path, *, wrong: str, advice: str) -> NDArray[Any]:
     """The array in a ``.npy`` file, memory-mapped. Raises UsageError for anything else, and for a file of another length.
 
-    wrong : the words for a damaged file
-    advice : what to do about it
+    wrong : description of a damaged file
+    advice : the next step for such a file
     """
     try:
         size = file_size(path)
         array = np.lib.format.open_memmap(path, mode="r")
-        if array.offset + array.nbytes != size:  # a shorter one does not open
+        if array.offset + array.nbytes != size:  # numpy refuses a shorter file
             raise ValueError("it is longer than its header says")
-    except Exception as error:  # numpy's reader of headers raises whatever Python's parser does
+    except Exception as error:  # numpy parses headers as Python, which raises errors of many types
         raise cannot_read(path, error, wrong, advice=advice) from None
     return array
 
 
 def read_header(folder: Path) -> Header:
-    """The header of a finished store. Raises UsageError when there is none, or it is of another version."""
+    """The header of a finished store. Raises UsageError when there is none, or it is of a different version."""
     try:
         fields = read_json(folder / HEADER)
         if fields.get("version") != VERSION:

@@ -1,4 +1,4 @@
-"""From a data set to token stores: read, crop, reduce, quantise; in shards, by several processes, resumable."""
+"""Tokenise data sets into token stores: read, crop, reduce and quantise, in shards, in several processes, with resume."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ if TYPE_CHECKING:  # so that stages with other data sets do not depend on the re
 
 PLAN = "plan.json"  # the header without checksums, while a store is being made
 AT_ONCE = 512  # images decoded before they are quantised
-Report = Callable[[int, int], None]  # images done, images in all
+Report = Callable[[int, int], None]  # images done, total images
 Pictures: TypeAlias = "Jpegs | NDArray[np.uint8]"
 
 
 @dataclass(frozen=True)
 class TokenizeSettings:
-    """What is tokenised, and how."""
+    """The settings of a token store."""
 
     dataset: str
     split: Official
     resolution: int
-    crops: int = 0  # random crops of each training image; 0: the central crop, as probes take it
+    crops: int = 0  # random crops per training image; 0 is the central crop, as for linear probes
     filter: str = "bicubic"
     seed: int = 0  # of the random crops
 
@@ -62,10 +62,10 @@ class TokenizeSettings:
 def labelled_tokens(dataset: str, split: SplitName, *, side: int, palette: Palette) -> LabelledTokens:
     """One split of a data set as tokens with their labels; train is without the held-out validation images.
 
-    side : pixels a side, to which the images are reduced
-    ImageNet's tokens stay on disk, in a store that is made if there is none. Tokens that were published are downloaded if
-    they are not there. Other sets are in memory.
-    Raises UsageError as `load_split` and `make_store` do, and for published tokens of another side or palette.
+    side : pixels per side of the reduced images
+    ImageNet's tokens stay on disk, in a store that is made if it is missing. Published tokens are downloaded if they are
+    missing. Other sets are tokenised in memory.
+    Raises UsageError as `load_split` and `make_store` do, and for published tokens of a different side or palette.
 
     >>> from igpt.data import load_split
     >>> greys = Palette(np.linspace(-1, 1, 16, dtype=np.float32)[:, None])
@@ -85,9 +85,9 @@ def labelled_tokens(dataset: str, split: SplitName, *, side: int, palette: Palet
 
 
 def train_parts(store: TokenStore) -> tuple[LabelledTokens, LabelledTokens]:
-    """The training and the held-out images of a train store; all crops of an image go to one side.
+    """The training and the held-out images of a train store; all crops of an image go to the same part.
 
-    Raises UsageError for a store of test images, and for one made with other held-out images.
+    Raises UsageError for a store of test images, and for one made with different held-out images.
     """
     header = store.header
     if header.split != "train":
@@ -111,11 +111,11 @@ def store_folder(settings: TokenizeSettings, palette: Palette) -> Path:
 def make_store(
     settings: TokenizeSettings, palette: Palette, *, workers: int = 1, report: Report = lambda done, total: None
 ) -> tuple[TokenStore, float]:
-    """A store, made or resumed; and how many images per second this call tokenised (0 if none).
+    """Make or resume a store; return it, and the images per second that this call tokenised (0 if none).
 
     While another process makes the same store, this call waits, and resumes if that process ends early.
-    Raises UsageError for a data set that is missing or damaged, and for a resolution, filter or number of crops that it does
-    not have.
+    Raises UsageError for a data set that is missing or damaged, and for an unsupported resolution, filter or
+    number of crops.
     """
     _check(settings, palette, workers)
     folder, rate = store_folder(settings, palette), 0.0
@@ -124,7 +124,7 @@ def make_store(
         check_writable(folder, is_folder=True)
         folder.mkdir(parents=True, exist_ok=True)
         with wait_for_lock(folder / ".lock", f"{folder} is being made by another process"):
-            if not (folder / HEADER).exists():  # that process may have finished it
+            if not (folder / HEADER).exists():  # the other process may have finished it
                 remove_parts(folder, ".*.part")
                 rate = _make(settings, palette, folder, workers=workers, report=report)
     store = TokenStore(folder)
@@ -135,13 +135,13 @@ def make_store(
 
 
 def check_stores(name: str) -> list[str]:
-    """One line per finished store of a data set, after a check of every shard's checksum.
+    """Check every shard's checksum; one line per finished store of a data set.
 
     Raises UsageError for the first shard that is damaged.
     """
     lines = []
-    for header in sorted((data_home() / "tokens").glob(f"{name}-*/{HEADER}")):
-        store = TokenStore(header.parent)
+    for header_path in sorted((data_home() / "tokens").glob(f"{name}-*/{HEADER}")):
+        store = TokenStore(header_path.parent)
         if store.header.dataset != name:
             continue
         for shard, expected in enumerate(store.header.shards):
@@ -152,7 +152,7 @@ def check_stores(name: str) -> list[str]:
 
 
 def _make(settings: TokenizeSettings, palette: Palette, folder: Path, *, workers: int, report: Report) -> float:
-    """Make the missing shards, then the header; images per second."""
+    """Make the missing shards, then the header; return the images per second."""
     card = data_card(settings.dataset)
     assert card.read is not None  # as checked in _check
     pictures, labels = card.read(card, settings.split)
@@ -169,14 +169,14 @@ def _make(settings: TokenizeSettings, palette: Palette, folder: Path, *, workers
     # The i-th stored image is a crop of picture i mod N.
     shards = [np.arange(start, min(start + SHARD, images)) % len(pictures) for start in range(0, images, SHARD)]
     todo = [shard for shard in range(len(shards)) if not shard_path(folder, shard).exists()]
-    before = done = images - sum(len(shards[shard]) for shard in todo)
+    already_done = done = images - sum(len(shards[shard]) for shard in todo)
     start = time.perf_counter()
     report(done, images)
     work = ((shard, _take(pictures, shards[shard]), settings, palette, folder) for shard in todo)
     for shard in _each_shard(work, workers=min(workers, len(todo))):
         done += len(shards[shard])
         report(done, images)
-    rate = (done - before) / (time.perf_counter() - start) if todo else 0.0
+    rate = (done - already_done) / (time.perf_counter() - start) if todo else 0.0
     sums = [file_sha256(shard_path(folder, shard)) for shard in range(shard_count(images))]
     write_header(folder / HEADER, header.model_copy(update={"shards": sums}))
     (folder / PLAN).unlink()
@@ -184,10 +184,10 @@ def _make(settings: TokenizeSettings, palette: Palette, folder: Path, *, workers
 
 
 def _begin(folder: Path, header: Header, labels: NDArray[np.int64]) -> None:
-    """Write labels and plan, or check that they are those of an earlier call. Raises UsageError when they are not."""
+    """Write labels and plan, or, on resume, check that they are unchanged. Raises UsageError when they are not."""
     plan = folder / PLAN
     if plan.exists():
-        try:  # other labels are those of pictures in another order
+        try:  # different labels mean pictures in a different order
             same = Header.model_validate_json(plan.read_bytes()) == header
             same = same and np.array_equal(read_labels(folder, len(labels)), labels)
         except (ValidationError, UsageError):
@@ -208,10 +208,10 @@ Shard: TypeAlias = "tuple[int, Pictures, TokenizeSettings, Palette, Path]"  # th
 
 
 def _each_shard(work: Iterator[Shard], *, workers: int) -> Iterator[int]:
-    """Make shards in ``workers`` processes, or in this one; the number of each as it is done."""
+    """Make shards in ``workers`` processes, or in this one; yield the index of each finished shard."""
     from joblib import Parallel, delayed
 
-    # Without max_nbytes joblib would send pictures through files.
+    # With its default max_nbytes, joblib would pass large arrays through files.
     settings = {"max_nbytes": None, "initializer": _start_worker, "initargs": (os.getpid(),)}
     pool = Parallel(max(workers, 1), return_as="generator_unordered", **settings)
     try:
@@ -221,7 +221,7 @@ def _each_shard(work: Iterator[Shard], *, workers: int) -> Iterator[int]:
 
 
 def _start_worker(parent: int) -> None:
-    """In a worker: leave Ctrl-C to the parent, and end when that is killed."""
+    """Initialise a worker: ignore Ctrl-C, which the parent handles, and exit when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
@@ -238,7 +238,7 @@ def _take(pictures: Pictures, indices: NDArray[np.int64]) -> Pictures:
 
 
 def make_shard(shard: int, pictures: Pictures, settings: TokenizeSettings, palette: Palette, folder: Path) -> int:
-    """Tokenise the pictures of one shard and write it; its number. At most `AT_ONCE` images are in memory."""
+    """Tokenise the pictures of one shard, write it, and return its index. At most `AT_ONCE` images are in memory."""
     tokens = np.empty((len(pictures), settings.resolution**2), np.uint16)
     for start in range(0, len(pictures), AT_ONCE):
         rows = range(start, min(start + AT_ONCE, len(pictures)))
@@ -254,7 +254,7 @@ def make_shard(shard: int, pictures: Pictures, settings: TokenizeSettings, palet
 
 
 def _cropped(jpegs: Jpegs, settings: TokenizeSettings, row: int, index: int) -> NDArray[np.uint8]:
-    """One stored image, the ``index``-th. Random crops depend on seed and index alone."""
+    """One stored image, the ``index``-th. Random crops depend only on seed and index."""
     picture = jpegs.picture(row)
     if not settings.crops:
         return centre_crop(picture, side=settings.resolution, filter=settings.filter)
@@ -263,7 +263,7 @@ def _cropped(jpegs: Jpegs, settings: TokenizeSettings, row: int, index: int) -> 
 
 
 def _check(settings: TokenizeSettings, palette: Palette, workers: int) -> None:
-    """Refuse what cannot be made, before anything is opened."""
+    """Raise UsageError for invalid settings, before any file is opened."""
     card = data_card(settings.dataset)
     if card.read is None:
         raise UsageError(f"{card.title} is tokens already: name a data set of pictures, or use these as they are")
