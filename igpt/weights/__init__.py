@@ -1,1 +1,1 @@
-"""Weights on disk, of three makes, each to and from the one model: ours, TensorFlow's as released, Hugging Face's."""
+"""Weights on disk: ours and Hugging Face's (read and written), TensorFlow's as released (read), ONNX (written)."""

@@ -1,6 +1,6 @@
-"""Checks of weights from a file of any format: first sizes, then names, shapes, dtypes, finite numbers.
+"""Checks of weights read from any format: sizes first, then names, shapes, dtypes, and NaN or infinite numbers.
 
-A few bytes can claim a model of any size, so nothing is built or allocated before the files are known to hold it.
+A small file can declare a model of any size, so no model is built or allocated before the files are found large enough.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from igpt.model import ImageGPT
 from igpt.shape import ModelShape
 from igpt.text import visible
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # which all become float32 when they are loaded
-NARROWEST = 2  # bytes of one of them
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # all are converted to float32 on loading
+NARROWEST = 2  # bytes of the narrowest of them
 
 
 def read_fields(path: Path, what: str = "an Image GPT") -> dict[str, Any]:
@@ -36,9 +36,9 @@ def read_fields(path: Path, what: str = "an Image GPT") -> dict[str, Any]:
 
 
 def check_fits(where: Path | str, shape: ModelShape, *, tensors: int, size: int, output: bool = True) -> None:
-    """Raise UsageError unless files of ``size`` bytes with so many tensors can hold a model, before it is built.
+    """Raise UsageError unless files of ``size`` bytes with ``tensors`` tensors can hold a model; for use before it is built.
 
-    output : whether they hold the output matrix
+    output : whether the files contain the output matrix
     """
     numbers = shape.parameters - (0 if output else shape.n_vocab * shape.n_embd)
     if shape.n_layer > tensors or NARROWEST * numbers > size:
@@ -57,26 +57,26 @@ def check_weights(
 ) -> None:
     """Raise UsageError unless ``tensors`` have exactly these names and shapes, one of ``dtypes``, and finite numbers only.
 
-    where : their file or folder, for the message
+    where : file or folder of the tensors, for the message
     """
-    wrong = [f"{name} is missing" for name in shapes if name not in tensors]
-    wrong += [f"{name} is unknown" for name in tensors if name not in shapes]
+    faults = [f"{name} is missing" for name in shapes if name not in tensors]
+    faults += [f"{name} is unknown" for name in tensors if name not in shapes]
     for name, shape in shapes.items():
         if name in tensors and tensors[name].shape != shape:
-            wrong.append(f"{name} has the shape {tuple(tensors[name].shape)}, not {tuple(shape)}")
-    if wrong:
-        raise UsageError(f"{where} holds other tensors than its model has ({_first(wrong)}): copy it again, config.json too")
-    wrong = [f"{name} is {t.dtype}" for name, t in tensors.items() if t.dtype not in dtypes]
-    if wrong:
+            faults.append(f"{name} has the shape {tuple(tensors[name].shape)}, not {tuple(shape)}")
+    if faults:
+        raise UsageError(f"{where} holds other tensors than its model has ({_first(faults)}): copy it again, config.json too")
+    faults = [f"{name} is {t.dtype}" for name, t in tensors.items() if t.dtype not in dtypes]
+    if faults:
         known = ", ".join(map(str, dtypes))
-        raise UsageError(f"{where} holds tensors of a wrong kind ({_first(wrong)}): give dense tensors of {known}")
-    wrong = [f"{int((~t.isfinite()).sum()):,} in {name}" for name, t in tensors.items() if not t.isfinite().all()]
-    if wrong:
-        raise UsageError(f"{where} holds numbers that are NaN or infinite ({_first(wrong)}): copy it again, or give others")
+        raise UsageError(f"{where} holds tensors of a wrong kind ({_first(faults)}): give dense tensors of {known}")
+    faults = [f"{int((~t.isfinite()).sum()):,} in {name}" for name, t in tensors.items() if not t.isfinite().all()]
+    if faults:
+        raise UsageError(f"{where} holds numbers that are NaN or infinite ({_first(faults)}): copy it again, or give others")
 
 
 def check_model(model: ImageGPT, where: Path) -> None:
-    """Raise UsageError unless a model that is written into ``where`` can be read again."""
+    """Raise UsageError unless a model, once written into ``where``, can be read again."""
     if model.wtet is None:
         raise UsageError("these weights, like a classifier's, have no output matrix: export those of a generative model")
     check_weights(model.state_dict(), shapes_of(model), f"the model for {where}")
@@ -88,7 +88,7 @@ def shapes_of(model: ImageGPT) -> dict[str, torch.Size]:
 
 
 def check_shape(where: Path | str, shape: ModelShape, wanted: ModelShape) -> None:
-    """Raise UsageError unless the weights called ``where`` have the shape of the model of that name."""
+    """Raise UsageError unless the weights called ``where`` have the shape that this name requires."""
     if shape != wanted:
         raise UsageError(
             f"the weights found as {where} have another shape ({shape_in_words(shape)}) than they need"
@@ -103,5 +103,5 @@ def shape_in_words(shape: ModelShape) -> str:
 
 
 def _first(wrong: list[str]) -> str:
-    """The first fault, and how many more there are."""
+    """The first fault, and the number of further faults."""
     return visible(wrong[0], limit=200) + (f", and {len(wrong) - 1} more" if len(wrong) > 1 else "")

@@ -1,4 +1,4 @@
-"""Weights that exist already: read, checked, kept once in our own format, and identified by a digest of their files."""
+"""Existing weights, released ones or a user's: read, checked, copied into our format, and identified by a digest."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ class Existing:
     def keep(self, folder: Path) -> None:
         """Write the weights into ``folder`` in our own format, atomically.
 
-        An earlier run that did not finish may have left other weights there, which are replaced.
-        Raises UsageError where the disk is too full.
+        Other weights there, left by an interrupted run, are replaced. Raises UsageError when the disk is full.
         """
         shutil.rmtree(folder, ignore_errors=True)
         with refuse_full_disk(folder), write_folder(folder) as part:
@@ -39,10 +38,10 @@ class Existing:
 
 
 def released_weights(model: str, objective: str, step: int, *, report: Report) -> Existing:
-    """OpenAI's weights of a recipe after a step, downloaded where they are not at hand.
+    """OpenAI's weights of a recipe after a step, downloaded if they are missing.
 
-    report : called with the bytes that have come and those of all weights
-    Raises UsageError where there are none, and as `igpt.weights.fetching.read_released` does.
+    report : called with the bytes received and the total bytes
+    Raises UsageError if there are none, and as `igpt.weights.fetching.read_released` does.
     """
     released = released_at(model, objective, step)
     network = read_released(released, report=report)
@@ -63,6 +62,6 @@ def file_sums(files: Iterable[Path]) -> list[dict[str, str | int]]:
 
 
 def content_digest(sums: Iterable[dict[str, str | int]]) -> str:
-    """SHA-256 over the result of `file_sums`, which identifies a user's weights wherever they are."""
+    """SHA-256 over the result of `file_sums`, which identifies a user's weights in any folder."""
     lines = sorted(f"{file['sha256']}  {file['name']}\n" for file in sums)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

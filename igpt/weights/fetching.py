@@ -1,8 +1,8 @@
 """Download OpenAI's released weights, and read them.
 
-A checkpoint has a checksum of each of its variables, which is compared as each file comes and again by its reader. The last
-autoregressive weights are at Hugging Face as well, which is the second address. Where both are on this machine, they must be
-the same weights.
+A checkpoint contains a checksum of each variable, which is verified after each download and again on reading. The last
+autoregressive weights are mirrored at Hugging Face, which is the second address. If both are on this machine, their weights
+must be equal.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ TOLERANCE = 2e-5  # between two formats of the same weights: both are float32, a
 
 
 def read_released(model: Released, *, report: Report | None = None) -> ImageGPT:
-    """A released model, in evaluation mode on the CPU, downloaded where it is not at hand; ``report`` as `fetch_weights`.
+    """A released model, in evaluation mode on the CPU, downloaded if it is missing; ``report`` as in `fetch_weights`.
 
-    Raises UsageError as `fetch_weights` and the readers do, for another model under the name, and for a checkpoint and a
-    folder of Hugging Face's with different weights.
+    Raises UsageError as `fetch_weights` and the readers do, for weights of a different shape than the name requires, and if
+    the checkpoint's and Hugging Face's weights differ.
     """
     networks = []
     for path in fetch_weights(model, report=report):
@@ -45,34 +45,34 @@ def read_released(model: Released, *, report: Report | None = None) -> ImageGPT:
         check_shape(model.label, networks[-1].shape, model.shape)
     first, *others = networks
     for other in others:
-        theirs = other.state_dict()
-        apart = {name: float((tensor - theirs[name]).abs().max()) for name, tensor in first.state_dict().items()}
-        name = max(apart, key=lambda name: apart[name])
-        if apart[name] > TOLERANCE:
+        other_state = other.state_dict()
+        differences = {name: float((tensor - other_state[name]).abs().max()) for name, tensor in first.state_dict().items()}
+        name = max(differences, key=lambda name: differences[name])
+        if differences[name] > TOLERANCE:
             raise UsageError(
-                f"the weights of {model.label} differ by up to {apart[name]:.2g} in {name} between {model.prefix.name} and"
+                f"the weights of {model.label} differ by up to {differences[name]:.2g} in {name} between {model.prefix.name} and"
                 f" {model.mirrored}: move away the one that you trust less, and the same command goes on with the other"
             )
     return first
 
 
 def fetch_weights(model: Released, *, report: Report | None = None) -> list[Path]:
-    """As `at_hand`, at least one path: weights that are not at hand are downloaded; after a stop, the next call resumes.
+    """Paths as `at_hand`, at least one: missing weights are downloaded; the next call resumes an interrupted download.
 
-    Of OpenAI's server the index comes first. It says what every other file must hold, so that another model's checkpoint
-    and a wrong shard are set aside as they come. Hugging Face is asked where that server does not give the weights.
+    From OpenAI's server the index is downloaded first. It determines the content of all other files, so that the checkpoint
+    of a different model and a wrong shard are set aside once received. Hugging Face is the fallback.
 
-    report : called with the bytes that have come and those of all weights; a bar on stderr when None
-    Raises UsageError when the weights cannot be had, saying which files to put where, and when the disk is too full.
+    report : called with the bytes received and the total bytes; a bar on stderr when None
+    Raises UsageError when the download fails, with the files to put into which folder, and when the disk is full.
     """
     if paths := at_hand(model):
         return paths
     _check_space(model)
-    ways = {model.prefix: _fetch_checkpoint}
+    downloads = {model.prefix: _fetch_checkpoint}
     if model.mirror:
-        ways[model.mirrored] = _fetch_mirror
+        downloads[model.mirrored] = _fetch_mirror
     failures = []
-    for path, download in ways.items():
+    for path, download in downloads.items():
         with refuse_full_disk(model.prefix.parent):
             try:
                 download(model, report)
@@ -88,7 +88,7 @@ def fetch_weights(model: Released, *, report: Report | None = None) -> list[Path
 
 
 def _fetch_checkpoint(model: Released, report: Report | None) -> None:
-    """Have the index and each shard that holds weights."""
+    """Download the index, and each shard that contains weights."""
     folder, index_file = model.prefix.parent, index_path(model.prefix)
     _fetch(model, model.address, folder, {index_file.name: lambda path: shape_of(read_index(model.prefix, path))}, report)
     index = read_index(model.prefix)
@@ -98,7 +98,7 @@ def _fetch_checkpoint(model: Released, report: Report | None) -> None:
 
 
 def _fetch_mirror(model: Released, report: Report | None) -> None:
-    """Have Hugging Face's configuration and weights: safetensors, or a pickle where there are none."""
+    """Download Hugging Face's configuration and weights: safetensors, or else a pickle."""
     fetch_file = partial(_fetch, model, str(model.mirror), model.mirrored, report=report)
     fetch_file({"config.json": huggingface_shape})
     safe, pickled = ({name: partial(check_file, name, model.shape)} for name in TENSORS)
@@ -111,9 +111,9 @@ def _fetch_mirror(model: Released, report: Report | None) -> None:
 
 
 def _fetch(model: Released, address: str, folder: Path, reads: Mapping[str, Read], report: Report | None) -> None:
-    """Download those files of a model that are not in the folder.
+    """Download the files of a model that are missing in the folder.
 
-    reads : by the files' names, what reads a file that has come, and gives its model's shape where it knows that
+    reads : by file name, a function that reads a received file and returns its model's shape, if the file determines it
     """
 
     def fault(read: Read, path: Path) -> str:
@@ -129,24 +129,24 @@ def _fetch(model: Released, address: str, folder: Path, reads: Mapping[str, Read
         return
     what = missing[0] if len(missing) == 1 else f"{len(missing)} files"
     tell(f"igpt: fetching {model.label} ({what}) from {address} into {folder}")
-    total, come = 4 * model.shape.parameters, 0  # the size of all files together is not known
+    total, received = 4 * model.shape.parameters, 0  # the size of all files together is not known
     with Bar(model.label, "B") as bar:
 
         def add(done: int, _: int | None) -> None:
-            (report or bar)(min(come + done, total), total)
+            (report or bar)(min(received + done, total), total)
 
         for name, read in reads.items():
             if name in missing:
                 file = RemoteFile(name, (f"{address}/{name}",), None, None)
                 fetch(file, folder, report=add, check=partial(fault, read))
-            come += (folder / name).stat().st_size
+            received += (folder / name).stat().st_size
 
 
 def _check_space(model: Released) -> None:
-    """Raise UsageError when what is still to come does not fit on the disk: four bytes per parameter, less what has come."""
+    """Raise UsageError when the missing bytes do not fit on the disk: four per parameter, less the bytes received."""
     folder, stem = model.prefix.parent, model.prefix.name
-    come = [path for pattern in (f"{stem}.data-*", f".{stem}.data-*.part") for path in folder.glob(pattern)]
-    missing = 4 * model.shape.parameters - sum(path.stat().st_size for path in come)
+    received = [path for pattern in (f"{stem}.data-*", f".{stem}.data-*.part") for path in folder.glob(pattern)]
+    missing = 4 * model.shape.parameters - sum(path.stat().st_size for path in received)
     free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
     if missing > free:
         raise UsageError(

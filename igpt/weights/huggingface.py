@@ -1,9 +1,9 @@
 """Hugging Face's folders (transformers' ``ImageGPTForCausalImageModeling``), read and written without transformers.
 
 Their model differs from ours in four ways: the start vector is row 512 of the token embedding; the matrices of attention
-and MLP are stored (in, out); there are biases, which are zero in every conversion of the released weights; and nothing
-shifts the input, so a caller puts token 512 in front. They have no BERT objective.
-`igpt.weights.processor` reads their image processor, which holds the colours.
+and MLP are stored (in, out); there are biases, which are zero in every conversion of the released weights; and the input
+is not shifted, so that a caller prepends token 512. There is no BERT objective.
+`igpt.weights.processor` reads the image processor's configuration, which contains the colours.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _SECOND_NAMES = {
     "max_position_embeddings": "n_positions",
     "n_ctx": "n_positions",
 }
-# Every other field that changes logits, and the only value that `igpt.model` computes with.
+# Every other field that changes logits, and the only value that `igpt.model` supports.
 _ARITHMETIC: dict[str, Any] = {
     "activation_function": "quick_gelu",
     "layer_norm_epsilon": 1e-5,
@@ -75,9 +75,9 @@ def is_huggingface(folder: Path) -> bool:
 def read_huggingface(folder: Path) -> ImageGPT:
     """The model of a folder, in evaluation mode on the CPU.
 
-    Every field of the configuration that changes logits is read, and refused where this model computes something else.
-    Ignored are dropout, the order and precision of attention's products (all is computed in float32, whatever ``dtype``
-    says), what is returned or sampled, and what transformers does not know.
+    Every field of the configuration that changes logits is checked, and values that `igpt.model` does not support are refused.
+    Ignored are dropout, the order and precision of attention's products (all are computed in float32, whatever the
+    ``dtype``), options of output and sampling, and fields unknown to transformers.
     Reads ``model.safetensors``, or ``pytorch_model.bin`` by PyTorch's restricted unpickler, each whole or in shards.
     Weights of ImageGPTForImageClassification and of ImageGPTModel have no output matrix: such a model gives features, its
     ``wtet`` is None, and a classifier's own head is not read. Raises UsageError for a missing or damaged file, other tensors
@@ -90,7 +90,7 @@ def read_huggingface(folder: Path) -> ImageGPT:
     for name, (their_name, transposed) in _names(shape).items():
         if their_name in tensors:  # the output matrix may be missing
             state[name] = tensors[their_name].T if transposed else tensors[their_name]
-    # Copies, since the tensors are memory-mapped from files that others may replace.
+    # Copies, since the tensors are memory-mapped from files that may be replaced.
     copies = {n: t.to(torch.float32, memory_format=torch.contiguous_format, copy=True) for n, t in state.items()}
     model.load_state_dict(copies, assign=True)
     return model.eval()
@@ -126,7 +126,7 @@ def huggingface_shape(path: Path) -> ModelShape:
 
 
 def check_file(name: str, shape: ModelShape, path: Path) -> None:
-    """Raise UsageError unless the file at ``path``, called ``name`` as in `TENSORS`, has a generative model of a shape."""
+    """Raise UsageError unless the file at ``path``, of the format ``name`` in `TENSORS`, is a generative model of ``shape``."""
     tensors = _read_file(name, path)
     if _is_bare(tensors):
         raise UsageError(f"{path} has no output matrix: choose the weights of a generative model")
@@ -134,7 +134,7 @@ def check_file(name: str, shape: ModelShape, path: Path) -> None:
 
 
 def has_output(folder: Path) -> bool:
-    """Whether a folder's weights predict colours; those of a classifier give features only.
+    """Whether a folder's weights include the output matrix; a classifier's do not.
 
     Raises UsageError for weights that are missing or damaged.
     """
@@ -148,9 +148,9 @@ def huggingface_files(folder: Path) -> list[Path]:
 
 
 def write_huggingface(folder: Path, model: ImageGPT, palette: Palette | None = None) -> None:
-    """Write a model, and its palette, as a folder that ``from_pretrained`` of transformers opens; ``config.json`` comes last.
+    """Write a model, and its palette, as a folder that ``from_pretrained`` of transformers opens; ``config.json`` is last.
 
-    Raises UsageError for a BERT model, which transformers has no class for, and for NaN or infinite weights.
+    Raises UsageError for a BERT model, for which transformers has no class, and for NaN or infinite weights.
     """
     shape = model.shape
     if shape.objective != "autoregressive":
@@ -186,10 +186,10 @@ def write_huggingface(folder: Path, model: ImageGPT, palette: Palette | None = N
 
 
 def _names(shape: ModelShape) -> dict[str, tuple[str, bool]]:
-    """Their name of each of our parameters but ``wte`` and ``sos``, and whether the matrix is transposed."""
+    """Hugging Face's name of each of our parameters but ``wte`` and ``sos``, and whether the matrix is transposed."""
     names = {"wpe": ("wpe.weight", False), "ln_f.g": ("ln_f.weight", False), "wtet": ("lm_head.weight", False)}
     for layer in range(shape.n_layer):
-        names |= {f"blocks.{layer}.{ours}": (f"h.{layer}.{theirs}", turned) for ours, (theirs, turned) in _BLOCK.items()}
+        names |= {f"blocks.{layer}.{ours}": (f"h.{layer}.{theirs}", transposed) for ours, (theirs, transposed) in _BLOCK.items()}
     return names
 
 
@@ -199,15 +199,16 @@ def _bias(weight: str) -> str:
 
 
 def _is_bare(tensors: dict[str, Tensor]) -> bool:
-    """Whether tensors are those of a classifier or a bare model: all but the output matrix."""
+    """Whether tensors are those of a classifier or a bare model, without the output matrix."""
     names = {name.removeprefix("transformer.") for name in tensors}
     return "lm_head.weight" not in names and ("score.weight" in names or "wte.weight" in tensors)
 
 
 def _checked(where: Path, shape: ModelShape, read: dict[str, Tensor], size: int) -> tuple[ImageGPT, dict[str, Tensor]]:
-    """A model on the meta device, and its tensors by their names without prefix, from those of files of ``size`` bytes.
+    """A model on the meta device, and its tensors by name without prefix.
 
-    Raises UsageError for other tensors than such a model has.
+    read : the tensors by name, from files of ``size`` bytes
+    Raises UsageError for other tensors than a model of ``shape`` has.
     """
     tensors = {name.removeprefix("transformer."): t for name, t in read.items()}
     if len(tensors) < len(read):
@@ -220,7 +221,7 @@ def _checked(where: Path, shape: ModelShape, read: dict[str, Tensor], size: int)
     if bare:
         model.register_parameter("wtet", None)
     ours = shapes_of(model)
-    theirs = {"wte.weight": torch.Size([shape.n_vocab + 1, shape.n_embd])}  # the start vector is the last
+    theirs = {"wte.weight": torch.Size([shape.n_vocab + 1, shape.n_embd])}  # the last row is the start vector
     for name, (their_name, transposed) in _names(shape).items():
         if name in ours:
             theirs[their_name] = ours[name][::-1] if transposed else ours[name]
@@ -233,7 +234,7 @@ def _checked(where: Path, shape: ModelShape, read: dict[str, Tensor], size: int)
 
 
 def _tensor_files(folder: Path) -> tuple[str, list[Path], dict[str, str]]:
-    """The one of `TENSORS` that transformers takes, its files, and the shard of each tensor where there are several.
+    """The name in `TENSORS` that transformers prefers, its files, and the shard of each tensor if there are several.
 
     Raises UsageError for files that are missing, and for a damaged index.
     """
@@ -255,14 +256,14 @@ def _tensor_files(folder: Path) -> tuple[str, list[Path], dict[str, str]]:
 
 
 def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], int]:
-    """A folder's tensors by their names, and the bytes of their files."""
+    """A folder's tensors by name, and the total bytes of their files."""
     name, paths, shard_of = _tensor_files(folder)
     tensors: dict[str, Tensor] = {}
     for path in paths:
-        read = _read_file(name, path)
-        if shard_of and (other := read.keys() ^ {tensor for tensor, shard in shard_of.items() if shard == path.name}):
+        loaded = _read_file(name, path)
+        if shard_of and (other := loaded.keys() ^ {tensor for tensor, shard in shard_of.items() if shard == path.name}):
             raise UsageError(f"{path} holds other tensors than {name}.index.json says ({shortly(min(other))}): copy both again")
-        tensors |= read
+        tensors |= loaded
     return tensors, sum(path.stat().st_size for path in paths)
 
 
@@ -273,9 +274,9 @@ def _read_file(name: str, path: Path) -> dict[str, Tensor]:
     try:
         _check_pickle(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:  # whose message is PyTorch's advice to read it without restrictions
+    except pickle.UnpicklingError:  # PyTorch's message advises to read without restrictions
         raise cannot_read(path, ValueError("it holds more than tensors by name")) from None
-    except Exception as error:  # PyTorch's reader raises whatever a pickle leads it to
+    except Exception as error:  # damaged pickles make PyTorch raise errors of many types
         raise cannot_read(path, error) from None
     if not isinstance(tensors, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in tensors.items()):
         raise UsageError(f"{path} does not hold tensors by name: copy it again")

@@ -1,13 +1,13 @@
 """Export to ONNX: the model as a graph with its keys and values as inputs and outputs, for runtimes without torch.
 
-One graph computes both the prefix and each later step, so that a runtime holds the weights once:
+One graph computes both the prefix and each later step, so that a runtime loads the weights once:
 
     tokens                       int64 (B, S)             the start token (``n_vocab``) and the prefix first, then one at a time
     past.0.key .. past.L-1.value  float32 (B, H, P, D)     of all positions so far, none (P = 0) at first
     logits                       float32 (B, V)           of the position after the last given token
     present.0.key ..             float32 (B, H, P + S, D)  the past and the new ones: the next call's past
 
-Letters as in `igpt.model`; L is the number of blocks. A runtime on a graphics card may leave the cache there.
+Letters as in `igpt.model`; L is the number of blocks. On a GPU, a runtime can keep the cache in the GPU's memory.
 Only operators of ONNX's opset 17 are used, so that any runtime since 2022 reads the file.
 """
 
@@ -31,14 +31,14 @@ from igpt.palette import Palette
 from igpt.weights.check import check_model
 
 OPSET = 17
-WEIGHTS = "weights.bin"  # beside model.onnx: a protocol buffer ends at 2 GB, iGPT-L does not
-ALIGNED = 64  # bytes, at which each tensor begins
+WEIGHTS = "weights.bin"  # beside model.onnx: a protocol buffer is limited to 2 GB, and iGPT-L is larger
+ALIGNED = 64  # bytes; each tensor begins at a multiple
 
 
 def write_onnx(folder: Path, model: ImageGPT, palette: Palette, *, half: bool = False) -> None:
-    """Write a model as ``model.onnx``, ``weights.bin`` and ``palette.npy``; ``config.json`` comes last.
+    """Write a model as ``model.onnx``, ``weights.bin`` and ``palette.npy``; ``config.json`` is written last.
 
-    half : store weights in float16. A runtime still computes in float32, on weights with a relative error of at most
+    half : store weights in float16. A runtime still computes in float32, with weights that have a relative error of at most
     2^-11: on a trained tiny-l, logits then differ by less than 0.02, and by less than 1e-3 with float32
 
     Raises UsageError for a BERT model, which has no next token, and for weights that are not finite or that float16
@@ -58,7 +58,7 @@ def write_onnx(folder: Path, model: ImageGPT, palette: Palette, *, half: bool = 
 
 
 class _Graph:
-    """Nodes in the order of computation; weights are written to ``stream`` in that order."""
+    """A graph under construction: nodes in the order of computation; weights are written to ``stream`` in that order."""
 
     def __init__(self, stream: IO[bytes], *, half: bool) -> None:
         self.stream = stream
@@ -67,7 +67,7 @@ class _Graph:
         self.initializers: list[TensorProto] = []
 
     def build(self, model: ImageGPT) -> onnx.ModelProto:
-        """The whole model."""
+        """The graph of the whole model."""
         shape = model.shape
         depth = shape.n_embd // shape.n_head
         past = self.node("Squeeze", self.node("Shape", "past.0.key", start=2, end=3), self.constant([0]))
@@ -75,8 +75,8 @@ class _Graph:
         # All positions so far, and the new ones: a query sees no later key.
         total = self.node("Add", past, new)
         positions = self.node("Range", past, total, self.constant(1))  # (S,)
-        keys_at = self.node("Range", self.constant(0), total, self.constant(1))  # (P + S,)
-        later = self.node("Greater", keys_at, self.node("Unsqueeze", positions, self.constant([1])))  # (S, P + S)
+        key_positions = self.node("Range", self.constant(0), total, self.constant(1))  # (P + S,)
+        later = self.node("Greater", key_positions, self.node("Unsqueeze", positions, self.constant([1])))  # (S, P + S)
         mask = self.node("Where", later, self.constant(-3e38), self.constant(0.0))
 
         h = self.node("Gather", self.weight("wte", torch.cat([model.wte, model.sos[None]])), "tokens")  # (B, S, C)
@@ -107,19 +107,19 @@ class _Graph:
         heads, width = block.attn.n_head, len(block.ln_1.g)
         depth = width // heads
         normed = self.norm(h, weight("ln_1.g", block.ln_1.g))
-        mixed = self.node("MatMul", normed, weight("qkv", block.attn.qkv.weight.T))
-        mixed = self.node("Reshape", mixed, self.constant([0, 0, 3, heads, depth]))  # (B, S, 3, H, D)
-        query, key, value = (self.node("Gather", mixed, self.constant(part), axis=2) for part in range(3))
-        # The scale goes into the query, which is smaller than the scores.
+        qkv = self.node("MatMul", normed, weight("qkv", block.attn.qkv.weight.T))
+        qkv = self.node("Reshape", qkv, self.constant([0, 0, 3, heads, depth]))  # (B, S, 3, H, D)
+        query, key, value = (self.node("Gather", qkv, self.constant(part), axis=2) for part in range(3))
+        # The query is scaled, since it is smaller than the scores.
         query = self.node("Mul", query, self.constant(depth**-0.5))
         query, key, value = (self.node("Transpose", part, perm=[0, 2, 1, 3]) for part in (query, key, value))  # (B, H, S, D)
         keys = self.node("Concat", f"past.{number}.key", key, axis=2, out=f"present.{number}.key")  # (B, H, P + S, D)
         values = self.node("Concat", f"past.{number}.value", value, axis=2, out=f"present.{number}.value")
         scores = self.node("MatMul", query, self.node("Transpose", keys, perm=[0, 1, 3, 2]))  # (B, H, S, P + S)
         attention = self.node("Softmax", self.node("Add", scores, mask), axis=-1)
-        seen = self.node("MatMul", attention, values)  # (B, H, S, D)
-        seen = self.node("Reshape", self.node("Transpose", seen, perm=[0, 2, 1, 3]), self.constant([0, 0, width]))
-        h = self.node("Add", h, self.node("MatMul", seen, weight("attn.c_proj", block.attn.c_proj.weight.T)))
+        context = self.node("MatMul", attention, values)  # (B, H, S, D)
+        context = self.node("Reshape", self.node("Transpose", context, perm=[0, 2, 1, 3]), self.constant([0, 0, width]))
+        h = self.node("Add", h, self.node("MatMul", context, weight("attn.c_proj", block.attn.c_proj.weight.T)))
         inner = self.node("MatMul", self.norm(h, weight("ln_2.g", block.ln_2.g)), weight("c_fc", block.c_fc.weight.T))
         gate = self.node("Sigmoid", self.node("Mul", inner, self.constant(GELU)))
         inner = self.node("MatMul", self.node("Mul", inner, gate), weight("c_proj", block.c_proj.weight.T))

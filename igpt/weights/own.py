@@ -1,4 +1,4 @@
-"""Weights on disk: a folder of ``model.safetensors``, ``config.json`` and ``palette.npy``; never pickle."""
+"""Our format of weights: a folder of ``model.safetensors``, ``config.json`` and ``palette.npy``, without pickles."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from igpt.palette import RELEASED, Palette
 from igpt.shape import ModelShape
 from igpt.weights.check import check_fits, check_model, check_shape, check_weights, read_fields, shapes_of
 
-# The dtypes' names in safetensors, in the reverse of the order in which it stores them.
+# The dtypes' names in safetensors, in reverse of the order in which the library stores them.
 _KINDS = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
 
 def released_palette() -> Palette:
-    """The 512 colours of the released weights, which are part of this package. Raises UsageError for other ones.
+    """The 512 colours of the released weights, which are part of this package. Raises UsageError if they differ.
 
     >>> len(released_palette())
     512
@@ -38,7 +38,7 @@ def released_palette() -> Palette:
 
 
 def save_weights(folder: Path, model: ImageGPT, palette: Palette) -> None:
-    """Write a model and the palette of its tokens into ``folder``; ``config.json`` comes last.
+    """Write a model and the palette of its tokens into ``folder``; ``config.json`` is written last.
 
     Raises UsageError for weights that are not finite, which `load_weights` would refuse.
     """
@@ -52,9 +52,9 @@ def save_weights(folder: Path, model: ImageGPT, palette: Palette) -> None:
 def load_weights(folder: Path, shape: ModelShape | None = None) -> tuple[ImageGPT, Palette]:
     """The model, in evaluation mode on the CPU, and its palette.
 
-    shape : that the model must have, such as a recipe's; any when None
+    shape : the required shape, such as a recipe's; any if None
     Raises UsageError when the folder holds no weights, its three files do not belong together, a tensor is not of
-    finite floats, or the model has another shape.
+    finite floats, or the model has a different shape.
     """
     described, digest = read_config(folder)
     if shape is not None:
@@ -92,9 +92,10 @@ def read_config(folder: Path) -> tuple[ModelShape, object]:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write named tensors as safetensors, whole or not at all, one after the other.
+    """Write named tensors as safetensors, atomically, one at a time.
 
-    The bytes are those of the library, which would take twice the tensors' memory and gives no errno on a full disk.
+    The file is identical to the safetensors library's, which takes twice the tensors' memory and gives no errno on a full
+    disk.
     """
     kinds = list(_KINDS)
     order = sorted(tensors, key=lambda name: (-kinds.index(tensors[name].dtype), name))
@@ -104,16 +105,16 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
         tensor = tensors[name]
         begin, end = end, end + tensor.nbytes
         header[name] = {"dtype": _KINDS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    header_bytes = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    header_bytes += b" " * (-len(header_bytes) % 8)
     with write_atomically(path) as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
+        stream.write(struct.pack("<Q", len(header_bytes)) + header_bytes)
         for name in order:
             stream.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Named tensors and the file's metadata. Raises UsageError when the file is missing, damaged, or another kind of file.
+    """Named tensors and the file's metadata. Raises UsageError when the file is missing, damaged, or of another format.
 
     The tensors are memory-mapped.
     """

@@ -18,7 +18,7 @@ from igpt.palette import Palette
 from igpt.weights.check import read_fields
 from igpt.weights.own import released_palette
 
-# The settings beside the clusters that turn bytes into values, v / 127.5 - 1, and those into tokens: the processor's defaults.
+# The processor's defaults for the settings, besides clusters, that turn bytes into values v / 127.5 - 1, and those into tokens.
 _PROCESSOR: dict[str, Any] = {
     "do_rescale": True,
     "rescale_factor": 1 / 255,
@@ -30,14 +30,15 @@ _PROCESSOR: dict[str, Any] = {
 PROCESSOR = "preprocessor_config.json"
 NESTED = "processor_config.json"  # of newer versions, for all kinds of input
 BICUBIC = 3  # Pillow's number
-_ROUNDED = 1e-5  # palettes that differ by less are the same, rounded; a level of a pixel is 1 / 127.5
+_ROUNDED = 1e-5  # palettes that differ by less are equal but for rounding; a level of a pixel is 1 / 127.5
 
 
 def read_colours(folder: Path) -> Palette | None:
-    """The palette of a folder's tokens: its ``palette.npy`` or its processor's clusters; None where it has neither.
+    """The palette of a folder's tokens: its ``palette.npy`` or its processor's clusters; None if it has neither.
 
-    Where both exist they must be the same colours; a grey palette's clusters are its levels three times. Clusters that are
-    the released colours but for rounding are read as those. Settings that change a pixel's value must be transformers' own.
+    If both exist, their colours must be equal; a grey palette's clusters repeat each level three times. Clusters that equal
+    the released colours but for rounding are read as the released palette. Settings that change a pixel's value must be
+    transformers' defaults.
     The processor's ``size``, resizing and cropping are ignored: the model's positions decide the size, and pictures are cut
     to the central square. Raises UsageError for two palettes that differ, for other settings, and for damaged files.
     """
@@ -69,7 +70,7 @@ def read_resample(folder: Path) -> int:
 def write_processor(folder: Path, palette: Palette, *, side: int) -> None:
     """Write a palette as ``palette.npy`` and for transformers' processor of images of ``side`` by ``side`` pixels.
 
-    Theirs is of RGB only, so a grey level is written three times.
+    The processor supports RGB only, so a grey level is written three times.
     """
     palette.save(folder / "palette.npy")
     clusters = np.broadcast_to(palette.centres, (len(palette), 3)).astype(float).tolist()
@@ -85,7 +86,7 @@ def write_processor(folder: Path, palette: Palette, *, side: int) -> None:
 
 
 def _read_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The image processor's configuration, from where transformers looks for it, and its file; empty without one."""
+    """The path of the image processor's configuration, as transformers finds it, and its fields; empty if there is none."""
     path, what = folder / NESTED, "an image processor"
     fields = read_fields(path, what).get("image_processor") if path.exists() else None
     if fields is None:
@@ -97,7 +98,7 @@ def _read_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _clusters(path: Path, processor: dict[str, Any]) -> Palette | None:
-    """A processor's clusters. Raises UsageError for one that makes other tokens than we do."""
+    """A processor's clusters. Raises UsageError for a processor whose tokens would differ from ours."""
     for key, ours in _PROCESSOR.items():
         theirs = processor.get(key)
         if theirs is not None and not _equal(theirs, ours):
@@ -119,7 +120,7 @@ def _clusters(path: Path, processor: dict[str, Any]) -> Palette | None:
 
 
 def _equal(theirs: object, ours: object) -> bool:
-    """Whether a setting is ours but for rounding; one number stands for three channels."""
+    """Whether a setting equals ours but for rounding; a single number applies to three channels."""
     if isinstance(ours, bool):
         return theirs is ours
     try:
@@ -129,7 +130,7 @@ def _equal(theirs: object, ours: object) -> bool:
 
 
 def _same_colours(palette: Palette, clusters: Palette) -> bool:
-    """Whether a palette, of grey or RGB, has these clusters, (colours, 3)."""
+    """Whether a palette, grey or RGB, equals clusters, (colours, 3), but for rounding."""
     if len(palette) != len(clusters) or palette.centres.shape[1] not in (1, 3):
         return False
     return bool(np.abs(palette.centres - clusters.centres).max() < _ROUNDED)

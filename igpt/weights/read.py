@@ -23,10 +23,10 @@ def read_weights(where: str | Path, shape: ModelShape | None = None) -> ImageGPT
     """The model that ``where`` names, in evaluation mode on the CPU.
 
     where : a released model's name (``igpt-s``, ``igpt-s-bert`` ...; ``igpt-s@131000`` after so many steps), which is
-    downloaded when it is not at hand, a folder of our format or Hugging Face's, or the prefix of a TensorFlow checkpoint
+    downloaded if it is missing, a folder of our format or Hugging Face's, or the prefix of a TensorFlow checkpoint
     (the path without ``.index``)
-    shape : that the model must have; by default that of the released model of this name, and any for another name
-    Raises UsageError when there are no weights, saying which files to put where, when they are damaged, and for another shape.
+    shape : the required shape; by default that of the released model of this name, and any for another name
+    Raises UsageError when there are no weights, with the next step, when they are damaged, and for a different shape.
     """
     path, released = Path(where), released_model(str(where))
     if path.is_dir():
@@ -37,8 +37,8 @@ def read_weights(where: str | Path, shape: ModelShape | None = None) -> ImageGPT
         model = read_released(released)
     else:
         raise _no_weights(where)
-    if wanted := shape or (released and released.shape):
-        check_shape(str(where), model.shape, wanted)
+    if expected := shape or (released and released.shape):
+        check_shape(str(where), model.shape, expected)
     return model
 
 
@@ -72,8 +72,8 @@ def weights_files(path: Path) -> list[Path]:
 def read_palette(where: str | Path, shape: ModelShape) -> Palette:
     """The palette of weights of a shape: the one beside them, else the released one.
 
-    where : as `read_weights` takes it
-    Raises UsageError for weights of an unknown palette or of another number of colours, and for those that make no picture.
+    where : as in `read_weights`
+    Raises UsageError for an unknown palette, for another number of colours, and for positions or channels that form no picture.
     """
     path = Path(where)
     folder = path if path.is_dir() else path.parent  # a TensorFlow checkpoint is in a folder of any name
@@ -95,7 +95,7 @@ def read_palette(where: str | Path, shape: ModelShape) -> Palette:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether a path is a TensorFlow checkpoint's, without ``.index``."""
+    """Whether a path is the prefix of a TensorFlow checkpoint."""
     return bool(path.name) and index_path(path).exists()
 
 

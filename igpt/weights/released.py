@@ -1,6 +1,6 @@
-"""OpenAI's released checkpoints by name: where they are published, where they are looked for, and which are here.
+"""OpenAI's released checkpoints by name: their addresses, their local paths, and which are on this machine.
 
-Their files' sizes and checksums are not published. `igpt.weights.fetching` downloads them; nothing here imports torch.
+Sizes and checksums of the files are not published. `igpt.weights.fetching` downloads them; this module does not import torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LAST_STEP = STEPS[-1]
 POSITIONS, COLOURS = 1024, 512
 MIRROR = "https://huggingface.co/openai"
 MIRRORED = {"igpt-s": "imagegpt-small", "igpt-m": "imagegpt-medium", "igpt-l": "imagegpt-large"}  # after the last step
-TENSORS = ("model.safetensors", "pytorch_model.bin")  # Hugging Face's; the second is a pickle, read only without the first
+TENSORS = ("model.safetensors", "pytorch_model.bin")  # Hugging Face's; the second is a pickle, read only if the first is missing
 AGAIN = "; or delete the file, and the same command downloads it again"
 
 
@@ -39,24 +39,24 @@ class Released:
 
     @property
     def prefix(self) -> Path:
-        """Where its checkpoint is looked for, without ``.index``."""
+        """The local path of the checkpoint, without ``.index``."""
         return weights_home() / self.name / f"model.ckpt-{self.step}"
 
     @property
     def address(self) -> str:
-        """The folder of its checkpoint on OpenAI's server."""
+        """The address of the checkpoint's folder on OpenAI's server."""
         return f"{OPENAI}/checkpoints/{self.name}/{self.step}"
 
     @property
     def mirror(self) -> str | None:
-        """The folder of the same weights at Hugging Face; None where they have none."""
+        """The address of the same weights' folder at Hugging Face; None if they are not mirrored."""
         if self.name not in MIRRORED or self.step != LAST_STEP:
             return None
         return f"{MIRROR}/{MIRRORED[self.name]}/resolve/main"
 
     @property
     def mirrored(self) -> Path:
-        """Where Hugging Face's files are looked for."""
+        """The local folder of Hugging Face's files."""
         return self.prefix.parent / "huggingface"
 
 
@@ -69,12 +69,12 @@ RELEASED = {
 
 
 def weights_home() -> Path:
-    """The folder in which released weights are looked for: ``IGPT_WEIGHTS``, else ``~/.cache/igpt/weights``."""
+    """The folder of released weights: ``IGPT_WEIGHTS``, else ``~/.cache/igpt/weights``."""
     return configured_folder("IGPT_WEIGHTS", "~/.cache/igpt/weights")
 
 
 def at_hand(model: Released) -> list[Path]:
-    """Where a released model is complete on this machine: a checkpoint's prefix, Hugging Face's folder, or both.
+    """Local paths of a released model that are complete: a checkpoint's prefix, Hugging Face's folder, both or none.
 
     Raises UsageError for a damaged index.
     """
@@ -97,10 +97,10 @@ def released_model(name: str) -> Released | None:
 
     Raises UsageError for a step after which no weights were released.
     """
-    model, at, step = name.partition("@")
+    model, separator, step = name.partition("@")
     if model not in RELEASED:
         return None
-    if not at:
+    if not separator:
         return RELEASED[model]
     if step not in map(str, STEPS):
         raise UsageError(f"{model} was not released after {step or 'no'} steps: write {model}@ and {_listed(STEPS)}")
@@ -108,7 +108,7 @@ def released_model(name: str) -> Released | None:
 
 
 def released_at(model: str, objective: str, step: int) -> Released:
-    """The released weights of a recipe after a step. Raises UsageError where there are none."""
+    """The released weights of a recipe after a step. Raises UsageError if there are none."""
     ending = "-bert" if objective == "bert" else ""
     if model not in RELEASED or model.endswith("-bert"):
         names = [name for name, known in RELEASED.items() if known.shape.objective == "autoregressive"]

@@ -1,8 +1,8 @@
 """The released checkpoints, read without TensorFlow: ``PREFIX.index`` and ``PREFIX.data-00000-of-00032`` ...
 
-A shard is the variables' bytes one after the other (`igpt.weights.tensorflow_index` reads where). Names and layout of the
-variables: ``src/model.py`` of openai/image-gpt. One variable at a time is read, checked and copied into the model, so
-memory holds the model and its largest matrix.
+A shard is the concatenation of variables' bytes (`igpt.weights.tensorflow_index` reads their offsets). Names and layout of
+the variables: ``src/model.py`` of openai/image-gpt. Variables are read, checked and copied into the model one at a time, so
+that the memory needed is that of the model and its largest matrix.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def read_tensorflow(prefix: Path) -> ImageGPT:
 
     prefix : the path without ``.index``, such as ``igpt-s/model.ckpt-1000000``
     A class head (``model/clf/wclf``) and an optimiser's variables are ignored, as the released code does.
-    Raises UsageError for a missing, cut or damaged file, a checkpoint of another model, or NaN or infinite numbers.
+    Raises UsageError for a missing, truncated or damaged file, a checkpoint of another model, or NaN or infinite numbers.
     """
     index = read_index(prefix)
     shape = shape_of(index)
@@ -67,7 +67,7 @@ def shape_of(index: Index) -> ModelShape:
 
 
 def check_shard(index: Index, shard: int, path: Path) -> None:
-    """Raise UsageError unless the file at ``path`` has the weights of a shard, by their checksums."""
+    """Raise UsageError unless a shard's weights in the file at ``path`` match their checksums."""
     for name, variable in index.weights.items():
         if variable.shard == shard:
             _read(path, name, variable)
@@ -83,7 +83,7 @@ class _Target(NamedTuple):
 
 
 def _targets(shape: ModelShape) -> dict[str, _Target]:
-    """Where each variable goes. q, k and v are stored (head, out, in) as ours; the other matrices (in, out)."""
+    """The target of each variable, by name. q, k and v are stored (head, out, in) as ours; the other matrices (in, out)."""
     width, heads = shape.n_embd, (shape.n_head, shape.n_embd // shape.n_head, shape.n_embd)
     rows = {"wte": shape.n_vocab, "wpe": shape.n_ctx, "wtet": shape.n_vocab}
     targets = {f"model/{name}": _Target(name, None, False, (number, width)) for name, number in rows.items()}
@@ -104,26 +104,26 @@ def _targets(shape: ModelShape) -> dict[str, _Target]:
 
 
 def _check_names(index: Index, targets: dict[str, _Target]) -> None:
-    """Refuse a checkpoint that lacks a weight, has an unknown one, or one of another shape or type."""
+    """Raise UsageError for a missing or unknown weight, or one of another shape or dtype."""
     weights = index.weights
-    wrong = [f"{name} is missing" for name in targets if name not in weights]
-    wrong += [f"{name} is unknown" for name in weights if name not in targets]
+    faults = [f"{name} is missing" for name in targets if name not in weights]
+    faults += [f"{name} is unknown" for name in weights if name not in targets]
     for name, weight in weights.items():
         shape = targets[name].shape if name in targets else weight.shape
         if weight.shape != shape or weight.dtype != FLOAT32 or weight.size != 4 * math.prod(shape):
-            wrong.append(f"{name} has shape {weight.shape} and type {weight.dtype}")
-    if wrong:
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UsageError(f"{index.prefix} is not a checkpoint of Image GPT: {'; '.join(wrong[:3])}{more}")
+            faults.append(f"{name} has shape {weight.shape} and type {weight.dtype}")
+    if faults:
+        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise UsageError(f"{index.prefix} is not a checkpoint of Image GPT: {'; '.join(faults[:3])}{more}")
 
 
 def _check_shards(index: Index) -> None:
-    """Refuse, before anything is read, shards that are missing or shorter than the index says."""
+    """Raise UsageError, before any shard is read, for shards that are missing or shorter than the index requires."""
     if missing := [path.name for path in index.weight_shards.values() if not path.exists()]:
         raise UsageError(f"{index.prefix} lacks {len(missing)} of its {index.shards} shards, {missing[0]} first: copy them too")
     for number, path in index.weight_shards.items():
         variables = [variable for variable in index.variables.values() if variable.shard == number]
-        needed = max(max(v.offset + v.size for v in variables), sum(v.size for v in variables))  # none lies within another
+        needed = max(max(v.offset + v.size for v in variables), sum(v.size for v in variables))  # variables do not overlap
         try:
             if (size := file_size(path)) < needed:
                 raise ValueError(f"it is cut short at {size:,} of {needed:,} bytes")
@@ -132,7 +132,7 @@ def _check_shards(index: Index) -> None:
 
 
 def _read(path: Path, name: str, variable: Variable) -> bytearray:
-    """A variable's bytes from its shard. Raises UsageError where they do not have its checksum."""
+    """A variable's bytes from its shard. Raises UsageError if they do not match its checksum."""
     with path.open("rb") as stream:
         stream.seek(variable.offset)
         content = bytearray(stream.read(variable.size))

@@ -19,11 +19,11 @@ from igpt.files import cannot_read, read_whole
 
 FLOAT32 = 1  # DT_FLOAT
 _MAGIC = 0xDB4775248B80FB57  # the last eight bytes of a LevelDB table
-_LARGEST_INDEX = 1 << 18  # bytes; iGPT-L's is some twenty thousand, and three times that with an optimiser
-_LONGEST_NAME = 256  # bytes; the released ones have fewer than fifty
+_LARGEST_INDEX = 1 << 18  # bytes; iGPT-L's has some 20,000, and three times as many with an optimiser
+_LONGEST_NAME = 256  # bytes; released names have fewer than 50
 _WEIGHT = re.compile(r"model/(?!clf/).*(?<!/Adam)(?<!/Adam_1)")  # the released code restores no others
 
-Fields = dict[int, list[int | bytes]]  # of a protocol buffer, by number
+Fields = dict[int, list[int | bytes]]  # values of a protocol buffer, by field number
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def index_path(prefix: Path) -> Path:
 def read_index(prefix: Path, path: Path | None = None) -> Index:
     """The variables of a checkpoint. Raises UsageError for an index that is missing or damaged.
 
-    path : the index file, when it does not have its own name yet
+    path : the index file, if it does not have its final name yet
     """
     path = path or index_path(prefix)
     try:
@@ -96,20 +96,20 @@ def _table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     if len(content) < 48 or struct.unpack("<Q", content[-8:])[0] != _MAGIC:
         raise ValueError("it does not end as an index does")
     footer = content[-48:]
-    _, at = _handle(footer, 0)  # of the table's meta data, which is empty
+    _, at = _handle(footer, 0)  # the handle of the meta index, which is empty
     handle, _ = _handle(footer, at)
-    last = None
+    previous = None
     for _, value in _block(content, handle):
         inner, _ = _handle(value, 0)
         for key, entry in _block(content, inner):
-            if last is not None and key <= last:  # so that no block is read again and again
+            if previous is not None and key <= previous:  # so that no block is read twice
                 raise ValueError("its names are not in order")
-            last = key
+            previous = key
             yield key, entry
 
 
 def _block(content: bytes, handle: tuple[int, int]) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of one block; each key is stored as what it adds to the previous one."""
+    """Keys and values of one block; each key is stored as the prefix shared with the previous key, and the rest."""
     offset, size = handle
     block = content[offset : offset + size]
     tail = content[offset + size : offset + size + 5]  # a byte for the compression, and a checksum
@@ -135,14 +135,14 @@ def _block(content: bytes, handle: tuple[int, int]) -> Iterator[tuple[bytes, byt
 
 
 def _handle(content: bytes, at: int) -> tuple[tuple[int, int], int]:
-    """Offset and size of a block, and where the two numbers end."""
+    """A block's handle, which is its offset and size, and the position after it."""
     offset, at = _varint(content, at)
     size, at = _varint(content, at)
     return (offset, size), at
 
 
 def _varint(content: bytes, at: int) -> tuple[int, int]:
-    """A number in groups of seven bits, and where it ends."""
+    """A varint (groups of seven bits), and the position after it."""
     value = 0
     for shift, byte in enumerate(content[at : at + 10]):
         value |= (byte & 127) << 7 * shift
@@ -182,7 +182,7 @@ def _fields(message: bytes) -> Fields:
 
 
 def _number(fields: Fields, number: int) -> int:
-    """A field that is a number, 0 by default."""
+    """The value of a numeric field, 0 by default."""
     value = fields.get(number, [0])[-1]
     if isinstance(value, bytes):
         raise ValueError("an entry cannot be read")
@@ -190,7 +190,7 @@ def _number(fields: Fields, number: int) -> int:
 
 
 def _messages(fields: Fields, number: int) -> list[Fields]:
-    """A field that is messages, none by default."""
+    """The values of a field of nested messages, none by default."""
     messages = []
     for value in fields.get(number, []):
         if isinstance(value, int):
