@@ -1,8 +1,8 @@
-"""Faster linear layers and causal attention on a CPU, and torch.compile where it works.
+"""Faster linear layers and causal attention on a CPU, and torch.compile with a fallback.
 
-torch's float32 `F.linear` is slow on many processors, above all for few rows, as in sampling (`igpt bench` measures it).
-oneDNN, which is part of torch, is faster on weights in its own layout. That layout is a second copy of the weights, so it
-exists only inside a ``with prepacked(model)`` block. Outside of it, and without oneDNN, layers use `F.linear`.
+torch's float32 `F.linear` is slow on many processors, above all for few rows, as in sampling (measured by `igpt bench`).
+oneDNN, which is part of torch, is faster on weights in its own layout. That layout is a second copy of the weights, made
+only inside a ``with prepacked(model)`` block. Outside of such a block, and without oneDNN, layers use `F.linear`.
 
 torch's fused attention is slow in bfloat16 on a CPU, above all for short sequences. There `causal_attention` computes
 blocks of queries, each with the keys up to the block's end, by matrix products that skip most masked scores.

@@ -79,7 +79,7 @@ class Attention(nn.Module):
         causal, mask = self.causal, None
         if cache is not None:
             k, v = cache.extend(block, k, v)  # (B, H, T, D)
-            causal, mask = cache.end == S, cache.mask  # a prefix attends causally; a later position sees all before it
+            causal, mask = cache.end == S, cache.mask  # causal for a prefix; a single later position attends to all before it
         # (B, H, S, D), scaled by D^-1/2
         a = causal_attention(q, k, v) if causal else F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.c_proj(a.transpose(1, 2).reshape(B, S, C), add=h)  # type: ignore[no-any-return]
@@ -242,7 +242,7 @@ class ImageGPT(nn.Module):
             cache.end = h.shape[1]
         for index, block in enumerate(self._blocks()):
             h = block.after_norm(h, block.ln_1(h), cache, index)
-        cache.length += h.shape[1]  # in place where it is a tensor
+        cache.length += h.shape[1]  # in place if it is a tensor
         return self.logits(self.ln_f(h[:, -1]))
 
 

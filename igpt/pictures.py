@@ -1,4 +1,4 @@
-"""Read image files as arrays for the palette, and write grids of images."""
+"""Read image files as arrays for the palette, and write grids of images; all processing before the palette is here."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ UPRIGHT = {  # by EXIF's orientation
 def read_picture(path: Path, *, side: int, channels: int, resample: int = Image.Resampling.BICUBIC) -> NDArray[np.uint8]:
     """An image file as uint8 (side, side, channels): upright, its central square, reduced by bicubic filtering.
 
-    resample : another of Pillow's filters, see `PIL.Image.Resampling`
+    resample : filter of Pillow, see `PIL.Image.Resampling`
 
     All colour spaces are converted, by the embedded ICC profile if it can be read. Transparency is composited on white, and
     the first of several frames is used. An unreadable orientation is ignored. 16 bits are reduced to 8.
@@ -99,10 +99,8 @@ def opened(source: IO[bytes], formats: tuple[str, ...] = FORMATS, *, advice: str
         raise UsageError(
             f"has {size / 1e6:,.1f} MB, and up to {most * STORED:,g} MB are opened: reduce it, or {_raise(size / STORED)}"
         )
-    previous, Image.MAX_IMAGE_PIXELS = (
-        Image.MAX_IMAGE_PIXELS,
-        int(most * 1e6 / 2),
-    )  # Pillow warns above this number, and refuses above twice as many
+    # Pillow warns above this number, and refuses above twice as many.
+    previous, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, int(most * 1e6 / 2)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(source, formats=formats) as file:  # about EXIF too
             yield file

@@ -22,8 +22,8 @@ def configured_folder(variable: str, default: Path | str) -> Path:
 def whole_path(setting: str, value: str, base: Path | None = None) -> Path:
     """An absolute path, with the home folder and environment variables expanded.
 
-    setting : where the value comes from, for the error message
-    base : what a relative path starts from; the working directory when None
+    setting : source of the value, for the error message
+    base : folder that a relative path is relative to; the working directory if None
     Raises UsageError for an unknown variable or user.
     """
     unknown = f"{setting} is {value}, which names an unknown variable or user: write the full path"

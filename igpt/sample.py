@@ -1,7 +1,7 @@
 """Sampling and completion, token by token, by default at temperature 1 (the method of OpenAI's blog post).
 
-The released sampler runs a full forward pass for each pixel; here keys and values are cached and the prefix goes
-through in one pass. On a GPU, launching a step's several hundred kernels takes longer than running them, so there each step
+The released sampler runs a full forward pass for each pixel; here keys and values are cached, and the prefix takes
+one pass. On a GPU, launching a step's several hundred kernels takes longer than running them, so there each step
 after the first, with the draw of its token, replays a recorded CUDA graph. Restricting the choice to the likeliest tokens
 (``top_k``, ``top_p``) is not in the paper, and off by default.
 """
@@ -55,10 +55,10 @@ def complete(
     """n continuations of each prefix, tokens int64 (B, n, positions), the prefix kept.
 
     prefix : int64 (B, P), the first P tokens in raster order; -1 is a token to be drawn, so that any set
-    of positions can be kept. A kept token does not influence those drawn before it.
+    of positions can be kept. A kept token does not influence earlier draws.
     temperature : divides the logits; 0 takes the likeliest token
     top_k, top_p : choose among the k likeliest tokens only, or the fewest whose probabilities reach p
-    Each token takes one uniform number, drawn per image, so that an image depends on the seed and
+    Each token uses one uniform number, drawn per image, so that an image depends on seed and index,
     not on the batch size. Raises UsageError for BERT weights, a prefix of another dtype, shape or palette or longer than
     the model, settings outside their range, a seed outside 0 to 2^32 - 1, and logits that are NaN or infinite.
 
@@ -218,7 +218,5 @@ def _draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """Tokens (B,) by the inverse of the cumulative distribution: logits (B, V), uniform (B,) in [0, 1)."""
     cumulative = logits.double().softmax(-1).cumsum(-1)
     drawn = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).squeeze(1)
-    last = (
-        (logits > -torch.inf).cumsum(-1).argmax(-1)
-    )  # the possible token with the highest index: the product above may round up to the total
+    last = (logits > -torch.inf).cumsum(-1).argmax(-1)  # last token that is possible: the product may round up to the total
     return torch.minimum(drawn, last)

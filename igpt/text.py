@@ -19,7 +19,7 @@ def visible(text: str, *, limit: int | None = None) -> str:
 
 
 def counted(count: int, one: str, many: str = "") -> str:
-    """A number with its noun, as ``1 stage`` and ``2 stages``; ``many`` is the plural if it is not ``one`` with an s."""
+    """A number with its noun, as ``1 stage`` and ``2 stages``; ``many`` is an irregular plural."""
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 

@@ -43,7 +43,7 @@ def is_present(name: str) -> bool:
         return all((card.folder / file).is_file() for file in names)
     if (pictures_folder(card) / "train").is_dir():
         return True
-    in_place = [archive for archive in card.archives if not archive.addresses]  # ImageNet's are read without unpacking
+    in_place = [archive for archive in card.archives if not archive.addresses]  # ImageNet's, read without unpacking
     return bool(in_place) and all((card.folder / archive.name).is_file() for archive in in_place)
 
 

@@ -17,10 +17,8 @@ from igpt.data.store import read_tokens
 from igpt.errors import UsageError
 from igpt.palette import Palette
 
-PARTS: dict[Official, tuple[SplitName, ...]] = {
-    "train": ("train", "validation"),
-    "test": ("test",),
-}  # in the released files, of each official split
+# The released parts of each official split.
+PARTS: dict[Official, tuple[SplitName, ...]] = {"train": ("train", "validation"), "test": ("test",)}
 
 
 def released_splits() -> list[Official]:

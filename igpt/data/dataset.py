@@ -117,7 +117,7 @@ def checked_bytes(path: Path, md5: str) -> bytes:
 
 
 def stable_order(salt: str, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``indices`` in an order that depends only on ``salt`` and the indices."""
+    """``indices`` in a pseudorandom order that depends only on ``salt`` and the indices."""
     keys = [hashlib.sha256(f"{salt} {index}".encode()).digest() for index in indices.tolist()]
     return indices[sorted(range(len(indices)), key=keys.__getitem__)]
 

@@ -1,6 +1,6 @@
 """ImageNet and Tiny ImageNet: JPEG files in folders or in the official tar files, listed once and read one by one.
 
-The book's chapter on the data lists the layouts. All have the same order: train by class and file name, val by file name.
+The book's chapter on the data lists the layouts. All result in the same order: train by class and file name, val by file name.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def decode(content: bytes) -> Image.Image:
     """
     try:
         with opened(io.BytesIO(content), FORMATS, advice=ADVICE) as file:
-            if file.mode.startswith("I"):  # a 16-bit PNG, which Pillow's own conversion would clip to white
+            if file.mode.startswith("I"):  # a 16-bit PNG, whose values above 255 Pillow's own conversion would clip
                 return Image.fromarray(grey_levels(file)).convert("RGB")
             return file.convert("RGB")
     except UsageError:

@@ -123,6 +123,6 @@ class LabelledTokens:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what identifies tokens, labels and order; the same in every process and on every machine."""
+        """SHA-256 of tokens' digests, labels and order; equal in every process and on every machine."""
         parts = [*(each.digest for each in self.sources), *map(index_digest, (self.source, self.indices, self.labels))]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()

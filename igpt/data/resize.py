@@ -31,7 +31,7 @@ def centre_crop(picture: Image.Image, *, side: int, filter: str = "bicubic") -> 
 
 
 def random_crop(picture: Image.Image, *, side: int, filter: str = "bicubic", generator: np.random.Generator) -> NDArray[np.uint8]:
-    """A training crop, uint8 (side, side, 3): short side uniform in 256 .. 384, any 224 x 224 of it, reduced."""
+    """A training crop, uint8 (side, side, 3): short side uniform in 256 .. 384, a random 224 x 224 of it, reduced."""
     width, height = picture.size
     extent = min(width, height) * CROP / generator.integers(SHORT[0], SHORT[1] + 1)
     left, top = generator.uniform(0, width - extent), generator.uniform(0, height - extent)

@@ -96,7 +96,7 @@ def held_out(name: str) -> NDArray[np.int64]:
 def low_data_subset(labels: NDArray[np.int64], *, per_class: int, draw: int) -> NDArray[np.int64]:
     """Indices of ``per_class`` images of every class, the ``draw``-th random choice (section 4.7).
 
-    Balanced classes are our choice: the paper gives the totals only, which divide by the classes.
+    Balanced classes are our choice: the paper states totals only, which are multiples of the number of classes.
     Raises UsageError when a class has fewer images.
 
     >>> import numpy as np

@@ -41,7 +41,7 @@ class Header(BaseModel):
 
 
 class TokenStore:
-    """A finished store. Opening reads the header; a shard is memory-mapped when it is first used."""
+    """A finished store. Opening reads the header; a shard is memory-mapped on first use."""
 
     def __init__(self, folder: Path) -> None:
         """Read the header. Raises UsageError for a folder that is not a finished store, or lacks a shard."""
@@ -107,7 +107,7 @@ class TokenStore:
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    """A memory map of a store's file. Raises UsageError when it is damaged or holds something else."""
+    """A memory map of a store's file. Raises UsageError when it is damaged, or has another shape or dtype."""
     advice = f"move {path.parent} away and tokenise again"
     array = map_array(path, wrong="is damaged", advice=advice)
     if array.shape != shape or array.dtype != dtype:
@@ -140,7 +140,7 @@ def map_array(path: Path, *, wrong: str, advice: str) -> NDArray[Any]:
 
 
 def read_header(folder: Path) -> Header:
-    """The header of a finished store. Raises UsageError when there is none, or it is of a different version."""
+    """The header of a finished store. Raises UsageError when it is missing, damaged, or of a different version."""
     try:
         fields = read_json(folder / HEADER)
         if fields.get("version") != VERSION:

@@ -38,7 +38,7 @@ from igpt.files import check_writable, file_sha256, remove_parts, wait_for_lock,
 from igpt.palette import Palette
 from igpt.seeds import check_seed
 
-if TYPE_CHECKING:  # so that stages with other data sets do not depend on the reader of this one
+if TYPE_CHECKING:  # an import would make stages with any data set depend on ImageNet's reader
     from igpt.data.jpegs import Jpegs
 
 PLAN = "plan.json"  # the header without checksums, while a store is being made

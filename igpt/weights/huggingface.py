@@ -79,7 +79,7 @@ def read_huggingface(folder: Path) -> ImageGPT:
     Ignored are dropout, the order and precision of attention's products (all are computed in float32, whatever the
     ``dtype``), options of output and sampling, and fields unknown to transformers.
     Reads ``model.safetensors``, or ``pytorch_model.bin`` by PyTorch's restricted unpickler, each whole or in shards.
-    Weights of ImageGPTForImageClassification and of ImageGPTModel have no output matrix: such a model gives features, its
+    Weights of ImageGPTForImageClassification and of ImageGPTModel have no output matrix: such a model has features, its
     ``wtet`` is None, and a classifier's own head is not read. Raises UsageError for a missing or damaged file, other tensors
     than the configuration describes, NaN or infinite numbers, or biases that are not zero.
     """
@@ -288,7 +288,7 @@ def _read_file(name: str, path: Path) -> dict[str, Tensor]:
 def _check_pickle(path: Path) -> None:
     """Raise ValueError for a pickle that would take more memory than its file, or calls more than tensors need.
 
-    PyTorch's restricted unpickler runs no foreign code, but it makes a bytearray of any size.
+    PyTorch's restricted unpickler runs no foreign code, but allocates a bytearray of any size.
     """
     file_size(path)
     try:

@@ -3,7 +3,7 @@
 One graph computes both the prefix and each later step, so that a runtime loads the weights once:
 
     tokens                       int64 (B, S)             the start token (``n_vocab``) and the prefix first, then one at a time
-    past.0.key .. past.L-1.value  float32 (B, H, P, D)     of all positions so far, none (P = 0) at first
+    past.0.key .. past.L-1.value  float32 (B, H, P, D)     of all positions so far, P = 0 at first
     logits                       float32 (B, V)           of the position after the last given token
     present.0.key ..             float32 (B, H, P + S, D)  the past and the new ones: the next call's past
 

@@ -34,7 +34,7 @@ _ROUNDED = 1e-5  # palettes that differ by less are equal but for rounding; a le
 
 
 def read_colours(folder: Path) -> Palette | None:
-    """The palette of a folder's tokens: its ``palette.npy`` or its processor's clusters; None if it has neither.
+    """The palette of a folder's tokens: its ``palette.npy`` or its processor's clusters; None if both are missing.
 
     If both exist, their colours must be equal; a grey palette's clusters repeat each level three times. Clusters that equal
     the released colours but for rounding are read as the released palette. Settings that change a pixel's value must be
@@ -86,7 +86,7 @@ def write_processor(folder: Path, palette: Palette, *, side: int) -> None:
 
 
 def _read_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The path of the image processor's configuration, as transformers finds it, and its fields; empty if there is none."""
+    """The path of the image processor's configuration, as transformers finds it, and its fields; empty if it is missing."""
     path, what = folder / NESTED, "an image processor"
     fields = read_fields(path, what).get("image_processor") if path.exists() else None
     if fields is None:

@@ -34,7 +34,7 @@ class Released:
 
     @property
     def label(self) -> str:
-        """The name that a user gives."""
+        """The name in commands, such as ``igpt-s@131000``."""
         return self.name if self.step == LAST_STEP else f"{self.name}@{self.step}"
 
     @property

@@ -1,6 +1,6 @@
 """The index of a TensorFlow checkpoint (``PREFIX.index``), read without TensorFlow and without torch.
 
-It is a sorted table in LevelDB's format, from each variable's name to a protocol buffer with its shape, its shard, and its
+The index is a sorted LevelDB table that maps each variable's name to a protocol buffer with its shape, its shard, and its
 offset, size and checksum there. Variables named ``model/...`` are weights; an optimiser's and a class head's are not read.
 """
 
@@ -21,7 +21,7 @@ FLOAT32 = 1  # DT_FLOAT
 _MAGIC = 0xDB4775248B80FB57  # the last eight bytes of a LevelDB table
 _LARGEST_INDEX = 1 << 18  # bytes; iGPT-L's has some 20,000, and three times as many with an optimiser
 _LONGEST_NAME = 256  # bytes; released names have fewer than 50
-_WEIGHT = re.compile(r"model/(?!clf/).*(?<!/Adam)(?<!/Adam_1)")  # the released code restores no others
+_WEIGHT = re.compile(r"model/(?!clf/).*(?<!/Adam)(?<!/Adam_1)")  # as restored by the released code
 
 Fields = dict[int, list[int | bytes]]  # values of a protocol buffer, by field number
 
