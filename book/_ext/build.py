@@ -18,7 +18,7 @@ from pathlib import Path
 from igpt.companion import cli
 from igpt.project import Project
 
-LEFT_OUT = ("_build", "records", "figures", "models", "__pycache__")  # of book/: results, and what has a check of its own
+LEFT_OUT = ("_build", "records", "figures", "models", "__pycache__")  # of book/: results, and files with a check of their own
 
 
 def build(root: Path) -> int:
@@ -37,13 +37,13 @@ def build(root: Path) -> int:
 
 
 def state_digest(root: Path) -> str:
-    """SHA-256 of all that decides the pages but the project's own records: code, chapters, notebooks, packages."""
+    """SHA-256 of everything that the pages depend on except the project's own records: code, chapters, notebooks, packages."""
     digest = hashlib.sha256(str(root).encode())
     digest.update(f"{sys.version} {Path(sysconfig.get_path('purelib')).stat().st_mtime_ns}".encode())
     package = Path(cli.__file__).parents[1]
     paths = [*files(package), *files(root / "notebooks"), *files(root / "book")]
-    if readers := os.environ.get("IGPT_RECORDS"):
-        paths += Path(readers).rglob("*.json")  # beside which there may be weights of gigabytes
+    if folder := os.environ.get("IGPT_RECORDS"):
+        paths += Path(folder).rglob("*.json")  # the folder may also have gigabytes of weights
     for path in sorted(paths):
         digest.update(str(path).encode())
         digest.update(path.read_bytes() if path.is_file() else b"")
@@ -70,7 +70,7 @@ def run(command, *words: str) -> int:
 
 
 def main() -> int:
-    """Run, make and build; the first exit code that is not 0."""
+    """Run the tiny tier, make the live panel and build the book; the first exit code that is not 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="laptop-l", help="of the live panel: a name, or a folder of weights")
     model = parser.parse_args().model

@@ -1,4 +1,4 @@
-"""The book's directives and its role: tables, figures and numbers out of records, and the API out of the source.
+"""The book's Sphinx directives and role: tables, figures and numbers from records, and the API from the source.
 
     ```{igpt-table} headline          a table by the name `igpt table` knows
     ```{igpt-figure} depth            a figure by name, with :alt: and a caption as its content
@@ -9,8 +9,8 @@
     ```{igpt-yours}                   how a reader's own records (make book RECORDS=path) compare; nothing without them
     {igpt}`measured headline-001 tiny`    a number by name, with its receipt
 
-They read records and nothing else. A missing record makes its cell pending; it never fails the build. Each page
-remembers which records it has read, so that a build after `build.py` reads again those pages whose records changed.
+They read records and compute nothing. A missing record makes its cell pending; it never fails the build. The build
+stores which records each page read, so that the next one by `build.py` rereads only the pages whose records changed.
 """
 
 from __future__ import annotations
@@ -57,23 +57,23 @@ from igpt.errors import UsageError
 from igpt.project import Project
 from igpt.text import visible
 
-# What a page was made from: paths of records, or these patterns of them.
+# Inputs of a page: paths of records, or these patterns of them.
 ALL, DRILLS, PAPER, SPEED = PATTERNS = "*/*.json", "drill/*.json", "paper/*.json", "speed/*.json"
 
 
 class PageStore(RecordStore):
-    """The published records. It notes the inputs of the page that is being read, and makes each table once."""
+    """The published records; tracks the inputs of the page that is being read, and caches tables."""
 
     def __init__(self, project: Project) -> None:
         super().__init__(project)
-        # Of files before any is used, so that what changes during a build is read again by the next.
+        # Hashed before any file is used, so that pages of files that change during a build are read again by the next one.
         paths = sorted(project.records.glob(ALL))
         self._digests = {str(p.relative_to(project.records)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
         self._tables: dict[str, tuple[ResultTable, set[str]]] = {}
         self.inputs: set[str] = set()
 
     def read(self, stage: Stage) -> Record | None:
-        """As of the base class."""
+        """A stage's record, which becomes an input of the page; None when it is missing."""
         self.inputs.add(self.link(stage))
         return super().read(stage)
 
@@ -97,7 +97,7 @@ class PageStore(RecordStore):
     def digests(self, inputs: Iterable[str]) -> dict[str, str]:
         """A digest by input, empty for a record that is missing."""
         patterns = {
-            pattern: json.dumps([each for each in self._digests.items() if fnmatch(each[0], pattern)]) for pattern in PATTERNS
+            pattern: json.dumps([item for item in self._digests.items() if fnmatch(item[0], pattern)]) for pattern in PATTERNS
         }
         return {name: patterns.get(name, self._digests.get(name, "")) for name in inputs}
 
@@ -105,7 +105,7 @@ class PageStore(RecordStore):
 PROJECT = Project.here()
 STORE = PageStore(PROJECT)
 YOURS = ReaderStore(PROJECT, Path(os.environ["IGPT_RECORDS"])) if os.environ.get("IGPT_RECORDS") else None
-# Tables of this book alone, with the records that they read by themselves.
+# Tables that only the book has, with the pattern of records that they read without the store.
 BOOK_TABLES: dict[str, tuple[Callable[[RecordStore], ResultTable], str]] = {
     "speed": (speed_table, ""),
     "speed-seconds": (seconds_table, ""),
@@ -136,15 +136,15 @@ def number_node(cell: Cell, key: str) -> nodes.Node:
 
 
 def visit_receipt(translator, node: receipt) -> None:
-    """HTML: a button and the popover it opens. Phrasing elements only, since both stand in a paragraph."""
+    """HTML: a button and the popover it opens. Phrasing elements only, since both are inside a paragraph."""
     ident = f"receipt-{node['key']}"
     word = node["word"]
     kind = "verdict-good" if word in GOOD else "verdict-bad" if word in BAD else "pending" if word == "pending" else ""
     kind += " measured" if node["records"] else ""
     label = html.escape(node.astext())
-    told = f' data-word="{word}"' if word else ""  # what the scoreboard is filtered by
+    data_word = f' data-word="{word}"' if word else ""  # for the scoreboard's filter
     translator.body.append(
-        f'<button type="button" class="receipt-button {kind}"{told} popovertarget="{ident}">{label}</button>'
+        f'<button type="button" class="receipt-button {kind}"{data_word} popovertarget="{ident}">{label}</button>'
         f'<span popover id="{ident}" class="receipt">'
     )
     root = "../" * translator.builder.current_docname.count("/")
@@ -166,7 +166,7 @@ def visit_receipt(translator, node: receipt) -> None:
 
 
 def depart_nothing(translator, node: nodes.Node) -> None:
-    """The text alone needs no end."""
+    """Nothing to close after the text."""
 
 
 class TableDirective(SphinxDirective):
@@ -235,9 +235,9 @@ class FigureDirective(SphinxDirective):
                 figure += nodes.image(uri=uri, alt=self.options["alt"], classes=[f"in-{mode}", "dark-light"])
         else:
             [first, *_] = FIGURES[name].stages
-            makes = "make book" if tier_of(first) == "tiny" else f"igpt run --tier {tier_of(first)}"
+            command = "make book" if tier_of(first) == "tiny" else f"igpt run --tier {tier_of(first)}"
             pending = nodes.paragraph("", f"Pending: its records ({first.notebook}) have not been made; ")
-            pending += [nodes.literal("", makes), nodes.Text(" makes them.")]
+            pending += [nodes.literal("", command), nodes.Text(" makes them.")]
             figure += pending
         caption = nodes.caption()
         inline, _ = self.state.inline_text(" ".join(self.content), self.lineno)
@@ -259,7 +259,7 @@ class YoursDirective(SphinxDirective):
 
 
 SERVED = "where scripts run and the page comes from a web server, as with <code>make serve</code>"
-# What a script of book/_live fills, by directive: the file that it needs, the sentence without that file, and the frame.
+# HTML that a script of book/_live fills, by directive: the file it needs, the sentence without that file, and the HTML.
 FRAMES = {
     "igpt-live": (
         "live.json",
@@ -343,17 +343,17 @@ def _paragraph(part: str) -> nodes.paragraph:
 
 
 def _example(part: str) -> nodes.literal_block:
-    """An example of a docstring, as a session shows it."""
+    """An example of a docstring, as an interactive session."""
     return nodes.literal_block(part, part, language="pycon")
 
 
 class NumberRole(SphinxRole):
-    """``{igpt}`NAME```: a number out of records, published rows or the code."""
+    """``{igpt}`NAME```: a number from records, published rows or the code."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         """The number, with its receipt where it has one."""
         if self.text.startswith("live "):
-            STORE.inputs.add(SPEED)  # it reads its record by itself
+            STORE.inputs.add(SPEED)  # it reads its record without the store
         try:
             cell = number(self.text, STORE)
         except UsageError as error:
@@ -363,35 +363,35 @@ class NumberRole(SphinxRole):
 
 
 def draw_figures(app: Sphinx) -> None:
-    """Draw the figures whose records are there, before pages are read; remove those whose records are gone."""
+    """Before pages are read, draw the figures whose records exist, and remove those whose records do not."""
     for name in FIGURES:
         draw_figure(name, STORE, Path(app.srcdir) / "figures")
 
 
 def begin_page(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Forget what the page before has read."""
+    """Clear the inputs of the previous page."""
     STORE.inputs.clear()
 
 
 def end_page(app: Sphinx, doctree: nodes.document) -> None:
-    """Keep which records a page has read."""
+    """Store the records that a page has read."""
     inputs_of(app.env)[app.env.docname] = STORE.digests(STORE.inputs)
 
 
 def changed_pages(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
-    """The pages of which a record has changed, come or gone since they were read."""
+    """The pages whose records were changed, added or removed since the pages were read."""
     return [name for name, inputs in inputs_of(env).items() if STORE.digests(inputs) != inputs and name not in removed]
 
 
 def inputs_of(env: BuildEnvironment) -> dict[str, dict[str, str]]:
-    """By page: the SHA-256 of each record file that it was made from."""
+    """The SHA-256 of each record file that a page was made from, by page."""
     if not hasattr(env, "igpt_inputs"):
         env.igpt_inputs = {}  # type: ignore[attr-defined]
     return env.igpt_inputs  # type: ignore[attr-defined,no-any-return]
 
 
 def mend_page(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object) -> None:
-    """What theme and extensions leave broken: a script that throws on every page, and roles that axe refuses."""
+    """Work around the theme and extensions: a script that fails on every page, and ARIA roles that axe rejects."""
     if "script_files" in context:
         context["script_files"] = [
             script
@@ -404,7 +404,7 @@ def mend_page(app: Sphinx, pagename: str, templatename: str, context: dict, doct
 
 
 def copy_files(app: Sphinx, error: Exception | None) -> None:
-    """Beside the pages: MathJax's few files, the tables as data, the records themselves, and what the live panel loads."""
+    """Copy MathJax's files, the tables as data, the records, and the live panel's files to the built book."""
     if error is not None or app.builder.format != "html":
         return
     out = Path(app.outdir)
@@ -423,20 +423,20 @@ def copy_files(app: Sphinx, error: Exception | None) -> None:
     shutil.rmtree(out / "records", ignore_errors=True)  # or a removed record would stay
     if PROJECT.records.is_dir():
         shutil.copytree(PROJECT.records, out / "records")
-    for path, _ in YOURS.all if YOURS else []:  # beside ours, never among them
+    for path, _ in YOURS.all if YOURS else []:  # in a folder of their own, never among ours
         target = out / "yours" / path.relative_to(YOURS.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
     shutil.copytree(Path(app.srcdir) / "_live", out / "live", dirs_exist_ok=True)  # scripts
     (out / "live" / "palette.json").write_text(released_palette_json())
-    if (Path(app.srcdir) / "live" / "live.json").exists():  # and what the live panel loads
+    if (Path(app.srcdir) / "live" / "live.json").exists():  # the live panel's model
         shutil.copytree(Path(app.srcdir) / "live", out / "live", dirs_exist_ok=True)
     (out / "records").mkdir(exist_ok=True)
     (out / "records" / "schema.json").write_text(json.dumps(Record.model_json_schema(), indent=1) + "\n")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Tell Sphinx."""
+    """Register the node, directives, role and event handlers."""
     app.add_node(
         receipt,
         html=(visit_receipt, depart_nothing),

@@ -1,1 +1,1 @@
-"""The paper's evaluations, one protocol a file; each says what is trained, chosen and reported."""
+"""The paper's evaluations, one protocol per file; its docstring lists what is trained, chosen and reported."""

@@ -1,4 +1,4 @@
-"""Features on disk: computed in one pass over the tokens, in bounded memory, resumably; read back memory-mapped.
+"""Features on disk: computed in one resumable pass over the tokens, in bounded memory, and read back memory-mapped.
 
 For features that do not fit into memory (five layers of iGPT-XL on ImageNet are 39 GB in half precision). Rows may be in a
 random order, so that reading them in sequence serves stochastic gradients.
@@ -27,8 +27,8 @@ from igpt.files import remove_parts, wait_for_lock
 from igpt.model import ImageGPT
 from igpt.train.memory import AT_ONCE
 
-SECONDS = 60.0  # between two notes of how far the work is
-Report = Callable[[int, int], None]  # images done, images in all; an exception stops the work, which is kept so far
+SECONDS = 60.0  # between two saves of the progress
+Report = Callable[[int, int], None]  # images done, images in all; an exception stops the work, which can be resumed
 Tokens: TypeAlias = "LabelledTokens | TokenStore | NDArray[np.integer]"  # (images, positions)
 Look = tuple[Tokens, int]  # images, and the seed of BERT's masks for them
 
@@ -37,7 +37,7 @@ Look = tuple[Tokens, int]  # images, and the seed of BERT's masks for them
 class FeatureStore:
     """Features by layer, each (N, width) and memory-mapped; ``order`` int64 (N,) is the image of each row.
 
-    Changes to the features stay in memory.
+    The maps are copy-on-write: changes to the features stay in memory.
     """
 
     order: NDArray[np.int64]
@@ -57,14 +57,14 @@ def store_features(
     batch: int = 128,
     report: Report = lambda done, total: None,
 ) -> FeatureStore:
-    """The features of some layers (all by default) of all tokens, computed, resumed, or as kept in ``folder``.
+    """Features of some layers (all by default) of all tokens: read from ``folder`` if complete, else resumed or computed.
 
-    key : what decides them, such as the digests of weights and tokens; features with another key are computed again
+    key : identifies their inputs, such as by the digests of weights and tokens; features with another key are recomputed
     dtype : on disk, one of `PRECISIONS`; features are computed in the model's precision and averaged in float32
     seed : of the random order of the rows; None for the images' order
-    mask_seed, batch : of BERT's masks, and how many images' masks are drawn together
-    While another process fills the folder this one waits, and continues if that process ends early.
-    Raises UsageError for another precision, for features that are NaN or infinite, and when the disk is too small.
+    mask_seed : of BERT's masks; batch : images whose masks are drawn together
+    While another process fills the folder this one waits, and resumes the work if that process ends early.
+    Raises UsageError for an unknown dtype, for features that are NaN or infinite, and when the disk is too small.
     """
     if dtype not in PRECISIONS:
         raise UsageError(f"features are kept in {' or '.join(PRECISIONS)}, not {dtype!r}: choose one of these")
@@ -85,50 +85,50 @@ def store_features(
             check_space(feature_bytes(model, images, layers, dtype), folder)
             maps = {layer: np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape) for layer, path in paths.items()}
 
-        def note() -> None:
+        def save_progress() -> None:
             for features in maps.values():
                 features.flush()
             kept.keep("done", done)
 
-        noted = time.monotonic()
+        saved = time.monotonic()
         try:
             with prepacked(model):
                 for start in range(done - done % batch, images, batch):
-                    # Masks depend on their seed and on where their batch starts; those of finished images are drawn again.
+                    # Masks depend on their seed and on their batch's first image; those of finished images are drawn again.
                     generator = torch.Generator().manual_seed(mask_seed * 1_000_003 + start)
                     torch.rand(done - start, model.shape.n_ctx, generator=generator)
                     while done < min(start + batch, images):
                         rows = order[done : min(done + at_once, start + batch)]
-                        part = torch.from_numpy(tokens[rows].astype(np.int64)).to(model.wte.device)
-                        for layer, averages in masked_features(model, part, layers=layers, generator=generator).items():
+                        inputs = torch.from_numpy(tokens[rows].astype(np.int64)).to(model.wte.device)
+                        for layer, averages in masked_features(model, inputs, layers=layers, generator=generator).items():
                             with np.errstate(over="ignore"):
                                 features = averages.cpu().numpy().astype(dtype)
                             if not np.isfinite(features).all():
                                 raise UsageError(f"features of layer {layer} overflow {dtype}: compute them in float32")
                             maps[layer][done : done + len(rows)] = features
                         done += len(rows)
-                        if time.monotonic() - noted > SECONDS:
-                            note()
-                            noted = time.monotonic()
+                        if time.monotonic() - saved > SECONDS:
+                            save_progress()
+                            saved = time.monotonic()
                         report(done, images)
         finally:
-            note()
+            save_progress()
     return FeatureStore(order, {layer: np.lib.format.open_memmap(path, "c") for layer, path in paths.items()})
 
 
 def _opened(path: Path, shape: tuple[int, int], dtype: str) -> Any:
     """A writable memory map of a whole .npy file; None for a missing, damaged or different one."""
     try:
-        features = np.lib.format.open_memmap(path, "r")  # "r+" would lengthen a file that was cut short, by zeros
-    except Exception:  # numpy's parser of headers raises whatever Python's parser does
+        features = np.lib.format.open_memmap(path, "r")  # "r+" would pad a truncated file with zeros
+    except Exception:  # numpy parses headers with Python's parser, which raises many kinds
         return None
-    whole = features.offset + features.nbytes == path.stat().st_size
+    complete = features.offset + features.nbytes == path.stat().st_size
     same = (features.shape, str(features.dtype)) == (shape, dtype)
-    return np.lib.format.open_memmap(path, "r+") if whole and same else None
+    return np.lib.format.open_memmap(path, "r+") if complete and same else None
 
 
 def images_at_once(model: ImageGPT) -> int:
-    """How many images go through a frozen network together: more gain nothing and take memory."""
+    """Images per forward pass of a frozen network; larger batches are not faster and take more memory."""
     shape = model.shape
     return max(AT_ONCE // (4 * shape.n_embd * shape.n_ctx * model.wte.element_size()), 1)
 
@@ -144,7 +144,7 @@ def store_looks(
     seed: int | None = None,
     report: Report = lambda done, total: None,
 ) -> list[FeatureStore]:
-    """`store_features` of several sets of images below ``folder``, by default in the images' order.
+    """`store_features` of several sets of images, each in a subfolder of ``folder``, by default in the images' order.
 
     Raises UsageError before the first set when the disk has no room for all of them.
     """
@@ -152,13 +152,13 @@ def store_looks(
     folder.mkdir(parents=True, exist_ok=True)
     check_space(feature_bytes(model, total, layers, dtype), folder)
     stores: list[FeatureStore] = []
-    for number, (tokens, mask_seed) in enumerate(looks):
+    for index, (tokens, mask_seed) in enumerate(looks):
         before = sum(len(store.order) for store in stores)
         store = store_features(
-            folder / f"features-{number}",
+            folder / f"features-{index}",
             model,
             tokens,
-            key={**key, "look": str(number)},
+            key={**key, "look": str(index)},
             layers=layers,
             dtype=dtype,
             seed=seed,
@@ -170,7 +170,7 @@ def store_looks(
 
 
 def remove_looks(folder: Path) -> None:
-    """Remove what `store_looks` keeps in a folder."""
+    """Remove the features that `store_looks` wrote in a folder."""
     remove_parts(folder, "features-*")
 
 
@@ -180,11 +180,11 @@ def feature_bytes(model: ImageGPT, images: int, layers: Sequence[int], dtype: st
 
 
 def check_space(needed: int, folder: Path) -> None:
-    """Raise UsageError when features of so many bytes do not fit on the disk, counting those below the folder already.
+    """Raise UsageError when ``needed`` bytes of features do not fit on the disk, less those already in the folder.
 
-    (A memory map that cannot grow kills the process.)
+    (Writing to a memory map on a full disk kills the process.)
     """
-    there = sum(path.stat().st_blocks * 512 for path in folder.rglob("layer-*.npy"))
+    present = sum(path.stat().st_blocks * 512 for path in folder.rglob("layer-*.npy"))
     free = shutil.disk_usage(folder).free
-    if needed - there > free:
-        raise UsageError(f"the features need {needed - there:,} more bytes and {folder} has {free:,} free: make room first")
+    if needed - present > free:
+        raise UsageError(f"the features need {needed - present:,} more bytes and {folder} has {free:,} free: make room first")

@@ -20,8 +20,8 @@ from igpt.model import ImageGPT, draw_mask
 from igpt.shape import ModelShape
 from igpt.train.runtime import Runtime
 
-TRIED = 4096  # positions of the images by which two precisions are compared
-FASTER = 1.2  # float32 is used where it is that many times as fast as bfloat16
+TRIED = 4096  # positions per timed pass, when two precisions are compared
+FASTER = 1.2  # float32 is used where it is more than this many times as fast as bfloat16
 
 
 def extract_features(
@@ -40,12 +40,12 @@ def extract_features(
     (3, 5, 16)
     """
     generator = torch.Generator().manual_seed(mask_seed)
-    parts = []
+    outputs = []
     with prepacked(model):
-        for part in tokens.split(batch):
-            features = masked_features(model, part.to(model.wte.device), generator=generator, mask_rate=mask_rate)
-            parts.append(torch.stack([features[layer] for layer in sorted(features)]).cpu())
-    return torch.cat(parts, dim=1).numpy()
+        for inputs in tokens.split(batch):
+            features = masked_features(model, inputs.to(model.wte.device), generator=generator, mask_rate=mask_rate)
+            outputs.append(torch.stack([features[layer] for layer in sorted(features)]).cpu())
+    return torch.cat(outputs, dim=1).numpy()
 
 
 def masked_features(
@@ -71,10 +71,10 @@ def masked_features(
 
 
 def features_dtype(shape: ModelShape, runtime: Runtime, *, folder: Path) -> torch.dtype:
-    """The precision to compute features in: the runtime's, but not bfloat16 on a CPU that is slower in it.
+    """The dtype to compute features in: bfloat16 where the runtime uses it, unless on a CPU that is slower in it.
 
-    A CPU tries both on a model of two blocks, and ``folder`` keeps the choice for resumed runs. (Images per second and core of
-    iGPT-S: 0.36 in bfloat16 and 0.55 in float32 on a Xeon whose matrix units are hidden; 0.8 and 0.5 on an EPYC.)
+    On a CPU both are timed with a model of two blocks, and ``folder`` stores the choice for resumed runs. (Images per second
+    and core of iGPT-S: 0.36 in bfloat16 and 0.55 in float32 on a Xeon that hides its matrix units; 0.8 and 0.5 on an EPYC.)
     """
     if not runtime.bfloat16:
         return torch.float32
@@ -84,11 +84,11 @@ def features_dtype(shape: ModelShape, runtime: Runtime, *, folder: Path) -> torc
 
 def _faster(shape: ModelShape) -> str:
     """The precision in which this CPU computes features faster; bfloat16 unless float32 is clearly faster."""
-    few = replace(shape, n_layer=2)
+    small = replace(shape, n_layer=2)
     tokens = torch.zeros(max(TRIED // shape.n_ctx, 1), shape.n_ctx, dtype=torch.int64)
-    models = {dtype: ImageGPT(few).to(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    models = {dtype: ImageGPT(small).to(dtype) for dtype in (torch.float32, torch.bfloat16)}
     best = dict.fromkeys(models, math.inf)
-    for _ in range(3):  # in turns; the first one warms up
+    for _ in range(3):  # alternating; the first round warms up
         for dtype, model in models.items():
             with prepacked(model):
                 start = time.perf_counter()

@@ -7,10 +7,10 @@ validation accuracy.
 Refitted: with both, from the pre-trained weights, on train and validation together.
 Reported: the test accuracy of the refit, once.
 
-Warm-up, epochs and the chosen rates are unpublished: no warm-up, and see deviations for the rest.
+Warm-up, epochs and the chosen rates are unpublished. There is no warm-up here; see deviations for the rest.
 
-Each run is one of `igpt.train.engine`. With a folder it resumes after a kill or a stop, to the bit on a CPU; its outcome is
-kept there, and its checkpoints are removed in the end. A checkpoint is three times the weights, and at most four exist at a
+Each run is trained by `igpt.train.engine`. With a folder it resumes after a kill or a stop, on a CPU to the bit; its outcome
+is saved there, and its checkpoints are removed at the end. A checkpoint is three times the weights, and at most four exist at a
 time, one of them being written: 65 GB for iGPT-L.
 """
 
@@ -55,8 +55,8 @@ from igpt.weights.own import load_weights
 
 Outcome = TypeVar("Outcome")
 
-# Fractions of pre-training's rate. The paper often found a tenth best, which was worse in the few epochs on the digits;
-# batches of 128 would also leave them only ten steps per epoch.
+# Fractions of pre-training's rate. In the paper a tenth is often best; on the digits, with few epochs, it was worse.
+# Batches of 128 would give the digits only ten steps per epoch.
 RATES = (0.3, 0.1, 0.03)
 DIGITS_RATES, DIGITS_BATCH = (1.0, 0.3), 16
 AUGMENTED = ("cifar10", "cifar100")  # as published; ImageNet's crops are drawn when it is tokenised
@@ -64,7 +64,7 @@ AUGMENTED = ("cifar10", "cifar100")  # as published; ImageNet's crops are drawn 
 
 @dataclass(frozen=True)
 class FineTuneSettings:
-    """The choices of one fine-tuning run, except for its weights and seed."""
+    """Hyperparameters of one fine-tuning run, except for its weights and seed."""
 
     learning_rate: float
     epochs: int
@@ -93,13 +93,13 @@ class Classifier(nn.Module):
     def predict(self, tokens: LabelledTokens | Tensor, *, mask_rate: float = 0.15, mask_seed: int = 0) -> NDArray[np.int64]:
         """Classes int64 (images,) of integer tokens (images, positions); a process group shares the work.
 
-        A BERT model sees masked images as in training, with masks drawn from ``mask_seed``.
+        The images of a BERT model are masked as in training, with masks drawn from ``mask_seed``.
         """
         runtime, classes = self._runtime, np.zeros(len(tokens), np.int64)
-        pieces = passes(self.model, tokens, mask_rate=mask_rate, mask_seed=mask_seed, at_once=runtime.micro_batch)
-        for indices, few, masked in pieces:
-            with torch.autocast(few.device.type, torch.bfloat16, enabled=runtime.bfloat16, cache_enabled=False):
-                predicted = self(few, masked, generative=False)[0].argmax(1).cpu().numpy()
+        batches = passes(self.model, tokens, mask_rate=mask_rate, mask_seed=mask_seed, at_once=runtime.micro_batch)
+        for indices, batch, masked in batches:
+            with torch.autocast(batch.device.type, torch.bfloat16, enabled=runtime.bfloat16, cache_enabled=False):
+                predicted = self(batch, masked, generative=False)[0].argmax(1).cpu().numpy()
             classes[indices] = predicted[: len(indices)]
         return np.array(sum_over(classes.tolist(), runtime.device), np.int64)
 
@@ -120,19 +120,19 @@ class JointLoss(Loss):
 
 
 def settings_grid(dataset: str, pretraining_rate: float, *, epochs: int) -> list[FineTuneSettings]:
-    """The settings to search on a data set, one for each rate, with at most ``epochs`` epochs.
+    """The settings to search on a data set, one per rate, each with at most ``epochs`` epochs.
 
     >>> [settings.learning_rate for settings in settings_grid("digits", 0.01, epochs=4)]
     [0.01, 0.003]
     """
     rates, batch = (DIGITS_RATES, DIGITS_BATCH) if dataset == "digits" else (RATES, FineTuneSettings.batch)
     augment = dataset in AUGMENTED
-    return [FineTuneSettings(pretraining_rate * part, epochs, batch=batch, augment=augment) for part in rates]
+    return [FineTuneSettings(pretraining_rate * fraction, epochs, batch=batch, augment=augment) for fraction in rates]
 
 
 @dataclass(frozen=True)
 class Search:
-    """What validation chose: settings with the best number of epochs, and all accuracies (rate, epoch, fraction)."""
+    """The settings chosen on validation, with the best number of epochs, and all accuracies (rate, epoch, fraction)."""
 
     settings: FineTuneSettings
     validation: float
@@ -150,10 +150,10 @@ def search(
     runtime: Runtime | None = None,
     report: Report = lambda done, total: None,
 ) -> Search:
-    """Run each of ``settings`` and choose by validation accuracy; of equals the first settings and the earliest epoch.
+    """Run each of ``settings`` and choose by validation accuracy; ties go to the first settings and the earliest epoch.
 
-    folder : each run resumes in, and keeps its outcome in, a subfolder of its own; nothing is kept when None
-    A run that diverges counts with its epochs before. Raises what `igpt.train.engine.train` raises, UsageError for
+    folder : each run has a subfolder, in which it resumes and saves its outcome; nothing is saved when None
+    Of a run that diverges the earlier epochs count. Raises what `igpt.train.engine.train` raises, UsageError for
     validation labels of classes that no training image has, and StageError when all runs diverge in their first epoch.
     """
     check_classes(train.labels, validation.labels)
@@ -182,7 +182,7 @@ def fine_tune(
 ) -> Classifier:
     """A copy of ``model`` with a head, trained on every image once per epoch; ``model`` itself is not changed.
 
-    folder : continues from the newest good checkpoint there; nothing is kept when None
+    folder : resumes from the newest good checkpoint there; nothing is saved when None
     runtime : the device of the model, in full precision, when None
     Raises what `igpt.train.engine.train` raises, and UsageError for an invalid seed.
     """
@@ -199,7 +199,7 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Tuning:
-    """A search, the refit and two controls, described by plain values that can be sent to other processes.
+    """A search, the refit and two controls, described by picklable values.
 
     weights : folder of the pre-trained weights; shape : of the model
     images : of train and validation together to use; 0 for all
@@ -218,7 +218,7 @@ class Tuning:
     views: int = 1
 
     def run(self, folder: Path, runtime: Runtime, report: Report) -> Tuned:
-        """Carry it out in this process, with the other processes of its group."""
+        """Run the search and the refits in this process, as one of its group."""
         seed = self.seed
         model, palette = load_weights(self.weights, self.shape)
         side = math.isqrt(self.shape.n_ctx)
@@ -256,7 +256,7 @@ class Tuning:
 def tune(
     tuning: Tuning, *, folder: Path, runtime: Runtime, launch: Launch | None = None, report: Report = lambda done, total: None
 ) -> Tuned:
-    """Carry out a `Tuning` on every device of the launch, with as many images at once as fit unless ``runtime`` says it.
+    """Run a `Tuning` on every device of the launch; without a ``micro_batch`` in ``runtime``, the largest that fits is used.
 
     folder : each run has a subfolder; finished runs are not repeated
     Raises what `search` raises, and UsageError when a step does not fit into memory.
@@ -270,7 +270,7 @@ def tune(
 
 @dataclass(frozen=True)
 class _Run:
-    """One fine-tuning of a copy of ``start``."""
+    """One fine-tuning run, on a copy of ``start``."""
 
     start: ImageGPT
     data: LabelledTokens
@@ -280,7 +280,7 @@ class _Run:
     given: Runtime | None
 
     def accuracies(self, validation: LabelledTokens, report: Report) -> list[float]:
-        """The validation accuracy after each epoch, up to where the run diverges."""
+        """The validation accuracy after each epoch; of a run that diverges, after each epoch before."""
 
         def compute() -> list[float]:
             try:
@@ -307,19 +307,19 @@ class _Run:
         classifier = Classifier(copy.deepcopy(self.start), data.classes, runtime=self.runtime)
         if not settings.generative_weight:
             classifier.model.wtet.requires_grad_(False)  # no loss depends on it
-        an_epoch = -(-len(data) // settings.batch)
-        steps = an_epoch * settings.epochs
-        coming: Iterator[Batch] | None = None
+        steps_per_epoch = -(-len(data) // settings.batch)
+        steps = steps_per_epoch * settings.epochs
+        batches: Iterator[Batch] | None = None
 
         def accuracy() -> float:
             assert validation is not None
             return float((classifier.predict(validation, mask_rate=settings.mask_rate) == validation.labels).mean())
 
         def draw(step: int) -> Batch:
-            """The engine asks for one step after the other, from the one that it resumes at."""
-            nonlocal coming
-            coming = coming or self._batches(step)
-            return next(coming)
+            """The batch of a step; the engine draws steps in order, from the one at which it resumes."""
+            nonlocal batches
+            batches = batches or self._batches(step)
+            return next(batches)
 
         task = Task(
             name=self.name,
@@ -330,13 +330,13 @@ class _Run:
             betas=settings.betas,
             rate=lambda step: settings.learning_rate,
             draw=draw,
-            milestones=() if validation is None else range(an_epoch, steps + 1, an_epoch),
+            milestones=() if validation is None else range(steps_per_epoch, steps + 1, steps_per_epoch),
             measure=accuracy,
         )
         return engine.train(task, folder=self.folder, runtime=self.runtime, report=report)[0], classifier
 
     def _batches(self, first: int) -> Iterator[Batch]:
-        """From step ``first`` on, tokens, BERT's masks and labels. One generator draws all, also for the steps before."""
+        """Tokens, BERT's masks and labels of each step from ``first`` on; earlier ones are drawn, to advance the generator."""
         settings, data, shape = self.settings, self.data, self.start.shape
         generator = torch.Generator().manual_seed(self.seed)
         steps = itertools.count()
@@ -344,26 +344,26 @@ class _Run:
             for index in torch.randperm(len(data), generator=generator).split(settings.batch):
                 masked = None
                 if shape.objective == "bert":
-                    like = torch.empty(len(index), shape.n_ctx, device="meta")
-                    masked = draw_mask(like, rate=settings.mask_rate, generator=generator)
+                    empty_batch = torch.empty(len(index), shape.n_ctx, device="meta")
+                    masked = draw_mask(empty_batch, rate=settings.mask_rate, generator=generator)
                 if next(steps) < first:
                     continue
                 tokens = take(data, index.numpy())
                 if settings.augment:
                     side = math.isqrt(shape.n_ctx)
                     squares = tokens.view(-1, side, side).numpy()
-                    drawn = augmented(squares, index.numpy(), images=len(data), epoch=epoch, seed=self.seed)
-                    tokens = torch.from_numpy(drawn).view(len(tokens), -1)
+                    cropped = augmented(squares, index.numpy(), images=len(data), epoch=epoch, seed=self.seed)
+                    tokens = torch.from_numpy(cropped).view(len(tokens), -1)
                 yield tokens, masked, torch.from_numpy(data.labels[index.numpy()])
 
     @cached_property
     def runtime(self) -> Runtime:
-        """As given; by default the model's device in full precision."""
+        """The given runtime; by default the model's device in full precision."""
         return self.given or Runtime(device=self.start.wte.device.type)
 
     @cached_property
     def name(self) -> str:
-        """All that decides the run."""
+        """Identifies all inputs of the run; empty without a folder."""
         if self.folder is None:
             return ""
         weights = hashlib.sha256()
@@ -373,9 +373,9 @@ class _Run:
         return f"{settings} {self.start.shape} {weights.hexdigest()} {self.data.digest} seed {self.seed}"
 
     def _once(self, what: str, data: LabelledTokens, compute: Callable[[], Outcome], report: Report) -> Outcome:
-        """An outcome on some images, computed unless kept in the folder, and the run's checkpoints and memory freed.
+        """An outcome on some images, read from the folder, or computed and saved; the run's checkpoints and memory are freed.
 
-        The first process of a group reads and writes the folder.
+        Only the first process of a group reads and writes the folder.
         """
         first = not dist.is_initialized() or dist.get_rank() == 0
         key = {"run": self.name, "data": data.digest, "outcome": what}
@@ -387,7 +387,7 @@ class _Run:
                 kept.keep("finished", outcome)
         if kept:
             remove_parts(kept.folder, "checkpoint-*")
-        # A GPU has no room for two runs, compiled modules are in reference cycles, and torch keeps only eight compiled codes.
+        # Two runs do not fit on a GPU, compiled modules are in reference cycles, and torch caches only eight compilations.
         torch.compiler.reset()
         gc.collect()
         report(1, 1)
@@ -395,5 +395,5 @@ class _Run:
 
 
 def _part(report: Report, index: int, parts: int) -> Report:
-    """The report of one of several parts of equal length."""
+    """The report of part ``index`` of ``parts`` equal ones, as progress of the whole."""
     return lambda done, total: report(index * total + done, parts * total)

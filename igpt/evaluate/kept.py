@@ -1,4 +1,4 @@
-"""Pieces of long work, each kept on disk once it is done, so that the same call made again continues with the next one."""
+"""Partial results of long work, saved to disk one by one, so that the same call resumes with the next one."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Piece = TypeVar("Piece")
 class Kept:
     """Pieces by name in ``folder``, each a JSON file of dicts, lists, strings, numbers and booleans; floats to the bit.
 
-    ``key`` says what they are computed from; pieces with another key are computed again.
+    ``key`` identifies their inputs; pieces with a different key are recomputed.
     """
 
     folder: Path
     key: dict[str, str]
 
     def get(self, name: str) -> Any | None:
-        """A kept piece; None when it is missing, damaged or has another key."""
+        """A saved piece; None when it is missing, damaged or has a different key."""
         try:
             content = read_json(self.folder / f"{name}.json", most=LARGEST)
             return content["piece"] if content["key"] == self.key else None
@@ -38,7 +38,7 @@ class Kept:
         write_text(self.folder / f"{name}.json", json.dumps({"key": self.key, "piece": piece}))
 
     def of(self, name: str, compute: Callable[[], Piece]) -> Piece:
-        """A piece as it was kept, else computed and kept."""
+        """The saved piece, or else computed and saved."""
         piece: Piece | None = self.get(name)
         if piece is None:
             piece = compute()

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MEMORY = 20  # pairs of steps and changes of the gradient that are kept
+MEMORY = 20  # latest pairs of steps and gradient changes in the history
 TRIALS = 40  # of a line search; nearly all searches take the first
-LEAST, MOST = 0.1, 0.9  # Wolfe's constants: the part of the first slope that a step must gain, and that may remain after it
+LEAST, MOST = 0.1, 0.9  # Wolfe's constants: the fraction of the initial slope that a step must gain, and that may remain after it
 ROUNDING = 1e-14  # relative error of an objective in float64
 
 # Objectives (p,) and gradients (p, n) at points (p, n) of the problems with these ascending indices.
@@ -23,7 +23,7 @@ Objective = Callable[[Tensor, list[int]], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Minima:
-    """Of P problems with n unknowns: float64 (P, n) points and (P,) values, bool (P,) converged, int64 (P,) iterations."""
+    """Results of P problems in n unknowns: float64 (P, n) points and (P,) values, bool (P,) converged, int64 (P,) iterations."""
 
     points: Tensor
     values: Tensor
@@ -34,10 +34,10 @@ class Minima:
 def minimise(objective: Objective, start: Tensor, *, tolerance: float, iterations: int) -> Minima:
     """The minima of smooth, strictly convex objectives, from float64 starts (P, n).
 
-    A problem has converged when its last step lowered its objective, and a full further step promises to lower it, by at
-    most ``tolerance`` times the objective (or times 1, if that is more). The promise is g'Hg / 2, with the gradient g and the
-    current estimate H of the inverse Hessian, which may be far off in the first steps. A converged problem leaves the batch.
-    A problem whose line search finds no lower point, or that runs out of ``iterations``, ends there without converging.
+    A problem has converged when its last step lowered its objective, and a full further step is expected to lower it, by at
+    most ``tolerance`` times max(|objective|, 1). The expected decrease is g'Hg / 2, with the gradient g and the current
+    estimate H of the inverse Hessian, which may be far off in the first steps. Converged problems leave the batch. A problem
+    whose line search finds no lower point, or that runs out of ``iterations``, ends there without converging.
     """
     count, device = len(start), start.device
     x, live = start, list(range(count))  # points and indices of the problems still running
@@ -49,22 +49,23 @@ def minimise(objective: Objective, start: Tensor, *, tolerance: float, iteration
     for iteration in range(iterations + 1):
         direction = history.direction(gradient)
         slope = (gradient * direction).sum(1)
-        little = tolerance * value.abs().clamp(min=1)
-        converged = (-slope / 2 <= little) & ((gained <= little) | stuck)  # at the optimum only rounding makes one stuck
+        threshold = tolerance * value.abs().clamp(min=1)
+        # At the optimum a line search fails by rounding alone.
+        converged = (-slope / 2 <= threshold) & ((gained <= threshold) | stuck)
         ended = converged | stuck | (iteration == iterations)
         if bool(ended.any()):
-            out, keep = torch.tensor(live, device=device)[ended], ~ended
-            minima.points[out], minima.values[out] = x[ended], value[ended]
-            minima.converged[out], minima.iterations[out] = converged[ended], iteration
-            live = [index for index, stays in zip(live, keep.tolist(), strict=True) if stays]
+            finished, keep = torch.tensor(live, device=device)[ended], ~ended
+            minima.points[finished], minima.values[finished] = x[ended], value[ended]
+            minima.converged[finished], minima.iterations[finished] = converged[ended], iteration
+            live = [index for index, kept in zip(live, keep.tolist(), strict=True) if kept]
             if not live:
                 break
             x, value, gradient, direction, slope = (t[keep] for t in (x, value, gradient, direction, slope))
             history = history.of(keep)
-        step, reached, bent, stuck = _search(objective, live, x, value, gradient, direction, slope)
+        step, new_value, new_gradient, stuck = _search(objective, live, x, value, gradient, direction, slope)
         x = x + step[:, None] * direction
-        history.add(step[:, None] * direction, bent - gradient)
-        gained, value, gradient = value - reached, reached, bent
+        history.add(step[:, None] * direction, new_gradient - gradient)
+        gained, value, gradient = value - new_value, new_value, new_gradient
     return minima
 
 
@@ -92,19 +93,19 @@ class _History:
         order = torch.arange(self.added, self.added + MEMORY, device=gradient.device) % MEMORY  # the oldest first
         sy, yy = self.sy[:, order][:, :, order], self.yy[:, order][:, :, order]
         diagonal = sy.diagonal(dim1=1, dim2=2)
-        none = diagonal <= 0  # a slot without a pair holds zeros, which an empty row of the triangle leaves alone
-        triangle = sy.triu() + torch.diag_embed(none.to(sy.dtype))
+        unused = diagonal <= 0  # a slot without a pair holds zeros, which an empty row of the triangle leaves alone
+        triangle = sy.triu() + torch.diag_embed(unused.to(sy.dtype))
         scale = (diagonal / yy.diagonal(dim1=1, dim2=2)).nan_to_num(1.0)
         # The scale of the newest pair; 1 without any.
-        newest = torch.where(none, -1, torch.arange(MEMORY, device=gradient.device)).amax(1, keepdim=True).clamp(min=0)
+        newest = torch.where(unused, -1, torch.arange(MEMORY, device=gradient.device)).amax(1, keepdim=True).clamp(min=0)
         scale = scale.gather(1, newest)[:, :, None]  # (p, 1, 1)
         along_s = (self.s @ gradient[:, :, None])[:, order]  # (p, MEMORY, 1)
         along_y = (self.y @ gradient[:, :, None])[:, order]
         a = torch.linalg.solve_triangular(triangle, along_s, upper=True)
         inner = diagonal[:, :, None] * a + scale * (yy @ a - along_y)
         b = torch.linalg.solve_triangular(triangle.mT, inner, upper=False)
-        back = order.argsort()
-        change: Tensor = (scale * a[:, back]).mT @ self.y - b[:, back].mT @ self.s  # (p, 1, n)
+        inverse = order.argsort()
+        change: Tensor = (scale * a[:, inverse]).mT @ self.y - b[:, inverse].mT @ self.s  # (p, 1, n)
         return change[:, 0] - scale[:, 0] * gradient
 
     def add(self, s: Tensor, y: Tensor) -> None:
@@ -131,23 +132,23 @@ def _search(
     (Hager and Zhang's approximate conditions, 2005).
     """
     step, low, high = torch.ones_like(value), torch.zeros_like(value), torch.full_like(value, torch.inf)
-    reached, bent = value.clone(), gradient.clone()
-    todo = torch.arange(len(live), device=x.device)
+    new_value, new_gradient = value.clone(), gradient.clone()
+    remaining = torch.arange(len(live), device=x.device)
     for _ in range(TRIALS):
-        at, d = step[todo], direction[todo]
-        f, g = objective(x[todo] + at[:, None] * d, [live[index] for index in todo.tolist()])
-        before, first, after = value[todo], slope[todo], (g * d).sum(1)
-        gains = f <= before + LEAST * at * first
+        trial, d = step[remaining], direction[remaining]
+        f, g = objective(x[remaining] + trial[:, None] * d, [live[index] for index in remaining.tolist()])
+        before, first, after = value[remaining], slope[remaining], (g * d).sum(1)
+        gains = f <= before + LEAST * trial * first
         gains |= (f <= before + ROUNDING * before.abs()) & (after <= (2 * LEAST - 1) * first)
         short = gains & (after < MOST * first)
         good = gains & ~short
-        reached[todo[good]], bent[todo[good]] = f[good], g[good]
-        low[todo[short]], high[todo[~gains]] = at[short], at[~gains]
-        todo = todo[~good]
-        if not len(todo):
+        new_value[remaining[good]], new_gradient[remaining[good]] = f[good], g[good]
+        low[remaining[short]], high[remaining[~gains]] = trial[short], trial[~gains]
+        remaining = remaining[~good]
+        if not len(remaining):
             break
-        middle = (low[todo] + high[todo]) / 2
-        step[todo] = torch.where(middle.isinf(), 2 * step[todo], middle)
+        middle = (low[remaining] + high[remaining]) / 2
+        step[remaining] = torch.where(middle.isinf(), 2 * step[remaining], middle)
     stuck = torch.zeros_like(value, dtype=torch.bool)
-    stuck[todo], step[todo] = True, 0.0
-    return step, reached, bent, stuck
+    stuck[remaining], step[remaining] = True, 0.0
+    return step, new_value, new_gradient, stuck

@@ -52,7 +52,7 @@ class ProbeResult:
         return next(probe for probe in self.layers if probe.layer == self.chosen)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it in JSON's types."""
+        """The result in JSON's types."""
         return {**asdict(self), "layers": [{**vars(p), "predictions": p.predictions.tolist()} for p in self.layers]}
 
     @classmethod
@@ -77,9 +77,9 @@ def probe_layers(
     features : train, validation and the views of test, each float32 or float16 (layers, images, width); test has one view,
     or one for each mask of BERT
     labels : train and validation, int64 (images,); choices and fits need no test labels
-    layers : the layers' numbers; from 0 on when None
+    layers : the layers' numbers; counted from 0 when None
     device : solves as many layers side by side as its memory holds
-    kept : keeps each layer's solution as soon as it is found
+    kept : saves each layer's result as soon as it is computed
     Raises UsageError when the validation images are the test's, or have classes that train lacks.
     """
     train, validation, views = features
@@ -88,8 +88,8 @@ def probe_layers(
         raise UsageError("the images to choose by are those of the test: take the held-out part of train, and leave test alone")
     numbers = list(range(len(train)) if layers is None else layers)
 
-    def each(name: str, task: Callable[[int], Task], finish: Callable[[int, list[Classifier]], Any], before: int) -> list[Any]:
-        """Solve each layer's task, and finish it; the outcomes in the layers' order."""
+    def solve(name: str, task: Callable[[int], Task], finish: Callable[[int, list[Classifier]], Any], before: int) -> list[Any]:
+        """Solve each layer's task that is not saved yet, and ``finish`` it; the outcomes in the layers' order."""
         outcomes = [None if kept is None else kept.get(f"{name}-{number:03d}") for number in numbers]
         missing = [index for index, outcome in enumerate(outcomes) if outcome is None]
         done = before + len(numbers) - len(missing)
@@ -101,14 +101,14 @@ def probe_layers(
             report(done, 2 * len(numbers))
         return outcomes
 
-    searched = each(
+    searched = solve(
         "search",
         lambda index: (train[index], labels[0], Cs),
         lambda index, path: list(choose(path, validation[index], labels[1])),
         0,
     )
     all_labels = np.concatenate(labels)
-    refitted = each(
+    refitted = solve(
         "refit",
         lambda index: (np.concatenate([train[index], validation[index]]), all_labels, [searched[index][0]]),
         lambda index, path: [[path[0].predict(view[index]).tolist() for view in views], path[0].converged],
@@ -123,9 +123,9 @@ def probe_layers(
 
 
 def choose(path: Sequence[Classifier], features: Features, labels: Labels) -> tuple[float, float]:
-    """The C with the best validation accuracy, the smallest of equals, and that accuracy."""
-    fraction, negative = max((float((c.predict(features) == labels).mean()), -c.C) for c in path)
-    return -negative, fraction
+    """The C with the best validation accuracy (the smallest in a tie), and that accuracy."""
+    fraction, negative_C = max((float((c.predict(features) == labels).mean()), -c.C) for c in path)
+    return -negative_C, fraction
 
 
 def check_classes(train: Labels, validation: Labels) -> None:
@@ -135,11 +135,11 @@ def check_classes(train: Labels, validation: Labels) -> None:
 
 
 def _shared(some: Features, others: Features) -> float:
-    """The fraction of ``some`` rows that are among the ``others``; 0 when most of these are equal, as of a constant feature."""
-    known = {np.asarray(row).tobytes() for row in others}
-    if len(known) < len(others) / 2:
+    """The fraction of ``some`` rows that are also in ``others``; 0 when most rows there are equal, as for constant features."""
+    rows = {np.asarray(row).tobytes() for row in others}
+    if len(rows) < len(others) / 2:
         return 0.0
-    return float(np.mean([np.asarray(row).tobytes() in known for row in some]))
+    return float(np.mean([np.asarray(row).tobytes() in rows for row in some]))
 
 
 def vote(predictions: Labels, *, seed: int) -> Labels:
@@ -177,7 +177,7 @@ def depth_series(result: ProbeResult, test_labels: Labels) -> list[dict[str, flo
 
 
 def chosen_layers(text: str, *, last: int) -> list[int]:
-    """The layers that a text names, ascending: ``all``, or some of 0 .. last, singly and in ranges.
+    """Parse layers, ascending: ``all``, or some of 0 .. last, as numbers and ranges.
 
     Raises UsageError for anything else.
 

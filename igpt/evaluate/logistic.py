@@ -1,13 +1,14 @@
 """Multinomial logistic regression: many problems side by side on a CPU or a GPU (layers, and several values of C for each).
 
 The objective is scikit-learn's: C times the sum of the images' cross-entropies plus half the squared weights, the intercept
-unpenalised. (With two classes both have weights here: C is scikit-learn's 2 C.) It is strictly convex but for a constant
+unpenalised. (With two classes both have weights here: C is scikit-learn's 2 C.) It is strictly convex except for a constant
 added to all intercepts, so the optimum does not depend on the solver. scikit-learn's L-BFGS needs more iterations for larger
 C and by default stops before the optimum; on features, whose variances span many orders of magnitude, that costs accuracy.
 Here L-BFGS (`igpt.evaluate.lbfgs`) works along the principal axes of the features, each scaled by its curvature.
 
-All is in float64, on a GPU too: float32 hides the last decreases of the objective, and in float64 a GPU finds what a CPU
-finds. An H100 multiplies in float64 at its float32 rate, a consumer's GPU at 1/64 of it, still several cores' worth.
+All is in float64, on a GPU too: in float32 the last decreases of the objective are lost to rounding, and in float64 a GPU
+gives the same results as a CPU. An H100 is as fast in float64 as in float32; a consumer GPU has 1/64 of the rate, still as
+much as several cores.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 ITERATIONS = 2000
 TOLERANCE = 1e-11  # of the objective, see `igpt.evaluate.lbfgs.minimise`
-CPU_BYTES = 2**30  # for problems side by side on a CPU, where more at once gain nothing
-LOGITS = 2**24  # computed at once
+CPU_BYTES = 2**30  # for problems side by side on a CPU, where larger batches are not faster
+LOGITS = 2**24  # most logits computed at once
 GPU_PART = 0.7  # of a GPU's free memory; the rest is for temporary results that are not counted
 
 Features = NDArray[np.float32]
@@ -65,7 +66,7 @@ class Classifier:
 def fit_path(
     features: Features, labels: Labels, *, Cs: Sequence[float], device: str = "cpu", standardise: bool = True
 ) -> list[Classifier]:
-    """One classifier for each C, in their order.
+    """One classifier per C, in their order.
 
     features : float32 (images, width); labels : int64 (images,); Cs : as scikit-learn's C
     standardise : scale each feature to mean 0 and variance 1 first, which decides what the penalty weighs
@@ -88,17 +89,17 @@ def fit_paths(tasks: Iterable[Task], *, device: str = "cpu", standardise: bool =
         if not all(0 < C < np.inf for C in Cs):
             raise UsageError(f"C is {', '.join(map(str, Cs))}: give numbers above 0")
         images, width = features.shape
-        stays, passing = problem_bytes(images, width, len(classes), len(Cs))
-        if batch and ((len(batch) + 1) * stays + passing > room or not batch[0].is_like(features, classes)):
+        held, temporary = problem_bytes(images, width, len(classes), len(Cs))
+        if batch and ((len(batch) + 1) * held + temporary > room or not batch[0].is_like(features, classes)):
             paths, batch = _solve(batch), []
             yield from paths
         if not batch:
             room = _room(device)
-            if device != "cpu" and stays + passing > room:
-                need, has = ((stays + passing) / 2**30, room / 2**30)
+            if device != "cpu" and held + temporary > room:
+                needed, available = ((held + temporary) / 2**30, room / 2**30)
                 raise UsageError(
-                    f"a probe of {images:,} images with {width:,} features takes {need:.1f} GiB of the card, which has"
-                    f" {has:.1f} to give: end what else runs there, or probe fewer images"
+                    f"a probe of {images:,} images with {width:,} features takes {needed:.1f} GiB of the card, which has"
+                    f" {available:.1f} to give: end what else runs there, or probe fewer images"
                 )
         batch.append(_Prepared.of(task, classes, device=device, standardise=standardise))
     if batch:
@@ -116,14 +117,14 @@ def _room(device: str) -> float:
 
 
 def problem_bytes(images: int, width: int, classes: int, count: int) -> tuple[int, int]:
-    """Bytes that a task with ``count`` values of C takes while it is solved, and bytes that one task takes at a time."""
+    """Bytes that each task with ``count`` values of C holds until it is solved, and temporary bytes of one task at a time."""
     from igpt.evaluate.lbfgs import MEMORY
 
     inner, outputs = min(images, width), count * classes
-    # Features and axes; for each unknown the history of L-BFGS, twice when problems leave, and a dozen vectors of its own.
-    stays = images * inner + 2 * width * inner + outputs * (inner + 1) * (4 * MEMORY + 12)
+    # Features and axes; for each unknown the history of L-BFGS, twice while converged problems are removed, and a dozen vectors.
+    held = images * inner + 2 * width * inner + outputs * (inner + 1) * (4 * MEMORY + 12)
     # While preparing, the features as given and along the axes; then the logits.
-    return 8 * stays, 8 * 2 * (images * width + max(LOGITS, outputs))
+    return 8 * held, 8 * 2 * (images * width + max(LOGITS, outputs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,19 +162,19 @@ class _Prepared:
         x = x @ axes
         indices = torch.from_numpy(np.searchsorted(classes, labels)).to(device)
         moments = x.new_zeros(len(classes), x.shape[1] + 1)
-        part = max(LOGITS // len(classes), 1)  # images at once, since one-hot labels of many classes are larger than features
-        for some, of in zip(x.split(part), indices.split(part), strict=True):
-            shares = torch.nn.functional.one_hot(of, len(classes)).T.to(x.dtype) / len(x)  # (classes, n)
-            moments += torch.cat([shares @ some, shares.sum(1, keepdim=True)], dim=1)
+        size = max(LOGITS // len(classes), 1)  # of a chunk of images, since one-hot labels of many classes exceed features
+        for x_chunk, index_chunk in zip(x.split(size), indices.split(size), strict=True):
+            shares = torch.nn.functional.one_hot(index_chunk, len(classes)).T.to(x.dtype) / len(x)  # (classes, n)
+            moments += torch.cat([shares @ x_chunk, shares.sum(1, keepdim=True)], dim=1)
         axes = axes if basis is None else basis @ axes
         return cls(x, moments, variances.clamp(min=0), axes, mean, scale, classes, Cs)
 
     def is_like(self, features: Features, classes: Labels) -> bool:
-        """Whether a task of these has as many unknowns for each C, so that both can be solved side by side."""
+        """Whether a task of these features and classes has as many unknowns per C, so that both can be solved side by side."""
         return min(features.shape) == self.x.shape[1] and len(classes) == len(self.classes)
 
     def penalties(self) -> Tensor:
-        """Weights (Cs,) of half the squared weights beside the mean cross-entropy."""
+        """Factors (Cs,) of half the squared weights, which are added to the mean cross-entropy."""
         import torch
 
         return 1 / (torch.tensor(self.Cs, dtype=self.x.dtype, device=self.x.device) * len(self.x))
@@ -196,7 +197,7 @@ class _Prepared:
         import torch
 
         weights, intercept = given[..., :-1], given[..., -1]
-        # The mean logit of the labels is linear in the weights: the moments give it.
+        # The mean logit of the labels is linear in the weights, with the moments as coefficients.
         entropy, gradient = -(given * self.moments).sum((1, 2)), -self.moments.repeat(len(given), 1, 1)
         for x in self.x.split(max(LOGITS // intercept.numel(), 1)):
             logits = torch.addmm(intercept.reshape(-1, 1), weights.flatten(0, 1), x.T)
@@ -211,7 +212,7 @@ class _Prepared:
         return entropy + penalties / 2 * weights.square().sum((1, 2)), gradient
 
     def classifiers(self, given: Tensor, minima: Minima) -> list[Classifier]:
-        """One classifier for each C, from weights (Cs, classes, axes + 1) along the axes."""
+        """One classifier per C, from weights (Cs, classes, axes + 1) along the axes."""
         outcomes = zip(minima.values.tolist(), minima.converged.tolist(), minima.iterations.tolist(), strict=True)
         return [
             Classifier(self.mean, self.scale, w[:, :-1] @ self.axes.T, w[:, -1], self.classes, C, *outcome)
@@ -220,7 +221,7 @@ class _Prepared:
 
 
 def _solve(batch: Sequence[_Prepared]) -> list[list[Classifier]]:
-    """The optima of a batch of tasks for all their C: one L-BFGS for all, with products task by task."""
+    """The optima of a batch of tasks for all their C, by one batched L-BFGS; products are computed task by task."""
     import torch
 
     from igpt.evaluate.lbfgs import Minima, minimise
@@ -231,12 +232,12 @@ def _solve(batch: Sequence[_Prepared]) -> list[list[Classifier]]:
 
     def objective(points: Tensor, live: list[int]) -> tuple[Tensor, Tensor]:
         unit, penalty = units[live], penalties[live]
-        given = points.view(-1, *shape[1:]) * unit
-        values, gradients = torch.empty_like(penalty), torch.empty_like(given)
+        current = points.view(-1, *shape[1:]) * unit
+        values, gradients = torch.empty_like(penalty), torch.empty_like(current)
         for owner, problems in groupby(range(len(live)), key=lambda index: owners[live[index]]):
             first, *others = problems
-            here = slice(first, first + len(others) + 1)
-            values[here], gradients[here] = batch[owner].value(given[here], penalty[here])
+            rows = slice(first, first + len(others) + 1)
+            values[rows], gradients[rows] = batch[owner].value(current[rows], penalty[rows])
         return values, (gradients * unit).flatten(1)
 
     start = torch.zeros(shape, dtype=units.dtype, device=units.device).flatten(1)
@@ -244,6 +245,6 @@ def _solve(batch: Sequence[_Prepared]) -> list[list[Classifier]]:
     weights = minima.points.view(shape) * units
     paths, done = [], 0
     for task in batch:
-        here = slice(done, done := done + len(task.Cs))
-        paths.append(task.classifiers(weights[here], Minima(*(t[here] for t in vars(minima).values()))))
+        rows = slice(done, done := done + len(task.Cs))
+        paths.append(task.classifiers(weights[rows], Minima(*(t[rows] for t in vars(minima).values()))))
     return paths

@@ -1,6 +1,6 @@
-"""The linear probe of a network, from tokens to the result: features of its layers on disk, their probes, and the disk freed.
+"""The linear probe of a network, from tokens to the result: store features on disk, probe each layer, remove the features.
 
-An interrupted call resumes: features are noted every minute, and each layer's probe once it is solved.
+An interrupted call resumes: the progress of features is saved every minute, and each layer's probe once it is solved.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def probe_network(
     device: str = "cpu",
     report: Report = lambda done, total: None,
 ) -> ProbeResult:
-    """The probe of some layers on train, validation and test, computed, resumed, or as kept in ``folder``.
+    """Probe some layers on train, validation and test; the result is read from ``folder``, or resumed or computed.
 
-    weights : identifies them
+    weights : identifies the model's weights
     views : of the test images with different masks, BERT only; they differ from the masks of train and validation
     precision : of the features on disk. float16 changed 6 to 35 of 6,000 predictions of each layer of laptop-l on CIFAR-10,
     no test accuracy by more than 0.0005, no C, and not the chosen layer

@@ -1,9 +1,9 @@
 """Linear probe at ImageNet's scale (section 3.4): stochastic gradients over features that stay on disk.
 
 Trained: one multinomial logistic regression per learning rate, all side by side in one pass over the features, by SGD
-with momentum 0.9 and a cosine to zero.
+with momentum 0.9 and a cosine schedule to zero.
 Chosen on validation: the rate.
-Refitted: the chosen rate is trained once more on train and validation together, as everywhere in the paper.
+Refitted: with the chosen rate, on train and validation together, as everywhere in the paper.
 Reported: the test accuracy of the refit, once.
 
 The paper names the optimiser, the first rates and a million iterations. Batch, weight decay, augmentation and the scaling of
@@ -36,12 +36,12 @@ BATCH = 128
 BLOCK = 1024  # rows read at once
 MINUTES = 5.0  # between two checkpoints
 
-Report = Callable[[int, int], None]  # iterations done, iterations in all; an exception stops the work after a checkpoint
+Report = Callable[[int, int], None]  # iterations done, iterations in all; an exception stops the work, after a checkpoint
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Features that are read block by block: some layers side by side, memory-mapped.
+    """Memory-mapped features of one or more layers, concatenated and read block by block.
 
     layers : each (N, width), rows in random order
     places : int64 (n,) indices of the rows to use, ascending; labels : int64 (n,), of those rows
@@ -68,9 +68,9 @@ class Rows:
     def blocks(self, order: Iterable[int] | None = None) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         """Features float32 (1,024 or more, width) and labels of each block, in the given order of blocks."""
         for block in range(self.count) if order is None else order:
-            here = self.span(block)
-            rows = [layer[self.places[here]].astype(np.float32) for layer in self.layers]
-            yield np.concatenate(rows, axis=1), self.labels[here]
+            span = self.span(block)
+            features = [layer[self.places[span]].astype(np.float32) for layer in self.layers]
+            yield np.concatenate(features, axis=1), self.labels[span]
 
     def span(self, block: int) -> slice:
         """The rows of a block."""
@@ -115,7 +115,7 @@ def fit_sgd(
     Each epoch takes the blocks of rows in a new random order, and the rows of each block in a random order.
 
     checkpoint : a file with the state, written every `MINUTES`, when ``report`` raises, and at the end. The same call
-    continues from it, on a CPU to the same numbers to the bit; another call's checkpoint is overwritten.
+    resumes from it, on a CPU with the same numbers to the bit; a different call's checkpoint is overwritten.
     Raises UsageError for labels outside 0 .. classes - 1, and for features that are NaN or infinite.
     """
     import torch
@@ -127,19 +127,19 @@ def fit_sgd(
             f"a probe wants at least {BATCH} images with labels from 0 to {classes - 1}, not {len(rows)} with labels from"
             f" {rows.labels.min(initial=0)} to {rows.labels.max(initial=0)}"
         )
-    many = len(rates)
-    content = hashlib.sha256(rows.places.tobytes() + rows.labels.tobytes()).hexdigest()
-    call = f"{content} {rows.width} features, {classes} classes, rates {list(rates)}, {iterations} iterations, seed {seed}"
+    count = len(rates)
+    rows_digest = hashlib.sha256(rows.places.tobytes() + rows.labels.tobytes()).hexdigest()
+    call = f"{rows_digest} {rows.width} features, {classes} classes, rates {list(rates)}, {iterations} iterations, seed {seed}"
     step, state = _load(checkpoint, call, device)
     if not state:
         mean, scale = _moments(rows, device)
         # Row r * classes + k is class k of rate r, so that all rates are one product.
-        weights, intercept = torch.zeros(many * classes, rows.width, device=device), torch.zeros(many * classes, device=device)
+        weights, intercept = torch.zeros(count * classes, rows.width, device=device), torch.zeros(count * classes, device=device)
         state = {"mean": mean, "scale": scale, "weights": weights, "intercept": intercept}
         state |= {"speed": torch.zeros_like(weights), "intercept_speed": torch.zeros_like(intercept)}
     mean, scale, weights, intercept = (state[name] for name in ("mean", "scale", "weights", "intercept"))
     speed, intercept_speed = state["speed"], state["intercept_speed"]
-    each = torch.tensor(rates, device=device).repeat_interleave(classes)
+    row_rates = torch.tensor(rates, device=device).repeat_interleave(classes)
 
     def save() -> None:
         if checkpoint is not None:
@@ -148,13 +148,13 @@ def fit_sgd(
     saved = time.monotonic()
     for x, labels in _batches(rows, iterations, seed, device, skip=step):
         z = (x - mean) / scale
-        logits = torch.addmm(intercept, z, weights.T).view(len(z), many, classes)
-        slope = logits.softmax(-1)
-        slope[torch.arange(len(z), device=device), :, labels] -= 1
-        slope = slope.view(len(z), -1) / len(z)
-        speed.mul_(MOMENTUM).addmm_(slope.T, z)
-        intercept_speed.mul_(MOMENTUM).add_(slope.sum(0))
-        rate = each * 0.5 * (1 + math.cos(math.pi * step / iterations))
+        logits = torch.addmm(intercept, z, weights.T).view(len(z), count, classes)
+        gradient = logits.softmax(-1)
+        gradient[torch.arange(len(z), device=device), :, labels] -= 1
+        gradient = gradient.view(len(z), -1) / len(z)
+        speed.mul_(MOMENTUM).addmm_(gradient.T, z)
+        intercept_speed.mul_(MOMENTUM).add_(gradient.sum(0))
+        rate = row_rates * 0.5 * (1 + math.cos(math.pi * step / iterations))
         weights -= rate[:, None] * speed
         intercept -= rate * intercept_speed
         step += 1
@@ -166,19 +166,19 @@ def fit_sgd(
         except BaseException:
             save()
             raise
-    parts = zip(rates, weights.view(many, classes, -1), intercept.view(many, classes), strict=True)
-    return [SgdClassifier(rate, mean, scale, w, b) for rate, w, b in parts]
+    trained = zip(rates, weights.view(count, classes, -1), intercept.view(count, classes), strict=True)
+    return [SgdClassifier(rate, mean, scale, w, b) for rate, w, b in trained]
 
 
 def choose_rate(classifiers: Sequence[SgdClassifier], validation: Rows) -> tuple[SgdClassifier, float]:
-    """The classifier with the best validation accuracy, of equals the one with the smallest rate, and that accuracy."""
+    """The classifier with the best validation accuracy (the smallest rate in a tie), and that accuracy."""
     scores = [(float((c.predict(validation) == validation.labels).mean()), -c.rate, c) for c in classifiers]
     accuracy, _, best = max(scores, key=lambda score: score[:2])
     return best, accuracy
 
 
 def _load(checkpoint: Path | None, call: str, device: str) -> tuple[int, dict[str, Tensor]]:
-    """Iterations done and the state after them; 0 and nothing without a checkpoint of this call."""
+    """Iterations done and the state after them; 0 and an empty state without a checkpoint of this call."""
     from igpt.weights.own import load_tensors
 
     if checkpoint is None or not checkpoint.exists():
@@ -194,21 +194,21 @@ def _load(checkpoint: Path | None, call: str, device: str) -> tuple[int, dict[st
 
 
 def _batches(rows: Rows, iterations: int, seed: int, device: str, *, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """One batch per iteration, without the first ``skip``; the remainder of a block is left out.
+    """One batch per iteration, without the first ``skip``; a block's last rows that do not fill a batch are left out.
 
-    A block moves to the device as a whole: one transfer instead of eight.
+    Each block is transferred to the device as a whole, not batch by batch.
     """
     import torch
 
     generator, done = np.random.default_rng(seed), 0
     while done < iterations:
         for block in generator.permutation(rows.count):
-            here = rows.span(block)
-            shuffled, count = generator.permutation(here.stop - here.start), (here.stop - here.start) // BATCH
+            span = rows.span(block)
+            shuffled, count = generator.permutation(span.stop - span.start), (span.stop - span.start) // BATCH
             if done + count <= skip:  # drawn, to keep the generator's state, but not read
                 done += count
                 continue
-            [(x, labels)] = ((torch.from_numpy(part).to(device) for part in read) for read in rows.blocks([block]))
+            [(x, labels)] = ((torch.from_numpy(array).to(device) for array in arrays) for arrays in rows.blocks([block]))
             order = torch.from_numpy(shuffled).to(device)
             for start in range(0, count * BATCH, BATCH):
                 if done == iterations:

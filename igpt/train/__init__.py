@@ -1,1 +1,1 @@
-"""Pre-training: the recipes, the loop that carries them out, and what they cost."""
+"""Pre-training: recipes, the training loop, and their costs."""

@@ -16,7 +16,7 @@ from igpt.errors import UsageError
 from igpt.weights.check import check_weights
 from igpt.weights.own import load_tensors, save_tensors
 
-KEPT = 2  # the newest, and the one before in case it is damaged
+KEPT = 2  # checkpoints: the newest, and the one before in case it is damaged
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Progress:
 
     window : losses of the steps since the last line of metrics
     lowest : the lowest window mean so far
-    good : the step of the last window whose mean was normal
+    good : the step at the end of the last window that had not diverged
     metrics : all lines of metrics so far, so that a resumed run can rewrite its file
     """
 
@@ -69,8 +69,8 @@ def load_checkpoint(folder: Path, run: str, shapes: dict[str, torch.Size]) -> tu
     """State and progress of the newest good checkpoint; without one, an empty state and the progress of a new run.
 
     shapes : of the whole state, by name
-    A damaged checkpoint (cut short, or without these finite float32 tensors and a valid progress) is set aside with a
-    warning. Raises UsageError when all are damaged, and for another run's checkpoint.
+    A damaged checkpoint (truncated, or without valid progress and finite float32 tensors of these shapes) is set aside with
+    a warning. Raises UsageError when all are damaged, and for another run's checkpoint.
     """
     paths = checkpoints(folder)
     for path in reversed(paths):
@@ -107,7 +107,7 @@ def _progress(text: str, step: int) -> Progress:
     """The progress that `save_checkpoint` wrote after ``step`` steps. Raises ValueError for anything else."""
     progress = TypeAdapter(Progress).validate_json(text)
     losses = progress.losses
-    if progress.step != step or not all(0 <= each <= step for each in (progress.good, *losses.steps)):
+    if progress.step != step or not all(0 <= earlier <= step for earlier in (progress.good, *losses.steps)):
         raise ValueError(f"its progress is not that of step {step}")
     if not len(losses.steps) == len(losses.train) == len(losses.validation):
         raise ValueError("its losses are not one per milestone")

@@ -1,8 +1,8 @@
-"""A model on one device or on many: replicated (DDP) or with its parameters sharded (FSDP2), by PyTorch's own means.
+"""A model on one device or several: replicated with PyTorch's DDP, or sharded with FSDP2.
 
 Every process runs the same program. `Distributed.sum` gives all processes the same numbers. Checkpoints hold the whole
-state, gathered on the first process (`Distributed.state`, `Distributed.restore`), so that a run may continue with another
-number of devices.
+state, gathered on the first process (`Distributed.state`, `Distributed.restore`), so that a run may resume on a
+different number of devices.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class Loss(nn.Module):
-    """The mean loss of some images as a module, which is what DDP wraps; ``network`` is trained."""
+    """The mean loss of some images, as a module that DDP can wrap; ``network`` is trained."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class GenerativeLoss(Loss):
 
 
 class Distributed:
-    """A network with its Adam and its loss, on this process's device and, in a process group, on those of the others."""
+    """A network with its loss and Adam optimizer, on this process's device and distributed over its process group, if any."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Distributed:
         """Move the network to its device, wrap it, and make its optimizer.
 
         compiled : by torch.compile, if that works
-        recompute : keep no activations inside of blocks, and compute them again in the backward pass
+        recompute : activation checkpointing: compute the activations inside of blocks again in the backward pass
         shard : split parameters, gradients and moments equally over the processes
         """
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -95,7 +95,7 @@ class Distributed:
 
     @contextmanager
     def gathering(self, last: bool) -> Iterator[None]:
-        """A backward pass that exchanges gradients between processes only if it is the step's last."""
+        """Context of a backward pass; gradients are reduced over processes only in the last one of a step."""
         if isinstance(self.loss, DistributedDataParallel) and not last:
             with self.loss.no_sync():
                 yield
@@ -109,26 +109,26 @@ class Distributed:
         return sum_over(values, self.device)
 
     def from_first(self, value: Anything) -> Anything:
-        """The first process's value."""
+        """The first process's value, on every process."""
         return from_first(value, self.device)
 
     def finite(self) -> bool:
         """Whether all parameters are finite, on all processes."""
-        parts = (p.to_local() if hasattr(p, "to_local") else p for p in self.network.parameters())
-        return self.sum([float(not all(bool(p.isfinite().all()) for p in parts))]) == [0.0]
+        shards = (p.to_local() if hasattr(p, "to_local") else p for p in self.network.parameters())
+        return self.sum([float(not all(bool(p.isfinite().all()) for p in shards))]) == [0.0]
 
     def weights(self) -> State:
-        """The model's whole parameters by name; when sharded, on the first process only."""
+        """The unsharded parameters by name; when sharded, on the first process only."""
         if not self.sharded:
             return self.network.state_dict()
         return cast(State, get_model_state_dict(self.network, options=WHOLE))
 
     def state(self) -> State:
-        """Parameters as ``model.NAME`` and Adam's moments as ``adam.NAME.KEY``, whole on the first process."""
-        # Weights first: this frees what an evaluation has gathered.
+        """Parameters as ``model.NAME`` and Adam's moments as ``adam.NAME.KEY``, unsharded, on the first process."""
+        # Weights first: this frees parameters that an evaluation has gathered.
         weights = {f"model.{name}": t for name, t in self.weights().items()}
         adam: Any = get_optimizer_state_dict(self.network, self.optimizer, options=WHOLE)
-        moments = {f"adam.{name}.{key}": t for name, kept in adam.get("state", {}).items() for key, t in kept.items()}
+        moments = {f"adam.{name}.{key}": t for name, tensors in adam.get("state", {}).items() for key, t in tensors.items()}
         return weights | moments
 
     def expected(self) -> dict[str, torch.Size]:
@@ -142,7 +142,7 @@ class Distributed:
         return shapes
 
     def restore(self, state: State) -> None:
-        """Load a `state`; the first process's is used."""
+        """Load a `state`; the first process's is broadcast."""
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=self.size > 1)
         weights: Any = {name.removeprefix("model."): t for name, t in state.items() if name.startswith("model.")}
         moments: dict[str, State] = {}
@@ -167,9 +167,9 @@ def sum_over(values: Sequence[float], device: str) -> list[float]:
 
 
 def from_first(value: Anything, device: str) -> Anything:
-    """The first process's value; ``value`` without a process group."""
+    """The first process's value, on every process; ``value`` itself without a process group."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
-    box = [value]
-    dist.broadcast_object_list(box, device=torch.device(device))
-    return box[0]
+    values = [value]
+    dist.broadcast_object_list(values, device=torch.device(device))
+    return values[0]

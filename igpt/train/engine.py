@@ -1,11 +1,11 @@
-"""What all training has in common: Adam on batches cut into pieces, checkpoints, stopping, guards, metrics.
+"""The training engine: Adam on batches cut into micro-batches, checkpoints, stopping, divergence checks, metrics.
 
-Pre-training (`igpt.train.loop`) and fine-tuning (`igpt.evaluate.fine_tune`) describe what differs in a `Task`. A checkpoint
+Pre-training (`igpt.train.loop`) and fine-tuning (`igpt.evaluate.fine_tune`) describe their runs by a `Task`. A checkpoint
 holds the weights, Adam's moments and the losses so far, and a step's batch depends on the seed and the step alone. On a CPU
 with the same number of threads, a run that was killed and restarted therefore gives the same numbers to the bit as an
-uninterrupted one. On a GPU it resumes from the same state with the same batches, but no deterministic algorithms are asked
-for: last digits differ, between two uninterrupted runs too. (Not yet tested on a GPU.) In a process group every process
-takes an equal part of each batch, which is the same for any number of processes.
+uninterrupted one. On a GPU it resumes from the same state with the same batches, but deterministic algorithms are not
+enabled: last digits differ, also between two uninterrupted runs. (Not yet tested on a GPU.) In a process group every process
+takes an equal part of each batch; the batches do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PARTS = (".checkpoint-*.part", ".metrics.jsonl.*.part", ".weights-*.part")  # te
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and did after writing a checkpoint; the same call continues it."""
+    """The run stopped on request, after writing a checkpoint; the same call resumes it."""
 
 
 class Diverged(StageError):
@@ -50,13 +50,13 @@ class Diverged(StageError):
 
 @dataclass(frozen=True)
 class Task:
-    """A training run, except for its `Runtime`.
+    """What a training run computes; its `Runtime` is given separately.
 
     name : identifies all that decides the numbers; checkpoints of another name are refused
     loss : the mean over some images of a batch
     batch, positions : images per step, tokens per image
-    rate : learning rate of a step, from 0
-    draw : the whole batch of a step, decided by the step alone, on the CPU
+    rate : learning rate by step, counted from 0
+    draw : the whole batch of a step, on the CPU; depends on the step alone
     milestones : steps after which ``measure`` gives the held-out loss, and ``keep`` is called
     start : training and held-out loss before the first step, where known
     rise : nats by which a window's mean loss may exceed the lowest one before it
@@ -80,12 +80,12 @@ class Task:
 def train(
     task: Task, *, folder: Path | None, runtime: Runtime, report: Report = lambda done, total: None
 ) -> tuple[Losses, Distributed]:
-    """Train the task's network in place; its losses at the milestones.
+    """Train the task's network in place. Returns its losses at the milestones, and the network with its optimizer.
 
-    folder : for checkpoints, from the newest of which the run continues, and ``metrics.jsonl``; nothing is kept when None
-    Raises Stopped when asked to stop; UsageError for a folder of another run, or one that another process trains in;
+    folder : of checkpoints, from the newest of which the run resumes, and of ``metrics.jsonl``; nothing is written when None
+    Raises Stopped when asked to stop; UsageError for a folder of a different run, or in which another process trains;
     Diverged when loss or weights are NaN or infinite, or the loss has risen too far; and StageError when a file cannot be
-    written (a full disk): the run then continues from its last checkpoint.
+    written (a full disk): the run then resumes from its last checkpoint.
     """
     if folder is None:
         return _Run(task, folder, runtime, report).finish()
@@ -137,7 +137,7 @@ class _Run:
         self.progress = self.distributed.from_first(self.progress)
         if self.progress.step:
             self.distributed.restore(state)
-        self.line = (self.progress.step, time.monotonic())  # where the last line of metrics ends
+        self.line = (self.progress.step, time.monotonic())  # step and time of the last line of metrics
         self._write_metrics()
 
     def finish(self) -> tuple[Losses, Distributed]:
@@ -151,10 +151,10 @@ class _Run:
         saved = time.monotonic()
         self._reach_milestone()  # when the run was stopped between its checkpoint and its measurement
         while progress.step < task.steps:
-            part = self._step(progress.step)
+            local_loss = self._step(progress.step)
             progress.step += 1
-            late = self.distributed.rank == 0 and time.monotonic() - saved > 60 * self.runtime.minutes
-            loss, stop, save = self.distributed.sum([part, float(self.runtime.stop()), float(late)])
+            due = self.distributed.rank == 0 and time.monotonic() - saved > 60 * self.runtime.minutes
+            loss, stop, save = self.distributed.sum([local_loss, float(self.runtime.stop()), float(due)])
             progress.running += loss
             progress.window.append(loss)
             if progress.step % WINDOW == 0 or not math.isfinite(loss):
@@ -174,14 +174,14 @@ class _Run:
     def _reach_milestone(self) -> None:
         """At a new milestone measure the held-out loss, keep the weights, and write a checkpoint with both losses."""
         progress, losses = self.progress, self.progress.losses
-        before = losses.steps[-1] if losses.steps else 0
-        if progress.step in self.task.milestones and progress.step > before:
-            measured = self.task.measure()  # which may take long, and be killed
-            if not math.isfinite(measured):
+        previous = losses.steps[-1] if losses.steps else 0
+        if progress.step in self.task.milestones and progress.step > previous:
+            validation = self.task.measure()  # may take long, and the run may be killed meanwhile
+            if not math.isfinite(validation):
                 self._give_up("the held-out loss is NaN or infinite")
-            losses.train.append(progress.running / (progress.step - before))
+            losses.train.append(progress.running / (progress.step - previous))
             losses.steps.append(progress.step)
-            losses.validation.append(measured)
+            losses.validation.append(validation)
             progress.running = 0.0
             self.task.keep(self.distributed, progress.step)
             self._save()
@@ -206,26 +206,26 @@ class _Run:
         raise Diverged(f"{fault}, at step {self.progress.step:,}: {where}{losses}", self.progress.losses)
 
     def _step(self, step: int) -> float:
-        """Take one step of Adam; this process's part of the batch's mean loss before it."""
+        """Take one step of Adam. Returns this process's share of the batch's mean loss before the step."""
         task, runtime, distributed = self.task, self.runtime, self.distributed
         for group in distributed.optimizer.param_groups:
             group["lr"] = task.rate(step)
         distributed.optimizer.zero_grad()
         batch = task.draw(step)
-        images = next(len(part) for part in batch if part is not None)
+        images = next(len(tensor) for tensor in batch if tensor is not None)
         share = -(-images // distributed.size)
-        size = runtime.micro_batch or share
+        micro_batch = runtime.micro_batch or share
         total = torch.zeros((), device=runtime.device)
-        for start in range(0, share, size):
+        for start in range(0, share, micro_batch):
             first = distributed.rank * share
-            mine = slice(first + start, min(first + min(start + size, share), images))
-            count = max(mine.stop - mine.start, 0)
+            rows = slice(first + start, min(first + min(start + micro_batch, share), images))
+            count = max(rows.stop - rows.start, 0)
             # A process without images takes the first one with weight 0: all processes must call the model equally often.
-            few = [None if part is None else (part[mine] if count else part[:1]).to(runtime.device) for part in batch]
-            with distributed.gathering(last=start + size >= share):
+            inputs = [None if tensor is None else (tensor[rows] if count else tensor[:1]).to(runtime.device) for tensor in batch]
+            with distributed.gathering(last=start + micro_batch >= share):
                 # Each weight is used once per pass, so caching its half-precision copy gains nothing.
                 with torch.autocast(runtime.device, torch.bfloat16, enabled=runtime.bfloat16, cache_enabled=False):
-                    loss = distributed.loss(*few) * (count * distributed.size / images)
+                    loss = distributed.loss(*inputs) * (count * distributed.size / images)
                 loss.backward()
             total += loss.detach()
         distributed.optimizer.step()
@@ -237,8 +237,8 @@ class _Run:
         mean = math.fsum(progress.window) / len(progress.window)
         if not math.isfinite(mean):
             self._give_up("the loss is NaN or infinite")
-        (step, start), now = self.line, time.monotonic()
-        speed = round(task.batch * task.positions * (progress.step - step) / (now - start))
+        (last_step, last_time), now = self.line, time.monotonic()
+        speed = round(task.batch * task.positions * (progress.step - last_step) / (now - last_time))
         rate = self.distributed.optimizer.param_groups[0]["lr"]
         progress.metrics.append({"step": progress.step, "loss": mean, "rate": rate, "tokens_per_second": speed})
         self.line = (progress.step, now)
@@ -252,7 +252,7 @@ class _Run:
     def _write_metrics(self) -> None:
         """Write ``metrics.jsonl``, one line per window.
 
-        The file is rewritten from the checkpoint's lines, so that no line is lost or doubled after a crash or on a full disk.
+        The file is rewritten from the checkpoint's lines, so that no line is lost or duplicated after a crash or on a full disk.
         """
         if self.written is not None:
             write_text(self.written / "metrics.jsonl", "".join(f"{json.dumps(line)}\n" for line in self.progress.metrics))

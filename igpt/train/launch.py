@@ -1,7 +1,7 @@
-"""A run on several devices, of one node or of several: one process per device, started by PyTorch's elastic launcher.
+"""Training on several devices of one or more nodes: one process per device, started by PyTorch's elastic launcher.
 
 The first node calls `together`. Every other node runs ``python -m igpt.train.launch FOLDER`` in the same environment: it
-reads the job from the folder, which is on a disk that all nodes share, and ends with it.
+reads the job from the folder, which must be on a disk that all nodes share, and exits with the job.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from igpt.train.recipe import Recipe
 from igpt.train.runtime import Launch, Runtime
 
 JOB, OUTCOME, STOP, DONE, LOG = "group.pickle", ".outcome.pickle", ".group-stop", ".group-progress", "group.log"
-ERRORS = (UsageError, StageError, Stopped)  # which a job may raise; their messages are for the user
+ERRORS = (UsageError, StageError, Stopped)  # exceptions of a job that reach the user
 REPORT_EVERY = 0.5  # seconds between two reports of the first process
 WAIT = 900  # seconds that nodes wait for each other at the start
 
@@ -51,10 +51,10 @@ def together(
     launch: Launch | None = None,
     report: Report = lambda done, total: None,
 ) -> Result:
-    """The result of ``job(folder, runtime, report)``, called in one process per device; in this process for one device.
+    """Call ``job(folder, runtime, report)`` in one process per device, in this process for a single device; its result.
 
     folder : on a disk that all nodes share
-    Raises UsageError, StageError and Stopped as the job does, and StageError when a process dies.
+    Raises the job's UsageError, StageError or Stopped, and StageError when a process dies.
     """
     launch, folder = launch or Launch(), folder.absolute()
     if launch.size == 1:
@@ -94,7 +94,7 @@ def train_store(
 ) -> Losses:
     """`pretrain` on the training part of the token store in the folder ``store``, on every device of the launch.
 
-    Raises what `pretrain` raises, and UsageError for a store of other tokens or another palette.
+    Raises what `pretrain` raises, and UsageError for a store that does not fit the recipe or the palette.
     """
     job = partial(_pretrain, recipe, store.absolute(), palette, seed)
     return together(job, folder=folder, runtime=runtime, launch=launch, report=report)
@@ -115,15 +115,20 @@ def _pretrain(
 
 
 def _start(folder: Path, launch: Launch, *, first: bool) -> subprocess.Popen[bytes]:
-    """Start one node's launcher. Its processes inherit its stdin, which closes when this process ends in whatever way."""
-    meet = ["--standalone"]
+    """Start this node's launcher. Its processes inherit its stdin, which closes when this process ends, even if killed."""
+    rendezvous = ["--standalone"]
     if launch.nodes > 1:
-        conf = f"timeout={WAIT},join_timeout={WAIT},is_host={int(first)}"
-        meet = ["--rdzv-backend=c10d", f"--rdzv-endpoint={launch.rendezvous}", f"--rdzv-id={folder.name}", f"--rdzv-conf={conf}"]
+        settings = f"timeout={WAIT},join_timeout={WAIT},is_host={int(first)}"
+        rendezvous = [
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={launch.rendezvous}",
+            f"--rdzv-id={folder.name}",
+            f"--rdzv-conf={settings}",
+        ]
         if launch.rendezvous.startswith("127."):
-            meet.append("--local-addr=127.0.0.1")  # all nodes on one machine
+            rendezvous.append("--local-addr=127.0.0.1")  # all nodes on one machine
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={launch.nodes}", f"--nproc-per-node={launch.devices}"]
-    command = [*launcher, *meet, "--max-restarts=0", "-m", "igpt.train.launch", str(folder), "worker"]
+    command = [*launcher, *rendezvous, "--max-restarts=0", "-m", "igpt.train.launch", str(folder), "worker"]
     threads = str(max(torch.get_num_threads() // launch.devices, 1))
     with (folder / LOG).open("ab") as log:
         return subprocess.Popen(
@@ -132,7 +137,7 @@ def _start(folder: Path, launch: Launch, *, first: bool) -> subprocess.Popen[byt
 
 
 def _outcome(folder: Path, code: int) -> Any:
-    """What the processes returned. Raises what they raised."""
+    """The job's result from the folder. Raises the job's exception, and StageError when no process wrote an outcome."""
     try:
         outcome = pickle.loads((folder / OUTCOME).read_bytes())
     except OSError:
@@ -143,7 +148,7 @@ def _outcome(folder: Path, code: int) -> Any:
 
 
 def work(folder: Path) -> None:
-    """Carry out the folder's job in one process of a group, and write its outcome."""
+    """Run the folder's job as one process of the group, and write its outcome."""
     import torch.distributed as dist
 
     threading.Thread(target=_end_with_launcher, daemon=True).start()
@@ -174,17 +179,17 @@ def work(folder: Path) -> None:
 
 
 def _end_with_launcher() -> None:
-    """End this process when its run was killed; it would train on, and hold the folder's lock."""
+    """Exit when the launching process has ended; otherwise this one would train on and hold the folder's lock."""
     while os.read(sys.stdin.fileno(), 1):
         pass
     os._exit(1)
 
 
 def join(folder: Path) -> int:
-    """Take this node's part in the job of a folder, once the first node has written it; the launcher's exit code."""
-    launch, limit = Launch.here(), time.monotonic() + WAIT
+    """Wait for the first node's job in the folder, and run this node's processes of it. Returns the launcher's exit code."""
+    launch, deadline = Launch.here(), time.monotonic() + WAIT
     while not (folder / JOB).exists():
-        if time.monotonic() > limit:
+        if time.monotonic() > deadline:
             sys.exit(f"igpt: the first node has started nothing in {folder} for {WAIT} seconds: look at its log")
         time.sleep(1)
     return _start(folder, launch, first=False).wait()

@@ -1,4 +1,4 @@
-"""Pre-training (section 3.4): Adam on random batches, with weights kept along the way; run by `igpt.train.engine`."""
+"""Pre-training (section 3.4): Adam on random batches, with weights saved at milestones; run by `igpt.train.engine`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from igpt.train.recipe import Recipe
 from igpt.train.runtime import Runtime
 from igpt.weights.own import save_weights
 
-DRAWN = 256  # images whose masks are drawn together when a loss is evaluated
+DRAWN = 256  # images per draw of BERT's masks when a loss is evaluated
 RISE = 1.0  # nats by which a window's mean loss may exceed the lowest one before it
 
 Tokens: TypeAlias = "Tensor | NDArray[np.integer] | TokenStore | LabelledTokens"  # (images, positions)
@@ -48,33 +48,33 @@ def pretrain(
     runtime: Runtime | None = None,
     report: Report = lambda done, total: None,
 ) -> Losses:
-    """Train by ``recipe`` and keep the weights of each milestone in ``folder / weights_name(step)``.
+    """Pre-train by ``recipe``, and save each milestone's weights in ``folder / weights_name(step)``.
 
     tokens, validation : integers (images, positions)
-    Continues from the newest good checkpoint in ``folder``, and writes ``metrics.jsonl`` there.
+    Resumes from the newest good checkpoint in ``folder``, and writes ``metrics.jsonl`` there.
     Raises what `igpt.train.engine.train` raises (Diverged also when the loss has risen by a nat), and UsageError for tokens of
-    another size and an invalid seed.
+    a different resolution, an invalid seed, and a batch that the devices or the micro-batch do not divide.
     """
     runtime = runtime or Runtime()
     seed = check_seed(seed)
     _check(recipe, tokens, runtime)
     model = ImageGPT(recipe.shape, seed=seed)
 
-    def held_out() -> float:
+    def held_out_loss() -> float:
         """The held-out loss, in the precision of training."""
         with torch.autocast(runtime.device, torch.bfloat16, enabled=runtime.bfloat16):
             return evaluate_loss(model, validation, mask_rate=recipe.mask_rate, at_once=runtime.micro_batch)
 
     def keep(distributed: Distributed, step: int) -> None:
-        """Write a milestone's weights."""
+        """Save a milestone's weights."""
         weights = distributed.weights()
         if distributed.rank == 0:
             with torch.device("meta"):
-                whole = ImageGPT(recipe.shape)
-            whole.load_state_dict(weights, assign=True)
+                unsharded = ImageGPT(recipe.shape)
+            unsharded.load_state_dict(weights, assign=True)
             shutil.rmtree(folder / weights_name(step), ignore_errors=True)  # of a run killed before its checkpoint
-            with write_folder(folder / weights_name(step)) as part:
-                save_weights(part, whole, palette)
+            with write_folder(folder / weights_name(step)) as temporary:
+                save_weights(temporary, unsharded, palette)
 
     task = Task(
         name=f"{json.dumps(asdict(recipe), sort_keys=True)} {palette.digest} {_identity(tokens)} seed {seed}",
@@ -86,7 +86,7 @@ def pretrain(
         rate=lambda step: recipe.learning_rate * schedule(step, steps=recipe.steps, warmup=recipe.warmup),
         draw=lambda step: draw_batch(recipe, tokens, seed=seed, step=step),
         milestones=recipe.milestone_steps,
-        measure=held_out,
+        measure=held_out_loss,
         keep=keep,
         start=math.log(recipe.shape.n_vocab),  # the output matrix starts at zero
         rise=RISE,
@@ -104,9 +104,9 @@ def weights_name(step: int) -> str:
 
 
 def schedule(step: int, *, steps: int, warmup: int) -> float:
-    """Fraction of the learning rate at ``step``, from 0: linear warm-up, then cosine towards 0 at ``steps``.
+    """Fraction of the learning rate at ``step``, counted from 0: linear warm-up, then cosine to 0 at ``steps``.
 
-    Section 3.4; the warm-up's shape is unpublished. The first step already moves (1 / warmup).
+    Section 3.4; the warm-up's shape is unpublished. The first step has 1 / warmup, not 0.
 
     >>> [round(schedule(step, steps=10, warmup=4), 2) for step in range(10)]
     [0.25, 0.5, 0.75, 1.0, 1.0, 0.93, 0.75, 0.5, 0.25, 0.07]
@@ -131,8 +131,8 @@ def evaluate_loss(
     BERT's masks are drawn once per image, as in the released code, but from a fixed seed.
     """
     total, done = 0.0, 0
-    for indices, few, masked in passes(model, tokens, mask_rate=mask_rate, at_once=at_once):
-        total += model.loss(few, masked).item() * len(indices)
+    for indices, batch, masked in passes(model, tokens, mask_rate=mask_rate, at_once=at_once):
+        total += model.loss(batch, masked).item() * len(indices)
         done += len(indices)
         report(done, len(tokens))
     return sum_over([total / len(tokens)], model.wte.device.type)[0]
@@ -149,24 +149,24 @@ def passes(
     """Batches that cover every image once: indices int64 (B,), tokens int64 (B, positions) and BERT's masks, on the device.
 
     at_once : as in `evaluate_loss`
-    In a process group each process gets every n-th image. One without images left gets an image and no index: processes that
-    share a model's parameters must call it equally often.
+    In a group of n processes each gets every n-th image. A process without images left gets an image and no index: processes
+    that share a model's parameters must call it equally often.
     """
     generator = torch.Generator().manual_seed(mask_seed)
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = model.wte.device
     for start in range(0, len(tokens), DRAWN):
-        drawn = take(tokens, np.arange(start, min(start + DRAWN, len(tokens))))
-        masked = draw_mask(drawn, rate=mask_rate, generator=generator) if model.shape.objective == "bert" else None
-        mine = torch.arange(rank, rank + size * -(-len(drawn) // size), size)
-        for few in mine.split(at_once or DRAWN):
-            valid = few[few < len(drawn)]
-            images = valid if len(valid) else few[:1] * 0
-            yield start + valid.numpy(), drawn[images].to(device), None if masked is None else masked[images].to(device)
+        images = take(tokens, np.arange(start, min(start + DRAWN, len(tokens))))
+        masked = draw_mask(images, rate=mask_rate, generator=generator) if model.shape.objective == "bert" else None
+        assigned = torch.arange(rank, rank + size * -(-len(images) // size), size)
+        for share in assigned.split(at_once or DRAWN):
+            valid = share[share < len(images)]
+            rows = valid if len(valid) else share[:1] * 0
+            yield start + valid.numpy(), images[rows].to(device), None if masked is None else masked[rows].to(device)
 
 
 def draw_batch(recipe: Recipe, tokens: Tokens, *, seed: int, step: int) -> tuple[Tensor, Tensor | None]:
-    """Random images, int64 (batch, positions), and for BERT their mask, decided by ``seed`` and ``step`` alone."""
+    """Random images, int64 (batch, positions), and for BERT their mask, from ``seed`` and ``step`` alone."""
     generator = torch.Generator().manual_seed(seed * 1_000_000_007 + step)
     batch = take(tokens, torch.randint(len(tokens), (recipe.batch,), generator=generator).numpy())
     if recipe.shape.objective == "autoregressive":
@@ -191,7 +191,7 @@ def _identity(tokens: Tokens) -> str:
 
 
 def _check(recipe: Recipe, tokens: Tokens, runtime: Runtime) -> None:
-    """Refuse tokens of another size, and a batch that the processes or the micro-batch do not divide."""
+    """Raise UsageError for tokens of a different resolution, and a batch that the processes or the micro-batch do not divide."""
     positions = len(tokens[np.arange(1)][0])
     if positions != recipe.shape.n_ctx:
         raise UsageError(

@@ -1,7 +1,7 @@
 """Memory that a training step needs on each device, computed before anything is allocated.
 
 The state (weights, gradients and Adam's two moments, all float32) follows from the shape. The activations that autograd
-saves are counted on fake tensors, which have shapes but no numbers, for one and two images in one and two blocks.
+saves are counted on fake tensors, which have shapes but no data, for one and two images in one and two blocks.
 torch.compile saves less, so with it this is an upper bound.
 """
 
@@ -36,7 +36,7 @@ class Step:
 
     shard, recompute : as in `igpt.train.distributed.Distributed`; half : matrix products in bfloat16
     classes : of a fine-tune's head on the pooled features, beside the generative loss
-    kept : what `kept_per_image` gives, if it is known already
+    kept : the result of `kept_per_image`, if it is known already
     """
 
     shape: ModelShape
@@ -56,19 +56,19 @@ class Step:
     @property
     def memory(self) -> float:
         """Bytes on each device at the peak of the step."""
-        shape, image = self.shape, self.kept or kept_per_image(self.shape, self.half)
+        shape, per_image = self.shape, self.kept or kept_per_image(self.shape, self.half)
         block = 12 * shape.n_embd**2 + 2 * shape.n_embd
         if self.shard:  # gathered weights and gradients: of two blocks, one of them prefetched, and of all outside of blocks
-            passing = FLOAT * (4 * block + 2 * (self._parameters - shape.n_layer * block))
+            transient = FLOAT * (4 * block + 2 * (self._parameters - shape.n_layer * block))
         else:  # gradients in the buckets of the all-reduce
-            passing = FLOAT * self._parameters if self.devices > 1 else 0
+            transient = FLOAT * self._parameters if self.devices > 1 else 0
         copies = HALF * self._parameters if self.half else 0
-        activations = shape.n_layer * image.block + image.outside
+        activations = shape.n_layer * per_image.block + per_image.outside
         if self.recompute:
-            activations = shape.n_layer * FLOAT * shape.n_ctx * shape.n_embd + image.block + image.outside
+            activations = shape.n_layer * FLOAT * shape.n_ctx * shape.n_embd + per_image.block + per_image.outside
         if self.classes:
             activations += FLOAT * (shape.n_embd + 2 * self.classes)  # pooled features, class logits and their logarithms
-        return self.state + passing + copies + self.images * activations
+        return self.state + transient + copies + self.images * activations
 
     @property
     def _parameters(self) -> int:
@@ -94,16 +94,16 @@ def fitting(step: Step, *, batch: int, room: float) -> Step | None:
 
 @cache
 def kept_per_image(shape: ModelShape, half: bool) -> Kept:
-    """Counted for one and two blocks, and one and two images, so that what is saved of the weights cancels."""
-    # With two positions fewer, attention is the fused kernel, as on a GPU, in half precision too; all that is saved grows
-    # with the positions.
+    """Bytes saved per image, from counts for one and two blocks and images, so that what is saved of the weights cancels."""
+    # With two positions fewer, attention uses the fused kernel, as on a GPU, in half precision too; all that is saved is
+    # proportional to the number of positions.
     scale = shape.n_ctx / (shape.n_ctx - 2)
-    count = {
+    saved = {
         (blocks, images): _saved(replace(shape, n_layer=blocks, n_ctx=shape.n_ctx - 2), images, half)
         for blocks in (1, 2)
         for images in (1, 2)
     }
-    one, two = (count[blocks, 2] - count[blocks, 1] for blocks in (1, 2))
+    one, two = (saved[blocks, 2] - saved[blocks, 1] for blocks in (1, 2))
     return Kept(scale * (two - one), scale * (2 * one - two))
 
 
@@ -130,7 +130,7 @@ def _saved(shape: ModelShape, images: int, half: bool) -> int:
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=half),
         ):
-            loss = model.loss(tokens, masked)  # alive until all is counted: the id of a freed storage is used again
+            loss = model.loss(tokens, masked)  # kept alive until all is counted: ids of freed storages are reused
         total = sum(size for storage, size in sizes.items() if storage not in parameters)
         del loss
     return total

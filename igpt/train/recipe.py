@@ -10,7 +10,7 @@ from igpt.shape import ModelShape
 
 @dataclass(frozen=True)
 class Recipe:
-    """One pre-training run: Adam, linear warm-up, cosine to zero, no dropout, no weight decay. `igpt.train.recipes` has all.
+    """One pre-training run: Adam, linear warm-up, cosine to zero, no dropout, no weight decay. All are in `igpt.train.recipes`.
 
     >>> from igpt.train.recipes import recipe
     >>> recipe("tiny-s").milestone_steps
@@ -28,7 +28,7 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.95)  # appendix A; epsilon is unpublished, PyTorch's 1e-8 is used
     mask_rate: float = 0.15  # BERT only, section 2.2
     shifts: bool = False  # pre-train on the nine one-pixel shifts of the training images
-    # Where weights are kept, as fractions of the steps; the paper's 65k .. 1000k of figure 3.
+    # Steps after which weights are saved, as fractions of all; in the paper 65k .. 1000k (figure 3).
     milestones: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 
     @property
@@ -43,17 +43,17 @@ class Recipe:
 
     @property
     def milestone_steps(self) -> list[int]:
-        """Steps after which weights are kept, the last step included."""
-        return [round(self.steps * part) for part in self.milestones]
+        """Steps after which weights are saved, the last step included."""
+        return [round(self.steps * fraction) for fraction in self.milestones]
 
     @property
     def flops(self) -> float:
-        """Operations of the whole run."""
+        """Floating-point operations of the whole run."""
         return training_flops(self.shape, self.batch * self.steps)
 
 
 def forward_flops(shape: ModelShape) -> float:
-    """Operations of one image's forward pass: 2 per weight and token, and attention counted in full.
+    """Floating-point operations of one image's forward pass: 2 per weight and token, and attention counted in full.
 
     >>> from igpt.train.recipes import recipe
     >>> f"{forward_flops(recipe('igpt-s').shape):.2e}"
@@ -64,5 +64,5 @@ def forward_flops(shape: ModelShape) -> float:
 
 
 def training_flops(shape: ModelShape, images: float) -> float:
-    """Operations of training on ``images`` images: the backward pass costs two forward passes."""
+    """Floating-point operations of training on ``images`` images: the backward pass costs two forward passes."""
     return 3 * forward_flops(shape) * images

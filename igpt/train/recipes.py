@@ -17,7 +17,7 @@ from igpt.train.recipe import Recipe
 
 
 class Setting(NamedTuple):
-    """What the models of one of our tiers share."""
+    """Settings shared by the models of one of our tiers."""
 
     dataset: str
     side: int  # pixels
@@ -49,7 +49,7 @@ TINY = {
     "tiny-l": Row(4, 48, 3, 0.006, 0.003),
 }
 
-# Sizes by what two cores can do in two hours, evaluations included. Rates by the notebook rate_search, whose records
+# Sizes that two cores can train and evaluate in two hours. Rates from the notebook rate_search, whose records
 # the book shows; the other two BERT models, which no experiment uses, take the autoregressive rate.
 LAPTOP = {
     "laptop-s": Row(2, 64, 1, 0.012, 0.012),
@@ -57,8 +57,8 @@ LAPTOP = {
     "laptop-l": Row(4, 128, 2, 0.003, 0.006),
 }
 
-# What one H100 can do in an hour. Not run yet, so neither sizes nor rates are searched: the rate is the paper's for
-# iGPT-S, at the largest one's width.
+# Sizes that one H100 can train in an hour. Not run yet, so neither sizes nor rates are searched: the rate is the paper's for
+# iGPT-S, which is as wide as small-l.
 SMALL = {
     "small-s": Row(6, 192, 3, 0.003, 0.003),
     "small-m": Row(10, 256, 4, 0.003, 0.003),
@@ -68,7 +68,7 @@ SMALL = {
 OURS = (
     (TINY, Setting("digits", 8, 16, batch=16, steps=1250, warmup=50, shifts=True)),
     (LAPTOP, Setting("cifar10", 16, 512, batch=32, steps=2000, warmup=100)),
-    # Eleven epochs; the warm-up is one of them, of the 90 % that are not held out, as published.
+    # Eleven epochs of the 90 % that are not held out; the first is the warm-up, as published.
     (SMALL, Setting("tiny-imagenet", 32, 512, batch=128, steps=8000, warmup=703)),
 )
 TRAINED = tuple(name for rows, _ in OURS for name in rows)  # the models that are trained here
@@ -89,7 +89,7 @@ CUSTOM = re.compile(r"custom-(\d+)x(\d+)x(\d+)-(\d+)-(\d+)")  # blocks, width an
 def recipe(model: str, objective: Objective = "autoregressive") -> Recipe:
     """The recipe of a model by name; names like ``custom-24x512x8-512-1024`` give the shape of weights from elsewhere.
 
-    Raises UsageError for an unknown model or objective, or a pair that the paper does not have.
+    Raises UsageError for an unknown model or objective, or a pair that is not in the paper.
 
     >>> recipe("igpt-s").steps, recipe("igpt-s").batch, recipe("igpt-s").learning_rate
     (1000000, 128, 0.003)
@@ -124,9 +124,9 @@ def model_of(shape: ModelShape) -> str:
 
 
 def _custom(model: str, objective: Objective, sizes: re.Match[str]) -> Recipe:
-    """A recipe for weights from elsewhere, of which only the shape is known.
+    """A recipe for weights from elsewhere: only their shape is known.
 
-    The rate, on which the search of fine-tuning is based, and the batch are the paper's for iGPT-S.
+    The batch, and the rate from which fine-tuning's rates are derived, are the paper's for iGPT-S.
     """
     try:
         n_layer, n_embd, n_head, n_vocab, n_ctx = map(int, sizes.groups())
@@ -140,7 +140,7 @@ def _custom(model: str, objective: Objective, sizes: re.Match[str]) -> Recipe:
 
 
 def _ours(model: str, objective: Objective, row: Row, setting: Setting) -> Recipe:
-    """A recipe of ours."""
+    """A recipe of one of our tiers."""
     return Recipe(
         name=model,
         shape=ModelShape(row.n_layer, row.n_embd, row.n_head, setting.colours, setting.side**2, objective),

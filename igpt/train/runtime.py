@@ -19,7 +19,7 @@ from igpt.train.memory import FLOAT, GIB, USED, Step, fitting
 
 COMPILED = 64  # width from which a model is compiled, and trained in half precision on a CPU
 SHARDED = 2e9  # parameters from which the training state is too large for one GPU: iGPT-XL
-FIT = "fit.json"  # in a run's folder: how its steps were made to fit into memory
+FIT = "fit.json"  # in a run's folder: the variant of its steps that fits into memory
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Runtime:
     micro_batch : images per forward pass, to save memory; the process's whole share of a batch when None
     compiled, recompute, shard : as in `igpt.train.distributed.Distributed`
     minutes : between two checkpoints
-    stop : asked after every step
+    stop : called after every step; True stops the run
     """
 
     device: str = "cpu"
@@ -88,7 +88,7 @@ class Runtime:
         """The same runtime with as many images at once as fit into free memory, recomputing activations if needed.
 
         batch : images of a step on all devices; classes : of a fine-tune's head
-        folder : keeps the choice, so that a resumed run on such a device cuts and rounds its batches as before
+        folder : stores the choice, so that a run resumed on the same kind of device cuts its batches, and rounds, as before
         Raises UsageError when not even one image fits.
         """
         launch = launch or Launch()
@@ -99,15 +99,15 @@ class Runtime:
         if self.device == "cuda":
             total = torch.cuda.get_device_properties(0).total_memory
             room, card = USED * total, [torch.cuda.get_device_name(), total]
-        else:  # other stages use the other threads, and their part of the memory
-            part = min(torch.get_num_threads() / cores(), 1.0)
-            room, card = USED * part * free_memory() / launch.devices, []
+        else:  # other stages use the remaining threads, and their share of the memory
+            share = min(torch.get_num_threads() / cores(), 1.0)
+            room, card = USED * share * free_memory() / launch.devices, []
             room -= FLOAT * shape.parameters if classes else 0  # fine-tuning trains a copy of the model
         key = [self.device, *card, self.bfloat16, batch, classes, launch.devices, launch.nodes, shape.as_dict()]
         with suppress(OSError, ValueError, KeyError, TypeError):
-            kept = read_json(folder / FIT) if folder else {}
-            if kept["key"] == key:
-                return replace(self, **kept["fit"])
+            saved = read_json(folder / FIT) if folder else {}
+            if saved["key"] == key:
+                return replace(self, **saved["fit"])
         fit = fitting(step, batch=batch, room=room)
         if fit is None:
             raise UsageError(

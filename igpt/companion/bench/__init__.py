@@ -1,1 +1,1 @@
-"""Speed, measured against the peers that a user would otherwise take: the same work, in turns, in one run."""
+"""Speed compared with the alternatives: the same work, in turns, in one run."""

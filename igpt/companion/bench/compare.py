@@ -1,4 +1,4 @@
-"""Candidates in turns: each in a process of its own, one round after the other, so that a disturbance meets all of them."""
+"""Runs candidates in turns, each in its own process, round after round, so that disturbances affect all of them alike."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def compare(
     seconds: Seconds = {candidate.name: [] for candidate in task.candidates}
     with ExitStack() as stack:
         workers = {c.name: stack.enter_context(_worker(name, c, toy=toy)) for c in task.candidates}
-        check_answers(task, {name: each.answer for name, each in workers.items()})
+        check_answers(task, {name: process.answer for name, process in workers.items()})
         total = rounds * len(workers)
         for done in range(total):
             candidate = task.candidates[done % len(workers)].name
@@ -43,19 +43,19 @@ def compare(
 
 
 def toy_task(name: str) -> Task:
-    """A task without those candidates that are others with another allocator, which shows nothing at toy size."""
+    """A task without candidates that differ from another one by the allocator alone, which makes no difference at toy size."""
     task = load_task(name)
     names = {candidate.name for candidate in task.candidates}
     return replace(task, candidates=tuple(c for c in task.candidates if c.name.removesuffix(", tuned") not in names - {c.name}))
 
 
 def check_answers(task: Task, answers: dict[str, list[float]]) -> None:
-    """Raise RuntimeError where a candidate computes something else than the first one."""
+    """Raise RuntimeError when a candidate's answer is not finite or differs from the first one's."""
     first = answers[task.candidates[0].name]
     for candidate in task.candidates:
         answer = answers[candidate.name]
-        apart = max((abs(a - b) for a, b in zip(answer, first, strict=bool(answer))), default=0.0)
-        if not all(map(math.isfinite, answer)) or apart > candidate.tolerance * max(map(abs, first), default=0.0):
+        difference = max((abs(a - b) for a, b in zip(answer, first, strict=bool(answer))), default=0.0)
+        if not all(map(math.isfinite, answer)) or difference > candidate.tolerance * max(map(abs, first), default=0.0):
             raise RuntimeError(f"{candidate.name} computes {answer}, {task.candidates[0].name} {first}: they do not do the same")
 
 
@@ -71,7 +71,7 @@ class _Worker:
         self.answer: list[float] = first["answer"]  # type: ignore[assignment]
 
     def once(self) -> float:
-        """Do the work once; the seconds it took."""
+        """Do the work once. Returns the seconds that it took."""
         assert self._process.stdin is not None
         print(file=self._process.stdin, flush=True)
         return float(self._read()["seconds"])  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ class _Worker:
 
 @contextmanager
 def _worker(task: str, candidate: Candidate, *, toy: bool) -> Iterator[_Worker]:
-    """The process of a candidate; it ends with the block. Its stderr is shown when it fails."""
+    """A candidate's process for the duration of a with block. Its stderr is shown when it fails."""
     environment = {k: v for k, v in os.environ.items() if k not in TUNED and k != "OMP_NUM_THREADS"}
     if candidate.tuned:
         environment |= TUNED
@@ -103,7 +103,7 @@ def _worker(task: str, candidate: Candidate, *, toy: bool) -> Iterator[_Worker]:
             raise RuntimeError(f"{error}\n{stderr.read()[-2000:]}") from None
         finally:
             try:
-                process.communicate(timeout=10)  # no further line: it leaves its loop and removes what it wrote
+                process.communicate(timeout=10)  # closes stdin: the process leaves its loop and removes its files
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()

@@ -1,6 +1,6 @@
 """Features of every layer of a batch: ours, and transformers' hidden states, normed and averaged.
 
-On a CPU in float32, and ours in bfloat16 too; on a GPU in bfloat16.
+In float32 on a CPU, ours also in bfloat16; in bfloat16 on a GPU.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _ours(toy: bool, *, dtype: torch.dtype = torch.float32) -> Work:
 
 
 def _ours_on_gpu(toy: bool) -> Work:
-    """Left on the card, as a probe that is fitted there reads them."""
+    """The features stay on the GPU, where a probe would read them."""
     device = device_of(toy, gpu=True)
     model = our_model(TOY if toy else S).to(device, Half)
     tokens = _tokens(model.shape, toy=toy, gpu=True).to(device)
@@ -48,7 +48,7 @@ def _ours_on_gpu(toy: bool) -> Work:
 
 
 def _theirs(toy: bool, *, gpu: bool = False) -> Work:
-    """The norm is applied here: their hidden states are the residual stream, but for the last."""
+    """The norm is applied here: transformers' hidden states are the residual stream, except for the last."""
     device, shape = device_of(toy, gpu=gpu), TOY if toy else S
     model = their_model(shape).to(device, Half if gpu else torch.float32)
     tokens = shifted_tokens(_tokens(shape, toy=toy, gpu=gpu), shape.n_vocab).to(device)
@@ -63,17 +63,17 @@ def _theirs(toy: bool, *, gpu: bool = False) -> Work:
 
 
 def _limit(toy: bool, *, gpu: bool = False, dtype: torch.dtype = torch.float32) -> Work:
-    """As many operations in square products."""
+    """The same number of operations as products of square matrices."""
     shape = TOY if toy else S
-    token = shape.n_layer * (2 * 12 * shape.n_embd**2 + 2 * shape.n_embd * shape.n_ctx)  # attention's half: it is causal
-    total = _tokens(shape, toy=toy, gpu=gpu).numel() * token
+    per_token = shape.n_layer * (2 * 12 * shape.n_embd**2 + 2 * shape.n_embd * shape.n_ctx)  # attention's half: it is causal
+    total = _tokens(shape, toy=toy, gpu=gpu).numel() * per_token
     return products(total, toy=toy, device=device_of(toy, gpu=gpu), dtype=dtype)
 
 
 def _some_features(features: Tensor) -> list[float]:
     """Some features of the first, a middle and the last layer, of float (L + 1, B, C)."""
-    some: list[float] = features[[0, len(features) // 2, -1], 0, :4].flatten().float().tolist()
-    return some
+    values: list[float] = features[[0, len(features) // 2, -1], 0, :4].flatten().float().tolist()
+    return values
 
 
 TASKS = {

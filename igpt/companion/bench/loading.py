@@ -1,6 +1,6 @@
-"""What training and evaluation wait for: a batch read from tokens on disk, and the training step that it feeds.
+"""Loading a batch of tokens from disk, and the training step that uses it.
 
-From a token store of several shards, and from ImageNet's released tokens in one file.
+Tokens are in a store of several shards, or ImageNet's released tokens in one file.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ IMAGES = 50_000  # of ImageNet's test split, in a file of its real size
 
 
 def _read_batches(tokens: TokenStore | ReleasedTokens) -> None:
-    """Random images gathered from memory maps, as the integers that the model takes."""
+    """Gather random images from memory maps, as int64."""
     for _ in range(BATCHES):
         indices: NDArray[np.int64] = torch.randint(len(tokens), (BATCH,)).numpy()
         torch.from_numpy(tokens[indices].astype(np.int64))
 
 
 def _store(toy: bool) -> Work:
-    kept, store = random_store(TOY if toy else S, shards=1 if toy else 8)
+    directory, store = random_store(TOY if toy else S, shards=1 if toy else 8)
 
     def run() -> object:
         _read_batches(store)
-        return kept
+        return directory
 
     run()
     return Work(run, [], times=1 / BATCHES)
@@ -46,31 +46,31 @@ def _store(toy: bool) -> Work:
 def _released(toy: bool, *, cold: bool) -> Work:
     """ImageNet's released tokens, opened, checked and read.
 
-    cold : the file is dropped from memory first, so that all comes from the disk (where the folder is on one)
+    cold : the file is dropped from the page cache first, so that all is read from the disk (if the folder is on one)
     """
-    kept = tempfile.TemporaryDirectory(prefix="igpt-bench-")
-    path = Path(kept.name) / released_path("test").name
+    directory = tempfile.TemporaryDirectory(prefix="igpt-bench-")
+    path = Path(directory.name) / released_path("test").name
     generator, images = np.random.default_rng(0), IMAGES // 100 if toy else IMAGES
-    written = np.lib.format.open_memmap(path, "w+", np.int64, (images, SIDE**2))
+    array = np.lib.format.open_memmap(path, "w+", np.int64, (images, SIDE**2))
     for start in range(0, images, 500):
-        written[start : start + 500] = generator.integers(0, COLOURS, (500, SIDE**2))
-    written.flush()
-    card = replace(IMAGENET_TOKENS, subfolder=kept.name, test=images)
+        array[start : start + 500] = generator.integers(0, COLOURS, (500, SIDE**2))
+    array.flush()
+    card = replace(IMAGENET_TOKENS, subfolder=directory.name, test=images)
 
     def run() -> object:
         if cold and hasattr(os, "posix_fadvise"):  # not on macOS
             with path.open("rb") as stream:
                 os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         _read_batches(ReleasedTokens(card, "test"))
-        return kept
+        return directory
 
     run()
     return Work(run, [], times=1 / BATCHES)
 
 
 def _step(toy: bool, *, device: str = "cpu") -> Work:
-    """Forward, backward and Adam: on a GPU in bfloat16, else in float32."""
-    at_once = 16 if device == "cuda" else 2  # of the batch, in one measured step, which takes seconds on a CPU
+    """Forward and backward pass and Adam, on a GPU in bfloat16, else in float32."""
+    at_once = 16 if device == "cuda" else 2  # images in a measured step, which takes seconds on a CPU
     model = our_model(TOY if toy else S).train().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
     tokens = torch.randint(model.shape.n_vocab, (at_once, model.shape.n_ctx), device=device)

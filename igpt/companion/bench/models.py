@@ -1,4 +1,4 @@
-"""The models that the comparisons run: random weights, the same for every candidate; and the limits of the machine."""
+"""Models and data of the comparisons, random but the same for every candidate, and the limits of the machine."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from igpt.weights.huggingface import write_huggingface
 if TYPE_CHECKING:
     from transformers import ImageGPTForCausalImageModeling
 
-IMAGES = 8  # at once, in features and samples
+IMAGES = 8  # per batch, in features and samples
 S = ModelShape(*SIZES["igpt-s"], 512, 1024)
 TOY = ModelShape(2, 256, 4, 64, 64)  # only shows that the comparison works
-REPEATS = 20  # of a limit's operation in one measurement
+REPEATS = 20  # of a limit's operation, per measurement
 
 
 def our_model(shape: ModelShape) -> ImageGPT:
-    """The model in evaluation mode, the same for every candidate; its output matrix is random too, which is zero untrained."""
+    """The model in evaluation mode, the same for every candidate; the output matrix, initially zero, is random too."""
     model = ImageGPT(shape, seed=0).eval()
     with torch.no_grad():
         model.wtet.normal_(0, 0.02, generator=torch.Generator().manual_seed(1))
@@ -56,14 +56,14 @@ def random_tokens(shape: ModelShape, images: int) -> Tensor:
 
 
 def shifted_tokens(tokens: Tensor, start: int) -> Tensor:
-    """What transformers' model takes for the same logits: the start token in front, the last one dropped."""
+    """The input with which transformers' model gives the same logits: the start token prepended, the last one dropped."""
     return torch.cat([torch.full((len(tokens), 1), start), tokens[:, :-1]], dim=1)
 
 
 def random_store(shape: ModelShape, *, shards: int) -> tuple[tempfile.TemporaryDirectory[str], TokenStore]:
-    """A folder that lasts as long as it is held, and a token store of random images in it."""
-    kept = tempfile.TemporaryDirectory(prefix="igpt-bench-")
-    folder = Path(kept.name)
+    """A temporary directory, removed when garbage-collected, and a token store of random images in it."""
+    directory = tempfile.TemporaryDirectory(prefix="igpt-bench-")
+    folder = Path(directory.name)
     generator = np.random.default_rng(0)
     for shard in range(shards):
         write_array(shard_path(folder, shard), generator.integers(0, shape.n_vocab, (SHARD, shape.n_ctx)).astype(np.uint16))
@@ -81,11 +81,11 @@ def random_store(shape: ModelShape, *, shards: int) -> tuple[tempfile.TemporaryD
         held_out_sha256="",
     )
     write_header(folder / HEADER, header)
-    return kept, TokenStore(folder)
+    return directory, TokenStore(folder)
 
 
 def products(total: float, *, toy: bool, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Work:
-    """``total`` operations in square products, the most that the arithmetic allows.
+    """``total`` operations as products of square matrices: the limit of arithmetic.
 
     On a CPU the weights are in oneDNN's layout, which is the fastest. Values are random: some cards are faster on ones.
     """
@@ -101,7 +101,7 @@ def products(total: float, *, toy: bool, device: str = "cpu", dtype: torch.dtype
 
 
 def reading(total: float, *, toy: bool, device: str = "cpu") -> Work:
-    """Moving ``total`` bytes, the most that the memory allows: on a CPU by reading them, on a GPU by copies."""
+    """Move ``total`` bytes: the limit of memory bandwidth. On a CPU they are read, on a GPU copied."""
     a = torch.randn(2**20 if toy else 2**28, device=device)
     b = torch.empty_like(a) if device == "cuda" else None
 

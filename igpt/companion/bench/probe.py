@@ -1,4 +1,4 @@
-"""Probes: a whole path of C, against scikit-learn's L-BFGS, and a layer's share of a probe of iGPT-L's 49 layers."""
+"""Probes: a path of several C, compared with scikit-learn's L-BFGS, and one layer of a probe of iGPT-L's 49 layers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from igpt.evaluate.logistic import fit_path
 
 CS = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 100.0)
 CLASSES = 10
-TIGHT = 1e-6  # of the gradient: what scikit-learn needs for our objective
+TIGHT = 1e-6  # tolerance on the gradient with which scikit-learn reaches our objective
 HELD_OUT = 0.1
 
 
 def _path(toy: bool) -> tuple[NDArray[np.float32], NDArray[np.int64], tuple[float, ...]]:
-    """Features, labels and the path of C; at toy size without its slow end."""
+    """Features, labels and the path of C; at toy size without the largest, slow ones."""
     return (*_features(300, 16), CS[:4]) if toy else (*_features(50_000, 512), CS)
 
 
@@ -46,7 +46,7 @@ def _ours(toy: bool) -> Work:
 
 
 def _theirs(toy: bool, *, tolerance: float = TIGHT) -> Work:
-    """Its default tolerance stops before the optimum where C is large, which is not the same work."""
+    """scikit-learn; with its default tolerance it stops before the optimum for large C, so answers are not compared."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -70,10 +70,10 @@ def _layer(toy: bool) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 
 def _probe(toy: bool, *, dtype: type[np.floating] = np.float32) -> Work:
-    """One layer, on a GPU where there is one; several layers side by side on the card take no longer per layer."""
+    """One layer, on a GPU if there is one; solving several side by side there takes no longer per layer."""
     features, labels = _layer(toy)
     features, last = features.astype(dtype), round(len(labels) * (1 - HELD_OUT))
-    test = features[last:] + 1  # others than those to choose by
+    test = features[last:] + 1  # different from the validation images
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def run() -> list[float]:
@@ -84,14 +84,14 @@ def _probe(toy: bool, *, dtype: type[np.floating] = np.float32) -> Work:
 
 
 def _reading(toy: bool) -> Work:
-    """The same features read from a store, all of them, as float64."""
-    kept = tempfile.TemporaryDirectory(prefix="igpt-bench-")
-    path = Path(kept.name) / "layer-000.npy"
+    """Reading the same features from disk, as float64."""
+    directory = tempfile.TemporaryDirectory(prefix="igpt-bench-")
+    path = Path(directory.name) / "layer-000.npy"
     np.save(path, _layer(toy)[0])
 
     def run() -> object:
         torch.from_numpy(np.lib.format.open_memmap(path, "c")).to(torch.float64, copy=True)
-        return kept
+        return directory
 
     run()
     return Work(run, [])

@@ -1,6 +1,6 @@
-"""Sampling eight images from nothing: ours, transformers' `generate` with its cache, and the released code's method.
+"""Unconditional sampling of eight images: ours, transformers' `generate` with its cache, and the released code's method.
 
-On a CPU in float32; on a GPU in bfloat16, ours as a CUDA graph of a step that is replayed.
+In float32 on a CPU; in bfloat16 on a GPU, where ours replays a CUDA graph of a step.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _released(toy: bool) -> Work:
 
 def _limit(toy: bool, *, gpu: bool = False) -> Work:
     """Reading all weights and the filled part of the cache once per step: no step can be faster than that."""
-    device, shape, size = device_of(toy, gpu=gpu), TOY if toy else S, 2 if gpu else 4  # bytes of a number
+    device, shape, size = device_of(toy, gpu=gpu), TOY if toy else S, 2 if gpu else 4  # bytes per number
     weights = size * (shape.parameters - (shape.n_ctx + shape.n_vocab) * shape.n_embd)
     cache = size * 2 * shape.n_layer * shape.n_embd * IMAGES  # per position
     return reading(shape.n_ctx * weights + cache * shape.n_ctx * (shape.n_ctx + 1) / 2, toy=toy, device=device)
@@ -63,8 +63,8 @@ def _limit(toy: bool, *, gpu: bool = False) -> Work:
 
 def _some_logits(logits: Tensor) -> list[float]:
     """The first logits of three positions of float (1, T, V)."""
-    some: list[float] = logits[0, [0, logits.shape[1] // 2, -1], :4].float().flatten().tolist()
-    return some
+    values: list[float] = logits[0, [0, logits.shape[1] // 2, -1], :4].float().flatten().tolist()
+    return values
 
 
 TASKS = {

@@ -1,4 +1,4 @@
-"""From pictures to tokens with the released palette: quantising against transformers, tokenising against Pillow."""
+"""From pictures to tokens with the released palette: quantising compared with transformers, tokenising with Pillow."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from igpt.errors import UsageError
 from igpt.palette import colour_table, nearest_centres
 from igpt.weights.own import released_palette
 
-SIZE = (500, 375)  # ImageNet's commonest
+SIZE = (500, 375)  # the most common size in ImageNet
 SIDE = 32
 
 
 def _images(toy: bool) -> NDArray[np.uint8]:
-    """Random colours: the worst case of every method, since no two neighbours are alike."""
+    """Random colours: the worst case of every method, since neighbouring pixels differ."""
     return np.random.default_rng(0).integers(0, 256, (100 if toy else 1000, 32, 32, 3), dtype=np.uint8)
 
 
 def _ours(toy: bool) -> Work:
-    """The table is built before the first round; `_with_table` counts it."""
+    """The table is built before the first round; `_with_table` includes building it."""
     palette, images = released_palette(), _images(toy)
     return Work(lambda: palette.quantize(images), _digest(palette.quantize(images)))
 
@@ -59,7 +59,7 @@ def _theirs(toy: bool) -> Work:
 
 
 def _brute(toy: bool) -> Work:
-    """Every squared distance of a tenth of the pixels in float64: what all others must agree with."""
+    """All squared distances in float64, timed on a tenth of the pixels: the exact answer."""
     palette, images = released_palette(), _images(toy)
     flat = images.reshape(-1, 3)
     tenth = flat[: len(flat) // 10]
@@ -67,49 +67,49 @@ def _brute(toy: bool) -> Work:
 
 
 def _files(toy: bool) -> tuple[Jpegs, tempfile.TemporaryDirectory[str]]:
-    """JPEG files of smooth random pictures, the same for everybody; and their folder, which goes when that does."""
-    kept = tempfile.TemporaryDirectory(prefix="igpt-bench-")
-    folder = Path(kept.name)
+    """JPEG files of smooth random pictures, the same for every candidate, and their directory, removed when garbage-collected."""
+    directory = tempfile.TemporaryDirectory(prefix="igpt-bench-")
+    folder = Path(directory.name)
     count, generator = (8 if toy else 400), np.random.default_rng(0)
     for number in range(count):
         coarse = generator.integers(0, 256, (24, 32, 3), dtype=np.uint8)
         picture = Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC)
-        noise = generator.normal(0, 6, (SIZE[1], SIZE[0], 3))  # or they would compress too well to be like photographs
+        noise = generator.normal(0, 6, (SIZE[1], SIZE[0], 3))  # without noise they would compress better than photographs
         pixels = (np.asarray(picture) + noise).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:04d}.jpeg", quality=92)
     names = np.array([path.name.encode() for path in sorted(folder.glob("*.jpeg"))])
     zeros = np.zeros(count, np.int64)
-    return Jpegs(folder, names, zeros, zeros - 1, zeros), kept
+    return Jpegs(folder, names, zeros, zeros - 1, zeros), directory
 
 
 def _from_files(toy: bool) -> Work:
-    (jpegs, kept), palette = _files(toy), released_palette()
+    (jpegs, directory), palette = _files(toy), released_palette()
     settings = TokenizeSettings("imagenet", "train", SIDE)
 
     def run() -> tempfile.TemporaryDirectory[str]:
         make_shard(0, jpegs, settings, palette, jpegs.folder)
-        return kept
+        return directory
 
     run()
     return Work(run, _digest(np.load(shard_path(jpegs.folder, 0))))
 
 
 def _pillow(toy: bool) -> Work:
-    jpegs, kept = _files(toy)
+    jpegs, directory = _files(toy)
 
     def run() -> list[NDArray[np.uint8]]:
-        return [centre_crop(decode(path.read_bytes()), side=SIDE) for path in _paths(jpegs, kept)]
+        return [centre_crop(decode(path.read_bytes()), side=SIDE) for path in _paths(jpegs, directory)]
 
     return Work(run, _digest(released_palette().quantize(np.stack(run())).reshape(len(jpegs), -1)))
 
 
 def _plain(toy: bool) -> Work:
-    """As a user of Pillow would write it: open, resize the short side, crop, resize; the tokens differ a little."""
-    jpegs, kept = _files(toy)
+    """Plain Pillow: open, resize the short side, crop, resize; the tokens differ slightly."""
+    jpegs, directory = _files(toy)
 
     def run() -> list[Image.Image]:
         pictures = []
-        for path in _paths(jpegs, kept):
+        for path in _paths(jpegs, directory):
             with Image.open(path) as file:
                 picture = file.convert("RGB")
             width, height = picture.size
@@ -123,7 +123,7 @@ def _plain(toy: bool) -> Work:
 
 
 def _paths(jpegs: Jpegs, kept: tempfile.TemporaryDirectory[str]) -> list[Path]:
-    """The files, in their folder as long as it is kept."""
+    """The paths of the files; passing ``kept`` keeps their directory from being removed."""
     return [Path(kept.name) / name.decode() for name in jpegs.files]
 
 

@@ -1,4 +1,4 @@
-"""A training step, ours, nanoGPT's and transformers', a fine-tuning step, and what our loop does around a step."""
+"""A training step (ours, nanoGPT's and transformers'), a fine-tuning step, and the overhead of our loop per step."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LOOPS = 200
 
 
 class Peer(nn.Module):
-    """nanoGPT's model as its description has it: GPT-2's blocks without biases, PyTorch's fused attention and GELU."""
+    """nanoGPT's model, written from its description: GPT-2's blocks without biases, PyTorch's fused attention and GELU."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Peer(nn.Module):
         self.head = nn.Linear(shape.n_embd, shape.n_vocab, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The loss, as if these were the next tokens."""
+        """The loss with the input tokens as targets, not shifted, which takes the same time."""
         h = self.wte(tokens) + self.wpe.weight
         for block in self.blocks:
             h = block(h)
@@ -79,21 +79,21 @@ def _ours(
     """A step as `igpt train` takes it: compiled. With ``classes``, one of fine-tuning.
 
     The head starts at zero, so that the first loss of fine-tuning is the training step's and log ``classes``. On a GPU
-    models of several sizes take turns, whose answers are not compared.
+    models of several sizes take turns, so their answers are not compared.
     """
     device = device_of(toy, gpu=gpu)
     model = our_model(TOY if toy else shape)
     tokens = random_tokens(model.shape, 2 if toy else images).to(device)
     loss: Loss = JointLoss(Classifier(model, classes), weight=1.0) if classes else GenerativeLoss(model)
     batch = (tokens, None, tokens[:, 0] % classes) if classes else (tokens,)
-    spread = Distributed(loss, learning_rate=1e-4, betas=(0.9, 0.95), device=device, compiled=not toy)
+    distributed = Distributed(loss, learning_rate=1e-4, betas=(0.9, 0.95), device=device, compiled=not toy)
     less = math.log(classes) if classes else 0.0
-    work = _steps(lambda: spread.loss(*batch), spread.optimizer, device=device, half=half, less=less)
+    work = _steps(lambda: distributed.loss(*batch), distributed.optimizer, device=device, half=half, less=less)
     return replace(work, answer=[]) if gpu else work
 
 
 def _peers(toy: bool, *, shape: ModelShape = SHAPE, images: int = IMAGES, half: bool = False, compiled: bool = False) -> Work:
-    """nanoGPT's step, with its fused AdamW; it is another model, so its answer is not compared."""
+    """nanoGPT's step, with its fused AdamW; the model is a different one, so its answer is not compared."""
     shape = TOY if toy else shape
     model = Peer(shape)
     if compiled and not toy:
@@ -120,7 +120,7 @@ def _theirs(toy: bool) -> Work:
 def _steps(
     loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, *, device: str = "cpu", half: bool = False, less: float = 0.0
 ) -> Work:
-    """Steps of a loss; the answer is the loss before the first one, less a number."""
+    """Optimizer steps on a loss; the answer is the loss before the first step, minus ``less``."""
 
     def run() -> Tensor:
         optimizer.zero_grad()
@@ -136,37 +136,37 @@ def _steps(
 
 
 def _limit(toy: bool, *, shape: ModelShape = SHAPE, images: int = IMAGES, half: bool = False) -> Work:
-    """As many operations as a step has in square products."""
+    """The same number of operations as a step, as products of square matrices."""
     shape = TOY if toy else shape
     weights = shape.n_layer * 12 * shape.n_embd**2 + shape.n_vocab * shape.n_embd
-    token = 2 * weights + shape.n_layer * 2 * shape.n_embd * shape.n_ctx  # attention's half: it is causal
-    return products(3 * images * shape.n_ctx * token, toy=toy, dtype=torch.bfloat16 if half else torch.float32)
+    per_token = 2 * weights + shape.n_layer * 2 * shape.n_embd * shape.n_ctx  # attention's half: it is causal
+    return products(3 * images * shape.n_ctx * per_token, toy=toy, dtype=torch.bfloat16 if half else torch.float32)
 
 
 def _gpu_limit(toy: bool, *, shape: ModelShape, images: int) -> Work:
-    """The same, attention in full as it is usually counted."""
+    """The same on a GPU, with attention counted in full, as is usual."""
     total = training_flops(TOY if toy else shape, 2 if toy else images)
     return products(total, toy=toy, device=device_of(toy, gpu=True), dtype=torch.bfloat16)
 
 
 class _Idle(Loss):
-    """A loss that takes no time: the mean of one small parameter, the only one that is trained."""
+    """A loss that takes almost no time: the mean of one small parameter, the only one that is trained."""
 
     def forward(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
         return next(p for p in self.network.parameters() if p.requires_grad).mean()
 
 
 def _loop(toy: bool) -> Work:
-    """What the loop does besides the model's step: batches from memory maps, guards, metrics; its start and end with it."""
+    """The loop without the model's step: batches from memory maps, divergence checks, metrics, and the loop's start and end."""
     shape = TOY if toy else SHAPE
-    kept, store = random_store(shape, shards=1)
+    directory, store = random_store(shape, shards=1)
     model = our_model(shape).requires_grad_(False)
     min(model.parameters(), key=Tensor.numel).requires_grad_(True)
     recipe = Recipe("bench", shape, "imagenet", shape.n_vocab, IMAGES, 10**6, 10, 1e-4)
 
     def run() -> object:
-        asked = itertools.count(1)
-        with tempfile.TemporaryDirectory(dir=kept.name) as folder, suppress(engine.Stopped):
+        calls = itertools.count(1)
+        with tempfile.TemporaryDirectory(dir=directory.name) as folder, suppress(engine.Stopped):
             task = engine.Task(
                 name="bench",
                 loss=_Idle(model),
@@ -177,8 +177,8 @@ def _loop(toy: bool) -> Work:
                 rate=lambda step: recipe.learning_rate,
                 draw=lambda step: draw_batch(recipe, store, seed=0, step=step),
             )
-            engine.train(task, folder=Path(folder), runtime=Runtime(stop=lambda: next(asked) == LOOPS))
-        return kept
+            engine.train(task, folder=Path(folder), runtime=Runtime(stop=lambda: next(calls) == LOOPS))
+        return directory
 
     run()
     return Work(run, [], times=1 / LOOPS)

@@ -1,4 +1,4 @@
-"""What a speed comparison is made of: candidates that do the same work on the same weights, and the machine's limit."""
+"""The parts of a speed comparison: candidates that do the same work on the same weights, and the machine's limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from igpt.companion.experiments.speed import MODULES
 from igpt.errors import UsageError
 
-# glibc told to keep its memory, which alone makes some programs twice as fast.
+# Makes glibc keep freed memory, which alone makes some programs twice as fast.
 TUNED = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
@@ -23,10 +23,10 @@ TUNED = {
 class Work:
     """Work that is ready to be timed.
 
-    run : does it once
-    answer : numbers that every candidate must compute, so that all do the same; empty where there are none to compare
-    times : how many of ``run`` make the whole work, where doing all of it would take hours or is not possible
-    device : which is waited for after each run
+    run : does the work once, or a part of it
+    answer : numbers that every candidate must compute, as proof of the same work; empty where there is nothing to compare
+    times : how many runs make the whole work, where all of it would take hours or is not possible
+    device : synchronised after each run
     """
 
     run: Callable[[], object]
@@ -35,7 +35,7 @@ class Work:
     device: str = "cpu"
 
     def once(self) -> None:
-        """Do it once, to the end."""
+        """Run once, and wait for the device."""
         self.run()
         if self.device == "cuda":
             torch.cuda.synchronize()
@@ -45,8 +45,8 @@ class Work:
 class Candidate:
     """One side of a comparison. ``prepare`` gets ``toy`` and is called in a process of its own.
 
-    tuned : glibc's allocator tuned, or as installed
-    tolerance : by how much, relative to the largest, its answer may differ from the first candidate's
+    tuned : whether glibc's allocator is tuned (`TUNED`), or as installed
+    tolerance : largest difference from the first candidate's answer, relative to the largest number in that answer
     """
 
     name: str
@@ -63,12 +63,12 @@ class Task:
     candidates: tuple[Candidate, ...]
 
     def candidate(self, name: str) -> Candidate:
-        """The candidate of a name."""
+        """A candidate by name."""
         return next(c for c in self.candidates if c.name == name)
 
 
 def load_task(name: str) -> Task:
-    """The task of a name. Only its module is imported, so that a record becomes stale with what it uses alone.
+    """A task by name. Only its module is imported, so that a change elsewhere does not make its record stale.
 
     Raises UsageError for an unknown name.
     """
@@ -79,12 +79,12 @@ def load_task(name: str) -> Task:
 
 
 def both(name: str, prepare: Callable[[bool], Work], *, tolerance: float = 1e-3) -> tuple[Candidate, Candidate]:
-    """One candidate with the allocator as installed, and the same with it tuned."""
+    """A candidate with the allocator as installed, and the same with a tuned allocator."""
     return Candidate(name, prepare, False, tolerance), Candidate(f"{name}, tuned", prepare, True, tolerance)
 
 
 def device_of(toy: bool, *, gpu: bool) -> str:
-    """The device of a task; the CPU stands in for a GPU at toy size. Raises UsageError where there is no GPU."""
+    """The device of a task; at toy size the CPU if there is no GPU. Raises UsageError where there is no GPU."""
     if not gpu or (toy and not torch.cuda.is_available()):
         return "cpu"
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""One candidate in a process of its own: it writes its answer, then does its work once for every line it reads."""
+"""The process of one candidate: prints the answer, then does the work once for every line of stdin."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main() -> None:
     """``python -m igpt.companion.bench.worker TASK CANDIDATE [toy]``; one JSON object per line on stdout."""
     task, name, *toy = sys.argv[1:]
     stdout, sys.stdout = sys.stdout, sys.stderr  # libraries may print
-    torch.set_num_threads(cores())  # every candidate uses them all
+    torch.set_num_threads(cores())  # every candidate uses all cores
     try:
         work = load_task(task).candidate(name).prepare(bool(toy))
     except UsageError as error:

@@ -1,4 +1,4 @@
-"""The figures of the book by name: which records each is drawn from, and by what."""
+"""The figures of the book by name: the records that each is drawn from, and the function that draws it."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ class BookFigure:
     stages: tuple[Stage, ...]
     draw: str
     one: bool = False  # drawn from a single record rather than from a list of them
-    page: int | None = None  # of a record with more images than a figure shows
-    whole: bool = True  # only when every record is there; else of those that are, and the caption says what is pending
-    published: bool = False  # has the paper's curve, and is drawn without a record too
+    page: int | None = None  # for a record with more images than a figure shows
+    whole: bool = True  # drawn only if no record is missing; else from the others, and the caption lists what is pending
+    published: bool = False  # shows the paper's curve, and is drawn even without a record
 
 
 def _released(table: str) -> tuple[Stage, ...]:
-    """The probes with which the released tier fills a table of the book."""
-    members = next(each for each in TABLES if each.name == table).experiments()
-    runs = [run for e in members if e.published.evaluation == "linear-probe" and (run := e.measurement("released"))]
-    return tuple(dict.fromkeys(stage for run in runs for stage in run.metric.stages))
+    """The linear probes of the released tier in a table of the book."""
+    members = next(declared for declared in TABLES if declared.name == table).experiments()
+    measurements = [m for e in members if e.published.evaluation == "linear-probe" and (m := e.measurement("released"))]
+    return tuple(dict.fromkeys(stage for m in measurements for stage in m.metric.stages))
 
 
 def _of(stages: tuple[Stage, ...], *, draw: str = "", whole: bool = True, page: int | None = None) -> BookFigure:
-    """A figure as its first stage's protocol draws it, or by another of the protocol's functions."""
+    """A figure drawn by a function of its first stage's protocol, by default the first function."""
     figures = protocol(stages[0].notebook).figures
     assert not draw or draw in figures, draw
     return BookFigure(stages, draw or figures[0], (draw or figures[0]) in SINGLE, page, whole)
 
 
 def _figures_of(tier: Tier) -> dict[str, BookFigure]:
-    """The figures that a tier has; the small one's come with its first records."""
+    """A tier's figures by name; those of the small tier will be added with its first records."""
     small, medium, large = (tier.models[f"iGPT-{size} 32x32"] for size in "SML")
 
     def seeds(notebook: str, model: str = large, **given: str) -> tuple[Stage, ...]:
@@ -112,7 +112,7 @@ FIGURES = {
 
 
 def figure_records(name: str, store: RecordStore) -> list[Record] | None:
-    """A figure's records, None when one is missing that it needs. Raises UsageError for an unknown figure."""
+    """A figure's records; None when a required one is missing. Raises UsageError for an unknown figure."""
     if name not in FIGURES:
         raise UsageError(f"there is no figure {name!r}{near_misses(name, list(FIGURES))}")
     figure = FIGURES[name]
@@ -122,7 +122,7 @@ def figure_records(name: str, store: RecordStore) -> list[Record] | None:
 
 
 def figure_note(name: str, store: RecordStore) -> str:
-    """What a caption must add about a figure's records; nothing when all are there, fresh and clean."""
+    """What the caption adds about a figure's records; empty when none is missing, stale or from a dirty checkout."""
     records, figure, notes = figure_records(name, store) or [], FIGURES[name], []
     missing = [stage.parameters for stage in figure.stages if store.read(stage) is None]
     if missing and (records or figure.published):
@@ -137,13 +137,13 @@ def figure_note(name: str, store: RecordStore) -> str:
 
 
 def draw_figure(name: str, store: RecordStore, folder: Path) -> dict[Mode, Path] | None:
-    """Draw a figure in light and in dark under ``folder``, unless it is there, drawn by this code from these records.
+    """Draw a figure in light and in dark under ``folder``, unless it is there and up to date.
 
-    Returns None, and removes an older drawing, when a record is missing.
+    Returns None, and removes an older drawing, when a required record is missing.
     """
     records = figure_records(name, store)
     paths: dict[Mode, Path] = {mode: folder / f"{name}-{mode}.svg" for mode in ("light", "dark")}
-    inputs = folder / f".{name}.sha256"  # of the records and the code; written after the drawing, removed before it
+    inputs = folder / f".{name}.sha256"  # digest of records and code; written after the drawing, removed before it
     key = _digest(records) if records is not None else ""
     if records is not None and inputs.is_file() and inputs.read_text() == key and all(map(Path.is_file, paths.values())):
         return paths
@@ -169,7 +169,7 @@ def draw_figure(name: str, store: RecordStore, folder: Path) -> dict[Mode, Path]
 
 
 def _digest(records: Sequence[Record]) -> str:
-    """SHA-256 of records, and of all that decides how they are drawn."""
+    """SHA-256 of records, and of everything that their drawing depends on."""
     content = [*(record.model_dump_json() for record in records), drawing_digest()]
     return hashlib.sha256("\n".join(content).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Costs as tables: of each recipe, of the published models on one card and on many, and of the released tier."""
+"""Tables of costs: of each recipe, of the published models on one and several GPUs, and of the released tier."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEVICES = (1, 8, 32, 256)
 
 
 def recipe_table(project: Project) -> ResultTable:
-    """Every recipe: its settings, what its pre-training and the linear probe of its layers take, and the command."""
+    """Every recipe: its settings, the cost of its pre-training and of its linear probe, and the command."""
     rows = []
     signer = Signer(project.notebooks)
     for plan in _recipes():
@@ -61,9 +61,9 @@ def recipe_table(project: Project) -> ResultTable:
 
 
 def memory_table(project: Project) -> ResultTable:
-    """Each published model on one card and on many: how it is spread, what fits, how long it takes.
+    """Each published model on one and several cards: how it is distributed, whether it fits, and how long it takes.
 
-    What a step keeps of an image comes from the record of the parameters' notebook; it is counted now where there is none.
+    Bytes saved per image come from the record of the notebook ``parameters``; without the record they are counted now.
     """
     rows = []
     record = RecordStore(project).read(Stage.of("parameters"))
@@ -99,9 +99,9 @@ def memory_table(project: Project) -> ResultTable:
 
 
 def fitting(plan: Recipe, devices: int, kept: Kept | None = None) -> Step | None:
-    """The least intrusive way in which a recipe fits on each card; None where none does, or its batch cannot be shared.
+    """The first variant of a recipe's step that fits on each card; None if none does, or the batch is not divisible.
 
-    kept : as `igpt.train.memory.Step` takes it
+    kept : as in `igpt.train.memory.Step`
     """
     if plan.batch % devices:
         return None
@@ -115,9 +115,9 @@ def _recipes() -> list[Recipe]:
 
 
 def released_costs(project: Project) -> ResultTable:
-    """What the released tier takes: a line per notebook, model and data set, the cheapest first, and the whole.
+    """Costs of the released tier: one row per notebook, model and data set, the cheapest first, and the total.
 
-    The same on every machine, whatever is there already.
+    They do not depend on this machine, nor on what has been fetched or run already.
     """
     stages = with_parents(declared_stages("released"), Signer(project.notebooks).in_full)
     groups: dict[tuple[str, str], list[Stage]] = {}
@@ -133,9 +133,9 @@ def released_costs(project: Project) -> ResultTable:
 
 
 def _released_row(stages: Sequence[Stage]) -> tuple[str, ...]:
-    """How many stages, their downloads, the disk with these at its peak, and their hours."""
+    """Number of stages, gigabytes to download, peak disk use with downloads, and hours on each card."""
     fetched, disk = run_room(stages)
-    size = f"{sum(each.bytes for each in fetched) / 1e9:,.1f}{'' if all(each.exact for each in fetched) else '+'}"
+    size = f"{sum(download.bytes for download in fetched) / 1e9:,.1f}{'' if all(download.exact for download in fetched) else '+'}"
     return (str(len(stages)), size, f"{disk / 1e9:,.1f}", *(rounded(hours, least=0.01) for hours in _card_hours(stages)))
 
 

@@ -1,6 +1,6 @@
-"""The book's figures, each a function of records: notebooks draw one run with them, the book all seeds.
+"""The book's figures as functions of records: a notebook draws its own run, the book all seeds.
 
-Lines are means over seeds; bars are 95 % Student intervals over seeds, absent where there is one seed.
+Lines are means over seeds; bars are 95 % Student intervals over seeds, absent for a single seed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from igpt.measure import mean_interval
 from igpt.train.recipe import training_flops
 from igpt.train.recipes import recipe
 
-# What a probe reads where there is no network, and its line.
+# Inputs of a probe without a network: label and line style.
 INPUTS = {
     "pixels": ("raw pixels", ":"),
     "colours": ("palette colours", "-."),
@@ -36,7 +36,7 @@ INPUTS = {
 
 
 def palette(record: Record) -> Figure:
-    """The palette's colours, and validation images before and after."""
+    """The palette's colours, and validation images before and after quantisation."""
     centres = np.array([row["centre"] for row in record.series["centres"]], dtype=np.uint8)
     examples = record.series["examples"]
     figure = _figure(7, 3.4)
@@ -56,7 +56,7 @@ def palette(record: Record) -> Figure:
 
 
 def losses(records: Sequence[Record]) -> Figure:
-    """Training and validation loss along pre-training, a panel an objective."""
+    """Training and validation loss along pre-training, one panel per objective."""
     rows = [
         {"model": _model(record), "objective": record.parameters["objective"], **point}
         for record in records
@@ -75,7 +75,7 @@ def losses(records: Sequence[Record]) -> Figure:
 
 
 def compute(records: Sequence[Record]) -> Figure:
-    """Held-out loss over the operations spent so far, a line a model: which size a budget is best spent on."""
+    """Held-out loss over training operations so far, one line per model: the best size for a given budget."""
     figure = _figure(5.5, 3.3)
     axes = figure.subplots()
     for record in records:
@@ -90,12 +90,12 @@ def compute(records: Sequence[Record]) -> Figure:
 
 
 def depth(records: Sequence[Record]) -> Figure:
-    """Probe accuracy by layer, trained and untrained, with what needs no network as lines; one panel a model."""
+    """Probe accuracy by layer, trained and untrained, and baselines without a network as lines; one panel per model."""
     models = list(dict.fromkeys(map(_model, records)))
     figure = _figure(2.5 * len(models) + 1, 3.3)
     for axes, model in zip(_panels(figure, len(models), share=True), models, strict=True):
-        mine = [record for record in records if _model(record) == model]
-        data = pd.DataFrame([{"network": k, **row} for r in mine for k in ("trained", "untrained") for row in r.series[k]])
+        of_model = [record for record in records if _model(record) == model]
+        data = pd.DataFrame([{"network": k, **row} for r in of_model for k in ("trained", "untrained") for row in r.series[k]])
         data["percent"] = 100 * data["accuracy"]
         for network, style in (("trained", "-"), ("untrained", "--")):
             sns.lineplot(
@@ -111,9 +111,9 @@ def depth(records: Sequence[Record]) -> Figure:
                 legend=False,
                 ax=axes,
             )
-        measured = {name: look for name, look in INPUTS.items() if all(name in record.values for record in mine)}
-        for name, (label, line) in measured.items():  # tokens without their pixels have fewer
-            mean = 100 * float(np.mean([record.values[name].value for record in mine]))
+        measured = {name: look for name, look in INPUTS.items() if all(name in record.values for record in of_model)}
+        for name, (label, line) in measured.items():  # data sets of tokens alone have fewer baselines
+            mean = 100 * float(np.mean([record.values[name].value for record in of_model]))
             axes.axhline(mean, color=BASELINE, linestyle=line, label=label)
         axes.set(title=model, xlabel="layer", ylabel="test accuracy (%)", xticks=sorted(set(data["layer"])))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
@@ -121,7 +121,7 @@ def depth(records: Sequence[Record]) -> Figure:
 
 
 def probe_settings(record: Record) -> Figure:
-    """Validation accuracy over the probe's strength, by scaling and solver; bars over the validation images."""
+    """Validation accuracy over the probe's C, by scaling and solver; bars are intervals over the validation images."""
     figure = _figure(5.5, 3.3)
     axes = figure.subplots()
     data = pd.DataFrame(record.series["settings"])
@@ -142,7 +142,7 @@ def probe_settings(record: Record) -> Figure:
 
 
 def rate_search(records: Sequence[Record]) -> Figure:
-    """Held-out loss of short runs over the learning rate, a line a model and objective."""
+    """Held-out loss of short runs over the learning rate, one line per model and objective."""
     figure = _figure(5.5, 3.3)
     axes = figure.subplots()
     for record in records:
@@ -165,7 +165,7 @@ def rate_search(records: Sequence[Record]) -> Figure:
 
 
 def published_depth(records: Sequence[Record]) -> Figure:
-    """The paper's Figure 2, digitised, thin and grey: iGPT-L's probes by layer; over it ours, as far as there are any."""
+    """The paper's Figure 2, digitised, thin and grey: iGPT-L's probes by layer; our records, if any, over it."""
     digitised = _digitised("figure-2")
     lines = dict(zip(digitised["dataset"].unique(), ("-", "--", ":"), strict=True))
     figure = _figure(6, 3.9)
@@ -187,7 +187,7 @@ def published_depth(records: Sequence[Record]) -> Figure:
 
 
 def published_loss(records: Sequence[Record]) -> Figure:
-    """The paper's Figure 3, digitised, thin and grey: probe accuracy over loss; over it ours, as far as there are any."""
+    """The paper's Figure 3, digitised, thin and grey: probe accuracy over loss; our records, if any, over it."""
     digitised = _digitised("figure-3")
     figure = _figure(6, 3.9)
     axes = figure.subplots()
@@ -204,28 +204,28 @@ def published_loss(records: Sequence[Record]) -> Figure:
 
 
 def _digitised(curve: str) -> pd.DataFrame:
-    """The points of one of the paper's figures that lie in its range."""
+    """The digitised points of one of the paper's figures, without those outside of its range."""
     return pd.DataFrame([asdict(point) for point in curve_points() if point.curve == curve]).dropna(subset="y")
 
 
 def _say_digitised(figure: Figure, axes: Axes, digitised: pd.DataFrame, name: str) -> None:
-    """A legend below that says what is grey, with the error of digitising in points."""
+    """Add a legend below that explains the grey lines and gives the digitising error in points."""
     low, high = digitised["uncertainty"].min(), digitised["uncertainty"].max()
-    said = f"±{low:g}" if low == high else f"±{low:g} to {high:g}"
-    title = f"grey: digitised from the paper's {name} ({said} points)"
+    error = f"±{low:g}" if low == high else f"±{low:g} to {high:g}"
+    title = f"grey: digitised from the paper's {name} ({error} points)"
     legend = axes.get_legend_handles_labels()
     figure.legend(*legend, loc="outside lower center", ncols=4 if len(legend[0]) <= 4 else 2, fontsize=9, title=title)
 
 
 def loss_against_probe(records: Sequence[Record]) -> Figure:
-    """Probe accuracy over generative loss along pre-training, a line a model."""
+    """Probe accuracy over generative loss along pre-training, one line per model."""
     figure = _figure(5, 3.5)
     axes = figure.subplots()
     for model in dict.fromkeys(map(_model, records)):
-        mine = [record.series["milestones"] for record in records if _model(record) == model]
-        for index in range(len(mine[0])):
-            loss, low, high = mean_interval([float(m[index]["loss"]) for m in mine])  # type: ignore[arg-type]
-            mean, below, above = mean_interval([100 * float(m[index]["accuracy"]) for m in mine])  # type: ignore[arg-type]
+        curves = [record.series["milestones"] for record in records if _model(record) == model]
+        for index in range(len(curves[0])):
+            loss, low, high = mean_interval([float(m[index]["loss"]) for m in curves])  # type: ignore[arg-type]
+            mean, below, above = mean_interval([100 * float(m[index]["accuracy"]) for m in curves])  # type: ignore[arg-type]
             axes.errorbar(
                 loss,
                 mean,
@@ -235,7 +235,7 @@ def loss_against_probe(records: Sequence[Record]) -> Figure:
                 marker=marker(model),
                 label=model if index == 0 else None,
             )
-        means = np.mean([[(p["loss"], 100 * float(p["accuracy"])) for p in m] for m in mine], axis=0)  # type: ignore[arg-type]
+        means = np.mean([[(p["loss"], 100 * float(p["accuracy"])) for p in m] for m in curves], axis=0)  # type: ignore[arg-type]
         axes.plot(means[:, 0], means[:, 1], color=colour(model))
     tier = tier_of(Stage.of("loss_against_probe", **records[0].parameters))
     title = f"{tier} tier, {records[0].parameters['dataset']}"
@@ -248,7 +248,7 @@ def loss_against_probe(records: Sequence[Record]) -> Figure:
 def low_data(records: Sequence[Record]) -> Figure:
     """Accuracy over the number of labels, for features and both baselines; bars over draws."""
     data = pd.DataFrame([row for record in records for row in record.series["draws"] if row["strength"] == 1.0])
-    # The draws are the same for every seed: one value a draw, its mean over seeds.
+    # The draws are the same for every seed: one value per draw, its mean over seeds.
     data = data.groupby(["input", "labels", "draw"])["accuracy"].mean().reset_index()
     data["percent"] = 100 * data["accuracy"].astype(float)
     names = {"features": "pre-trained features", "pixels": "raw pixels", "untrained": "untrained network"}
@@ -274,7 +274,7 @@ def low_data(records: Sequence[Record]) -> Figure:
     return figure
 
 
-# What pre-training has to beat, by stage and value: its name, and its line.
+# Baselines of pre-training by stage and value: label and line style.
 CONTROLS = {
     ("linear_probe", "untrained"): ("before training", "--"),
     ("linear_probe", "pixels"): ("raw pixels", ":"),
@@ -283,7 +283,7 @@ CONTROLS = {
 
 
 def bert(records: Sequence[Record]) -> Figure:
-    """Autoregressive against BERT, with one mask and with five, under probe and fine-tuning; the counterpart of Figure 4."""
+    """Autoregressive and BERT, with one mask and five, by linear probe and fine-tuning; the counterpart of Figure 4."""
     rows = []
     for record in records:
         evaluation = {"linear_probe": "linear probe", "fine_tune": "fine-tuning"}[record.stage.split(",")[0]]
@@ -310,7 +310,7 @@ def bert(records: Sequence[Record]) -> Figure:
 
 
 def search(record: Record) -> Figure:
-    """Validation accuracy by epoch, a line a learning rate."""
+    """Validation accuracy by epoch, one line per learning rate."""
     data = pd.DataFrame(record.series["search"])
     data["percent"] = 100 * data["validation"]
     data["learning rate"] = data["learning_rate"].map("{:.2g}".format)
@@ -326,28 +326,28 @@ SHOWN = 8  # images in a figure's row of samples, or in its rows of completions
 
 
 def samples(record: Record, page: int = 0) -> Figure:
-    """Images drawn from nothing, as they came: the first ones in a row; from page 1 on, two rows a page."""
+    """Unconditional samples, unselected: page 0 is the first row, pages from 1 on have two rows each."""
     images = [row["tokens"] for row in record.series["samples"]]
     rows = [images[start : start + SHOWN] for start in range(0, len(images), SHOWN)]
     return _grid(record, rows[2 * page - 2 : 2 * page] if page else rows[:1], [])
 
 
 def completions(record: Record, page: int = 1) -> Figure:
-    """One row an image: the kept half, its completions, the original."""
+    """One row per image: the given half, its completions, the original."""
     rows = record.series["completions"]
     columns = []
     images = list(dict.fromkeys(row["image"] for row in rows))
     for image in images[SHOWN * (page - 1) : SHOWN * page]:
-        mine = [row for row in rows if row["image"] == image]
-        kept, original = int(mine[0]["kept"]), mine[0]["original"]  # type: ignore[arg-type]
+        completed = [row for row in rows if row["image"] == image]
+        kept, original = int(completed[0]["kept"]), completed[0]["original"]  # type: ignore[arg-type]
         assert isinstance(original, list)
-        given = [*original[:kept], *[-1] * (len(original) - kept)]
-        columns.append([given, *(row["tokens"] for row in mine), original])
+        prompt = [*original[:kept], *[-1] * (len(original) - kept)]
+        columns.append([prompt, *(row["tokens"] for row in completed), original])
     return _grid(record, columns, ["given", *["completed"] * (len(columns[0]) - 2), "original"])
 
 
 def _grid(record: Record, rows: Sequence[Sequence[object]], titles: Sequence[str]) -> Figure:
-    """Token images in rows and columns; token -1 is a pixel not given, and left open."""
+    """Token images in rows and columns; token -1 is a pixel that is not given, and is transparent."""
     colours = np.array([row["centre"] for row in record.series["palette"]], dtype=np.uint8)
     height, width = len(rows), len(rows[0])
     side = math.isqrt(len(rows[0][0]))  # type: ignore[arg-type]
@@ -368,7 +368,7 @@ def _grid(record: Record, rows: Sequence[Sequence[object]], titles: Sequence[str
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches, in the light look unless the book has set another."""
+    """An empty figure of a size in inches, in the book's light theme also if that is not active."""
     if plt.rcParams["svg.hashsalt"] != "igpt":
         with theme():
             return plt.figure(figsize=(width, height), layout="constrained")
@@ -381,7 +381,7 @@ def _panels(figure: Figure, count: int, *, share: bool = False) -> list[Axes]:
 
 
 def _show(axes: Axes, image: NDArray[np.uint8]) -> None:
-    """Pixels (H, W, channels) without axes."""
+    """Show pixels (H, W, channels) without axes."""
     grey = image.shape[-1] == 1
     axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255, interpolation="nearest")
     axes.set_axis_off()
@@ -394,11 +394,11 @@ def _square(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _model(record: Record) -> str:
-    """The model's name as figures write it."""
+    """The model's name in figures."""
     return f"{record.parameters['model']}{' BERT' if record.parameters.get('objective') == 'bert' else ''}"
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:
-    """seaborn's error bar: the 95 % interval over seeds, nothing for one."""
+    """Error bar for seaborn: the 95 % interval over seeds, of length zero for a single seed."""
     mean, low, high = mean_interval(list(values))
     return (mean, mean) if math.isinf(low) else (low, high)

@@ -17,7 +17,7 @@ from igpt.files import read_json
 from igpt.palette import Palette
 from igpt.project import Project
 
-KEYS = {  # the names of values in prose, and their formats
+KEYS = {  # names in prose: keys of values, and their formats
     "rate": ("pixels_per_second", "{:,.0f}"),
     "rate-of-four": ("pixels_per_second_of_four", "{:,.0f}"),
     "first": ("first_pixel_seconds", "{:.2g}"),
@@ -25,7 +25,7 @@ KEYS = {  # the names of values in prose, and their formats
 
 
 def colours_of(palette: Palette) -> dict[str, list[list[float]]]:
-    """A palette for the pages' scripts: ``centres`` in [-1, 1] and ``colours`` in 0 .. 255, by token."""
+    """A palette for the book's scripts: ``centres`` in [-1, 1] and ``colours`` in 0 .. 255, by token."""
     centres = [[float(c) for c in centre] for centre in palette.centres]
     return {"centres": centres, "colours": palette.dequantize(np.arange(len(palette))).tolist()}
 

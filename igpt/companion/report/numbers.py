@@ -1,4 +1,4 @@
-"""Numbers for prose, by name: a published one, a measured one, or a fact of the code. None is typed by hand."""
+"""Numbers for the book's prose, by name: published, measured, or facts of the code. None is typed by hand."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from igpt.train.recipes import known_models, recipe
 
 
 def number(name: str, store: RecordStore) -> Cell:
-    """The cell that a name stands for: ``published ROW``, ``measured ROW TIER``, ``live KEY`` or ``fact NAME``.
+    """The cell of a name: ``published ROW``, ``measured ROW TIER``, ``live KEY`` or ``fact NAME``.
 
-    Raises UsageError for a name that stands for nothing.
+    Raises UsageError for an unknown name.
     """
     kind, *words = name.split() or [""]
     match kind, words:
@@ -77,8 +77,8 @@ def _facts() -> dict[str, str]:
         **{
             f"{name}-l.{notebook}_{parameter}": f"{value:,}"
             for name, tier in TIERS.items()
-            for notebook, given in tier.overrides.items()
-            for parameter, value in given.items()
+            for notebook, overrides in tier.overrides.items()
+            for parameter, value in overrides.items()
         },
         "search.steps": str(read_notebook(Project.here().notebooks, "rate_search").defaults["steps"]),
         "digits.images": f"{data_card('digits').train + data_card('digits').test:,}",

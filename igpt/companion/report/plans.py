@@ -1,4 +1,4 @@
-"""A plan as text: every cell, every stage, why each is to run, and what they cost."""
+"""Plans as text: their cells and stages, the reasons to run them, and their costs."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def plan_text(plan: Plan, signer: Signer, *, why: bool) -> str:
     states: tuple[State, ...] = ("fresh", "stale", "missing")  # the worst last
     width = max((len(planned.stage.name) for planned in plan), default=0)
     lines = ["Cells"]
-    for name, run in _cells(plan, signer):
-        worst = max((plan[signer.canonical(stage)].state for stage in run.stages()), key=states.index)
-        lines.append(f"{worst:8} {run.tier:6} {name}")
+    for name, measurement in _cells(plan, signer):
+        worst = max((plan[signer.canonical(stage)].state for stage in measurement.stages()), key=states.index)
+        lines.append(f"{worst:8} {measurement.tier:6} {name}")
     lines += ["", "Stages"]
     for planned in plan:
         lines.append(f"{planned.state:8} {planned.stage.name:{width}}{'  ' + visible(planned.why) if why else ''}".rstrip())
@@ -37,26 +37,26 @@ def plan_text(plan: Plan, signer: Signer, *, why: bool) -> str:
 
 def _cells(plan: Plan, signer: Signer) -> Iterator[tuple[str, Measurement]]:
     """The experiments and measurements that the plan's stages fill."""
-    planned = {each.stage for each in plan}
+    stages = {planned.stage for planned in plan}
     for experiment in experiments():
-        for run in experiment.measurements:
-            if planned.issuperset(signer.canonical(stage) for stage in run.stages()):
-                yield experiment.name, run
+        for measurement in experiment.measurements:
+            if stages.issuperset(signer.canonical(stage) for stage in measurement.stages()):
+                yield experiment.name, measurement
 
 
 def cost_text(plan: Plan, signer: Signer, cards: Sequence[Card]) -> str:
-    """What each cell that the plan's stages fill costs with all its dependencies, each stage alone, and the whole.
+    """Costs of each cell of the plan with all its dependencies, of each stage alone, and of the whole plan.
 
-    cards : one column of hours each; the first is this machine, whose memory is counted
+    cards : one column of hours each; the first is the one whose memory use is shown
     """
     from tabulate import tabulate
 
     costs = {p.stage: [stage_cost(p.in_full, card) for card in cards] for p in plan}
     cells = {}
-    for name, run in _cells(plan, signer):
-        needed = frozenset(signer.canonical(stage) for stage in with_parents(run.stages(), signer.in_full))
+    for name, measurement in _cells(plan, signer):
+        needed = frozenset(signer.canonical(stage) for stage in with_parents(measurement.stages(), signer.in_full))
         cells[name, needed] = _numbers([costs[stage] for stage in needed], cards)
-    stages = [(_short(stage), *_numbers([each], cards)) for stage, each in costs.items()]
+    stages = [(_short(stage), *_numbers([on_cards], cards)) for stage, on_cards in costs.items()]
     whole = ("all that a machine holds", *_numbers(list(costs.values()), cards, partly=True))
     memory = "Mem GiB" if cards[0].is_processor else "Card GiB"
     heads = ("Get GB", "Disk GB", memory, *(card.title for card in cards))
@@ -82,33 +82,33 @@ def cost_text(plan: Plan, signer: Signer, cards: Sequence[Card]) -> str:
 def _numbers(each: Sequence[Sequence[Cost]], cards: Sequence[Card], *, partly: bool = False) -> list[str]:
     """Download, disk, memory on the first card, and hours on every card, of stages that run one after the other.
 
-    partly : whether a card that is too small for some of them gets the hours of the others, or a dash
+    partly : whether a card too small for some stages gets the hours of the others, rather than a dash
     """
-    here = sum((costs[0] for costs in each), Cost())
+    total = sum((costs[0] for costs in each), Cost())
     hours = []
     for index, card in enumerate(cards):
-        held = [costs[index].hours for costs in each if not lacking(costs[index], card)]
-        hours.append(rounded(sum(held), least=0.01) if partly or len(held) == len(each) else "-")
+        fitting = [costs[index].hours for costs in each if not lacking(costs[index], card)]
+        hours.append(rounded(sum(fitting), least=0.01) if partly or len(fitting) == len(each) else "-")
     return [
-        f"{here.to_fetch / 1e9:,.1f}{'' if here.exact else '+'}" if here.to_fetch else "-",
-        f"{here.room / 1e9:,.1f}",
-        f"{(here.memory if cards[0].is_processor else here.card) / GIB:,.1f}",
+        f"{total.to_fetch / 1e9:,.1f}{'' if total.exact else '+'}" if total.to_fetch else "-",
+        f"{total.room / 1e9:,.1f}",
+        f"{(total.memory if cards[0].is_processor else total.card) / GIB:,.1f}",
         *hours,
     ]
 
 
 def _rates(card: Card) -> str:
-    """Where a card's rates are from, and the one at which losses and samples are computed."""
-    how = ", not measured"
+    """The source of a card's rates, and its rate for losses and samples."""
+    note = ", not measured"
     if card.measured:
-        how = "; other work on this machine makes this too slow" if card.title == "here" else ""
-    return f"{card.title}: {card.source}{how}; losses and samples in float32, at {card.rates.single / 1e12:.2g} TFLOP/s"
+        note = "; other work on this machine makes this too slow" if card.title == "here" else ""
+    return f"{card.title}: {card.source}{note}; losses and samples in float32, at {card.rates.single / 1e12:.2g} TFLOP/s"
 
 
 def _short(stage: Stage) -> str:
-    """A stage's name in a table, without what all stages of a tier share."""
-    named = ("model", "dataset", "objective", "step")
-    given = {name: value for name, value in stage.given if (name, value) not in (("seed", 0), ("weights", "released"))}
-    words = [stage.notebook, *(str(given.pop(name)) for name in named if name in given)]
-    text = " ".join([*words, *(f"{name}={value}" for name, value in given.items())])
+    """A stage's name in a table, without the parameters that all stages of a tier share."""
+    leading = ("model", "dataset", "objective", "step")
+    parameters = {name: value for name, value in stage.given if (name, value) not in (("seed", 0), ("weights", "released"))}
+    words = [stage.notebook, *(str(parameters.pop(name)) for name in leading if name in parameters)]
+    text = " ".join([*words, *(f"{name}={value}" for name, value in parameters.items())])
     return text if len(text) <= NAME else f"{text[: NAME - 1]}…"

@@ -1,4 +1,4 @@
-"""The book's tables of whole record files and data sets: what was run, by which code, on which machine."""
+"""The book's tables of records and data sets: what was run, with which code, on which machine."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from igpt.text import counted
 
 
 def published_records(project: Project) -> dict[str, Record]:
-    """Every record below the records folder, by its path there. Raises UsageError for a damaged one: none is left out."""
+    """Every record below the records folder, by its path there. Raises UsageError for a damaged one."""
     records = {path: read_record(path) for path in sorted(project.records.glob("*/*.json"))}
     return {str(path.relative_to(project.records)): record for path, record in records.items() if record is not None}
 
 
 def provenance_table(project: Project) -> ResultTable:
-    """What all records together were made from, by what, in how long."""
+    """A summary of all records: commits, hardware, versions and time."""
     records = list(published_records(project).values())
     receipts = [record.receipt for record in records]
     dirty = sum(receipt.dirty for receipt in receipts)
@@ -48,7 +48,7 @@ def records_table(project: Project) -> ResultTable:
 
 
 def drills_table(project: Project) -> ResultTable:
-    """One row per drill: a training that a cluster's scheduler killed, compared with the same one left alone."""
+    """One row per drill: a training run that a cluster's scheduler killed, compared with an uninterrupted one."""
     rows: list[tuple[str | Cell, ...]] = []
     for path in sorted(project.records.glob("drill/*.json")):
         record = usable_record(path)
@@ -78,7 +78,7 @@ def datasets_table() -> ResultTable:
 
 
 def terms_table() -> ResultTable:
-    """Under what terms each data set may be used."""
+    """The terms of use of each data set."""
     rows = [(card.title, card.terms) for card in DATASETS.values()]
     return plain_table("data-terms", "Terms of the data sets", ("Data set", "Terms"), rows)
 
@@ -87,12 +87,12 @@ def yours_table(project: Project, yours: ReaderStore) -> ResultTable:
     """A reader's records compared with ours and with each other: one row per value that differs beyond its intervals."""
     rows = []
     for index, (path, record) in enumerate(yours.all):
-        for other, whose in [(_ours(project, yours, record), "ours"), *((r, p.name) for p, r in yours.all[:index])]:
+        for other, source in [(_ours(project, yours, record), "ours"), *((r, p.name) for p, r in yours.all[:index])]:
             if other is None or other.stage != record.stage:
                 continue
             for name in differing_values(record, other):
                 values = (_span(record.values[name]), _span(other.values[name]))
-                rows.append((record.stage, name, *values, str(path.relative_to(yours.folder)), whose))
+                rows.append((record.stage, name, *values, str(path.relative_to(yours.folder)), source))
     differing = counted(len(rows), "value") if rows else "no values"
     caption = f"{yours.label}: {counted(len(yours.all), 'record')}, {differing} beyond the intervals"
     return plain_table("yours", caption, ("Stage", "Value", "Yours", "Other", "Your record", "Other record"), rows)
@@ -101,9 +101,9 @@ def yours_table(project: Project, yours: ReaderStore) -> ResultTable:
 def _ours(project: Project, yours: ReaderStore, record: Record) -> Record | None:
     """Our record of the same stage, if there is one."""
     notebook, *words = Stage.words(record.stage)
-    given = {name: record.parameters[name] for word in words if (name := word.partition("=")[0]) in record.parameters}
+    parameters = {name: record.parameters[name] for word in words if (name := word.partition("=")[0]) in record.parameters}
     try:
-        return usable_record(record_path(project, yours.signer.canonical(Stage.of(notebook, **given))))
+        return usable_record(record_path(project, yours.signer.canonical(Stage.of(notebook, **parameters))))
     except UsageError:
         return None  # a stage that this checkout does not know
 

@@ -1,4 +1,4 @@
-"""Tables of speed: how many times as fast as whom, and how far from the machine's limit."""
+"""Tables of speed: ratios to the alternatives and to the machine's limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EVERY = tuple(str(stage.parameters["task"]) for stage in SPEED_STAGES)
 
 
 def speed_table(store: RecordStore, tasks: Sequence[str] = EVERY) -> ResultTable:
-    """One row per aim: the ratio reached, and whether that is enough."""
+    """One row per aim: the measured ratio, and whether the aim is met."""
     rows = []
     for aim in AIMS:
         if aim.task not in tasks:
@@ -48,8 +48,8 @@ def seconds_table(store: RecordStore, tasks: Sequence[str] = EVERY) -> ResultTab
         seconds = _seconds(record)
         for name, times in seconds.items():
             median = _measured(rounded(statistics.median(times), digits=3), record, stage, store)
-            between = f"{rounded(min(times), digits=3)} to {rounded(max(times), digits=3)}"
-            rows.append((task, name, median, between, rounded(ratios(seconds, name, next(iter(seconds)))[0], digits=3)))
+            extremes = f"{rounded(min(times), digits=3)} to {rounded(max(times), digits=3)}"
+            rows.append((task, name, median, extremes, rounded(ratios(seconds, name, next(iter(seconds)))[0], digits=3)))
     columns = ("Task", "Candidate", "Seconds", "Least and greatest", "Times the first")
     return plain_table("speed-seconds", "Seconds of every candidate", columns, rows)
 

@@ -1,4 +1,4 @@
-"""The one look of all figures: sizes, colours, light and dark."""
+"""The style of all figures: sizes, colours, light and dark."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 Mode = Literal["light", "dark"]
 
-# Same size, same colour, in every chapter and tier; Okabe and Ito's set, told apart by the colour-blind, and each
-# size has its own marker so that grey print tells them apart too.
+# Each model size has one colour and one marker in every chapter and tier. The colours are Okabe and Ito's, which
+# colour-blind readers can distinguish; the markers distinguish sizes in grey print.
 _SIZES = {"s": ("#56b4e9", "o"), "m": ("#e69f00", "s"), "l": ("#009e73", "D")}  # colour and marker
 _OTHER = ("#0072b2", "v")  # iGPT-XL, 48x48, and a user's own shapes
 _BERT = ("#cc79a7", "^")
-BASELINE = "#8a8f98"  # readable on white and on the book's dark ground
+BASELINE = "#8a8f98"  # readable on white and on the book's dark background
 
 _INK = {"light": "#1f2328", "dark": "#d7dce2"}
 _GRID = {"light": "#d9dde2", "dark": "#3a4048"}
@@ -29,18 +29,18 @@ def colour(model: str) -> str:
 
 
 def marker(model: str) -> str:
-    """Its marker."""
+    """The marker of a model as figures name it."""
     return _look(model)[1]
 
 
 def _look(model: str) -> tuple[str, str]:
-    """Both, by objective and size."""
+    """Colour and marker, by objective and size."""
     return _BERT if model.endswith(" BERT") else _SIZES.get(model.rpartition("-")[2].lower(), _OTHER)
 
 
 @contextmanager
 def theme() -> Iterator[None]:
-    """Everything drawn inside has the book's light look; the ground is transparent."""
+    """Context in which figures have the book's light theme and a transparent background."""
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -69,12 +69,12 @@ def theme() -> Iterator[None]:
 
 
 def svg(figure: Figure) -> str:
-    """A figure as SVG that is the same text at every run."""
+    """A figure as SVG, the same text in every run."""
     stream = io.BytesIO()
     figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=True, bbox_inches="tight")
     return stream.getvalue().decode()
 
 
 def darkened(light: str) -> str:
-    """The SVG of a figure in the colours for a dark ground. Only text, axes and grid have the two that are replaced."""
+    """A figure's SVG in the colours for a dark background; only text, axes and grid use the two colours that are replaced."""
     return light.replace(_INK["light"], _INK["dark"]).replace(_GRID["light"], _GRID["dark"])

@@ -1,4 +1,4 @@
-"""Tables as data: cells of text, each with the receipt that a reader can open; and their text in four formats."""
+"""Tables as data: cells of text with receipts that a reader can open; and their rendering in four formats."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from igpt.text import counted, listed, visible
 
 # Columns: first the tiers whose numbers are compared with the published ones.
 TIER_TITLES = {tier.name: tier.title for tier in sorted(TIERS.values(), key=lambda tier: not tier.numbers)}
-# A verdict in words: of a number, and of a claim, which is all that a small tier can test.
+# Verdicts in words: of numbers, and of claims, which are all that a small tier can test.
 NUMBERS = {"reproduced": "reproduced", "differs": "differs", "undecided": "undecided", "shown": "shown"}
 CLAIMS = {"reproduced": "claim holds", "differs": "claim fails", "undecided": "undecided", "shown": "no claim"}
-# How a published number is known: what its receipt says, and what its cell adds.
+# Certainty of a published number: text of its receipt, and suffix of its cell.
 CERTAINTY = {
     "exact": ("read in the source", ""),
     "memory": ("from memory, unsure", " (from memory)"),
@@ -69,15 +69,15 @@ class ResultTable:
 
 
 def plain_table(name: str, caption: str, columns: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> ResultTable:
-    """A table of cells and of texts without receipts."""
-    cells = (tuple(Cell(each) if isinstance(each, str) else each for each in row) for row in rows)
+    """A table from cells, and from texts without receipts."""
+    cells = (tuple(Cell(entry) if isinstance(entry, str) else entry for entry in row) for row in rows)
     return ResultTable(name, caption, tuple(columns), tuple(cells))
 
 
 def result_table(name: str, store: RecordStore, yours: ReaderStore | None = None) -> ResultTable:
-    """One of the book's tables; with ``yours``, a reader's own records in columns beside the others, never among them.
+    """One of the book's tables; with ``yours``, a reader's own records are in separate columns.
 
-    Raises UsageError for an unknown name, naming near misses.
+    Raises UsageError, with near misses, for an unknown name.
     """
     if name == "scoreboard":
         return _scoreboard(store, yours)
@@ -101,12 +101,12 @@ def result_table(name: str, store: RecordStore, yours: ReaderStore | None = None
 
 
 def table_names() -> list[str]:
-    """The names `result_table` knows."""
+    """The names that `result_table` accepts."""
     return ["scoreboard", *(table.name for table in TABLES)]
 
 
 def _scoreboard(store: RecordStore, yours: ReaderStore | None = None) -> ResultTable:
-    """Every published number of Image GPT, and what each tier has measured."""
+    """Every published number of Image GPT, and each tier's measurement of it."""
     ours = [e for e in experiments() if e.published.ours]
     measured = _measured_columns(ours, list(TIER_TITLES), store, yours)
     tables = {e.name: table.name for table in reversed(TABLES) for e in table.experiments()}
@@ -123,12 +123,12 @@ def _scoreboard(store: RecordStore, yours: ReaderStore | None = None) -> ResultT
 
 
 def score_counts(board: ResultTable) -> ResultTable:
-    """How many numbers of the scoreboard have which verdict, by tier."""
+    """The number of scoreboard entries per verdict, one row per tier."""
     words = ["reproduced or claim holds", "differs or claim fails", "undecided", "no claim", "pending", "no counterpart"]
-    columns = {"claim holds": words[0], "reproduced": words[0], "claim fails": words[1], "differs": words[1], "shown": "no claim"}
+    column = {"claim holds": words[0], "reproduced": words[0], "claim fails": words[1], "differs": words[1], "shown": "no claim"}
     rows = []
     for index, (tier, title) in enumerate(TIER_TITLES.items(), start=2):
-        verdicts = [columns.get(row[index].word, row[index].word) or "no counterpart" for row in board.rows]
+        verdicts = [column.get(row[index].word, row[index].word) or "no counterpart" for row in board.rows]
         assert set(verdicts) <= set(words), tier
         rows.append((title, *(str(verdicts.count(word)) for word in words)))
     caption = f"Status of the {len(board.rows)} published numbers of Image GPT"
@@ -138,13 +138,13 @@ def score_counts(board: ResultTable) -> ResultTable:
 def _measured_columns(
     members: Sequence[Experiment], tiers: Sequence[str], store: RecordStore, yours: ReaderStore | None
 ) -> dict[str, Callable[[Experiment], Cell]]:
-    """The cells of measured columns, by title: one column per tier, and one per tier of which a reader has records."""
+    """The cells of measured columns, by title: one column per tier, and one per tier for which a reader has records."""
     columns: dict[str, Callable[[Experiment], Cell]] = {}
     for tier in tiers:
         columns[TIER_TITLES[tier]] = partial(tier_cell, tier=tier, store=store)
     for tier in TIER_TITLES if yours else ():
-        runs = [run for e in members if (run := e.measurement(tier))]
-        if yours and any(yours.read(stage) for run in runs for stage in run.stages()):
+        measurements = [m for e in members if (m := e.measurement(tier))]
+        if yours and any(yours.read(stage) for m in measurements for stage in m.stages()):
             columns[f"{yours.label}: {TIER_TITLES[tier]}"] = partial(_your_cell, tier=tier, yours=yours, store=store)
     return columns
 
@@ -164,21 +164,21 @@ def published_cell(row: Published) -> Cell:
 
 def tier_cell(experiment: Experiment, tier: str, store: RecordStore) -> Cell:
     """A tier's measurement of a published number: value, interval, seeds and verdict; or pending, with its price."""
-    run = experiment.measurement(tier)
-    if run is None:
+    measurement = experiment.measurement(tier)
+    if measurement is None:
         if tier == "paper" and experiment.published.ours and experiment.published.metric not in UNMEASURED:
             return pending(("Status", "no experiment is declared for it yet"))
         reason = why_not(experiment.published, TIERS[tier]) if experiment.published.ours else ""
         return Cell("–", (("Status", f"not measured in this tier: {reason}"),) if reason else ())
-    measured = outcome(run.metric, store.read)
-    verdict = judge(run.metric, run.criterion, store.read, published=experiment.published.number)
+    measured = outcome(measurement.metric, store.read)
+    verdict = judge(measurement.metric, measurement.criterion, store.read, published=experiment.published.number)
     if measured is None or verdict.word == "pending":
-        status, *lines = _price(experiment, run, store.signer.in_full)
+        status, *lines = _price(experiment, measurement, store.signer.in_full)
         return pending(status if measured is None else ("Status", verdict.sentence), *lines)
     word = (NUMBERS if TIERS[tier].numbers else CLAIMS)[verdict.word]
-    stale = sorted({name for stage in run.stages() for name in store.changed(stage)})
+    stale = sorted({name for stage in measurement.stages() for name in store.changed(stage)})
     text = f"{measured_text(measured, experiment.published)}, {word}{', stale' if stale else ''}"
-    paths = tuple(store.link(s) for s in run.stages())
+    paths = tuple(store.link(s) for s in measurement.stages())
     return Cell(text, _receipt(measured, verdict, word, stale), "measured", paths, word)
 
 
@@ -190,7 +190,7 @@ def pending(*lines: tuple[str, str]) -> Cell:
 def measured_text(measured: Outcome, row: Published) -> str:
     """Mean, half width of the interval over seeds, and number of seeds, in the published unit.
 
-    Digits are those that the paper prints, and fewer where the interval is wider than ten of the last one.
+    As many digits as in the paper, fewer where the interval is wider than ten units of the last digit.
     """
     if row.unit == "parameters":
         return f"{measured.mean:,.0f}"
@@ -205,15 +205,15 @@ def measured_text(measured: Outcome, row: Published) -> str:
 
 def _your_cell(experiment: Experiment, tier: str, yours: ReaderStore, store: RecordStore) -> Cell:
     """A reader's measurement of a published number, and whether it agrees with ours."""
-    run = experiment.measurement(tier)
-    if run is None or (measured := outcome(run.metric, yours.read)) is None:
+    measurement = experiment.measurement(tier)
+    if measurement is None or (measured := outcome(measurement.metric, yours.read)) is None:
         return Cell("–")
     cell = tier_cell(experiment, tier, yours)
     lines = [("Whose", f"yours, from the folder {yours.folder.name}; not part of this project's records")]
     note = ""
     if own := sorted({name for record in measured.records if (name := own_weights(record))}):
         note = f", on {joined(own)}"
-    elif apart := disagreement(run, yours, store):
+    elif apart := disagreement(measurement, yours, store):
         note = "; disagrees with ours"
         lines.append(("Disagrees", apart))
     return replace(cell, text=cell.text + note, receipt=(*lines, *cell.receipt))
@@ -222,16 +222,16 @@ def _your_cell(experiment: Experiment, tier: str, yours: ReaderStore, store: Rec
 def disagreement(run: Measurement, yours: RecordStore, ours: RecordStore) -> str:
     """Where a reader's records disagree with ours beyond their intervals, in words; empty where they agree."""
     sentences = []
-    mine, theirs = outcome(run.metric, ours.read), outcome(run.metric, yours.read)
-    if mine is not None and theirs is not None and outcomes_apart(mine, theirs):
+    our, your = outcome(run.metric, ours.read), outcome(run.metric, yours.read)
+    if our is not None and your is not None and outcomes_apart(our, your):
         sentences.append(
-            f"the mean is {theirs.mean:.4f} in yours and {mine.mean:.4f} in ours, and the intervals over seeds do not meet"
+            f"the mean is {your.mean:.4f} in yours and {our.mean:.4f} in ours, and the intervals over seeds do not meet"
         )
     key = run.metric.key
     for stage in run.metric.stages:
-        here, there = ours.read(stage), yours.read(stage)
-        if here is not None and there is not None and key in differing_values(here, there):
-            pair = f"{there.values[key].value:.4f} in yours and {here.values[key].value:.4f} in ours"
+        our_record, your_record = ours.read(stage), yours.read(stage)
+        if our_record is not None and your_record is not None and key in differing_values(our_record, your_record):
+            pair = f"{your_record.values[key].value:.4f} in yours and {our_record.values[key].value:.4f} in ours"
             sentences.append(f"{stage.name} has {pair}, and their intervals do not meet")
     return "; ".join(sentences)
 
@@ -270,16 +270,16 @@ def _price(experiment: Experiment, run: Measurement, in_full: Callable[[Stage], 
     """The receipt of a pending cell: its criterion, cost and command."""
     command = ("Command", f"igpt run {experiment.name} --tier {run.tier}")
     criterion = ("Criterion", run.criterion.claim)
-    if run.tier == "tiny":  # too small to be priced
+    if run.tier == "tiny":  # too small for an estimate
         return (("Status", "not run yet"), criterion, ("Cost", "minutes on two cores, the whole tier together"), command)
     unit, card = ("Hours of two cores", TWO_CORES) if TIERS[run.tier].cores else (f"{CARD}-hours", H100)
     needed = with_parents(run.stages(), in_full)
     pretraining, rest = run_hours(needed, card)
     work = f"{_hours(pretraining)} of pre-training, {_hours(rest)} of everything after it" if pretraining else _hours(rest)
     downloads, disk = run_room(needed)
-    download = f"{sum(each.bytes for each in downloads) / 1e9:.1f} GB to download, " if downloads else ""
-    used = {d for s in needed for d in protocol(s.notebook).datasets(s.parameters)}
-    status = f"not run: it needs {' and '.join(sorted(SHORT[name] for name in used))}, and the hours below"
+    download = f"{sum(fetch.bytes for fetch in downloads) / 1e9:.1f} GB to download, " if downloads else ""
+    datasets = {d for s in needed for d in protocol(s.notebook).datasets(s.parameters)}
+    status = f"not run: it needs {' and '.join(sorted(SHORT[name] for name in datasets))}, and the hours below"
     return (("Status", status), criterion, ("Cost", f"{unit}: {work}; {download}{disk / 1e9:.1f} GB of disk"), command)
 
 
@@ -289,23 +289,23 @@ def _hours(hours: float) -> str:
 
 
 def rounded(number: float, *, digits: int) -> str:
-    """A number to so many significant digits, without an exponent."""
+    """A number to ``digits`` significant digits, without an exponent."""
     return f"{float(f'{number:.{digits}g}'):,.10g}"
 
 
 def joined(words: Iterable[str]) -> str:
-    """Different words once each, in order; "none" where there are none."""
+    """Distinct words in order, separated by commas; "none" without any."""
     return ", ".join(dict.fromkeys(words)) or "none"
 
 
 def _system(row: Published) -> str:
-    """Method, model and resolution, as a reader names them."""
+    """Method, model and resolution as one name."""
     name = row.method.replace("iGPT", row.model, 1) if row.model else row.method
     return f"{name} {row.resolution}" if row.resolution not in ("", "original") else name
 
 
 def _data(row: Published) -> str:
-    """The data set."""
+    """The data set's short name."""
     return SHORT.get(row.dataset, row.dataset)
 
 
@@ -329,7 +329,7 @@ _EXTRA: dict[str, Callable[[Published], str]] = {
 def render(table: ResultTable, format: str) -> str:
     """The table as text that ends in a newline; ``format`` is md, html, csv or latex.
 
-    Names of a reader's folder, files and values are escaped: none becomes a control character, column, tag or link.
+    Text from a reader's folder is escaped: it cannot add control characters, columns, tags or links.
     """
     columns = [visible(column) for column in table.columns]
     cells = [[visible(cell.text) for cell in row] for row in table.rows]
@@ -337,7 +337,7 @@ def render(table: ResultTable, format: str) -> str:
         stream = io.StringIO()
         csv.writer(stream, lineterminator="\n").writerows([columns, *cells])
         return stream.getvalue()
-    if format == "latex":  # tabulate escapes LaTeX's own characters, not these two
+    if format == "latex":  # tabulate escapes LaTeX's special characters, but not these two
         cells = [[text.replace("±", "\x00").replace("–", "\x01") for text in row] for row in cells]
     if format == "md":
         columns, cells = [_literal(column) for column in columns], [[_literal(text) for text in row] for row in cells]
@@ -347,5 +347,5 @@ def render(table: ResultTable, format: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Text escaped for Markdown."""
     return re.sub(r"[\\|<`*]|(?<=\])(?=\()", r"\\\g<0>", text)
