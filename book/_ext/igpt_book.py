@@ -1,12 +1,12 @@
 """The book's Sphinx directives and role: tables, figures and numbers from records, and the API from the source.
 
-    ```{igpt-table} headline          a table by the name `igpt table` knows
+    ```{igpt-table} headline          a table by its name in `igpt table`
     ```{igpt-figure} depth            a figure by name, with :alt: and a caption as its content
     ```{igpt-api} igpt.model          the public names of a module
     ```{igpt-live}                    the panel that completes pictures in the reader's browser
     ```{igpt-layers}                  the nearest neighbours that each layer finds
     ```{igpt-palette}                 a reader's photo in the released colours
-    ```{igpt-yours}                   how a reader's own records (make book RECORDS=path) compare; nothing without them
+    ```{igpt-yours}                   how a reader's own records (make book RECORDS=path) compare; empty without them
     {igpt}`measured headline-001 tiny`    a number by name, with its receipt
 
 They read records and compute nothing. A missing record makes its cell pending; it never fails the build. The build
@@ -66,7 +66,7 @@ class PageStore(RecordStore):
 
     def __init__(self, project: Project) -> None:
         super().__init__(project)
-        # Hashed before any file is used, so that pages of files that change during a build are read again by the next one.
+        # Hashed before any file is used: if a file changes during a build, the next build rereads its pages.
         paths = sorted(project.records.glob(ALL))
         self._digests = {str(p.relative_to(project.records)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
         self._tables: dict[str, tuple[ResultTable, set[str]]] = {}
@@ -195,7 +195,7 @@ class TableDirective(SphinxDirective):
 
 
 def table_node(table: ResultTable) -> nodes.table:
-    """A table of real nodes, so that captions, numbers, search and LaTeX follow."""
+    """A table of docutils nodes, for which captions, numbering, search and LaTeX work."""
     node = nodes.table(classes=["igpt-table"], ids=[f"table-{table.name}"])
     node += nodes.title("", visible(table.caption))
     group = nodes.tgroup(cols=len(table.columns))
@@ -222,7 +222,7 @@ class FigureDirective(SphinxDirective):
     option_spec: ClassVar = {"alt": directives.unchanged_required}
 
     def run(self) -> list[nodes.Node]:
-        """The figure; a sentence in its place while a record is missing."""
+        """The figure, or a sentence while a required record is missing."""
         name = self.arguments[0]
         if not self.options.get("alt"):
             raise self.error(f"figure {name} has no :alt: text")
@@ -250,7 +250,7 @@ class FigureDirective(SphinxDirective):
 
 
 class YoursDirective(SphinxDirective):
-    """``igpt-yours``: where a reader's own records disagree with ours; nothing in a book without them."""
+    """``igpt-yours``: where a reader's own records disagree with ours; empty without such records."""
 
     def run(self) -> list[nodes.Node]:
         """The table."""
@@ -259,7 +259,7 @@ class YoursDirective(SphinxDirective):
 
 
 SERVED = "where scripts run and the page comes from a web server, as with <code>make serve</code>"
-# HTML that a script of book/_live fills, by directive: the file it needs, the sentence without that file, and the HTML.
+# Frames that scripts of book/_live fill, by directive: the file needed, the sentence shown without it, and the HTML.
 FRAMES = {
     "igpt-live": (
         "live.json",
@@ -291,7 +291,7 @@ class FrameDirective(SphinxDirective):
     """``igpt-live``, ``igpt-palette`` and ``igpt-layers``: a frame whose script works in the reader's browser."""
 
     def run(self) -> list[nodes.Node]:
-        """The frame; a sentence in its place without the file that it needs."""
+        """The frame, or a sentence if the file that it needs is missing."""
         file, sentence, frame = FRAMES[self.name]
         if file and not (Path(self.env.srcdir) / "live" / file).exists():
             return [nodes.paragraph("", sentence)]
@@ -420,7 +420,7 @@ def copy_files(app: Sphinx, error: Exception | None) -> None:
         table = STORE.table(name)
         for form, ending in (("csv", "csv"), ("md", "md"), ("latex", "tex")):
             (out / "tables" / f"{name}.{ending}").write_text(render(table, form))
-    shutil.rmtree(out / "records", ignore_errors=True)  # or a removed record would stay
+    shutil.rmtree(out / "records", ignore_errors=True)  # otherwise a removed record would stay
     if PROJECT.records.is_dir():
         shutil.copytree(PROJECT.records, out / "records")
     for path, _ in YOURS.all if YOURS else []:  # in a folder of their own, never among ours

@@ -1,7 +1,7 @@
 """Features on disk: computed in one resumable pass over the tokens, in bounded memory, and read back memory-mapped.
 
 For features that do not fit into memory (five layers of iGPT-XL on ImageNet are 39 GB in half precision). Rows may be in a
-random order, so that reading them in sequence serves stochastic gradients.
+random order, so that stochastic gradients can read them sequentially.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _opened(path: Path, shape: tuple[int, int], dtype: str) -> Any:
     """A writable memory map of a whole .npy file; None for a missing, damaged or different one."""
     try:
         features = np.lib.format.open_memmap(path, "r")  # "r+" would pad a truncated file with zeros
-    except Exception:  # numpy parses headers with Python's parser, which raises many kinds
+    except Exception:  # numpy parses headers with Python's parser, which raises many kinds of errors
         return None
     complete = features.offset + features.nbytes == path.stat().st_size
     same = (features.shape, str(features.dtype)) == (shape, dtype)
@@ -146,14 +146,14 @@ def store_looks(
 ) -> list[FeatureStore]:
     """`store_features` of several sets of images, each in a subfolder of ``folder``, by default in the images' order.
 
-    Raises UsageError before the first set when the disk has no room for all of them.
+    Raises UsageError before the first set when the disk is too small for all of them.
     """
     total = sum(len(tokens) for tokens, _ in looks)
     folder.mkdir(parents=True, exist_ok=True)
     check_space(feature_bytes(model, total, layers, dtype), folder)
     stores: list[FeatureStore] = []
     for index, (tokens, mask_seed) in enumerate(looks):
-        before = sum(len(store.order) for store in stores)
+        offset = sum(len(store.order) for store in stores)
         store = store_features(
             folder / f"features-{index}",
             model,
@@ -163,7 +163,7 @@ def store_looks(
             dtype=dtype,
             seed=seed,
             mask_seed=mask_seed,
-            report=lambda done, _, before=before: report(before + done, total),  # type: ignore[misc]
+            report=lambda done, _, offset=offset: report(offset + done, total),  # type: ignore[misc]
         )
         stores.append(store)
     return stores

@@ -100,7 +100,7 @@ def _faster(shape: ModelShape) -> str:
 def concatenated_layers(best: int, *, last: int, count: int = 5) -> list[int]:
     """``count`` neighbouring layers centred at ``best``, moved inside 0 .. last (section 4.4).
 
-    Adjacent layers are our reading: the paper says five layers centred at the best, not which.
+    Adjacent layers are our interpretation: the paper only says five layers centred at the best.
 
     >>> concatenated_layers(20, last=24)
     [18, 19, 20, 21, 22]

@@ -7,8 +7,8 @@ C and by default stops before the optimum; on features, whose variances span man
 Here L-BFGS (`igpt.evaluate.lbfgs`) works along the principal axes of the features, each scaled by its curvature.
 
 All is in float64, on a GPU too: in float32 the last decreases of the objective are lost to rounding, and in float64 a GPU
-gives the same results as a CPU. An H100 is as fast in float64 as in float32; a consumer GPU has 1/64 of the rate, still as
-much as several cores.
+gives the same results as a CPU. An H100 multiplies matrices in float64 at its float32 rate; a consumer GPU at 1/64 of
+it, still as fast as several cores.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def fit_path(
     """One classifier per C, in their order.
 
     features : float32 (images, width); labels : int64 (images,); Cs : as scikit-learn's C
-    standardise : scale each feature to mean 0 and variance 1 first, which decides what the penalty weighs
+    standardise : scale each feature to mean 0 and variance 1 first, so that the penalty treats all features alike
     Raises UsageError for features that are NaN or infinite, a wrong number of labels, a single class, a C that is not
     positive and finite, and when the device's memory is too small.
     """
@@ -123,7 +123,7 @@ def problem_bytes(images: int, width: int, classes: int, count: int) -> tuple[in
     inner, outputs = min(images, width), count * classes
     # Features and axes; for each unknown the history of L-BFGS, twice while converged problems are removed, and a dozen vectors.
     held = images * inner + 2 * width * inner + outputs * (inner + 1) * (4 * MEMORY + 12)
-    # While preparing, the features as given and along the axes; then the logits.
+    # During preparation, the features before and after rotation; then the logits.
     return 8 * held, 8 * 2 * (images * width + max(LOGITS, outputs))
 
 

@@ -3,7 +3,7 @@
 In the tiny tier the same training images are used for pre-training, without labels; in the paper they are not.
 
 Trained: logistic regression on the frozen features of one layer, from `PER_CLASS` labels of each class.
-Chosen: nothing here; the layer is the linear probe's, chosen with all labels, and C is fixed at `FIXED_C` (the paper names
+Chosen: nothing here; the layer is the one chosen by the linear probe with all labels, and C is `FIXED_C` (the paper gives
 neither; every C of the linear probe's grid is recorded too).
 Reported: the test accuracy of each of `DRAWS` random subsets; tables show mean and sample deviation.
 """

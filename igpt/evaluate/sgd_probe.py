@@ -7,7 +7,7 @@ Refitted: with the chosen rate, on train and validation together, as everywhere 
 Reported: the test accuracy of the refit, once.
 
 The paper names the optimiser, the first rates and a million iterations. Batch, weight decay, augmentation and the scaling of
-the features are unpublished: 128 as in pre-training, none, none, and standardised.
+the features are unpublished. Here: 128 as in pre-training, no weight decay, no augmentation, and standardised features.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a resumed run needs, in one file; a run resumes from the newest good one."""
+"""Checkpoints: the whole state of a run in one file; a run resumes from the newest undamaged one."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ KEPT = 2  # checkpoints: the newest, and the one before in case it is damaged
 
 @dataclass
 class Losses:
-    """Losses along a run, nats per token: one (step, train, validation) per milestone; step 0 too where known."""
+    """Losses along a run, nats per token: one (step, train, validation) per milestone, and for step 0 if known."""
 
     __pydantic_config__: ClassVar = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
     steps: list[int] = field(default_factory=list)
     train: list[float] = field(default_factory=list)  # mean over the steps since the last milestone
-    validation: list[float] = field(default_factory=list)  # a fraction, the accuracy, when fine-tuning
+    validation: list[float] = field(default_factory=list)  # in fine-tuning the accuracy, as a fraction
 
 
 @dataclass
 class Progress:
-    """How far a run is: steps done, losses, and the sum of the training losses since the last milestone.
+    """Progress of a run: steps done, losses, and the sum of the training losses since the last milestone.
 
     window : losses of the steps since the last line of metrics
     lowest : the lowest window mean so far
@@ -52,7 +52,7 @@ class Progress:
 def save_checkpoint(folder: Path, run: str, state: dict[str, Tensor], progress: Progress) -> Path:
     """Write the state after ``progress.step`` steps and return its path, then remove older checkpoints.
 
-    The `KEPT` newest stay, and the newest from before the last good window, in case the later ones diverge.
+    The `KEPT` newest stay, and the newest that is not after the last good window, in case the run diverges.
     run : recipe, palette, data and seed; `load_checkpoint` refuses another run's checkpoint
     state : parameters as ``model.NAME``, Adam's moments as ``adam.NAME.KEY``, unsharded
     """

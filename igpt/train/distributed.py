@@ -67,7 +67,7 @@ class Distributed:
     ) -> None:
         """Move the network to its device, wrap it, and make its optimizer.
 
-        compiled : by torch.compile, if that works
+        compiled : use torch.compile, if that works
         recompute : activation checkpointing: compute the activations inside of blocks again in the backward pass
         shard : split parameters, gradients and moments equally over the processes
         """

@@ -52,13 +52,13 @@ class Diverged(StageError):
 class Task:
     """What a training run computes; its `Runtime` is given separately.
 
-    name : identifies all that decides the numbers; checkpoints of another name are refused
+    name : identifies everything that the numbers depend on; checkpoints with a different name are refused
     loss : the mean over some images of a batch
     batch, positions : images per step, tokens per image
     rate : learning rate by step, counted from 0
     draw : the whole batch of a step, on the CPU; depends on the step alone
     milestones : steps after which ``measure`` gives the held-out loss, and ``keep`` is called
-    start : training and held-out loss before the first step, where known
+    start : training and held-out loss before the first step, if known
     rise : nats by which a window's mean loss may exceed the lowest one before it
     """
 
@@ -129,7 +129,7 @@ class _Run:
             recompute=runtime.recompute,
             shard=runtime.shard,
         )
-        self.written = None if self.distributed.rank else self.folder  # the first process writes
+        self.written = None if self.distributed.rank else self.folder  # only the first process writes
         state: dict[str, Tensor] = {}
         self.progress = Progress()
         if self.written is not None:
@@ -149,7 +149,7 @@ class _Run:
             losses.train.append(task.start)
             losses.validation.append(task.start)
         saved = time.monotonic()
-        self._reach_milestone()  # when the run was stopped between its checkpoint and its measurement
+        self._reach_milestone()  # if the run was stopped between its checkpoint and its measurement
         while progress.step < task.steps:
             local_loss = self._step(progress.step)
             progress.step += 1
@@ -172,7 +172,7 @@ class _Run:
         return losses, self.distributed
 
     def _reach_milestone(self) -> None:
-        """At a new milestone measure the held-out loss, keep the weights, and write a checkpoint with both losses."""
+        """At a new milestone measure the held-out loss, save the weights, and write a checkpoint with both losses."""
         progress, losses = self.progress, self.progress.losses
         previous = losses.steps[-1] if losses.steps else 0
         if progress.step in self.task.milestones and progress.step > previous:

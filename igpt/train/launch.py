@@ -37,10 +37,10 @@ from igpt.train.runtime import Launch, Runtime
 JOB, OUTCOME, STOP, DONE, LOG = "group.pickle", ".outcome.pickle", ".group-stop", ".group-progress", "group.log"
 ERRORS = (UsageError, StageError, Stopped)  # exceptions of a job that reach the user
 REPORT_EVERY = 0.5  # seconds between two reports of the first process
-WAIT = 900  # seconds that nodes wait for each other at the start
+WAIT = 900  # seconds that a node waits for the others at the start
 
 Result = TypeVar("Result")
-Job = Callable[[Path, Runtime, Report], Result]  # called in every process; must be picklable, and so must its result
+Job = Callable[[Path, Runtime, Report], Result]  # called in every process; it and its result must be picklable
 
 
 def together(
@@ -53,7 +53,7 @@ def together(
 ) -> Result:
     """Call ``job(folder, runtime, report)`` in one process per device, in this process for a single device; its result.
 
-    folder : on a disk that all nodes share
+    folder : on a disk shared by all nodes
     Raises the job's UsageError, StageError or Stopped, and StageError when a process dies.
     """
     launch, folder = launch or Launch(), folder.absolute()
@@ -62,7 +62,7 @@ def together(
     folder.mkdir(parents=True, exist_ok=True)
     for name in (OUTCOME, STOP, DONE):
         (folder / name).unlink(missing_ok=True)
-    with write_atomically(folder / JOB) as stream:  # last: the other nodes wait for it
+    with write_atomically(folder / JOB) as stream:  # written last: the other nodes wait for this file
         pickle.dump((job, replace(runtime, stop=bool)), stream)  # bool() is False; the processes are stopped by a file
     with (folder / LOG).open("a+", errors="replace") as log, _start(folder, launch, first=True) as process:
         try:

@@ -72,7 +72,7 @@ def pretrain(
             with torch.device("meta"):
                 unsharded = ImageGPT(recipe.shape)
             unsharded.load_state_dict(weights, assign=True)
-            shutil.rmtree(folder / weights_name(step), ignore_errors=True)  # of a run killed before its checkpoint
+            shutil.rmtree(folder / weights_name(step), ignore_errors=True)  # left by a run that was killed before its checkpoint
             with write_folder(folder / weights_name(step)) as temporary:
                 save_weights(temporary, unsharded, palette)
 
@@ -88,7 +88,7 @@ def pretrain(
         milestones=recipe.milestone_steps,
         measure=held_out_loss,
         keep=keep,
-        start=math.log(recipe.shape.n_vocab),  # the output matrix starts at zero
+        start=math.log(recipe.shape.n_vocab),  # the output matrix starts at zero, so all tokens are equally likely
         rise=RISE,
     )
     return train(task, folder=folder, runtime=runtime, report=report)[0]
@@ -175,7 +175,7 @@ def draw_batch(recipe: Recipe, tokens: Tokens, *, seed: int, step: int) -> tuple
 
 
 def take(tokens: Tokens, indices: NDArray[np.int64]) -> Tensor:
-    """Some images' tokens, int64 (B, positions)."""
+    """The tokens of the images at ``indices``, int64 (B, positions)."""
     if isinstance(tokens, Tensor):
         return tokens[torch.from_numpy(indices)]
     return torch.from_numpy(tokens[indices].astype(np.int64))

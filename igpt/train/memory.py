@@ -72,7 +72,7 @@ class Step:
 
     @property
     def _parameters(self) -> int:
-        """Number of parameters, with the head's."""
+        """Number of parameters, including the head's."""
         return self.shape.parameters + self.classes * self.shape.n_embd
 
 
@@ -108,7 +108,7 @@ def kept_per_image(shape: ModelShape, half: bool) -> Kept:
 
 
 def _saved(shape: ModelShape, images: int, half: bool) -> int:
-    """Bytes of all that the loss saves for its backward pass, without the parameters."""
+    """Bytes of the tensors that the loss saves for its backward pass, without the parameters."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 

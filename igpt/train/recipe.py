@@ -1,4 +1,4 @@
-"""A recipe: every choice that decides a pre-training run, except its seed, and what it costs in operations."""
+"""A recipe: all hyperparameters of a pre-training run except its seed, and its cost in floating-point operations."""
 
 from __future__ import annotations
 

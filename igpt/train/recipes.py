@@ -112,7 +112,7 @@ def known_models(objective: Objective = "autoregressive") -> list[str]:
 
 
 def model_of(shape: ModelShape) -> str:
-    """The name of the recipe with this shape; a ``custom-`` name when there is none.
+    """The name of the recipe with this shape, or a ``custom-`` name.
 
     >>> model_of(ModelShape(24, 512, 8, 512, 1024)), model_of(ModelShape(2, 16, 4, 8, 9))
     ('igpt-s', 'custom-2x16x4-8-9')

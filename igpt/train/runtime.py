@@ -17,8 +17,8 @@ from igpt.machine import cores, free_memory
 from igpt.shape import ModelShape
 from igpt.train.memory import FLOAT, GIB, USED, Step, fitting
 
-COMPILED = 64  # width from which a model is compiled, and trained in half precision on a CPU
-SHARDED = 2e9  # parameters from which the training state is too large for one GPU: iGPT-XL
+COMPILED = 64  # width from which a model is compiled, and on a CPU trained in half precision
+SHARDED = 2e9  # number of parameters from which training state is sharded, as too large for one GPU: iGPT-XL
 FIT = "fit.json"  # in a run's folder: the variant of its steps that fits into memory
 
 
@@ -37,7 +37,7 @@ class Launch:
 
     @classmethod
     def here(cls, devices: int | None = None) -> Launch:
-        """From ``IGPT_NODES``, ``IGPT_DEVICES`` and ``IGPT_RENDEZVOUS``; without them one node with all its GPUs.
+        """The launch of ``IGPT_NODES``, ``IGPT_DEVICES`` and ``IGPT_RENDEZVOUS``; by default one node with all its GPUs.
 
         Raises UsageError for values that are not numbers, and for several nodes without a rendezvous.
         """
@@ -56,12 +56,12 @@ class Launch:
 
 @dataclass(frozen=True)
 class Runtime:
-    """How a run uses its devices. Results do not depend on it, except for rounding.
+    """How a run uses its devices; affects results only by rounding.
 
     bfloat16 : matrix products in half precision; weights and moments stay float32
     micro_batch : images per forward pass, to save memory; the process's whole share of a batch when None
     compiled, recompute, shard : as in `igpt.train.distributed.Distributed`
-    minutes : between two checkpoints
+    minutes : time between two checkpoints
     stop : called after every step; True stops the run
     """
 

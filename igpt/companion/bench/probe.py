@@ -27,7 +27,7 @@ def _path(toy: bool) -> tuple[NDArray[np.float32], NDArray[np.int64], tuple[floa
 
 
 def _features(images: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Features (images, width) whose variances fall as those of a network's do, and noisy labels."""
+    """Features (images, width) with decreasing variances, as those of a network, and noisy labels."""
     generator = np.random.default_rng(0)
     axes = np.linalg.qr(generator.normal(size=(width, width)))[0]
     along = generator.normal(size=(images, width)) / np.sqrt(np.arange(1, width + 1))

@@ -54,7 +54,7 @@ def _released(toy: bool) -> Work:
 
 
 def _limit(toy: bool, *, gpu: bool = False) -> Work:
-    """Reading all weights and the filled part of the cache once per step: no step can be faster than that."""
+    """Reading all weights and the filled part of the cache once per step: a lower limit of a step's time."""
     device, shape, size = device_of(toy, gpu=gpu), TOY if toy else S, 2 if gpu else 4  # bytes per number
     weights = size * (shape.parameters - (shape.n_ctx + shape.n_vocab) * shape.n_embd)
     cache = size * 2 * shape.n_layer * shape.n_embd * IMAGES  # per position

@@ -76,9 +76,9 @@ class PeerBlock(nn.Module):
 def _ours(
     toy: bool, *, shape: ModelShape = SHAPE, images: int = IMAGES, classes: int = 0, half: bool = False, gpu: bool = False
 ) -> Work:
-    """A step as `igpt train` takes it: compiled. With ``classes``, one of fine-tuning.
+    """A step as in `igpt train`: compiled. With ``classes``, a fine-tuning step.
 
-    The head starts at zero, so that the first loss of fine-tuning is the training step's and log ``classes``. On a GPU
+    The head starts at zero, so that fine-tuning's first loss is the training step's plus log ``classes``. On a GPU
     models of several sizes take turns, so their answers are not compared.
     """
     device = device_of(toy, gpu=gpu)

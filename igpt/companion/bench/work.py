@@ -21,7 +21,7 @@ TUNED = {
 
 @dataclass(frozen=True)
 class Work:
-    """Work that is ready to be timed.
+    """Work prepared for timing.
 
     run : does the work once, or a part of it
     answer : numbers that every candidate must compute, as proof of the same work; empty where there is nothing to compare
@@ -43,7 +43,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One side of a comparison. ``prepare`` gets ``toy`` and is called in a process of its own.
+    """One side of a comparison. ``prepare`` is called with ``toy`` in the candidate's own process.
 
     tuned : whether glibc's allocator is tuned (`TUNED`), or as installed
     tolerance : largest difference from the first candidate's answer, relative to the largest number in that answer
@@ -84,7 +84,7 @@ def both(name: str, prepare: Callable[[bool], Work], *, tolerance: float = 1e-3)
 
 
 def device_of(toy: bool, *, gpu: bool) -> str:
-    """The device of a task; at toy size the CPU if there is no GPU. Raises UsageError where there is no GPU."""
+    """The device of a task; without a GPU a toy task runs on the CPU, and others raise UsageError."""
     if not gpu or (toy and not torch.cuda.is_available()):
         return "cpu"
     if not torch.cuda.is_available():

@@ -1,1 +1,1 @@
-"""Tables and figures, made from records and published numbers alone."""
+"""Tables and figures, made only from records and published numbers."""

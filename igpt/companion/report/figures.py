@@ -75,7 +75,7 @@ def losses(records: Sequence[Record]) -> Figure:
 
 
 def compute(records: Sequence[Record]) -> Figure:
-    """Held-out loss over training operations so far, one line per model: the best size for a given budget."""
+    """Held-out loss over training operations so far, one line per model; shows the best size for a budget."""
     figure = _figure(5.5, 3.3)
     axes = figure.subplots()
     for record in records:
@@ -368,7 +368,7 @@ def _grid(record: Record, rows: Sequence[Sequence[object]], titles: Sequence[str
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches, in the book's light theme also if that is not active."""
+    """An empty figure, size in inches; sets the book's light theme if it is not active."""
     if plt.rcParams["svg.hashsalt"] != "igpt":
         with theme():
             return plt.figure(figsize=(width, height), layout="constrained")

@@ -17,7 +17,7 @@ NAME = 34  # characters of a stage's name in a table
 
 
 def plan_text(plan: Plan, signer: Signer, *, why: bool) -> str:
-    """One line per cell that the plan's stages fill, one per stage, and the counts.
+    """One line per cell whose stages are all in the plan, one line per stage, and the counts.
 
     A cell has the state of its worst stage: missing, stale, or fresh. ``why`` adds to each stage the inputs that
     changed since its record.
@@ -36,7 +36,7 @@ def plan_text(plan: Plan, signer: Signer, *, why: bool) -> str:
 
 
 def _cells(plan: Plan, signer: Signer) -> Iterator[tuple[str, Measurement]]:
-    """The experiments and measurements that the plan's stages fill."""
+    """The experiments and measurements whose stages are all in the plan."""
     stages = {planned.stage for planned in plan}
     for experiment in experiments():
         for measurement in experiment.measurements:

@@ -49,7 +49,7 @@ Lines = tuple[tuple[str, str], ...]  # of a receipt: label and text
 
 @dataclass(frozen=True)
 class Cell:
-    """Text, and the receipt behind it, empty for plain text."""
+    """Text with its receipt, which is empty for plain text."""
 
     text: str
     receipt: Lines = ()
@@ -163,7 +163,7 @@ def published_cell(row: Published) -> Cell:
 
 
 def tier_cell(experiment: Experiment, tier: str, store: RecordStore) -> Cell:
-    """A tier's measurement of a published number: value, interval, seeds and verdict; or pending, with its price."""
+    """A tier's measurement of a published number: value, interval, seeds and verdict; or pending, with its cost."""
     measurement = experiment.measurement(tier)
     if measurement is None:
         if tier == "paper" and experiment.published.ours and experiment.published.metric not in UNMEASURED:
@@ -220,7 +220,7 @@ def _your_cell(experiment: Experiment, tier: str, yours: ReaderStore, store: Rec
 
 
 def disagreement(run: Measurement, yours: RecordStore, ours: RecordStore) -> str:
-    """Where a reader's records disagree with ours beyond their intervals, in words; empty where they agree."""
+    """Describes where a reader's records disagree with ours beyond their intervals; empty if they agree."""
     sentences = []
     our, your = outcome(run.metric, ours.read), outcome(run.metric, yours.read)
     if our is not None and your is not None and outcomes_apart(our, your):
