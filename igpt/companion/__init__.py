@@ -1,4 +1,4 @@
-"""The machinery around the notebooks: what is declared, planned, run, submitted, reported and timed.
+"""The machinery around the notebooks: it declares, plans, runs, submits, reports and times experiments.
 
-The science is beside this package, and knows nothing of it.
+The science is in the other packages of igpt. Of these only `igpt.pretrained` imports this one, for trained recipes.
 """

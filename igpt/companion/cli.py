@@ -22,7 +22,7 @@ from igpt.text import visible
 
 P = ParamSpec("P")
 Output = str | tuple[str, int] | None
-STOPPED = 75  # exit code of a training that stopped at a checkpoint
+STOPPED = 75  # exit code of training that stopped at a checkpoint
 
 app = typer.Typer(
     name="igpt",
@@ -39,9 +39,11 @@ app.add_typer(data, name="data")
 def command(
     name: str | None = None, *, group: typer.Typer = app, checkout: bool = True, hidden: bool = False
 ) -> Callable[[Callable[P, Output]], Callable[P, Output]]:
-    """Make a function a command that prints the text it returns, and exits with the code; Ctrl-C ends it with one sentence.
+    """Register a function as a command: its returned text is printed, its returned code is the exit code.
 
-    checkout : whether it needs one. That is checked first: its imports may need the extras that come with a checkout.
+    Ctrl-C exits with 130 and one sentence on stderr.
+
+    checkout : whether the command needs a checkout; checked first, since its imports may need the extras of a checkout
     """
 
     def decorate(function: Callable[P, Output]) -> Callable[P, Output]:
@@ -65,7 +67,7 @@ def command(
 
 
 class Tier(StrEnum):
-    """The tiers by name."""
+    """The names of the tiers, as choices of ``--tier``."""
 
     _ignore_ = ("name",)  # type: ignore[assignment]
     for name in TIERS:
@@ -73,7 +75,7 @@ class Tier(StrEnum):
 
 
 def _seed(seed: int | None) -> int | None:
-    """Refuse a seed outside its range."""
+    """Check the range of a seed. Raises UsageError outside it."""
     return seed if seed is None else check_seed(seed)
 
 
@@ -160,7 +162,7 @@ def table(
     return render(result_table(name, RecordStore(Project.here()), yours), format)
 
 
-@command("samples", checkout=False, hidden=True)  # its first name
+@command("samples", checkout=False, hidden=True)  # the former name of `sample`
 @command(checkout=False)
 def sample(
     model: ModelOption = "laptop-l",
@@ -217,8 +219,8 @@ def train(
     """
     from igpt.companion.run.training import train
 
-    given = {"steps": steps, "seed": seed, "palette": palette, "micro_batch": micro_batch, "devices": devices}
-    return train(recipe, objective, data=store, out=out, **given)  # type: ignore[arg-type]
+    options = {"steps": steps, "seed": seed, "palette": palette, "micro_batch": micro_batch, "devices": devices}
+    return train(recipe, objective, data=store, out=out, **options)  # type: ignore[arg-type]
 
 
 @command("evaluate-loss", checkout=False)
@@ -345,8 +347,8 @@ def verify(
     """
     from igpt.companion.run.verify import verify_record
 
-    text, undoubted = verify_record(record, repeat=repeat)
-    return text, 0 if undoubted else 1
+    text, valid = verify_record(record, repeat=repeat)
+    return text, 0 if valid else 1
 
 
 @command()
@@ -497,7 +499,7 @@ def drill(
 
 
 def main() -> None:
-    """Entry point. Usage errors exit with 2, failed work with 1, each with one sentence on stderr; bugs show a traceback."""
+    """Entry point. Usage errors exit with 2, failed runs with 1, each with one sentence on stderr; bugs show a traceback."""
     try:
         app(args=[_expand_home(word) for word in sys.argv[1:]])
     except UsageError as error:
@@ -512,25 +514,25 @@ def main() -> None:
     except OSError as error:
         if error.errno is None or (error.filename is None and error.errno not in NO_ROOM):
             raise
-        where = f"{error.filename}: " if error.filename else ""  # none for standard output
+        where = f"{error.filename}: " if error.filename else ""  # errors on standard output have no file name
         sys.exit(_report(f"{where}{error.strerror}; earlier results are as they were", 1))
 
 
 def _extra_of(module: str) -> str | None:
-    """The first extra of this package that installs a module; None for a module of no extra."""
+    """The first extra of igpt that installs a module; None if no extra does."""
     distribution = {"yaml": "pyyaml"}.get(module, module)
     lines = "\n".join(requires("igpt") or [])
-    found = re.search(rf"^{re.escape(distribution)}\b.*extra == ['\"](\w+)['\"]", lines, re.MULTILINE)
-    return found and found[1]
+    match = re.search(rf"^{re.escape(distribution)}\b.*extra == ['\"](\w+)['\"]", lines, re.MULTILINE)
+    return match and match[1]
 
 
 def _expand_home(word: str) -> str:
-    """Expand ``~/x`` and ``--out=~/x``, which shells may pass on as they are."""
+    """Expand ``~/x`` and ``--out=~/x``, which some shells do not expand."""
     option, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return f"{option}{sign}{Path(value).expanduser()}" if value.startswith("~/") else word
 
 
 def _report(message: object, code: int) -> int:
-    """Print one sentence on stderr; returns the exit code."""
+    """Print one sentence on stderr and return ``code``."""
     print(f"igpt: {visible(str(message))}", file=sys.stderr)
     return code

@@ -1,4 +1,4 @@
-"""What is claimed before a run: a metric to measure, and the criterion that judges it."""
+"""Claims declared before a run: the metric to measure, and the criterion that judges it."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ M = TypeVar("M")
 
 @dataclass(frozen=True)
 class Metric:
-    """A value of each seed's record; ``minus`` another metric, seed by seed, when there is one."""
+    """One value from the record of each seed, minus another metric seed by seed if ``minus`` is set."""
 
     stages: tuple[Stage, ...]  # one per seed
-    key: str  # among the record's values
+    key: str  # in `Record.values`
     minus: Metric | None = None
 
     def all_stages(self) -> tuple[Stage, ...]:
-        """The stages whose records decide it."""
+        """All stages whose records the metric reads."""
         return self.stages + (self.minus.all_stages() if self.minus else ())
 
 
 @dataclass(frozen=True)
 class Criterion(Generic[M]):
-    """When a claim counts as reproduced; written before the run, in words and as data. ``M`` is `Metric` in a measurement.
+    """When a claim counts as reproduced, declared before the run. ``M`` is `Metric` in a `Measurement`.
 
     matches : the mean lies within ``margin`` of the published value
-    above, below : the 95 % interval over seeds of the metric minus ``against`` lies on that side of zero; notebooks
-    give every value of such a criterion an interval of its own, which decides where there is one seed
+    above, below : the 95 % interval over seeds of the metric minus ``against`` lies above or below zero;
+    with a single seed the interval in its record decides, which notebooks write for every such value
     inside : every seed's value lies strictly between 0 and 1
-    shown : nothing is claimed in this tier; the value is shown
+    shown : no claim in this tier; the value is only shown
     """
 
     kind: Literal["matches", "above", "below", "inside", "shown"]
@@ -49,6 +49,6 @@ class Measurement:
     criterion: Criterion[Metric]
 
     def stages(self) -> tuple[Stage, ...]:
-        """Every stage the value and its verdict need, once each."""
+        """All stages that the value and its verdict need, without duplicates."""
         against = self.criterion.against.all_stages() if self.criterion.against else ()
         return tuple(dict.fromkeys(self.metric.all_stages() + against))

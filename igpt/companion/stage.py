@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 
 Literal = str | int | float | bool
-ALWAYS_NAMED = ("model", "seed", "task")  # in a stage's name
+ALWAYS_NAMED = ("model", "seed", "task")  # parameters that every canonical name contains
 
 
 @dataclass(frozen=True, order=True)
 class Stage:
-    """A notebook and the parameters given to it; the others have the notebook's defaults."""
+    """A notebook and its given parameters; all other parameters have the notebook's defaults."""
 
     notebook: str
     given: tuple[tuple[str, Literal], ...] = ()
@@ -23,12 +23,12 @@ class Stage:
 
     @property
     def parameters(self) -> dict[str, Literal]:
-        """The given parameters by name."""
+        """The given parameters, by name."""
         return dict(self.given)
 
     @property
     def name(self) -> str:
-        """The stage's name, in files and on the command line: ``linear_probe,model=tiny-l,seed=1``."""
+        """The stage's name in file names and on the command line: ``linear_probe,model=tiny-l,seed=1``."""
         return ",".join([self.notebook, *(f"{name}={value}" for name, value in self.given)])
 
     @staticmethod
@@ -42,9 +42,9 @@ class Stage:
         return [notebook, *(re.split(r",(?=\w+=)", rest) if comma else [])]
 
     def canonical(self, defaults: dict[str, Literal]) -> Stage:
-        """The same stage under its canonical name: with model, seed and task, and without other defaults.
+        """The same stage under its canonical name: model, seed and task always, other parameters only if not the default.
 
-        So a parameter that is added later changes no name.
+        A parameter that is added to a notebook later therefore changes no existing name.
         """
         full = {**{k: v for k, v in defaults.items() if k in ALWAYS_NAMED}, **self.parameters}
         return Stage.of(

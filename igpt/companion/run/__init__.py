@@ -1,4 +1,4 @@
-"""Running stages on this machine."""
+"""Run stages on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
-    """Import `open_stage`, for notebooks, when it is first used: `igpt sample` does without what runs notebooks."""
+    """Import `open_stage` on first use: `igpt sample` does not need the libraries that run notebooks."""
     if name != "open_stage":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from igpt.companion.run.notebook import open_stage

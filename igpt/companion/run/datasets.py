@@ -1,4 +1,4 @@
-"""What ``igpt data`` does: data sets listed, fetched, checked and tokenised, with what a person sees meanwhile."""
+"""The ``igpt data`` commands: list, fetch, check and tokenise data sets, with progress and messages."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from igpt.progress import Bar, tell
 
 
 def list_datasets() -> str:
-    """The data sets, and under what terms they may be used."""
+    """A table of the data sets, and their terms of use."""
     table = tabulate(dataset_lines(), ("Name", "Images", "Download", "Is", "Where"), disable_numparse=True)
     terms = "\n".join(f"  {name}: {card.terms}" for name, card in DATASETS.items())
-    hand = f"ImageNet by hand: {by_hand('imagenet')}."
-    return f"{table}\n\nTerms\n{terms}\n\n{hand}\n\nIGPT_DATA names another folder to look in."
+    manual = f"ImageNet by hand: {by_hand('imagenet')}."
+    return f"{table}\n\nTerms\n{terms}\n\n{manual}\n\nIGPT_DATA names another folder to look in."
 
 
 def fetch(name: str) -> str:
-    """Bring a data set here; what to say of it."""
+    """Download a data set; the line to print."""
     card = data_card(name)
     size = "" if is_present(name) else f"{download(card)}; "
     tell(f"{'fetching ' if size else ''}{card.title} ({size}terms: {card.terms})")
@@ -35,10 +35,10 @@ def fetch(name: str) -> str:
 
 
 def check(name: str) -> str:
-    """Look at a whole data set; what was found, line by line."""
+    """Check a whole data set; the report to print."""
     lines = [*check_dataset(name), *check_stores(name)]
     if name == "cifar10" and released_splits():
-        from igpt.weights.own import released_palette  # brings torch
+        from igpt.weights.own import released_palette  # imports torch
 
         lines += compare_released(released_palette())
     card = data_card(name)
@@ -47,26 +47,26 @@ def check(name: str) -> str:
 
 
 def tokenize(name: str, *, resolution: int | None, workers: int, crops: int, filter: str, seed: int, palette: Path | None) -> str:
-    """Make the token stores of a data set's two official splits; where they are."""
-    from igpt.weights.own import released_palette  # brings torch, which the other commands can do without
+    """Make the token stores of a data set's train and test splits; the lines to print."""
+    from igpt.weights.own import released_palette  # imports torch, which the other commands do not need
 
     card = data_card(name)
     colours = Palette.load(palette) if palette else released_palette()
     side = resolution or min(card.height, 32)
-    said = []
+    lines = []
     for split in ("train", "test"):
-        wanted = TokenizeSettings(name, split, side, crops if split == "train" else 0, filter, seed)
+        settings = TokenizeSettings(name, split, side, crops if split == "train" else 0, filter, seed)
         start = time.monotonic()
         with Bar(f"{name} {split}", " images") as bar:
-            store, rate = make_store(wanted, colours, workers=workers, report=bar)
+            store, rate = make_store(settings, colours, workers=workers, report=bar)
         size = len(store) * store.positions * 2 / 1e6
         done = f"{rate:,.0f} images/s, {time.monotonic() - start:.0f} s" if rate else "there already"
-        said.append(f"{split}: {len(store):,} images of {side} x {side} tokens, {size:,.1f} MB, {done}: {store.folder}")
-    return "\n".join(said)
+        lines.append(f"{split}: {len(store):,} images of {side} x {side} tokens, {size:,.1f} MB, {done}: {store.folder}")
+    return "\n".join(lines)
 
 
 class _Bytes(Bar):
-    """A bar of bytes; without a terminal a line for each tenth."""
+    """A progress bar in bytes; without a terminal, one line per tenth."""
 
     _tenth = 0
 
@@ -75,4 +75,4 @@ class _Bytes(Bar):
         tenth = 10 * done // total if total else 0
         if self.hidden and total and tenth > self._tenth:
             tell(f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
-        self._tenth = tenth  # it falls with the next file
+        self._tenth = tenth  # reset by the next file

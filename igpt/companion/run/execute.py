@@ -1,4 +1,4 @@
-"""Run one stage: its notebook in a fresh kernel by papermill, the executed notebook kept beside the record."""
+"""Run one stage: papermill executes its notebook in a fresh kernel; the executed notebook is kept beside the record."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from igpt.project import Project
 if TYPE_CHECKING:
     from jupyter_client.manager import AsyncKernelManager
 
-# What kernels have in their environment, unless the user sets it otherwise. Telling glibc to keep its memory saves a fifth
-# of a training step at the tiny sizes (measured on two cores).
+# Environment variables of kernels, unless the user sets them. The glibc settings make malloc keep freed memory, which saves a
+# fifth of a training step at tiny sizes (measured on two cores).
 ENVIRONMENT = {
     "TQDM_DISABLE": "1",
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -31,15 +31,15 @@ ENVIRONMENT = {
     "MALLOC_TOP_PAD_": "268435456",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
-NOT_KEPT = ("UsageError", "Stopped", "Finished")  # raised in a notebook that need not be looked at
+NOT_KEPT = ("UsageError", "Stopped", "Finished")  # errors after which the notebook is not kept
 
 
 class StageStopped(StageError):
-    """A stage that was asked to stop and stopped at a checkpoint: to be resumed, not failed."""
+    """A stage stopped at a checkpoint on request. It can be resumed and has not failed."""
 
 
 class Kernels:
-    """The kernels now running, so that an interrupt can end them: signals do not reach them."""
+    """The running kernels, so that an interrupt can kill them: signals do not reach them."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -49,7 +49,7 @@ class Kernels:
     def manager_class(self, log: Path, environment: Mapping[str, str]) -> type[AsyncKernelManager]:
         """A kernel manager class that registers its kernels here and writes their stderr to ``log``.
 
-        environment : variables beside `ENVIRONMENT` and this process's own
+        environment : variables in addition to `ENVIRONMENT` and this process's own
         """
         from jupyter_client.kernelspec import KernelSpec
         from jupyter_client.manager import AsyncKernelManager
@@ -57,11 +57,11 @@ class Kernels:
         kernels = self
 
         class Manager(AsyncKernelManager):
-            """Starts kernels of this Python."""
+            """A kernel manager that starts kernels of this Python."""
 
             @property
             def kernel_spec(self) -> KernelSpec:
-                """Not the kernel that a user or a site has installed under the notebook's name, with another Python."""
+                """This Python's kernel, not an installed kernel of the same name, which may use a different Python."""
                 from ipykernel.kernelspec import get_kernel_dict
 
                 return KernelSpec(**get_kernel_dict())
@@ -80,7 +80,7 @@ class Kernels:
         return Manager
 
     def stop(self) -> None:
-        """Kill every kernel. Checkpoints are whole at any moment, so nothing is lost but the work since the last one."""
+        """Kill all kernels. Checkpoints are atomic, so only the work since the last checkpoint is lost."""
         self._stopped = True
         with self._lock:
             for manager in self._managers:
@@ -92,22 +92,22 @@ class Kernels:
 def execute(planned: PlannedStage, project: Project, kernels: Kernels, *, environment: Mapping[str, str] | None = None) -> Record:
     """Run a stage's notebook in a fresh kernel and return its record.
 
-    environment : variables of the kernel beside this process's own: its devices, how many nodes
+    environment : additional variables of the kernel, such as its devices and number of nodes
 
-    The record is written last, after the executed notebook, so that a stage that failed has none.
+    The record is written last, after the executed notebook, so that a failed stage has no record.
 
-    Raises UsageError for what the notebook refused as the user's mistake, StageStopped for training that was asked to
-    stop, StageError for a cell that raised, a kernel that died, or a notebook that ended without a valid record.
+    Raises UsageError if the notebook raised one, StageStopped for training stopped on request, and StageError for any other
+    error in a cell, a dead kernel, or a notebook that ended without a valid record.
     """
     earlier = finished_record(project, planned.stage, planned.signature)
     if earlier is not None:
-        return earlier  # another run has finished the stage since the plan was made
+        return earlier  # finished by another run since the plan was made
     from papermill.exceptions import PapermillExecutionError
 
     folder = run_folder(project, planned.stage, planned.signature)
     folder.mkdir(parents=True, exist_ok=True)
     log, part, failed = kernel_log(folder, os.getpid()), part_notebook(folder, os.getpid()), folder / "failed.ipynb"
-    with try_lock(log, seconds=1) or nullcontext():  # by which other processes see that this run is alive
+    with try_lock(log, seconds=1) or nullcontext():  # the lock shows other processes that this run is alive
         try:
             record = _run_notebook(planned, project, kernels, environment or {}, part, log)
             write_text(folder / "notebook.ipynb", _clean(part))
@@ -121,7 +121,7 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels, *, enviro
             if _kind(error) not in NOT_KEPT and not isinstance(error, OSError) and part.exists():
                 part.replace(failed)
                 raise StageError(f"{failure}; the notebook so far is {failed}") from None
-            part.unlink(missing_ok=True)  # which may be what fills the disk
+            part.unlink(missing_ok=True)  # it may have filled the disk
             log.unlink(missing_ok=True)
             if other is None:
                 raise failure from None
@@ -131,22 +131,22 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels, *, enviro
 def _run_notebook(
     planned: PlannedStage, project: Project, kernels: Kernels, environment: Mapping[str, str], part: Path, log: Path
 ) -> Record:
-    """Run the notebook into ``part``; return the record that it has written outside of the run folder."""
+    """Run the notebook into ``part``; return the record, which it writes outside the run folder."""
     import papermill
     from traitlets.config import Config
 
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # `_failure` has better sentences
-    # Sockets in a folder of their own, with a short path: a shared one mixes up kernels that start together.
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # `_failure` has clearer messages
+    # The sockets are in a new folder with a short path: in a shared folder, kernels that start together are confused.
     with tempfile.TemporaryDirectory(prefix="igpt") as scratch:
-        written = Path(scratch) / "record.json"
-        # IPython without the user's own start-up files and history, which may hold anything or lie in a read-only home.
-        ours = {"IPYTHONDIR": f"{scratch}/ipython", "IGPT_ROOT": str(project.root), PLANNED: str(written)}
+        record_path = Path(scratch) / "record.json"
+        # IPython without the user's start-up files and history: these can have side effects, and the home may be read-only.
+        variables = {"IPYTHONDIR": f"{scratch}/ipython", "IGPT_ROOT": str(project.root), PLANNED: str(record_path)}
         papermill.execute_notebook(
             project.notebooks / f"{planned.stage.notebook}.ipynb",
             part,
             parameters=planned.stage.parameters,
             kernel_name="python3",
-            kernel_manager_class=kernels.manager_class(log, {**environment, **ours}),
+            kernel_manager_class=kernels.manager_class(log, {**environment, **variables}),
             config=Config({"KernelManager": {"transport": "ipc", "ip": f"{scratch}/k"}}),
             cwd=str(part.parent),
             progress_bar=False,
@@ -154,7 +154,7 @@ def _run_notebook(
             stderr_file=_OurLines(),
             record_timing=False,
         )
-        record = read_record(written)
+        record = read_record(record_path)
     if record is None or record.signature != planned.signature.digest:
         raise StageError(
             f"{planned.stage.name} ended without a record of its signature: the code changed while it ran, or its notebook"
@@ -164,7 +164,7 @@ def _run_notebook(
 
 
 class _OurLines:
-    """A stream for the stderr of notebooks: passes on the lines of igpt; those of libraries stay in the notebook."""
+    """A stream for the stderr of notebooks that prints only lines of igpt; lines of libraries stay in the notebook."""
 
     def write(self, text: str) -> None:
         for line in text.splitlines():
@@ -176,12 +176,12 @@ class _OurLines:
 
 
 def _kind(error: Exception) -> str:
-    """The name of the exception that a notebook's cell raised, as the kernel gives it; empty for other errors."""
+    """The class name of the exception that a cell raised; empty for other errors."""
     return str(getattr(error, "ename", ""))
 
 
 def _failure(name: str, error: Exception) -> Exception:
-    """What to raise for a stage whose notebook ended with an error."""
+    """The exception to raise for a stage whose notebook failed."""
     from nbclient.exceptions import DeadKernelError
 
     if kind := _kind(error):
@@ -193,7 +193,7 @@ def _failure(name: str, error: Exception) -> Exception:
         return StageError(f"{name} failed: {value if kind == 'StageError' else f'{kind}: {value}'}")
     if isinstance(error, DeadKernelError):
         why = "its kernel was killed (out of memory, perhaps); run the same command again to resume it"
-    elif isinstance(error, RuntimeError):  # of jupyter_client
+    elif isinstance(error, RuntimeError):  # raised by jupyter_client
         why = f"its kernel did not start ({error}); run the same command again"
     elif isinstance(error, OSError):
         why = f"{error.strerror or error}; earlier results are as they were"
@@ -203,7 +203,7 @@ def _failure(name: str, error: Exception) -> Exception:
 
 
 def _clean(path: Path) -> str:
-    """A notebook without what differs from run to run: times, random cell ids, folders of this machine."""
+    """A notebook as JSON, without data that differs between runs: times, random cell ids, paths of this machine."""
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)

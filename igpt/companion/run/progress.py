@@ -1,4 +1,4 @@
-"""The progress of a run: a bar with the remaining time for the whole and for each running stage, or lines without a terminal."""
+"""The progress of a run: bars with remaining times for the run and each running stage; without a terminal, lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LAYOUT = "{percentage:3.0f} % |{bar:24}| {desc}{postfix}"
 
 
 class Progress:
-    """Bars or lines over the stages to run."""
+    """Progress bars or lines for the stages to run."""
 
     def __init__(
         self,
@@ -26,10 +26,10 @@ class Progress:
         *,
         workers: int,
     ) -> None:
-        """The stages to run, their folders and expected seconds, and how many run at once."""
+        """Take the stages to run, their folders, their expected seconds, and the number that run at once."""
         self._folder_of, self._workers = folder_of, workers
-        self._left = {planned.stage: expected(planned) for planned in todo}  # seconds, of stages that have not ended
-        self._running: dict[Stage, tuple[PlannedStage, float, float, Bar]] = {}  # with its start and its expected seconds
+        self._left = {planned.stage: expected(planned) for planned in todo}  # remaining seconds of unfinished stages
+        self._running: dict[Stage, tuple[PlannedStage, float, float, Bar]] = {}  # with start time, expected seconds and bar
         self._stages = counted(len(todo), "stage")
         self._total = Bar(self._stages, "", layout=LAYOUT)
         self._count = len(todo)
@@ -45,14 +45,14 @@ class Progress:
         self._total.close()
 
     def start(self, planned: PlannedStage) -> None:
-        """Show a stage that begins."""
+        """Show that a stage has started."""
         stage, bar = planned.stage, Bar(planned.stage.name, "", layout=LAYOUT)
         self._running[stage] = (planned, time.monotonic(), self._left[stage], bar)
         if bar.hidden:
             tell(f"start {stage.name}, {_clock(self._left[stage])} expected")
 
     def refresh(self) -> None:
-        """Read what the running stages report; until its first report a stage's expected time counts."""
+        """Read the progress of running stages; before its first report, a stage's expected time is used."""
         for stage, (planned, begun, expected, bar) in self._running.items():
             elapsed, report = time.monotonic() - begun, read_progress(self._folder_of(planned))
             fraction = report["done"] / max(report["total"], 1) if report else 0
@@ -64,20 +64,20 @@ class Progress:
     def end(self, planned: PlannedStage, how: str) -> None:
         """Show how a stage ended, or why it will not run."""
         self._left.pop(planned.stage)
-        took = ""
+        duration = ""
         if planned.stage in self._running:
             _, begun, _, bar = self._running.pop(planned.stage)
-            took = f" in {_clock(time.monotonic() - begun)}"
+            duration = f" in {_clock(time.monotonic() - begun)}"
             bar.close()
         left = f", {len(self._left)} to go, {_clock(self._seconds_left())} left" if self._left else ""
-        tell(f"{how:5} {planned.stage.name}{took}{left}")
+        tell(f"{how:5} {planned.stage.name}{duration}{left}")
 
     def _seconds_left(self) -> float:
-        """Of all stages: their seconds over the workers, and at least those of the longest."""
+        """Remaining seconds of the run: the sum over stages divided by workers, and at least those of the longest stage."""
         return max(sum(self._left.values()) / self._workers, max(self._left.values(), default=0))
 
 
 def _clock(seconds: float) -> str:
-    """Minutes and seconds, as 1:05; from an hour on with hours, as 2:01:05."""
+    """A duration as 1:05, or from one hour on as 2:01:05."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

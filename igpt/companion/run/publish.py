@@ -1,4 +1,4 @@
-"""The command ``igpt publish``: a trained model's last weights in half precision, with a card and samples."""
+"""The command ``igpt publish``: write a trained model's final weights in half precision, with a card and samples."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from igpt.project import Project
 from igpt.train.recipes import recipe
 from igpt.weights.own import load_weights, save_weights
 
-SAMPLES = 64  # on the sheet beside the weights
-LIMIT = 20 * 2**20  # bytes of a model in the repository
+SAMPLES = 64  # images in samples.png
+LIMIT = 20 * 2**20  # largest size in bytes of a model in the repository
 
 
 def publish(model: str) -> str:
@@ -35,8 +35,8 @@ def publish(model: str) -> str:
     if (size := 2 * plan.shape.parameters) > LIMIT:
         raise UsageError(f"{model} takes {size:,} bytes in half precision, more than the {LIMIT:,} that a repository should hold")
     weights, palette = load_weights(trained_folder, plan.shape)
-    folder, part = project.models / model, project.models / f".{model}.part"
-    shutil.rmtree(part, ignore_errors=True)
+    folder, partial = project.models / model, project.models / f".{model}.part"
+    shutil.rmtree(partial, ignore_errors=True)
     store = RecordStore(project)
     probes = [store.read(Stage.of("linear_probe", model=model, dataset=name, seed=0)) for name in ("cifar10", "tiny-imagenet")]
     card = {
@@ -50,17 +50,17 @@ def publish(model: str) -> str:
         "probes": [_card(probe, ("accuracy", "untrained", "pixels", "colours", "indices")) for probe in probes if probe],
     }
     try:
-        save_weights(part, weights.half(), palette)
-        write_text(part / "card.json", json.dumps(card, indent=1) + "\n")
-        write_samples(str(part), Draw(n=SAMPLES, seed=0), out=part / "samples.png")
+        save_weights(partial, weights.half(), palette)
+        write_text(partial / "card.json", json.dumps(card, indent=1) + "\n")
+        write_samples(str(partial), Draw(n=SAMPLES, seed=0), out=partial / "samples.png")
         shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        partial.rename(folder)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
     return f"{model}, {size / 1e6:.1f} MB: {folder}"
 
 
 def _card(record: Record, names: tuple[str, ...]) -> dict[str, object]:
-    """A record's values and receipt, as a card keeps them."""
+    """A record's named values and receipt as JSON for the card."""
     values = {name: record.values[name].model_dump(exclude_none=True) for name in names if name in record.values}
     return {"stage": record.stage, "signature": record.signature, "values": values, "receipt": record.receipt.model_dump()}

@@ -37,7 +37,7 @@ class Draw:
 
 
 def write_samples(model: str, draw: Draw, *, out: Path) -> str:
-    """Draw images from nothing and write them as a grid, row by row; returns the line to print."""
+    """Draw unconditional samples and write them as a grid, row by row; returns the line to print."""
     check_png(out)
     check_writable(out)
     weights, palette = open_weights(model)
@@ -56,11 +56,11 @@ def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: st
     """
     check_png(out)
     check_writable(out)
-    _kept(keep, side=2)  # refuse a wrong value before anything is trained
+    _kept(keep, side=2)  # check the value first: opening weights may train a model
     weights, palette = open_weights(model)
     side, channels = math.isqrt(weights.shape.n_ctx), palette.centres.shape[1]
-    own_filter = model not in TRAINED and is_huggingface(Path(model))  # such a folder names its filter
-    resample = read_resample(Path(model)) if own_filter else BICUBIC
+    is_transformers = model not in TRAINED and is_huggingface(Path(model))  # such a folder defines its resize filter
+    resample = read_resample(Path(model)) if is_transformers else BICUBIC
     pictures = np.stack([read_picture(path, side=side, channels=channels, resample=resample) for path in paths])
     tokens = tokenize(pictures, palette)
     kept = _kept(keep, side=side)
@@ -69,8 +69,8 @@ def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: st
         completed = complete(weights, given, **vars(draw), report=report).numpy()
     rows = []
     for original, images in zip(tokens.numpy(), completed, strict=True):
-        seen = np.where(kept.reshape(side, side, 1), _image(palette, original), np.uint8(LINE))
-        rows.append([seen, *(_image(palette, image) for image in images), _image(palette, original)])
+        given_part = np.where(kept.reshape(side, side, 1), _image(palette, original), np.uint8(LINE))
+        rows.append([given_part, *(_image(palette, image) for image in images), _image(palette, original)])
     write_grid(out, rows, scale=_scale(side**2))
     return f"{draw.n} completions each of {len(rows)} by {model}, seed {draw.seed}: {out}"
 
@@ -102,7 +102,10 @@ def export_weights(model: str, folder: Path, *, to: str, half: bool = False) -> 
 
 
 def _kept(keep: str, *, side: int) -> NDArray[np.bool_]:
-    """Which tokens are given, bool (side * side,), for ``top``, ``left`` or a fraction from the top."""
+    """Which tokens are given, bool (side * side,), for ``top``, ``left`` or a fraction from the top.
+
+    Raises UsageError for any other value.
+    """
     positions = np.arange(side * side)
     if keep == "left":
         return np.asarray(positions % side < side // 2)
@@ -122,5 +125,5 @@ def _image(palette: Palette, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def _scale(positions: int) -> int:
-    """Screen pixels per pixel, so that an image is about a hundred wide at every resolution."""
+    """Screen pixels per image pixel, so that an image is about 100 pixels wide at every resolution."""
     return max(1, 96 // math.isqrt(positions))

@@ -1,7 +1,7 @@
-"""How many stages run at once on this machine: what each needs, and the slots that the machine has.
+"""How many stages run at once on this machine: the needs of each stage, and the slots of the machine.
 
-What a stage needs depends on the machine and the stage alone, not on what else is running: threads can change the last
-digits, and a run that is resumed should keep those that it began with.
+The needs of a stage depend on the machine and the stage alone, not on other running stages: the number of threads can change
+the last digits, and a resumed run should keep its number of threads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ AT_ONCE = 4  # stages that share the cores of a machine without GPUs: as many mo
 
 
 class Need(NamedTuple):
-    """What one stage occupies while it runs; memory and disk in bytes, 0 where they are not counted."""
+    """The resources that a running stage occupies; memory and disk in bytes, 0 if not counted."""
 
     cores: int
     gpus: int = 0
@@ -35,27 +35,27 @@ Needs = Callable[[Stage], Need]
 
 @dataclass(frozen=True)
 class Slots:
-    """What of a machine is free; ``gpus`` as CUDA_VISIBLE_DEVICES names them, memory and disk in bytes."""
+    """The free resources of a machine; ``gpus`` as in CUDA_VISIBLE_DEVICES, memory and disk in bytes."""
 
     cores: int
     gpus: tuple[str, ...] = ()
     memory: float = math.inf
-    disk: float = math.inf  # for files that are removed when a stage ends
+    disk: float = math.inf  # for temporary files of stages
 
     def take(self, need: Need) -> tuple[Slots, Slots] | None:
-        """The part for one stage, and the rest; None when there is not enough."""
+        """Split off the slots of one stage: its part, and the rest; None if there is not enough."""
         if self.cores < need.cores or len(self.gpus) < need.gpus or self.memory < need.memory or self.disk < need.disk:
             return None
         part = Slots(need.cores, self.gpus[: need.gpus], need.memory, need.disk)
         return part, Slots(self.cores - need.cores, self.gpus[need.gpus :], self.memory - need.memory, self.disk - need.disk)
 
     def give_back(self, part: Slots) -> Slots:
-        """The slots with a part that is free again."""
+        """The slots after a part is free again."""
         gpus = (*self.gpus, *part.gpus)
         return Slots(self.cores + part.cores, gpus, self.memory + part.memory, self.disk + part.disk)
 
     def fitting(self, needs: Iterable[Need]) -> int:
-        """How many stages fit at once, taken in order; at least one."""
+        """How many of the stages, taken in order, fit at once; at least one."""
         count, room = 0, self
         for need in needs:
             if (taken := room.take(need)) is None:
@@ -65,13 +65,13 @@ class Slots:
 
 
 def default_needs(room: Slots, budget: Budget | None = None) -> Needs:
-    """What each stage needs on a machine with these slots, where no cluster profile sets it.
+    """The needs of each stage on a machine with these slots, unless a cluster profile sets them.
 
-    A tiny stage needs one core and no GPU: its model gains nothing from more. A comparison of speed needs the whole machine.
-    Any other needs a GPU, where there is one, and an equal share of the cores, or the user's own OMP_NUM_THREADS. Without
-    a GPU a stage on released weights needs all cores, since memory holds one such stage at a time. Training and fine-tuning
-    need as many GPUs as IGPT_DEVICES sets, or for the paper's models as many as divide the recipe's batch.
-    Only a budget counts memory and disk.
+    A tiny stage needs one core and no GPU: its model is not faster with more. A speed comparison needs the whole machine.
+    Any other stage needs one GPU, if there are any, and an equal share of the cores, or OMP_NUM_THREADS if set. Without a GPU,
+    a stage on released weights needs all cores, since memory holds one such stage at a time. Training and fine-tuning need
+    IGPT_DEVICES GPUs if set, or for the paper's models the largest number that divides the recipe's batch.
+    Memory and disk are counted only with a budget.
     """
     own, devices = own_threads(), os.environ.get("IGPT_DEVICES", "")
     share = min(own or max(room.cores // (len(room.gpus) or AT_ONCE), 1), room.cores)
@@ -101,6 +101,6 @@ def default_needs(room: Slots, budget: Budget | None = None) -> Needs:
 
 
 def own_threads() -> int | None:
-    """The threads that the user asks for in OMP_NUM_THREADS; of a list, as nested programs take it, the first."""
+    """The number of threads in OMP_NUM_THREADS, the first one of a list; None if unset or not a positive number."""
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     return int(asked) if asked.isdecimal() and int(asked) else None

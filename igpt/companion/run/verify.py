@@ -1,4 +1,4 @@
-"""Check a record: against itself, this checkout, its executed notebook and its other copies; optionally against a repetition."""
+"""Check a record for consistency with itself, this checkout, its executed notebook and other copies; optionally repeat it."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from igpt.project import Project
 from igpt.text import listed, visible
 
 OUTCOMES = SAME, WITHIN, CLOSE, DIFFERENT, MISSING = "the same", "within the intervals", "within 0.1 %", "different", "missing"
-MOST = 12  # problems that are listed
-LONGEST = 600  # characters of a line: the whole is to stay on a screen
+MOST = 12  # problems listed; the rest are only counted
+LONGEST = 600  # characters per line, so that the report fits on a screen
 
 
 def verify_record(path: Path, *, repeat: bool = False) -> tuple[str, bool]:
-    """What was checked and found, on one screen, and whether the record has no problem.
+    """A report on one screen, and whether the record has no problems.
 
-    That is no proof of its values: anyone can write a record that agrees with itself.
+    This does not prove its values: anyone can write a consistent record.
 
-    repeat : run its stage again, in a temporary folder with these notebooks and this code, and compare the values.
-    Only the stage's name is taken from the record; no command from the file is run.
+    repeat : also run the stage again, in a temporary folder with the notebooks and code of this checkout, and compare values;
+    only the stage's name is taken from the record, and no command from the file is run
 
-    Raises UsageError for a file that is missing or no record, StageError when the repetition fails.
+    Raises UsageError for a missing file or one that is not a record, StageError if the repetition fails.
     """
     record = read_record(path)
     if record is None:
@@ -90,7 +90,7 @@ def verify_record(path: Path, *, repeat: bool = False) -> tuple[str, bool]:
 
 
 def _problems_of_receipt(record: Record, project: Project) -> Iterator[str]:
-    """What a record shows against itself, and a commit that this repository lacks."""
+    """Inconsistencies within the record, and a commit that is not in this repository."""
     if Signature(record.parts).digest != record.signature:
         yield "its signature is not that of its parts: it was changed by hand, or cut"
     if record.receipt.dirty:
@@ -99,7 +99,7 @@ def _problems_of_receipt(record: Record, project: Project) -> Iterator[str]:
         yield "its notebook was run by hand, and may have differed from the file that was signed"
     commit = record.receipt.commit
     try:
-        if not re.fullmatch("[0-9a-f]{7,64}", commit):  # a name such as HEAD is not a commit
+        if not re.fullmatch("[0-9a-f]{7,64}", commit):  # names such as HEAD are not accepted
             raise OSError
         git(project.root, "cat-file", "-e", f"{commit}^{{commit}}")
     except (OSError, subprocess.CalledProcessError):
@@ -107,7 +107,7 @@ def _problems_of_receipt(record: Record, project: Project) -> Iterator[str]:
 
 
 def _stage_of(record: Record, project: Project) -> Stage:
-    """The record's stage. Raises UsageError when this checkout has none of that name."""
+    """The record's stage. Raises UsageError if this checkout has no stage of that name."""
     if len(record.stage) > LONGEST:
         raise UsageError(f"its stage's name has {len(record.stage):,} characters")
     signer = Signer(project.notebooks)
@@ -119,11 +119,11 @@ def _stage_of(record: Record, project: Project) -> Stage:
 
 
 def _problems_of_names(record: Record, path: Path, stage: Stage, project: Project) -> Iterator[str]:
-    """Parameters, file names and folder names that belong to another stage than the record's."""
+    """Parameters, file names and folder names that belong to a different stage than the record's."""
     try:
-        meant = Signer(project.notebooks).canonical(Stage.of(stage.notebook, **record.parameters))
-        if meant != stage:
-            yield f"its parameters are those of {meant.name}, not of {stage.name}"
+        named_stage = Signer(project.notebooks).canonical(Stage.of(stage.notebook, **record.parameters))
+        if named_stage != stage:
+            yield f"its parameters are those of {named_stage.name}, not of {stage.name}"
     except UsageError as error:
         yield str(error)
     path = path.resolve()
@@ -138,22 +138,24 @@ def _problems_of_names(record: Record, path: Path, stage: Stage, project: Projec
 
 
 def _run_folder(record: Record, project: Project) -> Path:
-    """The folder of the run that made a record, if that was on this machine. The stage must be one of this checkout's."""
+    """The run folder of a record, if the run was on this machine. The stage must exist in this checkout."""
     return project.runs / f"{record.stage}-{Signature(record.parts).digest[:12]}"
 
 
 def _executed_notebooks(record: Record, path: Path, project: Project) -> list[Path]:
-    """The executed notebooks of a record on this machine: in its run folder and beside the file."""
+    """The executed notebooks of a record on this machine: in its run folder and in the folder of the record's file."""
     folder, beside = _run_folder(record, project), path.parent / "notebook.ipynb"
-    kept = usable_record(folder / "record.json")
-    own = kept is None or kept.receipt.finished == record.receipt.finished  # else it is another run's of the same stage
-    notebooks = [folder / "notebook.ipynb"] if own else []
+    folder_record = usable_record(folder / "record.json")
+    same_run = (
+        folder_record is None or folder_record.receipt.finished == record.receipt.finished
+    )  # otherwise the folder is of a different run of the stage
+    notebooks = [folder / "notebook.ipynb"] if same_run else []
     notebooks += [beside] if path.name == "record.json" or record.stage in shown_records(beside) else []
     return list({notebook.resolve(): notebook for notebook in notebooks if notebook.is_file()}.values())
 
 
 def _problems_of_copies(record: Record, path: Path, stage: Stage, project: Project) -> Iterator[str]:
-    """Where other records of the same signature, in the run folder and among the published, differ from this one."""
+    """Differences to records with the same signature in the run folder and in book/records."""
     for other in (_run_folder(record, project) / "record.json", record_path(project, stage)):
         copy = None if other.resolve() == path.resolve() else usable_record(other)
         if copy is None or copy.signature != record.signature:
@@ -162,19 +164,19 @@ def _problems_of_copies(record: Record, path: Path, stage: Stage, project: Proje
             differing = [name for name in Record.model_fields if getattr(copy, name) != getattr(record, name)]
             if differing:
                 yield f"{other} has the same time of finishing, and differs in {', '.join(differing)}"
-        elif copy.receipt.hardware == record.receipt.hardware or stage.notebook != "speed":  # times depend on the machine
+        elif copy.receipt.hardware == record.receipt.hardware or stage.notebook != "speed":  # timings differ between machines
             yield from (f"by another run, in {other}, {difference}" for difference in _differences(record, copy))
 
 
 def _repeat(stage: Stage, project: Project) -> Record:
-    """The record of a stage, run again with all its dependencies."""
+    """Run a stage and all its dependencies again in a temporary folder; the new record."""
     with tempfile.TemporaryDirectory(prefix="igpt-repeat-") as folder:
         copytree(project.notebooks, Path(folder) / "notebooks", ignore=ignore_patterns(".*"))
         command, environment = [sys.executable, "-m", "igpt", "run", stage.name], {**os.environ, "IGPT_ROOT": folder}
-        done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            last = done.stderr.strip().splitlines()[-1:] or ["no reason was given"]
-            raise StageError(f"the repetition of {stage.name} failed: {last[0].removeprefix('igpt: ')}")
+        process = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if process.returncode:
+            reason = process.stderr.strip().splitlines()[-1:] or ["no reason was given"]
+            raise StageError(f"the repetition of {stage.name} failed: {reason[0].removeprefix('igpt: ')}")
         records = map(read_record, Path(folder).glob("runs/*/record.json"))
         if record := next((each for each in records if each and each.stage == stage.name), None):
             return record
@@ -182,14 +184,14 @@ def _repeat(stage: Stage, project: Project) -> Record:
 
 
 def _differences(record: Record, again: Record) -> list[str]:
-    """Where another run of the same stage found different values; without values its series count."""
+    """Values that differ between two runs of a stage; if the second has no values, whether its series differ."""
     differing = [f"{n} differs" for n, v in record.values.items() if _outcome(v, again.values.get(n)) in (DIFFERENT, MISSING)]
     differing += [f"the record lacks the value {name}" for name in again.values if name not in record.values]
     return differing + ["its series differ"] * (not again.values and again.series != record.series)
 
 
 def _comparison(record: Record, again: Record) -> tuple[list[str], str]:
-    """A table with a row per value, the record's and the repetition's, and a sentence that counts the outcomes."""
+    """A table that compares each value with its repetition, and a sentence that counts the outcomes."""
     outcomes = {name: _outcome(value, again.values.get(name)) for name, value in record.values.items()}
     width = max(map(len, outcomes), default=0)
     table = [f"{'Value':{width}}  {'record':>12}  {'repeated':>12}"]
@@ -199,15 +201,15 @@ def _comparison(record: Record, again: Record) -> tuple[list[str], str]:
     if not outcomes:
         same = SAME if again.series == record.series else DIFFERENT
         return table, f"Repeated here, its series came out {same}."
-    given = list(outcomes.values())
-    counts = ", ".join(f"{given.count(outcome)} {outcome}" for outcome in OUTCOMES if outcome in given)
-    return table, f"Repeated here, its {len(given)} values came out: {counts}."
+    results = list(outcomes.values())
+    counts = ", ".join(f"{results.count(outcome)} {outcome}" for outcome in OUTCOMES if outcome in results)
+    return table, f"Repeated here, its {len(results)} values came out: {counts}."
 
 
 def _outcome(value: Value, again: Value | None) -> str:
-    """How a value and its repetition compare, one of `OUTCOMES`.
+    """The outcome of comparing a value with its repetition, one of `OUTCOMES`.
 
-    The repetition's interval decides, since the record could give its own any width.
+    The repetition's interval decides, since the interval in the record may be forged.
     """
     if again is None:
         return MISSING

@@ -1,1 +1,1 @@
-"""A plan as jobs: profiles, arrays, a snapshot of the code, and what becomes of the jobs."""
+"""Plans as SLURM jobs: profiles, job arrays, snapshots of the code, and job status."""

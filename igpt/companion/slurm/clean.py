@@ -1,7 +1,7 @@
-"""`igpt clean`: what old runs and snapshots take, in this checkout and in the shared folders; deleted only when asked.
+"""`igpt clean`: list or delete old runs and snapshots, in this checkout and in shared folders.
 
-Only ``runs`` is looked at, and of other users' folders nothing is touched. A folder is renamed before it is deleted, so that
-none is ever half there under its name.
+Only files under ``runs`` are considered, and no files of other users. A folder is renamed before it is deleted, so that an
+interrupted deletion leaves no partial run folder.
 """
 
 from __future__ import annotations
@@ -30,48 +30,48 @@ from igpt.files import try_lock
 from igpt.project import Project
 from igpt.text import visible
 
-KINDS = {  # what may go, by the words that name it
+KINDS = {  # what may be deleted, by kind
     "stale": "finished runs of other code or data",
     "failed": "failed runs that hold no work",
     "snapshots": "code of jobs that are all finished",
     "parts": "what killed processes left half-written",
     "unfinished": "what would be continued; goes only when named",
 }
-FRESH, PUBLISHED = "runs whose records are fresh", "runs that published records speak of"  # and what stays
+FRESH, PUBLISHED = "runs whose records are fresh", "runs that published records speak of"  # kinds that are kept
 AT_WORK, READ, OTHERS = "runs at work", "runs that what is at work, or is to be resumed, may read", "runs of other users"
-UNKNOWN = "runs of stages that this checkout does not know"  # or whose notebook cannot be read just now
+UNKNOWN = "runs of stages that this checkout does not know"  # or whose notebook cannot be read
 NEEDED = "snapshots that jobs need"
 CODE = ".snapshots"
-AWAY = ".clean-"  # begins the name of a folder that is being deleted
+AWAY = ".clean-"  # prefix of a folder that is being deleted
 RUN = re.compile(r"(?P<stage>.+)-(?P<digest>[0-9a-f]{12})")
-NO_WORK = re.compile(r"\..*|progress\.json|stop|(failed|notebook)\.ipynb")  # what a failed run leaves besides its work
+NO_WORK = re.compile(r"\..*|progress\.json|stop|(failed|notebook)\.ipynb")  # files of a failed run that hold no work
 
-Item = tuple[str, Path]  # a kind, or why it stays, and where it is
+Item = tuple[str, Path]  # kind and path
 
 
 def clean(kinds: list[str], *, delete: bool) -> str:
-    """Delete what is of the kinds, all but the unfinished ones when there are none; without ``delete`` only list it.
+    """Delete the items of these kinds, by default of all kinds but ``unfinished``; without ``delete`` only list them.
 
-    Raises UsageError for an unknown kind before anything is deleted, StageError for what could not be deleted.
+    Raises UsageError for an unknown kind, before anything is deleted, and StageError if some items could not be deleted.
     """
     for kind in kinds:
         if kind not in KINDS:
             raise UsageError(f"there is no kind {kind!r}{near_misses(kind, list(KINDS))}")
     project = Project.here()
-    asked = kinds or [kind for kind in KINDS if kind != "unfinished"]
+    chosen = kinds or [kind for kind in KINDS if kind != "unfinished"]
     items, failures = list[Item](), list[str]()
     trouble, deleted, size = "", 0, 0
     for root in run_roots(project):
         ledger, moved = Ledger(root), list[Path]()
-        with ledger.alone() if delete and ledger.folder.exists() else nullcontext():  # nobody submits now what needs them
+        with ledger.alone() if delete and ledger.folder.exists() else nullcontext():  # no submission may start to need them
             runs = Runs(project, ledger)
             trouble = trouble or runs.trouble
-            items += (there := list(runs.items()))
-            for kind, path in there if delete else []:
-                if kind in asked:
+            items += (found_items := list(runs.items()))
+            for kind, path in found_items if delete else []:
+                if kind in chosen:
                     with _noting(path, failures):
                         moved += runs.take_away(kind, path)
-        for path in moved:  # which takes time, so without the lock
+        for path in moved:  # outside the lock, since it takes long
             with _noting(path, failures):
                 size += size_of(path)
                 delete_away(path)
@@ -87,7 +87,7 @@ def clean(kinds: list[str], *, delete: bool) -> str:
 
 @contextmanager
 def _noting(path: Path, failures: list[str]) -> Iterator[None]:
-    """Go on after an OSError, and note it."""
+    """Append an OSError to ``failures`` instead of raising it."""
     try:
         yield
     except OSError as error:
@@ -95,9 +95,9 @@ def _noting(path: Path, failures: list[str]) -> Iterator[None]:
 
 
 class Runs:
-    """The runs and snapshots of one run root, as a checkout's code and the jobs there need them.
+    """The runs and snapshots of one run root, classified by what a checkout and the jobs of the run root still need.
 
-    code : the checkout whose notebooks, code and published records decide what is fresh
+    code : the checkout whose notebooks, code and published records determine what is fresh
     """
 
     def __init__(self, code: Project, ledger: Ledger) -> None:
@@ -115,16 +115,16 @@ class Runs:
         self._snapshots = {Path(job.array.snapshot).name for job in [*working, *resumable]}
         self._at_work = {job.listed.folder for job in working}
         busy = {folder.name for folder in self._folders() if self._is_busy(folder)} | self._at_work
-        # A job or process of other code reads runs that its stage depends on, and these count as stale here.
+        # A job or process of other code may read parents that count as stale in this checkout.
         self._others_read = any(not self._is_current(name) for name in busy)
         self._to_be_read = {stage.name for job in resumable for stage in self._ancestors(job.listed.folder)}
 
     def items(self) -> Iterator[Item]:
-        """All that is there, also what stays."""
+        """All runs, snapshots and partial files with their kinds, also those to be kept."""
         for folder in self._folders():
             kind = self.kind(folder)
             yield kind, folder
-            if kind in (FRESH, PUBLISHED, READ, UNKNOWN):  # an unfinished one is cleared when it continues
+            if kind in (FRESH, PUBLISHED, READ, UNKNOWN):  # the parts of an unfinished run are removed when it is resumed
                 parts = [*folder.rglob(".*.part"), *folder.glob(".notebook.*.part.ipynb"), *folder.glob(".kernel.*.log")]
                 yield from (("parts", path) for path in sorted(parts))
         yield from (("parts", path) for path in sorted(self._runs.glob(f"{AWAY}*")) if _is_ours(path))
@@ -133,7 +133,7 @@ class Runs:
             yield NEEDED if stays else "parts" if path.name.startswith(".") else "snapshots", path
 
     def kind(self, folder: Path, *, held: bool = False) -> str:
-        """The kind of a run folder; ``held`` by this process, which then has looked for other holders."""
+        """The kind of a run folder. ``held``: this process holds its lock and has checked the other locks."""
         if not _is_ours(folder):
             return OTHERS
         if folder.name in self._at_work or (not held and any(map(_locked, _locks(folder)))):
@@ -152,7 +152,7 @@ class Runs:
         return READ if self._others_read or record.stage in self._to_be_read else "stale"
 
     def take_away(self, kind: str, path: Path) -> list[Path]:
-        """Rename an item, so that it is gone at once and whole; what is then to be deleted. Nothing if it is in use now."""
+        """Rename an item, which removes it atomically; the paths to delete then. Empty if the item is now in use."""
         if path.name.startswith(AWAY):
             return [path]
         away = self._runs / f"{AWAY}{secrets.token_hex(4)}"
@@ -169,36 +169,36 @@ class Runs:
             return [path.rename(away)]
 
     def _folders(self) -> list[Path]:
-        """The run folders; links and all else in ``runs`` are left alone."""
+        """The run folders, sorted; links and all other files in ``runs`` are ignored."""
         paths = self._runs.iterdir() if self._runs.is_dir() else iter(())
         return sorted(path for path in paths if RUN.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
 
     def _is_busy(self, folder: Path) -> bool:
-        """Whether someone may be at work in a folder; another user's locks cannot always be tried."""
+        """Whether a process may be working in a folder; the locks of other users cannot always be tested."""
         return any(map(_locked, _locks(folder))) and (_is_ours(folder) or _record(folder) is None)
 
     def _is_current(self, name: str) -> bool:
-        """Whether this checkout's code, data and packages give a run folder this name."""
+        """Whether a run folder's name has the signature that its stage has in this checkout."""
         parts = RUN.fullmatch(name)
-        head, *words = Stage.words(parts["stage"]) if parts else [""]
+        notebook, *words = Stage.words(parts["stage"]) if parts else [""]
         try:
-            digest = self._digest(head, parameters_of(self._code, head, words))
+            digest = self._digest(notebook, parameters_of(self._code, notebook, words))
         except UsageError:
             return False
         return parts is not None and digest is not None and digest.startswith(parts["digest"])
 
     def _ancestors(self, name: str) -> Iterator[Stage]:
-        """The stages that a run folder's stage depends on in this checkout; none for a stage that it does not know."""
-        head, *words = Stage.words(name.rpartition("-")[0])
+        """All ancestors of a run folder's stage in this checkout; empty for an unknown stage."""
+        notebook, *words = Stage.words(name.rpartition("-")[0])
         with suppress(UsageError):
-            queue = [Stage.of(head, **parameters_of(self._code, head, words))]
+            queue = [Stage.of(notebook, **parameters_of(self._code, notebook, words))]
             while queue:
                 parents = self._signer.parents(queue.pop()).values()
                 queue += parents
                 yield from parents
 
     def _digest(self, notebook: str, parameters: dict[str, Literal]) -> str | None:
-        """The signature that a stage has now; None for one that cannot be signed."""
+        """The current signature of a stage; None if it cannot be signed."""
         try:
             return self._signer.sign(Stage.of(notebook, **parameters)).digest
         except UsageError:
@@ -206,7 +206,7 @@ class Runs:
 
 
 def _may_work(job: Job, queue: Queue | None) -> bool:
-    """Whether a job is queued or running, or may be as far as is known."""
+    """Whether a job is or may be queued or running. Without a queue, every job without a final state counts."""
     if queue is not None:
         unknown = job.array.job is None and not number_of(job, queue)
         return queue.active(job) is not None or (unknown and may_arrive(job, queue))
@@ -214,7 +214,7 @@ def _may_work(job: Job, queue: Queue | None) -> bool:
 
 
 def _record(folder: Path) -> Record | None:
-    """The valid record of a run folder, if there is one."""
+    """The record of a run folder; None if it is missing or not valid."""
     try:
         return folder_record(folder)
     except UsageError:
@@ -222,7 +222,7 @@ def _record(folder: Path) -> Record | None:
 
 
 def _published(code: Project) -> dict[str, set[str] | None]:
-    """The signatures of published records, by stage; None for a stage whose record cannot be read."""
+    """The signatures of published records by stage; None if the stage's record cannot be read."""
     published: dict[str, set[str] | None] = {}
     for path in code.records.glob("*/*.json"):
         try:
@@ -237,7 +237,7 @@ def _published(code: Project) -> dict[str, set[str] | None]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether this user owns a file."""
+    """Whether this user owns a path."""
     try:
         return path.lstat().st_uid == os.getuid()
     except OSError:
@@ -245,12 +245,12 @@ def _is_ours(path: Path) -> bool:
 
 
 def _locks(folder: Path) -> list[Path]:
-    """The lock files of a run folder: its own, and those of kernels, training and features; only those that exist."""
+    """The existing lock files of a run folder: its own, and those of kernels, training and features."""
     return [*folder.glob(".kernel.*.log"), *folder.rglob(".*lock")]
 
 
 def _locked(path: Path) -> bool:
-    """Whether another process holds a lock; also if that cannot be known."""
+    """Whether another process holds a lock; True if that cannot be determined."""
     try:
         lock = try_lock(path)
     except OSError:
@@ -262,34 +262,36 @@ def _locked(path: Path) -> bool:
 
 
 def delete_away(path: Path) -> None:
-    """Delete what was renamed; the next `igpt clean` continues a deletion that was killed."""
-    with suppress(FileNotFoundError):  # another process cleans too
+    """Delete a renamed item. The next `igpt clean` completes an interrupted deletion."""
+    with suppress(FileNotFoundError):  # another `igpt clean` deletes it too
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def size_of(path: Path) -> int:
-    """The bytes that something takes on disk; links are not followed."""
+    """Bytes on disk of a file or folder; links are not followed."""
     size = 0
-    with suppress(OSError):  # removed meanwhile
+    with suppress(OSError):  # deleted meanwhile
         for each in [path, *path.rglob("*")]:
             size += each.lstat().st_blocks * 512
     return size
 
 
 def _report(items: list[Item], kinds: list[str]) -> list[str]:
-    """The kinds with their numbers and sizes; those that were named with each folder."""
+    """The report: a table of counts and sizes by kind, or each path of the named kinds."""
     sizes = {path: size_of(path) for _, path in items}
-    of_kind = {kind: [sizes[path] for k, path in items if k == kind] for kind in dict.fromkeys([*KINDS, *(k for k, _ in items)])}
+    by_kind = {kind: [sizes[path] for k, path in items if k == kind] for kind in dict.fromkeys([*KINDS, *(k for k, _ in items)])}
     if kinds:
         chosen = [path for kind in KINDS if kind in kinds for k, path in items if k == kind]
         lines = [f"{_text(sizes[path]):>10}  {visible(str(path))}" for path in chosen]
     else:
         chosen = [path for kind, path in items if kind in KINDS and kind != "unfinished"]
-        rows = [(kind, len(of_kind[kind]), _text(sum(of_kind[kind])), what) for kind, what in KINDS.items() if of_kind[kind]]
+        rows = [
+            (kind, len(by_kind[kind]), _text(sum(by_kind[kind])), meaning) for kind, meaning in KINDS.items() if by_kind[kind]
+        ]
         heads = ("Kind", "Number", "Size", "What")
         lines = [tabulate(rows, heads, disable_numparse=True, colalign=("left", "right", "right")), ""] if rows else []
-        kept = {kind: them for kind, them in of_kind.items() if kind not in KINDS}
-        lines += [f"kept: {len(them)} {kind}, {_text(sum(them))}" for kind, them in kept.items()]
+        kept = {kind: kind_sizes for kind, kind_sizes in by_kind.items() if kind not in KINDS}
+        lines += [f"kept: {len(kind_sizes)} {kind}, {_text(sum(kind_sizes))}" for kind, kind_sizes in kept.items()]
     words = " ".join(["igpt clean", *kinds, "--delete"])
     size = _text(sum(sizes[path] for path in chosen))
     return [*lines, f"{size} can go; `{words}` deletes it" if chosen else "there is nothing to delete"]

@@ -1,4 +1,4 @@
-"""`igpt doctor`: what would go wrong on a cluster, asked before anything waits in the queue."""
+"""`igpt doctor`: check a cluster and a profile before jobs are submitted."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ from igpt.weights.released import Released, at_hand, released_at
 FREE_GIB = 5.0  # below which a disk counts as nearly full
 ANSWERS = "answers.json"
 Question = tuple[str, Callable[[], str]]
-Answer = tuple[bool, str, str]  # whether all is well, the question, the answer
+Answer = tuple[bool, str, str]  # whether the check passed, the question, the answer
 
 
 def examine(
     profile_name: str, targets: Sequence[str] = (), tier: str | None = None, *, patience: float = 10.0
 ) -> tuple[str, int]:
-    """One line per question, and the exit code: 0 when nothing is wrong, 1 otherwise.
+    """A report with one line per check, and the exit code: 0 if all checks pass, else 1.
 
-    targets, tier : what would be submitted; its data and weights are looked for where it would run
-    patience : minutes to wait for the jobs that look at a node; none are submitted for 0
+    targets, tier : what would be submitted; its data and weights are checked where it would run
+    patience : minutes to wait for the jobs that check nodes; at 0 no jobs are submitted
 
     Raises UsageError for a bad profile or an unknown target.
     """
@@ -67,7 +67,7 @@ def examine(
         answers += answer(data_questions(planned.stage for planned in todo))
     else:
         answers += answer([("scheduler", _scheduler)])
-        if answers[-1][0]:  # without a scheduler, each further answer would be the same
+        if answers[-1][0]:  # without a scheduler all further checks fail alike
             answers += answer(
                 [
                     ("array size", lambda: _array_size(profile)),
@@ -76,14 +76,14 @@ def examine(
                 ]
             )
             answers += _on_nodes(project, profile, todo, patience) if patience else []
-    lines = [f"{'ok   ' if well else 'wrong'}  {question}: {text}" for well, question, text in answers]
-    wrong = sum(not well for well, _, _ in answers)
+    lines = [f"{'ok   ' if passed else 'wrong'}  {question}: {text}" for passed, question, text in answers]
+    wrong = sum(not passed for passed, _, _ in answers)
     lines.append(f"{wrong} of {len(lines)} answers are wrong" if wrong else "nothing is wrong")
     return "\n".join(lines), int(bool(wrong))
 
 
 def answer(questions: Iterable[Question]) -> list[Answer]:
-    """The answers; a question that raises is not well."""
+    """Run checks and return their answers; a check that raises UsageError or OSError has failed."""
     answers = []
     for question, function in questions:
         try:
@@ -94,10 +94,10 @@ def answer(questions: Iterable[Question]) -> list[Answer]:
 
 
 def data_questions(stages: Iterable[Stage]) -> list[Question]:
-    """Whether the data sets and the released weights that stages read are there."""
+    """Checks that the data sets and released weights of ``stages`` are present."""
     signer = Signer(Project.here().notebooks)
     datasets: set[str] = set()
-    weights: dict[str, Released] = {}  # by the stage that fetches them
+    weights: dict[str, Released] = {}  # by the name of the stage that fetches them
     for stage in stages:
         given = signer.parameters(stage)
         datasets |= set(protocol(stage.notebook).prior_datasets(given))
@@ -121,10 +121,10 @@ def data_questions(stages: Iterable[Stage]) -> list[Question]:
 
 @dataclass(frozen=True)
 class NodeCheck:
-    """A short job that looks at its node; pickled by submitit, by reference to the snapshot's code.
+    """A short job that checks its node; pickled by submitit, by reference to the snapshot's code.
 
-    stages : those that such a job would be for, as the submitting machine signs them
-    asked : what the job has asked for
+    stages : the stages that would run on such a node, with their signatures on the submitting machine
+    asked : the resources of the job
     """
 
     stages: tuple[tuple[Stage, Signature], ...]
@@ -132,7 +132,7 @@ class NodeCheck:
     job: Job
 
     def __call__(self) -> str:
-        """Write the answers."""
+        """Run the checks on the node and write their answers to the job's folder."""
         questions = [("Python", _python), ("code", self._code), ("packages", self._packages)]
         if self.asked.gpus:
             questions.append(("GPU", _gpu))
@@ -175,29 +175,29 @@ def _gpu() -> str:
 
 
 def _on_nodes(project: Project, profile: Profile, todo: list[PlannedStage], patience: float) -> list[Answer]:
-    """The answers of short jobs, one for each place that the profile sends jobs to; they are cancelled if it takes too long."""
+    """The answers of short jobs, one for each kind of resources in the profile; late jobs are cancelled."""
     notebooks: dict[Resources, list[str]] = {}
     for notebook in profile.stages:
         notebooks.setdefault(_smallest(profile, Stage.of(notebook)), []).append(notebook)
     ledger = Ledger(Project(profile.run_root(project).runs / ".doctor" / secrets.token_hex(4)))
-    jobs: dict[str, Job] = {}  # by the question
+    jobs: dict[str, Job] = {}  # by question
     answers: list[Answer] = []
-    keep = True  # the folder, whose logs the answers name
+    keep = True  # whether to keep the folder, whose logs the answers name
     try:
         code = take_snapshot(project, profile.run_root(project), check_clean(project, dirty=True))
-        for asked, names in notebooks.items():
+        for resources, names in notebooks.items():
             question = f"node for {', '.join(names)}"
-            job = Job(ledger, _array(asked, code), 0)
-            stages = tuple((p.stage, p.signature) for p in todo if _smallest(profile, p.stage) == asked)
+            job = Job(ledger, _array(resources, code), 0)
+            stages = tuple((p.stage, p.signature) for p in todo if _smallest(profile, p.stage) == resources)
             try:
-                number = submit(job, [NodeCheck(stages, asked, job)], profile, asked)
+                number = submit(job, [NodeCheck(stages, resources, job)], profile, resources)
             except UsageError as error:
                 answers.append((False, question, str(error)))
                 continue
             jobs[question] = replace(job, array=job.array.model_copy(update={"job": number}))
             print(f"job {number} looks at a {question}; up to {patience:g} minutes", file=sys.stderr)
         answers += _await(jobs, patience)
-        keep = not all(well for well, _, _ in answers)
+        keep = not all(passed for passed, _, _ in answers)
     except UsageError as error:  # no snapshot
         answers.append((False, "node", str(error)))
     except KeyboardInterrupt:
@@ -212,26 +212,24 @@ def _on_nodes(project: Project, profile: Profile, todo: list[PlannedStage], pati
 
 
 def _await(jobs: dict[str, Job], patience: float) -> list[Answer]:
-    """The answers of the jobs as they come, or why there are none."""
+    """Wait for the answers of the jobs; for a job without answers, a failed answer with the reason."""
     answers: list[Answer] = []
-    waiting, over = dict(jobs), set[str]()
-    until, pause = time.monotonic() + 60 * patience, 1.0
+    waiting, ended = dict(jobs), set[str]()
+    deadline, pause = time.monotonic() + 60 * patience, 1.0
     while waiting:
-        late = time.monotonic() > until
+        late = time.monotonic() > deadline
         for (question, job), row in zip(list(waiting.items()), look_at(list(waiting.values())).rows, strict=True):
-            at_work = row.state in ("queued", "running", "unknown")
+            active = row.state in ("queued", "running", "unknown")
             if (job.logs / ANSWERS).exists():
                 on_node = json.loads((job.logs / ANSWERS).read_text())
-                answers += [(well, f"{question}: {about}", text) for well, about, text in on_node]
-            elif at_work and not late:
+                answers += [(passed, f"{question}: {check}", text) for passed, check, text in on_node]
+            elif active and not late:
                 continue
-            elif not at_work and row.state != "held" and question not in over:
-                over.add(question)  # one more look, since a shared disk may show the answers late
+            elif not active and row.state != "held" and question not in ended:
+                ended.add(question)  # look once more: a shared disk may show the answers late
                 continue
             else:
-                todo = (
-                    "give --patience more minutes, or another partition" if at_work else f"{job.log() or job.logs} may say more"
-                )
+                todo = "give --patience more minutes, or another partition" if active else f"{job.log() or job.logs} may say more"
                 answers.append((False, question, f"job {row.job} gave no answer, {row.state} ({row.why}): {todo}"))
             del waiting[question]
         time.sleep(pause if waiting else 0)
@@ -240,16 +238,16 @@ def _await(jobs: dict[str, Job], patience: float) -> list[Answer]:
 
 
 def _smallest(profile: Profile, stage: Stage) -> Resources:
-    """A job where the stage would run that asks for as little as possible, so that it starts soon."""
-    asked = profile.resources(stage)
-    less = {
-        "cpus": min(asked.cpus, 2),
-        "gpus": min(asked.gpus, 1),
+    """The resources of a stage reduced to a minimum, so that a job with them starts soon on the same kind of node."""
+    resources = profile.resources(stage)
+    reduced = {
+        "cpus": min(resources.cpus, 2),
+        "gpus": min(resources.gpus, 1),
         "nodes": 1,
-        "memory_gib": min(asked.memory_gib, 4.0) if asked.memory_gib else None,
-        "minutes": min(asked.minutes, 5 + profile.signal_seconds // 60),
+        "memory_gib": min(resources.memory_gib, 4.0) if resources.memory_gib else None,
+        "minutes": min(resources.minutes, 5 + profile.signal_seconds // 60),
     }
-    return asked.model_copy(update=less)
+    return resources.model_copy(update=reduced)
 
 
 def _array(asked: Resources, code: Project) -> Array:
@@ -257,8 +255,8 @@ def _array(asked: Resources, code: Project) -> Array:
 
 
 def _folder(runs: Path) -> str:
-    """Whether the folder of runs can be written and locked, and how much fits into it."""
-    with Ledger(Project(runs.parent)).alone():  # which writes there
+    """Check that the folder of runs can be written and locked and has free space. Raises UsageError or OSError."""
+    with Ledger(Project(runs.parent)).alone():  # locks and writes a file
         pass
     free = shutil.disk_usage(runs).free / 2**30
     if free < FREE_GIB:
@@ -269,14 +267,14 @@ def _folder(runs: Path) -> str:
 
 
 def _scheduler() -> str:
-    """The scheduler's version, and the state of its nodes."""
+    """The version of SLURM, and the states of its nodes."""
     require()
     states = [line for line in call("sinfo", "-h", "-o", "%D %T").splitlines() if line]
     return f"{call('sinfo', '--version').strip()}, {', '.join(states)} nodes"
 
 
 def _array_size(profile: Profile) -> str:
-    """Whether the cluster takes arrays as large as the profile makes them."""
+    """Check that the cluster accepts arrays of the profile's size. Raises UsageError otherwise."""
     setting = re.search(r"^MaxArraySize\s*= (\d+)$", call("scontrol", "show", "config"), re.MULTILINE)
     most = int(setting[1] if setting else 1001) - 1
     if profile.array_size > most:
@@ -285,7 +283,7 @@ def _array_size(profile: Profile) -> str:
 
 
 def _accounting() -> str:
-    """Whether sacct answers. It is optional, so its absence is not wrong."""
+    """Whether sacct answers. Accounting is optional, so this check never fails."""
     with suppress(UsageError):
         if ask("sacct", "-n", "-X", "-S", "now", seconds=20).returncode == 0:
             return "available"
@@ -293,6 +291,6 @@ def _accounting() -> str:
 
 
 def _trial(project: Project, profile: Profile, notebook: str) -> str:
-    """Whether the scheduler would take a notebook's jobs, and when one would start."""
-    asked = profile.resources(Stage.of(notebook))
-    return trial(job_parameters(_array(asked, project), profile, asked))
+    """When a job of a notebook would start. Raises UsageError if the scheduler would refuse it."""
+    resources = profile.resources(Stage.of(notebook))
+    return trial(job_parameters(_array(resources, project), profile, resources))

@@ -1,4 +1,4 @@
-"""`igpt drill`: shows on the cluster itself that a training killed by the scheduler ends as one that was left alone."""
+"""`igpt drill`: test on a cluster that training which the scheduler kills resumes to bit-identical weights."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ from igpt.errors import StageError, UsageError
 from igpt.project import Project
 
 STAGE = Stage.of("pretrain", model="tiny-s")
-EARLIEST, LATEST = 0.1, 0.8  # of the training, between which it is killed
-EVERY = 0.1  # seconds between two looks at the run folder
-EVERY_QUEUE = 5.0  # and at the queue
+EARLIEST, LATEST = 0.1, 0.8  # fractions of the training between which it is killed
+EVERY = 0.1  # seconds between polls of the run folder
+EVERY_QUEUE = 5.0  # seconds between polls of the queue
 
 
 def run_drill(profile_name: str, *, seed: int | None) -> str:
-    """Train twice, kill one of the two at a random step, compare; a sentence on it. The record goes into the book.
+    """Train twice, kill one run at a random step, and compare the weights; a summary. Writes a record for the book.
 
-    Raises UsageError for a profile without a scheduler or a checkout with changes, StageError when a job fails or the
-    two differ.
+    Raises UsageError for a profile without a scheduler or uncommitted changes, StageError if a job fails or the two
+    runs differ.
     """
     project = Project.here()
     profile = find_profile(project, profile_name)
     if profile.scheduler == "local":
         raise UsageError("a drill needs a scheduler that kills jobs: give another profile, local-cluster for one on this machine")
-    # On a GPU last digits may differ, as between any two trainings there.
-    on_processors = profile.resources(STAGE).model_copy(update={"gpus": 0})
-    profile = profile.model_copy(update={"stages": {**profile.stages, STAGE.notebook: on_processors}})
+    # On a GPU any two training runs may differ in the last digits.
+    cpu_only = profile.resources(STAGE).model_copy(update={"gpus": 0})
+    profile = profile.model_copy(update={"stages": {**profile.stages, STAGE.notebook: cpu_only}})
     require()
     code = check_clean(project, dirty=False)
-    plan = make_plan([STAGE], Signer(project.notebooks), lambda stage: None)  # whatever has been trained here already
+    plan = make_plan([STAGE], Signer(project.notebooks), lambda stage: None)  # no records: all stages run
     base = profile.run_root(project).runs / ".drill" / secrets.token_hex(4)
-    alone, killed = ledgers = [Ledger(Project(base / name)) for name in ("left-alone", "killed")]
+    undisturbed, killed = ledgers = [Ledger(Project(base / name)) for name in ("left-alone", "killed")]
     for ledger in ledgers:
         carry_out(prepare(profile_name, profile, plan, ledger), take_snapshot(project, ledger.run_root, code))
     _tell(f"two jobs are submitted; their runs are in {base}")
     step = _kill(killed, random.Random(seed).uniform(EARLIEST, LATEST))
     while any(row.state != "done" for ledger in ledgers for row in _check(ledger)):
         time.sleep(EVERY_QUEUE)
-    first, second = (_training(ledger).folder for ledger in (alone, killed))
+    first, second = (_training(ledger).folder for ledger in (undisturbed, killed))
     record, expected = read_record(second / "record.json"), read_record(first / "record.json")
     assert record is not None
     assert expected is not None
@@ -68,22 +68,22 @@ def run_drill(profile_name: str, *, seed: int | None) -> str:
 
 
 def _training(ledger: Ledger) -> Job:
-    """The job that trains."""
+    """The training job."""
     return next(job for job in ledger.latest().values() if job.name.startswith(STAGE.notebook))
 
 
 def _kill(ledger: Ledger, fraction: float) -> int:
-    """Have the scheduler kill the training and queue it again, once a fraction of it is done; the last step it had reported."""
+    """Requeue the training through SLURM, which kills it, after a fraction of its steps; the last step it reported."""
     job = _training(ledger)
-    asked = 0.0
+    checked = 0.0
     while True:
         progress = read_progress(job.folder)
         if progress.get("total") and progress["done"] >= fraction * progress["total"]:
             break
         if job.finished:
             raise StageError("the training ended before it could be killed: run the drill again")
-        if time.monotonic() - asked > EVERY_QUEUE:
-            asked = time.monotonic()
+        if time.monotonic() - checked > EVERY_QUEUE:
+            checked = time.monotonic()
             _check(ledger)
         time.sleep(EVERY)
     call("scontrol", "requeue", str(job.number))
@@ -92,7 +92,7 @@ def _kill(ledger: Ledger, fraction: float) -> int:
 
 
 def _check(ledger: Ledger) -> list[Row]:
-    """The rows of a ledger's jobs. Raises StageError when one of them will not end by itself."""
+    """The status rows of a ledger's jobs. Raises StageError for a job that has failed or cannot finish."""
     rows = look_at(list(ledger.latest().values())).rows
     for row in rows:
         if row.state in ("failed", "cancelled", "lost", "stopped", "held"):
@@ -101,7 +101,7 @@ def _check(ledger: Ledger) -> list[Row]:
 
 
 def _differing_weights(first: Path, second: Path) -> list[str]:
-    """Files of weights that are not equal to the bit, or are in one of two folders only."""
+    """Names of weight files that are not bit-identical in both folders, or missing in one."""
     names = {path.relative_to(folder) for folder in (first, second) for path in folder.glob("weights-*/*")}
     if not names:
         raise StageError(f"{first} holds no weights to compare")
@@ -111,7 +111,7 @@ def _differing_weights(first: Path, second: Path) -> list[str]:
 
 
 def _drill_record(trained: Record, name: str, profile: Profile, step: int, *, equal: bool) -> Record:
-    """The drill's record, with the receipt of the run that was killed."""
+    """The record of the drill, with the receipt of the killed run."""
     total = trained.series["losses"][-1]["step"]
     values = {
         "equal": Value(value=float(equal), unit="1 when all weights are equal to the bit"),
@@ -132,5 +132,5 @@ def _drill_record(trained: Record, name: str, profile: Profile, step: int, *, eq
 
 
 def _tell(line: str) -> None:
-    """Print a line of progress on stderr."""
+    """Print a progress line on stderr."""
     print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The dry run: which arrays, in which order, where, and what they should take. Pure; nothing is submitted."""
+"""Dry runs: the arrays, their order, options and expected cost. Pure functions; nothing is submitted."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from igpt.companion.slurm.scheduler import Queued
 from igpt.companion.stage import Stage
 from igpt.text import counted
 
-LISTED = 40  # stages by name
+LISTED = 40  # stages listed by name; the rest are only counted
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a stage should take once it runs, on the card of `igpt.companion.experiments.machines`.
+    """The expected cost of a stage, on the card `igpt.companion.experiments.machines.CARD`.
 
-    hours : of wall time; None where the costs do not say: without a card, or for a notebook that has no price
-    jobs : in a row, each as long as its time limit allows; at least one
+    hours : wall time; None if unknown: without a card, or for a notebook without a cost model
+    jobs : consecutive jobs that the stage takes under its time limit; at least one
     """
 
     gpu_hours: float
@@ -37,15 +37,15 @@ class Expected:
 
     @property
     def text(self) -> str:
-        """In a few words."""
+        """The expected time as a phrase."""
         if self.hours is None:
             return "time unknown"
-        row = f", {self.jobs} jobs in a row" if self.jobs > 1 else ""
-        return f"{_hours(self.gpu_hours)} {CARD}-hours on {counted(self.cards, 'card')}, {_hours(self.hours)} hours{row}"
+        chain = f", {self.jobs} jobs in a row" if self.jobs > 1 else ""
+        return f"{_hours(self.gpu_hours)} {CARD}-hours on {counted(self.cards, 'card')}, {_hours(self.hours)} hours{chain}"
 
 
 def expect(stage: Stage, resources: Resources, profile: Profile) -> Expected:
-    """What a stage, all of whose parameters are named, should take with what it asks for."""
+    """The expected cost of a stage with these resources. The stage must name all its parameters."""
     demand = stage_demand(stage)
     disk = (demand.kept + demand.scratch) / 2**30
     gpu_hours = stage_hours(stage)
@@ -57,30 +57,30 @@ def expect(stage: Stage, resources: Resources, profile: Profile) -> Expected:
 
 
 def describe(profile: Profile, batches: list[Batch], active: dict[Stage, Queued], fresh: int) -> str:
-    """The arrays in their order, each stage's expected time, and that of the whole.
+    """The text of a dry run: a table of the arrays in order, each stage's expected time, and the total.
 
-    active : the jobs of stages that are queued or running; fresh : stages that are finished
+    active : queued or running stages with their jobs; fresh : number of finished stages
     """
     numbers = {planned.stage: number for number, batch in enumerate(batches, 1) for planned in batch.stages}
     expected = {p.stage: expect(p.in_full, batch.resources, profile) for batch in batches for p in batch.stages}
     rows = []
     for number, batch in enumerate(batches, 1):
-        asked, mine = batch.resources, [expected[planned.stage] for planned in batch.stages]
+        resources, costs = batch.resources, [expected[planned.stage] for planned in batch.stages]
         after = [str(n) for n in sorted({numbers[stage] for stage in batch.parents if stage in numbers})]
         after += ["the queue"] if any(stage in active for stage in batch.parents) else []
-        kind = f"{asked.gpu_type} " if asked.gpu_type and asked.gpus else ""
-        memory = f", {asked.memory_gib:g} GiB" if asked.memory_gib else ""
+        kind = f"{resources.gpu_type} " if resources.gpu_type and resources.gpus else ""
+        memory = f", {resources.memory_gib:g} GiB" if resources.memory_gib else ""
         rows.append(
             {
                 "Array": number,
                 "Jobs": len(batch.stages),
                 "Notebooks": ", ".join(dict.fromkeys(planned.stage.notebook for planned in batch.stages)),
                 "After": ", ".join(after) or "-",
-                "Asks for": f"{asked.nodes} x ({asked.cpus} CPUs, {asked.gpus} {kind}GPUs{memory})",
-                "Where": _options(asked),
-                "Minutes": asked.minutes,
-                f"{CARD}-hours": f"{sum(each.gpu_hours for each in mine):,.1f}",
-                "Disk GiB": f"{sum(each.disk_gib for each in mine):,.2f}",
+                "Asks for": f"{resources.nodes} x ({resources.cpus} CPUs, {resources.gpus} {kind}GPUs{memory})",
+                "Where": _options(resources),
+                "Minutes": resources.minutes,
+                f"{CARD}-hours": f"{sum(each.gpu_hours for each in costs):,.1f}",
+                "Disk GiB": f"{sum(each.disk_gib for each in costs):,.2f}",
             }
         )
     lines = [tabulate(rows, "keys", disable_numparse=True), ""] if rows else []
@@ -97,7 +97,7 @@ def describe(profile: Profile, batches: list[Batch], active: dict[Stage, Queued]
 
 
 def _options(asked: Resources) -> str:
-    """The options of sbatch that say where an array's jobs run."""
+    """The sbatch options that determine where an array's jobs run, as one line."""
     named = {name: getattr(asked, name) for name in ("partition", "account", "qos", "constraint")}
     options = {**{name: value for name, value in named.items() if value}, **asked.options}
     words = [f"--{name}" if value is True else f"--{name}={shlex.quote(str(value))}" for name, value in options.items()]
@@ -105,32 +105,32 @@ def _options(asked: Resources) -> str:
 
 
 def _whole(profile: Profile, batches: list[Batch], expected: dict[Stage, Expected]) -> str:
-    """The time from the first job's start to the last one's end, and the stages that decide it."""
+    """A sentence on the expected wall time, from the first start to the last end, and on its critical path."""
     if all(each.hours is None for each in expected.values()):
         return "expected wall time: unknown"
     ends: dict[Stage, float] = {}
-    before: dict[Stage, Stage | None] = {}
+    predecessor: dict[Stage, Stage | None] = {}
     for batch in batches:
-        last = max((stage for stage in batch.parents if stage in ends), key=ends.__getitem__, default=None)
-        slots = [ends[last] if last else 0.0] * min(profile.at_once, len(batch.stages))  # when each is free
+        latest_parent = max((stage for stage in batch.parents if stage in ends), key=ends.__getitem__, default=None)
+        slots = [ends[latest_parent] if latest_parent else 0.0] * min(profile.at_once, len(batch.stages))  # end times
         for planned in batch.stages:
             ends[planned.stage] = heapq.heappop(slots) + (expected[planned.stage].hours or 0.0)
-            before[planned.stage] = last
+            predecessor[planned.stage] = latest_parent
             heapq.heappush(slots, ends[planned.stage])
-    chain = [max(ends, key=ends.__getitem__)]
-    while (stage := before[chain[-1]]) is not None:
-        chain.append(stage)
+    critical = [max(ends, key=ends.__getitem__)]
+    while (stage := predecessor[critical[-1]]) is not None:
+        critical.append(stage)
     unknown = sum(each.hours is None for each in expected.values())
-    row = sum(expected[stage].jobs for stage in chain)
-    beside = f", beside {counted(unknown, 'stage')} whose time is unknown" if unknown else ""
+    jobs = sum(expected[stage].jobs for stage in critical)
+    exceptions = f", beside {counted(unknown, 'stage')} whose time is unknown" if unknown else ""
     return (
-        f"expected wall time: {_hours(max(ends.values()))} hours and what the queue takes{beside};"
-        f" {counted(row, 'job in a row decides', 'jobs in a row decide')} it:"
-        f" {', then '.join(stage.name for stage in reversed(chain))} (at {UTILISATION:.0%} of an {CARD}'s peak; another card"
+        f"expected wall time: {_hours(max(ends.values()))} hours and what the queue takes{exceptions};"
+        f" {counted(jobs, 'job in a row decides', 'jobs in a row decide')} it:"
+        f" {', then '.join(stage.name for stage in reversed(critical))} (at {UTILISATION:.0%} of an {CARD}'s peak; another card"
         " takes another time)"
     )
 
 
 def _hours(hours: float) -> str:
-    """Hours to a tenth, and never 0.0."""
+    """Hours with one decimal; "under 0.1" instead of 0.0."""
     return f"{hours:,.1f}" if hours >= 0.05 else "under 0.1"

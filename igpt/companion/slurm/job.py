@@ -1,7 +1,7 @@
-"""A stage as a job: what runs on the node. Success is a valid record; the scheduler's state of the job does not count.
+"""Run a stage as a SLURM job: the code on the node. A job has succeeded if it wrote a valid record, whatever SLURM reports.
 
-The notebook runs in a second thread, so that the first hears the scheduler's signals at once. Asked to stop (before its time
-limit, or by a preemption), the job writes the file that training looks for, waits for the checkpoint, and is queued again.
+The notebook runs in a second thread, so that the main thread handles signals at once. On the signal before a time limit or a
+preemption, the job requests a checkpoint with a stop file, waits for the checkpoint, and is requeued.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from igpt.errors import StageError, UsageError
 from igpt.files import write_text
 from igpt.project import Project
 
-SPARE = 10.0  # of the seconds between signal and kill: for what comes after the checkpoint
-FRUITLESS = 2  # time limits in a row that a stage may reach without a new checkpoint
-EVERY = 0.2  # seconds between two looks
-LOCK_LEFT = 300.0  # seconds that a lost node's lock may outlive it
-STATUS_EVERY = 30.0  # seconds between two statuses of a running job
-AFTERWARDS = 5.0  # seconds that the other nodes' processes have to end once the stage is done
+SPARE = 10.0  # seconds before the kill that are reserved for work after the checkpoint
+FRUITLESS = 2  # consecutive time limits without a new checkpoint after which a stage fails
+EVERY = 0.2  # polling interval in seconds
+LOCK_LEFT = 300.0  # seconds to wait for the lock of a lost node
+STATUS_EVERY = 30.0  # seconds between status updates of a running job
+AFTERWARDS = 5.0  # seconds for the processes of other nodes to end once the stage is done
 
 
 @dataclass
 class StageJob:
     """One stage, called on the node without arguments; pickled by submitit, by reference to the snapshot's code.
 
-    job : its entry in the ledger
-    fruitless : time limits in a row that it has reached without a new checkpoint
+    job : the entry in the ledger
+    fruitless : consecutive time limits reached without a new checkpoint
     """
 
     stage: Stage
@@ -57,9 +57,9 @@ class StageJob:
     _session: _Session | None = field(default=None, init=False, repr=False)
 
     def __call__(self) -> str:
-        """Carry the stage out, or on a node other than the first take part; one line on it.
+        """Run the stage, or on a node other than the first its further processes; a one-line summary.
 
-        Raises StageError and UsageError with the reason when it fails.
+        Raises StageError or UsageError with the reason of a failure.
         """
         if int(os.environ.get("SLURM_PROCID", 0)):
             return _take_part(self)
@@ -67,14 +67,14 @@ class StageJob:
         return self._session.run()
 
     def checkpoint(self) -> object:
-        """Called by submitit when the scheduler asks to stop; what is to be queued again, None for nothing."""
+        """Called by submitit on the signal to stop; the job to requeue, or None."""
         from submitit.helpers import DelayedSubmission
 
-        again = self._session.stop() if self._session else None
-        return DelayedSubmission(again) if again else None
+        requeued = self._session.stop() if self._session else None
+        return DelayedSubmission(requeued) if requeued else None
 
     def check_code(self) -> None:
-        """Raise UsageError when other code than the snapshot's runs, as with a Python that is told to ignore PYTHONPATH."""
+        """Raise UsageError unless the snapshot's code is running; a Python that ignores PYTHONPATH imports other code."""
         here, code = Path(igpt.__file__).resolve().parents[1], Path(self.job.array.snapshot)
         if here != code.resolve():
             raise UsageError(
@@ -83,19 +83,19 @@ class StageJob:
             )
 
     def devices(self) -> dict[str, str]:
-        """The variables that tell the training's launcher its nodes and devices, on each of several nodes."""
+        """Environment variables with nodes, devices and rendezvous for the training launcher; empty for one node."""
         array = self.job.array
         if array.nodes == 1:
             return {}
-        # srun runs on the first node, and tells its address to all. The port differs from job to job and session to session.
+        # srun runs on the first node and exports its address to all. The port differs between jobs and sessions.
         port = 20_000 + (int(os.environ["SLURM_JOB_ID"]) + int(os.environ.get("SLURM_RESTART_COUNT", 0))) % 12_000
         devices = {"IGPT_DEVICES": str(array.gpus)} if array.gpus else {}
-        meet = {"IGPT_RENDEZVOUS": f"{os.environ['SLURM_LAUNCH_NODE_IPADDR']}:{port}"}
-        return {"IGPT_NODES": str(array.nodes), **meet, **devices}
+        rendezvous = {"IGPT_RENDEZVOUS": f"{os.environ['SLURM_LAUNCH_NODE_IPADDR']}:{port}"}
+        return {"IGPT_NODES": str(array.nodes), **rendezvous, **devices}
 
 
 class _Session:
-    """One start of a job, on its first node."""
+    """One session of a job, on its first node: from its start to its end or requeue."""
 
     def __init__(self, stage_job: StageJob) -> None:
         self.stage_job, self.job = stage_job, stage_job.job
@@ -104,24 +104,24 @@ class _Session:
         self.begun = self.written = time.monotonic()
         self.earlier = self.job.status or JobStatus(state="stopped")
         self.before = _kept_work(self.job.folder)
-        self.ended = False  # of the thread at work; a plain flag, since a signal's handler reads it
+        self.ended = False  # whether the working thread has ended; a plain flag, since a signal handler reads it
         self.failure: BaseException | None = None
-        self.given_up = False  # since it would never end within its limit
+        self.given_up = False  # after too many time limits without a checkpoint
         self.terminated = False  # by SIGTERM
 
     def run(self) -> str:
-        """Work until the record is written, the work has failed, or the scheduler ends it."""
+        """Work until the record is written, the stage fails, or SLURM ends the job; a one-line summary."""
         from submitit.core.utils import UncompletedJobError
 
         self.write_status("running")
-        signal.signal(signal.SIGTERM, self._terminate)  # the kernel hears it too, so the work ends by itself
+        signal.signal(signal.SIGTERM, self._terminate)  # the kernel receives it too and ends
         threading.Thread(target=self._work, daemon=True).start()
         try:
             while not self.ended:
                 time.sleep(EVERY)
-                if time.monotonic() - self.written > STATUS_EVERY:  # so the hours of a killed job are known
+                if time.monotonic() - self.written > STATUS_EVERY:  # the hours of a killed job are counted
                     self.write_status("running")
-        except UncompletedJobError:  # by submitit, since `stop` returned None
+        except UncompletedJobError:  # raised by submitit if `stop` returned None
             if self.given_up:
                 raise StageError(self.in_vain()) from None
         error = self.failure
@@ -141,35 +141,35 @@ class _Session:
         raise error
 
     def stop(self) -> StageJob | None:
-        """Ask for a checkpoint and wait for it, no longer than the scheduler does; the job to queue again."""
+        """Request a checkpoint and wait for it, until shortly before the kill; the job to requeue, or None."""
         deadline = time.monotonic() + max(self.stage_job.signal_seconds - SPARE, 3.0)
         while not self.ended and time.monotonic() < deadline:
-            with suppress(OSError):  # repeatedly: a notebook that opens its stage only now removes it
+            with suppress(OSError):  # repeatedly: a notebook that opens its stage now removes the file
                 (self.job.folder / STOP).touch()
             time.sleep(EVERY)
         if self.ended and not isinstance(self.failure, StageStopped):
             (self.job.folder / STOP).unlink(missing_ok=True)
-            return None  # done, or failed for a reason of its own
+            return None  # done, or failed for another reason
         self.kernels.stop()
-        limited = time.monotonic() - self.begun + self.stage_job.signal_seconds + 60 >= 60 * self.job.array.minutes
+        at_limit = time.monotonic() - self.begun + self.stage_job.signal_seconds + 60 >= 60 * self.job.array.minutes
         advanced = _kept_work(self.job.folder) != self.before
-        fruitless = self.stage_job.fruitless + 1 if limited and not advanced else 0
+        fruitless = self.stage_job.fruitless + 1 if at_limit and not advanced else 0
         if fruitless >= FRUITLESS:
             self.given_up = True
             self.write_status("failed", self.in_vain())
             return None
-        self.write_status("stopped", f"{'its time limit came' if limited else 'preempted'}{QUEUED_AGAIN}")
+        self.write_status("stopped", f"{'its time limit came' if at_limit else 'preempted'}{QUEUED_AGAIN}")
         return replace(self.stage_job, fruitless=fruitless)
 
     def in_vain(self) -> str:
-        """Why it is not queued again."""
+        """Why the job is not requeued."""
         return (
             f"{self.job.name} has reached its limit of {self.job.array.minutes} minutes {FRUITLESS} times without a new"
             " checkpoint: raise minutes in the profile and submit again"
         )
 
     def write_status(self, state: State, why: str = "") -> None:
-        """Write the job's status; on a full disk the work goes on without."""
+        """Write the job's status. If that fails, as on a full disk, print the error and continue."""
         self.written = time.monotonic()
         seconds = round(self.earlier.seconds + self.written - self.begun, 1)
         host = os.environ.get("SLURMD_NODENAME") or platform.node()
@@ -180,13 +180,13 @@ class _Session:
             print(f"igpt: {error.filename}: {error.strerror}; the work goes on", file=sys.stderr)
 
     def _work(self) -> None:
-        """Run the stage, in a thread that blocks the signal to stop: its kernel inherits that, and would be killed by it."""
+        """Run the stage, with SIGUSR2 blocked in this thread: the kernel inherits the mask, and SIGUSR2 would kill it."""
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
             self.stage_job.check_code()
             planned = self._planned()
             self.job.folder.mkdir(parents=True, exist_ok=True)
-            # The lock of an earlier session: a shared disk may keep it for a while when its node is lost.
+            # Wait for the lock of an earlier session: if its node is lost, a shared disk may keep the lock for a while.
             with suppress(Timeout), FileLock(self.job.folder / ".lock", timeout=LOCK_LEFT):
                 pass
             execute(planned, self.project, self.kernels, environment=self.stage_job.devices())
@@ -196,7 +196,7 @@ class _Session:
             self.ended = True
 
     def _planned(self) -> PlannedStage:
-        """The stage as this node plans it. Raises when its signature is not the submitted one, or a parent has no record."""
+        """The stage as planned on this node. Raises UsageError if its signature differs, _Cancelled without a parent."""
         stage = self.stage_job.stage
         plan = plan_stages(self.project, [stage])
         planned = plan[stage]
@@ -212,7 +212,7 @@ class _Session:
         return planned
 
     def _fate(self, parent: PlannedStage) -> str:
-        """What became of a parent, to end a sentence."""
+        """How a parent without a record ended, as the end of a sentence."""
         job = self.job.ledger.latest().get(run_folder(self.project, parent.stage, parent.signature).name)
         status = job.status if job else None
         if status is None or status.state in ("running", "stopped", "done"):
@@ -220,23 +220,23 @@ class _Session:
         return f"{'failed' if status.state == 'failed' else 'was not run'}: {status.why}"
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
-        """On SIGTERM end the kernel, if it has not heard it itself; then the job ends, before it is killed."""
+        """Handle SIGTERM: stop the kernel if it is still running, so that the job ends before SIGKILL."""
         self.terminated = True
         self.kernels.stop()
 
 
 def _take_part(stage_job: StageJob) -> str:
-    """Run the processes of a node other than the first, until the stage is done; when it fails, srun ends all nodes.
+    """Run the processes of a node other than the first until the stage is done; a one-line summary.
 
-    Raises StageError when they fail, UsageError where the code is not what was submitted.
+    Raises StageError if they fail, on which srun ends all nodes, and UsageError for other code than submitted.
     """
     stage_job.check_code()
     job = stage_job.job
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})  # only the first node answers to it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})  # only the first node handles it
     child = subprocess.Popen(
         [sys.executable, "-m", "igpt.train.launch", str(job.folder)],
         env={**os.environ, **stage_job.devices()},
-        process_group=0,  # to be ended with all that it started
+        process_group=0,  # so that its children can be killed too
     )
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     while child.poll() is None and job.state != "done":
@@ -254,14 +254,14 @@ def _take_part(stage_job: StageJob) -> str:
 
 
 class _Cancelled(StageError):
-    """The stage was not begun, since a stage that it depends on has no record."""
+    """The stage was not started, since a parent has no record."""
 
 
 def _kept_work(folder: Path) -> dict[Path, int]:
-    """The files that a stage's next session continues from, checkpoints and parts of an evaluation, by when they were written."""
+    """Files from which a session resumes (checkpoints, parts of an evaluation), with times of modification in ns."""
     kept: dict[Path, int] = {}
     for path in [*folder.rglob("*.safetensors"), *folder.rglob("*.json")]:
         if path != folder / "progress.json" and not path.name.startswith("."):
-            with suppress(OSError):  # removed meanwhile
+            with suppress(OSError):  # deleted meanwhile
                 kept[path] = path.stat().st_mtime_ns
     return kept

@@ -1,4 +1,4 @@
-"""Why a job ended, from its log: the only evidence where there is no accounting."""
+"""Find out from its log why a job ended; on clusters without accounting there is no other source."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ _MISHAP = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b|not fo
 
 
 def scheduler_reason(log: Path | None) -> str:
-    """Why the scheduler ended a job, from what it wrote into the job's log; empty when it gives no reason."""
+    """Why SLURM ended a job, from SLURM's messages in the job's log; empty if there is no reason."""
     lines = _last_lines(log)
-    theirs = [line.lower() for line in lines if _SCHEDULERS.match(line)]
+    slurm_lines = [line.lower() for line in lines if _SCHEDULERS.match(line)]
     for words, why in _REASONS.items():
-        if any(words in line for line in theirs):
+        if any(words in line for line in slurm_lines):
             return why
-    if any("No space left on device" in line for line in lines):  # so the job could not write its status
+    if any("No space left on device" in line for line in lines):  # the job could then not write its status
         return DISK_WAS_FULL
-    # Of the batch script; a step is cancelled for other reasons too. A requeued job's line has a reason.
-    ends = [line for line in theirs if re.search(r"\*\*\* job \S+ on \S+ cancelled at", line)]
-    return BY_SCANCEL if ends and "due to" not in ends[-1] else ""
+    # Only cancelled jobs count: a step is cancelled for other reasons too. The line of a requeued job contains "due to".
+    cancellations = [line for line in slurm_lines if re.search(r"\*\*\* job \S+ on \S+ cancelled at", line)]
+    return BY_SCANCEL if cancellations and "due to" not in cancellations[-1] else ""
 
 
 def last_line(log: Path | None) -> str:
-    """What a job's processes wrote last before they ended by themselves, else how srun reports their end."""
+    """The last line that a job's processes wrote before they exited, else srun's message about their exit."""
     lines = _last_lines(log)
-    ends = [end for end in map(_TASK.match, lines) if end and end[3] != "Terminated"]
-    if ends and log is not None:
-        own = _own_line(_last_lines(_log_of_task(log, ends[-1][2]))) if ends[-1][3].startswith("Exited") else ""
-        return own or ends[-1][1]
+    exits = [task_exit for task_exit in map(_TASK.match, lines) if task_exit and task_exit[3] != "Terminated"]
+    if exits and log is not None:
+        own = _own_line(_last_lines(_log_of_task(log, exits[-1][2]))) if exits[-1][3].startswith("Exited") else ""
+        return own or exits[-1][1]
     own = _own_line(lines)
-    theirs = [line.partition("error: ")[2] for line in lines if _SCHEDULERS.match(line) and "***" not in line]
-    return own if _MISHAP.search(own) else theirs[-1] if theirs else ""
+    slurm_errors = [line.partition("error: ")[2] for line in lines if _SCHEDULERS.match(line) and "***" not in line]
+    return own if _MISHAP.search(own) else slurm_errors[-1] if slurm_errors else ""
 
 
 def other_nodes_last_line(log: Path | None) -> str:
-    """As `last_line`, if a node other than the first ended first and by itself; empty otherwise."""
+    """The last line of the task that exited first, if it ran on a node other than the first; else empty."""
     lines = _last_lines(log)
-    ends = [end for end in map(_TASK.match, lines) if end and end[3].startswith("Exited")]
-    if log is None or not ends or ends[0][2] == "0" or any("*** JOB" in line for line in lines):
+    exits = [task_exit for task_exit in map(_TASK.match, lines) if task_exit and task_exit[3].startswith("Exited")]
+    if log is None or not exits or exits[0][2] == "0" or any("*** JOB" in line for line in lines):
         return ""
-    return _own_line(_last_lines(_log_of_task(log, ends[0][2]))) or ends[0][1]
+    return _own_line(_last_lines(_log_of_task(log, exits[0][2]))) or exits[0][1]
 
 
 def _log_of_task(log: Path, task: str) -> Path:
@@ -71,6 +71,6 @@ def _last_lines(log: Path | None) -> list[str]:
 
 
 def _own_line(lines: list[str]) -> str:
-    """The last line that is the job's own: not of srun, not of submitit, and not that the job was ended."""
+    """The last line that the job itself wrote: not by srun or submitit, and not SLURM's notice of cancellation."""
     own = [line for line in lines if line.strip() and not re.match(r"srun: |submitit |slurmstepd.*\*\*\*", line)]
     return re.sub(r"^slurmstepd\S*: error: ", "", own[-1]).strip() if own else ""

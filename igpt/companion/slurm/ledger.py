@@ -1,7 +1,7 @@
-"""What was submitted and what became of it: a file per array, and a status file per job.
+"""The ledger of submitted jobs: one file per array, and one status file per job.
 
-They are in ``runs/.jobs`` of the run root, the folder that all nodes write, so every user and every login node sees the same.
-An array's file is written before the scheduler is asked and completed afterwards: no job is ever without one.
+The files are in ``runs/.jobs`` of the run root. All nodes share that folder, so all users and login nodes read the same
+ledger. An array's file is written before the array is submitted and completed afterwards, so that every job has a file.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from igpt.files import write_text
 from igpt.project import Project
 
 State = Literal["running", "done", "failed", "stopped", "cancelled"]
-FINAL = ("done", "failed", "cancelled")  # states after which a job writes no other
-QUEUED_AGAIN = ": queued again"  # how the reason of a stopped job ends that will continue
-PATIENCE = 120.0  # seconds that one submission waits for another
+FINAL = ("done", "failed", "cancelled")  # states that a job does not leave
+QUEUED_AGAIN = ": queued again"  # suffix of the reason of a stopped job that is requeued
+PATIENCE = 120.0  # seconds that a submission waits for the lock
 
 
 class Listed(Strict):
@@ -42,9 +42,9 @@ class Listed(Strict):
 
 
 class Array(Strict):
-    """One job array, or one job. ``job`` is the scheduler's number; None until it is known.
+    """One job array, or a single job. ``job`` is SLURM's job id; None until it is known.
 
-    number : counts up from array to array, since the clocks of login nodes differ
+    number : increases from array to array; orders arrays, since the clocks of login nodes differ
     """
 
     token: str
@@ -61,12 +61,12 @@ class Array(Strict):
 
     @property
     def owner(self) -> str:
-        """The user who submitted it."""
+        """The user who submitted the array."""
         return self.by.rpartition(" on ")[0]
 
     @property
     def since(self) -> float:
-        """When it was submitted, in seconds of the epoch; 0 when that cannot be read."""
+        """Time of submission, in seconds since the epoch; 0 if it cannot be parsed."""
         try:
             return datetime.fromisoformat(self.submitted).timestamp()
         except ValueError:
@@ -74,16 +74,16 @@ class Array(Strict):
 
     @property
     def title(self) -> str:
-        """The jobs' name at the scheduler, by which they are found again."""
+        """The SLURM job name, by which the jobs are found again."""
         return f"igpt-{self.token}"
 
     def job_of(self, index: int) -> str | None:
-        """The scheduler's number of one of the jobs."""
+        """The SLURM job id of the job at ``index``; None until it is known."""
         return self.job if self.job is None or len(self.stages) == 1 else f"{self.job}_{index}"
 
 
 class JobStatus(Strict):
-    """What a job has written about itself. ``seconds`` are those of all its sessions so far."""
+    """The status that a job writes. ``seconds`` is the working time of all its sessions so far."""
 
     state: State
     why: str = ""
@@ -100,17 +100,17 @@ class Ledger:
 
     @property
     def folder(self) -> Path:
-        """Where they are."""
+        """The folder of the ledger's files."""
         return self.run_root.runs / ".jobs"
 
     def arrays(self) -> list[Array]:
-        """All arrays, oldest first. Raises UsageError for a file that does not describe one."""
+        """All arrays, oldest first. Raises UsageError for a file that does not describe an array."""
         arrays = []
         for path in self.folder.glob("*.json"):
             try:
                 arrays.append(Array.model_validate_json(path.read_bytes()))
             except FileNotFoundError:
-                pass  # withdrawn since
+                pass  # withdrawn meanwhile
             except ValueError:
                 raise UsageError(f"{path} does not describe jobs: move it away; its jobs are then unknown to igpt") from None
         return sorted(arrays, key=lambda array: (array.number, array.token))
@@ -120,23 +120,23 @@ class Ledger:
         return [Job(self, array, index) for array in self.arrays() for index in range(len(array.stages))]
 
     def latest(self) -> dict[str, Job]:
-        """The last job of each stage, by the stage's folder."""
+        """The latest job of each stage, by the name of the stage's folder."""
         return {job.listed.folder: job for job in self.jobs()}
 
     def latest_in(self, folders: set[str]) -> list[Job]:
-        """The last jobs of the stages with these folders."""
+        """The latest jobs of the stages with these folder names."""
         return [job for folder, job in self.latest().items() if folder in folders]
 
     def write(self, array: Array) -> None:
-        """Keep an array as it now is."""
+        """Write an array's file."""
         write_text(self.folder / f"{array.token}.json", json.dumps(array.model_dump(), indent=1) + "\n")
 
     def withdraw(self, array: Array) -> None:
-        """Forget an array that the scheduler has refused."""
+        """Delete the file of an array that the scheduler has refused."""
         (self.folder / f"{array.token}.json").unlink(missing_ok=True)
 
     def busy(self) -> bool:
-        """Whether a submission is at work; False where this user may not lock."""
+        """Whether a submission holds the lock; False if this user may not lock the ledger."""
         try:
             with self.alone(patience=0.2):
                 return False
@@ -147,7 +147,7 @@ class Ledger:
 
     @contextmanager
     def alone(self, patience: float = PATIENCE) -> Iterator[None]:
-        """Allow one submission at a time. Raises UsageError when another takes longer than ``patience`` seconds."""
+        """Lock the ledger for one submission. Raises UsageError if the lock is not free within ``patience`` seconds."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / ".lock", timeout=patience, mode=0o666):
@@ -160,7 +160,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Job:
-    """One job of an array: the one that runs the stage at ``index``."""
+    """One job of an array. It runs the stage at ``index``."""
 
     ledger: Ledger
     array: Array
@@ -168,7 +168,7 @@ class Job:
 
     @property
     def listed(self) -> Listed:
-        """The stage."""
+        """The entry of the job's stage."""
         return self.array.stages[self.index]
 
     @property
@@ -183,32 +183,32 @@ class Job:
 
     @property
     def number(self) -> str | None:
-        """The scheduler's number; None until it is known."""
+        """The SLURM job id; None until it is known."""
         return self.array.job_of(self.index)
 
     @property
     def logs(self) -> Path:
-        """Where the array's jobs write."""
+        """The folder of the array's logs and status files."""
         return self.ledger.folder / self.array.token
 
     @property
     def profile_path(self) -> Path:
-        """The profile with which it was submitted, for when the profile's own file is gone."""
+        """A copy of the profile at submission, used if the profile's own file is deleted."""
         return self.logs / "profile.json"
 
     @property
     def was_sent(self) -> bool:
-        """Whether sbatch may have been called: submitit writes the script just before."""
+        """Whether sbatch may have been called: submitit writes the batch script just before."""
         return any(self.logs.glob(".submission_file_*.sh"))
 
     @property
     def words(self) -> set[str | None]:
-        """What names it on the command line: its stage, its notebook, its number and its array's."""
+        """The words that select the job on the command line: its stage, its notebook, its job id and its array's."""
         return {self.name, self.name.partition(",")[0], self.array.job, self.number}
 
     @property
     def finished(self) -> bool:
-        """Whether a valid record of the stage's signature is in its folder."""
+        """Whether the stage's folder has a valid record of the stage's signature."""
         try:
             return folder_record(self.folder) is not None
         except UsageError:
@@ -216,13 +216,13 @@ class Job:
 
     @property
     def damaged_record(self) -> Path | None:
-        """The file in the place of the record, if it is not a valid one."""
+        """The path of the record if it exists and is not valid; else None."""
         path = self.folder / "record.json"
         return path if path.exists() and not self.finished else None
 
     @property
     def status(self) -> JobStatus | None:
-        """Its last status; None before its first, and for a damaged file."""
+        """The job's last status; None before its first, and for a damaged file."""
         try:
             return JobStatus.model_validate_json(self.status_path.read_bytes())
         except (OSError, ValueError):
@@ -230,47 +230,47 @@ class Job:
 
     @property
     def status_path(self) -> Path:
-        """The file in which it writes its status."""
+        """The file to which the job writes its status."""
         return self.logs / f"mark-{self.index}.json"
 
     @property
     def state(self) -> str:
-        """The state that it wrote last; empty before its first."""
+        """The state in the job's last status; empty before its first."""
         status = self.status
         return status.state if status else ""
 
     @property
     def last_sign(self) -> float:
-        """When it was submitted or last wrote its status: seconds of the epoch."""
+        """Time of the last status, or of submission if that is later, in seconds since the epoch."""
         with suppress(OSError):
             return max(self.array.since, self.status_path.stat().st_mtime)
         return self.array.since
 
     @property
     def end(self) -> str:
-        """The scheduler's last state of it, in SLURM's own word; empty when igpt never saw that it had ended."""
+        """The final SLURM state of the job, such as TIMEOUT; empty if igpt never observed its end."""
         try:
             return (self.logs / f"end-{self.index}").read_text()
         except (OSError, ValueError):
             return ""
 
     def keep_end(self, state: str) -> None:
-        """Keep the scheduler's last state, which the scheduler forgets after minutes."""
+        """Save the final SLURM state, which SLURM itself forgets after minutes."""
         if self.end != state:
             write_text(self.logs / f"end-{self.index}", state)
 
     def log_path(self, kind: Literal["out", "err"] = "err") -> Path | None:
-        """Where its log is or will be; None before it has a number."""
+        """The path of the job's log, whether it exists or not; None before the job has an id."""
         return self.logs / f"{self.number}_0_log.{kind}" if self.number else None
 
     def log(self, kind: Literal["out", "err"] = "err") -> Path | None:
-        """Its log, if it has written one."""
+        """The path of the job's log if it exists; else None."""
         path = self.log_path(kind)
         return path if path is not None and path.exists() else None
 
 
 def new_array(stages: Sequence[Listed], asked: Resources, *, number: int, profile: str, snapshot: Project) -> Array:
-    """An array before the scheduler knows of it."""
+    """An array that is not submitted yet."""
     return Array(
         token=secrets.token_hex(6),
         number=number,
@@ -287,7 +287,7 @@ def new_array(stages: Sequence[Listed], asked: Resources, *, number: int, profil
 
 
 def one_per_array(jobs: Iterable[Job]) -> list[Job]:
-    """The first of the jobs of each array."""
+    """The first job of each array."""
     first: dict[str, Job] = {}
     for job in jobs:
         first.setdefault(job.array.token, job)
@@ -295,7 +295,7 @@ def one_per_array(jobs: Iterable[Job]) -> list[Job]:
 
 
 def user() -> str:
-    """The user as the scheduler sees it: by the process, not by the environment."""
+    """The user's name by the process's user id, as SLURM determines it; environment variables are ignored."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
@@ -303,28 +303,28 @@ def user() -> str:
 
 
 def clock(seconds: float) -> str:
-    """A time of the epoch, for a sentence."""
+    """A time in seconds since the epoch as local date and time, for messages."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def run_roots(project: Project) -> list[Project]:
-    """Where jobs of this checkout may be: the checkout, the shared folders it submitted to, and those of its profiles."""
+    """The run roots that may have jobs of this checkout: itself, shared folders it submitted to, and those of its profiles."""
     roots = {project.runs.resolve(): project}
     for root in [*_remembered(project), *shared_run_roots(project)]:
-        with suppress(OSError):  # of a disk that is away, or of another user
+        with suppress(OSError):  # an unmounted disk, or a folder without permission
             if Ledger(root).folder.is_dir():
                 roots.setdefault(root.runs.resolve(), root)
     return list(roots.values())
 
 
 def _remembered(project: Project) -> list[Project]:
-    """Shared folders that this checkout has submitted to."""
+    """The shared folders to which this checkout has submitted."""
     path = project.runs / ".shared-folders"
     return [Project(Path(line)) for line in (path.read_text().splitlines() if path.exists() else [])]
 
 
 def remember_run_root(project: Project, run_root: Project) -> None:
-    """Have `igpt status` and the like look into a shared folder, whatever becomes of the profile."""
+    """Remember a shared folder, so that `igpt status` reads it even after its profile is changed or deleted."""
     known = _remembered(project)
     if run_root not in [project, *known]:
         write_text(project.runs / ".shared-folders", "".join(f"{each.root}\n" for each in [*known, run_root]))

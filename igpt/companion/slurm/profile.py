@@ -1,4 +1,4 @@
-"""Profiles: the settings of a cluster, as validated YAML. The code knows nothing about any particular cluster."""
+"""Profiles: the settings of a cluster, as validated YAML. No code is specific to a cluster."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from igpt.companion.stage import Stage
 from igpt.errors import UsageError
 from igpt.project import Project, whole_path
 
-Word = Annotated[str, Field(pattern=r"^[^\s#'\"]+$")]  # goes on an #SBATCH line as it is
+Word = Annotated[str, Field(pattern=r"^[^\s#'\"]+$")]  # written unquoted on an #SBATCH line
 Line = Annotated[str, Field(pattern=r"^[^\r\n]*$")]
-FOLDERS = ("IGPT_DATA", "IGPT_WEIGHTS")  # which jobs get from the submitting shell, unless the profile sets them
+FOLDERS = ("IGPT_DATA", "IGPT_WEIGHTS")  # passed from the submitting shell to jobs, unless the profile sets them
 OURS = {  # options of sbatch that a profile may not set, and what to do instead
     "account|partition|qos|constraint": "write the setting of that name",
     "signal": "write the setting signal_seconds",
@@ -42,27 +42,27 @@ OURS = {  # options of sbatch that a profile may not set, and what to do instead
 
 
 class Strict(BaseModel):
-    """Unknown fields and silent conversions are refused."""
+    """Base of models that refuse unknown fields and type conversions."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class _Where(Strict):
-    """Where jobs run: all of a profile, or one notebook's, where null means none."""
+    """Where jobs run, for a whole profile or one notebook; null unsets a setting."""
 
     partition: Word | None = None
     account: Word | None = None
     qos: Word | None = None
     constraint: Line | None = None
     gpu_type: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
-    options: dict[Annotated[str, Field(pattern=r"^[a-z][a-z-]*$")], Line | int | bool | None] = {}  # of sbatch, by long name
+    options: dict[Annotated[str, Field(pattern=r"^[a-z][a-z-]*$")], Line | int | bool | None] = {}  # sbatch options by long name
 
 
 class Resources(_Where):
-    """What one job asks for, and where. Never part of a signature.
+    """The resources of one job, and where it runs. Never part of a signature.
 
-    gpus : per node; memory_gib : per node, the cluster's default when left out
-    minutes : the time limit; longer work stops at a checkpoint, is queued again and continues
+    gpus : per node; memory_gib : per node, by default the cluster's default
+    minutes : the time limit; longer work stops at a checkpoint, is requeued and resumes
     """
 
     cpus: Annotated[int, Field(ge=1)] = 4
@@ -71,33 +71,33 @@ class Resources(_Where):
     memory_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     minutes: Annotated[int, Field(ge=1)] = 60
 
-    def __hash__(self) -> int:  # a dictionary has none of its own
+    def __hash__(self) -> int:  # dict fields are not hashable
         return hash((self.cpus, self.gpus, self.nodes, self.memory_gib, self.minutes, self.partition))
 
 
 def _own_fields(entry: Resources) -> dict[str, Any]:
-    """What an entry of ``stages`` sets itself."""
+    """The fields that an entry of ``stages`` sets explicitly."""
     return {name: getattr(entry, name) for name in entry.model_fields_set}
 
 
 class Profile(_Where):
-    """One cluster, or this machine. What `_Where` has is for the notebooks whose entry in ``stages`` does not set it."""
+    """One cluster, or this machine. The fields of `_Where` are defaults for the entries of ``stages``."""
 
     scheduler: Literal["slurm", "local"] = "slurm"
     gpus_by: Literal["gres", "gpus-per-node"] = "gpus-per-node"
-    srun: bool = True  # false where srun does not work inside jobs; jobs of several nodes need it
-    array_size: Annotated[int, Field(ge=1)] = 500  # no more than the cluster's MaxArraySize
-    at_once: Annotated[int, Field(ge=1)] = 256  # of one array
-    signal_seconds: Annotated[int, Field(ge=10)] = 90  # before the time limit: for the last checkpoint
-    python: Line | None = None  # a command, as of a container; the Python that submits when left out
-    setup: tuple[Line, ...] = ()  # shell lines before the work: modules, conda
+    srun: bool = True  # false if srun does not work inside jobs; required for jobs of several nodes
+    array_size: Annotated[int, Field(ge=1)] = 500  # at most the cluster's MaxArraySize
+    at_once: Annotated[int, Field(ge=1)] = 256  # jobs of one array that run at the same time
+    signal_seconds: Annotated[int, Field(ge=10)] = 90  # time before the limit for the last checkpoint
+    python: Line | None = None  # a command, for example of a container; default: the Python that submits
+    setup: tuple[Line, ...] = ()  # shell lines that run first: modules, conda
     environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], Line] = {}
-    shared_folder: str | None = None  # where all nodes write; the checkout itself when left out
+    shared_folder: str | None = None  # a folder on a disk of all nodes; default: the checkout
     stages: dict[str, Resources] = {"default": Resources()}  # by notebook
 
     @model_validator(mode="after")
     def _fits_together(self) -> Profile:
-        """What single fields cannot see."""
+        """Validate constraints between fields."""
         for notebook, asked in self.stages.items():
             if asked.nodes > 1 and (not self.srun or self.scheduler == "local"):
                 raise ValueError(f"stages.{notebook} asks for {asked.nodes} nodes, which only srun can start")
@@ -117,7 +117,7 @@ class Profile(_Where):
         return self
 
     def resources(self, stage: Stage) -> Resources:
-        """What a stage asks for: its notebook's entry, over that named default, over what counts for the whole profile."""
+        """The resources of a stage: its notebook's entry overrides the entry ``default``, which overrides the profile."""
         default = self.stages["default"]
         own = self.stages.get(stage.notebook, default)
         given = {**{name: getattr(self, name) for name in _Where.model_fields}, **_own_fields(default), **_own_fields(own)}
@@ -126,15 +126,15 @@ class Profile(_Where):
 
     @property
     def folders(self) -> dict[str, str]:
-        """The folders of data and weights, by their variables."""
+        """The folders of data and weights, by environment variable."""
         return {name: self.environment[name] for name in FOLDERS if name in self.environment}
 
     def run_root(self, project: Project) -> Project:
-        """The folder whose ``runs`` has runs, jobs and snapshots: the shared folder, or the checkout."""
+        """The project whose ``runs`` holds runs, jobs and snapshots: the shared folder, or the checkout."""
         return Project(Path(self.shared_folder)) if self.shared_folder else project
 
     def gpu_options(self, resources: Resources) -> dict[str, str]:
-        """The options of sbatch that ask for GPUs."""
+        """The sbatch options that request GPUs."""
         if not resources.gpus:
             return {}
         asked = f"{resources.gpu_type}:{resources.gpus}" if resources.gpu_type else str(resources.gpus)
@@ -142,22 +142,22 @@ class Profile(_Where):
 
 
 def profile_path(project: Project, name: str) -> Path:
-    """The file of a profile, given by its name in ``slurm/profiles`` or by its file."""
+    """The path of a profile, given as a name in ``slurm/profiles`` or as a path."""
     if name.endswith((".yaml", ".yml")) or "/" in name:
         return Path(os.path.normpath(Path(name).absolute()))
     return project.root / "slurm" / "profiles" / f"{name}.yaml"
 
 
 def known_as(project: Project, name: str) -> str:
-    """The name that finds a profile from any folder: its own in ``slurm/profiles``, or its file's whole path."""
+    """A name of a profile that is valid from any folder: its name in ``slurm/profiles``, or its absolute path."""
     path = profile_path(project, name)
     return path.stem if path == profile_path(project, path.stem) else str(path)
 
 
 def find_profile(project: Project, name: str) -> Profile:
-    """A profile by its name in ``slurm/profiles``, or by its file; relative paths in it start from the checkout's folder.
+    """Read a profile by its name in ``slurm/profiles`` or its path; relative paths in it are relative to the checkout.
 
-    Raises UsageError where there is none, for an invalid one, and for one that does not fit this checkout and machine.
+    Raises UsageError for a missing or invalid profile, and for one that does not fit this checkout and machine.
     """
     path, folder = profile_path(project, name), project.root / "slurm" / "profiles"
     try:
@@ -186,14 +186,14 @@ def find_profile(project: Project, name: str) -> Profile:
 
 
 def _shared(profile: Profile, project: Project) -> str | None:
-    """The shared folder's whole path. Raises UsageError for an unknown variable or user in it."""
+    """The absolute path of the shared folder; None if unset. Raises UsageError for an unknown variable or user in it."""
     return str(whole_path("shared_folder", profile.shared_folder, project.root)) if profile.shared_folder else None
 
 
 def _command(profile: Profile, project: Project) -> str | None:
-    """The command that starts Python, its program by a whole path if it is one. Raises ValueError for one that is not there.
+    """The command that starts Python, with the absolute path of its program. Raises ValueError for an invalid or missing one.
 
-    A bare name that is not on PATH here may be provided by ``setup``; one with a variable in it is resolved in the job.
+    A bare name that is not on PATH may be provided by ``setup``; a name with a shell variable is resolved in the job.
     """
     if profile.python is None:
         return None
@@ -201,7 +201,7 @@ def _command(profile: Profile, project: Project) -> str | None:
     words.commenters = ""
     try:
         alone = not any(re.fullmatch(r"[;<>|&]+|#.*", word) for word in words)
-    except ValueError as error:  # an open quotation
+    except ValueError as error:  # an unclosed quotation
         raise ValueError(f"python is {profile.python}, which the shell cannot read ({error})") from None
     if not alone:
         raise ValueError("python is one command that ends in Python's own: put what is to come before it into setup")
@@ -209,7 +209,7 @@ def _command(profile: Profile, project: Project) -> str | None:
     if not program:
         raise ValueError("python is empty: write the command that starts Python, or leave it out")
     if before:
-        before = f"env {before}"  # as srun and exec take a program only
+        before = f"env {before}"  # srun and exec accept a program only, no variables
     if re.search(r"[$`'\"\\]", program):
         return f"{before}{program}{rest}"
     if "/" not in program:
@@ -226,7 +226,7 @@ def _command(profile: Profile, project: Project) -> str | None:
 
 
 def shared_run_roots(project: Project) -> list[Project]:
-    """The run roots of the profiles in ``slurm/profiles``; a profile that is not valid has none."""
+    """The run roots of the profiles in ``slurm/profiles``; invalid profiles are skipped."""
     roots = []
     for path in sorted((project.root / "slurm" / "profiles").glob("*.yaml")):
         with suppress(UsageError, OSError):
@@ -236,10 +236,10 @@ def shared_run_roots(project: Project) -> list[Project]:
 
 
 class _Plain(yaml.SafeLoader):
-    """YAML as it is written: 24:00:00, 0600, on and 2026-11-26 are texts, and no name comes twice."""
+    """Strict YAML: 24:00:00, 0600, on and 2026-11-26 are strings; duplicate keys are errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping. Raises YAMLError for a name that comes twice."""
+        """A mapping. Raises YAMLError for a duplicate key."""
         names = [str(key.value) for key, _ in node.value]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise yaml.constructor.ConstructorError(problem=f"{twice} is given twice", problem_mark=node.start_mark)
@@ -257,16 +257,16 @@ for tag, pattern, first in (
 
 
 def read_profile(content: bytes, path: Path) -> Profile:
-    """The profile in a file's content. Raises UsageError for anything else."""
+    """Parse the content of a profile's file. Raises UsageError if it is not a valid profile."""
     try:
-        settings = yaml.load(content, _Plain)  # a SafeLoader
+        settings = yaml.load(content, _Plain)  # _Plain is a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError) as error:
         problem = re.sub(r"\s+", " ", str(error))
         raise UsageError(f"{path} is not YAML ({problem}): mend it") from None
     if not isinstance(settings, dict):
         raise UsageError(f"{path} is no list of settings, one 'name: value' per line: see slurm/profiles/plain.yaml")
     try:
-        return Profile.model_validate_json(json.dumps(settings))  # in which lists may be tuples
+        return Profile.model_validate_json(json.dumps(settings))  # as JSON, since strict mode accepts lists for tuples only there
     except ValidationError as error:
         first = error.errors()[0]
         setting = ".".join(str(part) for part in first["loc"])
@@ -284,5 +284,5 @@ def read_profile(content: bytes, path: Path) -> Profile:
 
 
 def _not_valid(path: Path, why: str) -> UsageError:
-    """The error for an invalid profile, on one line whatever is in the profile."""
+    """The error for an invalid profile; its message is always one line."""
     return UsageError(f"{path} is not a valid profile ({' '.join(why.split())}): mend that line")

@@ -1,4 +1,4 @@
-"""All calls to SLURM: one to submit an array, one for each look at the queue, one to cancel. Every call has a time limit."""
+"""All calls to SLURM: one per array to submit, one per query of the queue, one to cancel. Every call has a time limit."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from igpt.errors import UsageError
 from igpt.files import NO_ROOM
 from igpt.project import Project
 
-SECONDS = 60.0  # the limit of a call to the scheduler
+SECONDS = 60.0  # time limit of a SLURM command
 ENDED_FOR_GOOD = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "REVOKED"}
-OVER = {*ENDED_FOR_GOOD, "PREEMPTED", "NODE_FAIL"}  # SLURM's states of a job that has ended; the last two may be queued again
-HIDDEN = "HIDDEN"  # igpt's own state: another user's job that may be at work, and that the scheduler does not show
-# Seconds in which a submission without an answer may still arrive: sbatch itself goes on trying for two minutes. A job that
-# arrives even later has nothing to do: submitit's file of its work gets its final name with the job's number only.
+OVER = {*ENDED_FOR_GOOD, "PREEMPTED", "NODE_FAIL"}  # SLURM states of ended jobs; the last two may be requeued
+HIDDEN = "HIDDEN"  # igpt's own state: another user's job that may be queued or running and that SLURM does not show
+# Seconds in which a submission without an answer may still arrive: sbatch itself retries for two minutes. A job that arrives
+# later does no work: only with the job id does submitit's pickle file get the name under which the job looks for it.
 GRACE = 150.0
-HIDDEN_DAYS = 7.0  # for which another user's hidden job may wait in the queue before it counts as gone
-UNANSWERED = re.compile(  # sbatch's message when it does not know whether the job was taken
+HIDDEN_DAYS = 7.0  # after which another user's hidden job that waits in the queue counts as gone
+UNANSWERED = re.compile(  # messages of sbatch if it is unknown whether the job was accepted
     r"unable to contact|timed out|unexpected message|not connected|connection (failure|reset|refused|closed)|broken pipe"
     r"|(send|receive|shutdown|communication\w*) failure|zero bytes|temporarily unavailable|no route to host|interrupted",
     re.IGNORECASE,
 )
 REFUSED = re.compile(r"error: |fatal: |unrecognized option|invalid option|requires an argument")
-UNREACHABLE = {  # what SLURM's commands print when they cannot reach its controller, and what to do
+UNREACHABLE = {  # messages of SLURM commands that cannot reach the controller, and the remedy
     r"slurm\.conf|ClusterName needs|configuration (file|source)|fetch.?config|DNS SRV": (
         "SLURM is not set up on this machine: log in where it is, or set SLURM_CONF to its slurm.conf"
     ),
@@ -50,8 +50,8 @@ UNREACHABLE = {  # what SLURM's commands print when they cannot reach its contro
     ),
     UNANSWERED.pattern: "SLURM's controller, slurmctld, does not answer: try again when `scontrol ping` says that it is up",
 }
-TOO_MANY = re.compile(r"(QOS|Assoc)\w*Submit|unable to accept job", re.IGNORECASE)  # the profile is not the cause
-REASONS = {  # why a job has not begun: SLURM's reason, and what it means; "held" is for jobs that never begin by themselves
+TOO_MANY = re.compile(r"(QOS|Assoc)\w*Submit|unable to accept job", re.IGNORECASE)  # not an error of the profile
+REASONS = {  # why a job is pending: SLURM's reason and its meaning; "held" jobs never start by themselves
     "DependencyNeverSatisfied": "held, since a job it waits for has failed: `igpt cancel` it, then `igpt resume`",
     "ReservationDeleted|RESV.DEL.HOLD": "held, since its reservation is gone: {mend}",
     "JobHeldAdmin": "held by an administrator: ask for `scontrol release {job}`",
@@ -77,8 +77,8 @@ REASONS = {  # why a job has not begun: SLURM's reason, and what it means; "held
 }
 
 
-# What the user's shell may export, and what must not change the jobs or the scheduler's answers: options of SLURM's commands,
-# which would win over the job's script; the variables of an interactive job (salloc, srun --pty); a running stage's devices.
+# Environment variables that must not reach SLURM commands or jobs: options of SLURM commands, which would override the job's
+# script; the variables of an interactive job (salloc, srun --pty); the devices of a running stage.
 NOT_OURS = re.compile(
     r"(SBATCH|SALLOC|SRUN|SQUEUE|SCANCEL|SACCT|SINFO|SCONTROL|SLURMD|PMIX?)_|SLURM_(?!(CONF|CONF_SERVER|JWT)$)"
     r"|(CUDA|ROCR)_VISIBLE_DEVICES$|GPU_DEVICE_ORDINAL$|IGPT_(DEVICES|NODES|RENDEZVOUS|PLANNED)$"
@@ -91,51 +91,51 @@ NO_SCHEDULER = (
 
 @dataclass(frozen=True)
 class Queued:
-    """A job as the scheduler sees it."""
+    """A job as squeue or sacct shows it."""
 
     number: str
     state: str
     reason: str = ""
-    seconds: float = 0.0  # since it began, this time
+    seconds: float = 0.0  # since its last start
     node: str = ""
 
     @property
     def over(self) -> bool:
-        """Whether it has ended."""
+        """Whether the job has ended."""
         return self.state in OVER
 
     @property
     def waits(self) -> str:
-        """Why it has not begun, in words and in SLURM's own; empty when it has begun."""
+        """Why the job is pending, with SLURM's reason in parentheses; empty once it has started."""
         if self.over or self.state in ("RUNNING", HIDDEN):
             return ""
-        reason = self.reason.replace("_", " ")  # newer schedulers write it so
+        reason = self.reason.replace("_", " ")  # newer versions of SLURM write it with underscores
         for word in (self.state, reason):
-            for pattern, means in REASONS.items():
+            for pattern, meaning in REASONS.items():
                 if re.fullmatch(pattern, word, re.IGNORECASE):
                     mend = "`igpt cancel` it, change the profile and `igpt resume`"
-                    return f"{means.format(job=self.number, mend=mend)} ({reason or self.state})"
+                    return f"{meaning.format(job=self.number, mend=mend)} ({reason or self.state})"
         return f"waits ({reason})" if reason else "waits"
 
     @property
     def held(self) -> str:
-        """The same for a job that will never begin by itself; empty for others."""
+        """`waits` for a job that never starts by itself; empty for other jobs."""
         return self.waits if self.waits.startswith("held") else ""
 
 
 class Unreachable(UsageError):
-    """The scheduler could not be asked."""
+    """SLURM is not installed, cannot be reached, or does not answer."""
 
 
 class Unanswered(UsageError):
-    """It is not known whether a submission has arrived."""
+    """It is unknown whether a submission has arrived."""
 
 
 @dataclass(frozen=True)
 class Queue:
-    """What the scheduler or its accounting knows: jobs by their array's title and index, arrays' numbers by title.
+    """The answer of squeue or sacct: jobs by their array's title and index, and job ids of arrays by title.
 
-    A row with the index None is for all jobs of an array that have no row of their own.
+    An entry with the index None stands for all jobs of the array without an entry of their own.
     """
 
     jobs: dict[tuple[str, int | None], Queued] = field(default_factory=dict)
@@ -143,7 +143,7 @@ class Queue:
 
     @classmethod
     def of(cls, answer: str) -> Queue:
-        """From lines of title, number, state, time and node, of squeue also the reason."""
+        """Parse lines of title, job id, state, elapsed time and node, and from squeue the reason, separated by ``|``."""
         queue = cls()
         for line in answer.splitlines():
             title, number, state, time_used, node, *reason = line.split("|", 5)
@@ -153,7 +153,7 @@ class Queue:
             queue.numbers[title] = array
             queue.jobs[title, int(index) if index.isdigit() else None] = Queued(
                 number,
-                state.partition(" ")[0],  # without "by 1000", who cancelled it
+                state.partition(" ")[0],  # without "by 1000", the user who cancelled it
                 "" if reason in ([], ["None"]) else reason[0],
                 float(((days * 24 + hours) * 60 + minutes) * 60 + seconds),
                 "" if node == "None assigned" else node,
@@ -161,29 +161,29 @@ class Queue:
         return queue
 
     def find(self, job: Job) -> Queued | None:
-        """One job, if the scheduler still knows it."""
+        """The entry of a job; None if SLURM no longer lists it."""
         queued = self.jobs.get((job.array.title, job.index)) or self.jobs.get((job.array.title, None))
         return replace(queued, number=job.number or queued.number) if queued else None
 
     def active(self, job: Job) -> Queued | None:
-        """One job, if it is queued or running."""
+        """The entry of a job if it is queued or running; else None."""
         queued = self.find(job)
         return queued if queued is not None and not queued.over else None
 
 
 def require() -> None:
-    """Raise UsageError where there is no SLURM, before anything is written for it."""
+    """Raise Unreachable if SLURM is not installed, before any files are written."""
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise Unreachable(NO_SCHEDULER)
 
 
 def look(jobs: Iterable[Job], *, seconds: float = SECONDS) -> Queue:
-    """Ask for all arrays of the jobs at once. Raises Unreachable when the scheduler does not answer.
+    """Query the queue for all arrays of the jobs at once. Raises Unreachable if SLURM does not answer.
 
-    seconds : the limit of each command
+    seconds : time limit of each command
 
-    Where ``PrivateData`` hides other users' jobs, these are in the answer as `HIDDEN` until something shows that they have
-    ended; see `_hidden`.
+    If ``PrivateData`` hides other users' jobs, these have the state `HIDDEN` until there is evidence that they have ended;
+    see `_hidden`.
     """
     jobs = list(jobs)
     if not jobs:
@@ -204,38 +204,38 @@ def look(jobs: Iterable[Job], *, seconds: float = SECONDS) -> Queue:
 
 
 def _private(seconds: float) -> bool:
-    """Whether the scheduler hides the jobs of other users."""
+    """Whether SLURM hides the jobs of other users."""
     setting = re.search(r"^PrivateData\s*= (.*)$", call("scontrol", "show", "config", seconds=seconds), re.MULTILINE)
     return setting is not None and bool({"jobs", "all"} & set(setting[1].lower().split(",")))
 
 
 def _hidden(job: Job, accounting: Queued | None) -> Queued | None:
-    """Another user's job that squeue does not show, while it counts as at work; None once it is known to have ended.
+    """Another user's job that squeue does not show, as long as it counts as active; None once it counts as ended.
 
-    What counts, in this order: its own last status, the accounting, what its owner's commands saw of its end, and time. A
-    running job counts until its limit of minutes after its last status, one that waits for `HIDDEN_DAYS`.
+    Evidence, in this order: its last status, the accounting, the end that its owner's commands recorded, and time. A running
+    job counts as active until its time limit has passed since its last status, a pending one for `HIDDEN_DAYS`.
     """
     status = job.status
     if status and (status.state in FINAL or (status.state == "stopped" and not status.why.endswith(QUEUED_AGAIN))):
         return None
     if (accounting is not None and accounting.over) or job.end in ENDED_FOR_GOOD:
         return None
-    until = job.last_sign + (60 * job.array.minutes if job.state == "running" else 86400 * HIDDEN_DAYS)
-    if accounting is None and time.time() > until:
+    deadline = job.last_sign + (60 * job.array.minutes if job.state == "running" else 86400 * HIDDEN_DAYS)
+    if accounting is None and time.time() > deadline:
         return None
     owner = job.array.owner
-    counts = f": it counts as queued or running until {clock(until)}, or until {owner} runs `igpt cancel`"
-    reason = f"a job of {owner} that PrivateData hides{'' if accounting else counts}"
+    note = f": it counts as queued or running until {clock(deadline)}, or until {owner} runs `igpt cancel`"
+    reason = f"a job of {owner} that PrivateData hides{'' if accounting else note}"
     return Queued(job.number or job.array.title, HIDDEN, reason)
 
 
 def accounted(jobs: Iterable[Job], *, seconds: float = SECONDS) -> Queue:
-    """What the accounting knows of jobs; nothing where there is none, or it does not answer."""
+    """The jobs in SLURM's accounting; empty if there is no accounting or it does not answer."""
     arrays = [job.array for job in one_per_array(jobs)]
     if not arrays:
         return Queue()
     first = datetime.fromtimestamp(min(array.since for array in arrays)) - timedelta(days=1)
-    # An end in the future, or sacct leaves out jobs that were to begin later.
+    # With an end in the future: otherwise sacct omits jobs with a later start time.
     period = ("-S", max(first, datetime(1971, 1, 1)).strftime("%Y-%m-%d"), "-E", "now+366days")
     names = f"--name={','.join(array.title for array in arrays)}"
     try:
@@ -245,9 +245,10 @@ def accounted(jobs: Iterable[Job], *, seconds: float = SECONDS) -> Queue:
 
 
 def settle(jobs: Iterable[Job], queue: Queue) -> list[Job]:
-    """Settle submissions that were cut off or had no answer; one job of each that may still arrive.
+    """Settle submissions that were interrupted or had no answer; returns one job of each array that may still arrive.
 
-    An array that has arrived gets its number, and its jobs their work. Call it only while holding `Ledger.alone`.
+    An array that has arrived gets its job id, and its jobs their pickle files. Arrays that can no longer
+    arrive are withdrawn from the ledger. The caller must hold `Ledger.alone`.
     """
     unknown = []
     for job in one_per_array(jobs):
@@ -265,30 +266,30 @@ def settle(jobs: Iterable[Job], queue: Queue) -> list[Job]:
 
 
 def number_of(job: Job, queue: Queue) -> str | None:
-    """The scheduler's number of a job's array that has none in the ledger yet, from the queue, the accounting or its logs."""
+    """The job id of an array without one in the ledger, from the queue, the accounting or the names of its logs; or None."""
     on_disk = (path.name.partition("_")[0] for path in sorted(job.logs.glob("*_log.*")))
     return queue.numbers.get(job.array.title) or next(filter(str.isdigit, on_disk), None)
 
 
 def may_arrive(job: Job, queue: Queue) -> bool:
-    """Whether a submission that the scheduler does not show may still arrive."""
+    """Whether a submission that SLURM does not show may still arrive."""
     return job.was_sent and time.time() < settled_by(job, queue)
 
 
 def settled_by(job: Job, queue: Queue) -> float:
-    """When it is final that the scheduler knows no such job, in seconds of the epoch."""
+    """The time after which a submission that SLURM does not show cannot arrive, in seconds since the epoch."""
     hidden = queue.find(job)
     return job.array.since + (86400 * HIDDEN_DAYS if hidden and hidden.state == HIDDEN else GRACE)
 
 
 def _give_work(array: Array, logs: Path) -> None:
-    """Rename submitit's files of the jobs' work as submitit does when sbatch answers."""
+    """Rename submitit's pickle files to the job ids, as submitit does once sbatch answers."""
     from submitit.core.utils import DelayedSubmission
 
     for path in logs.glob("*.pkl"):
         if "_" in path.name:
             continue  # renamed already
-        with suppress(Exception):  # of other code than this, say: the job then ends without its work, and is shown as lost
+        with suppress(Exception):  # such as a pickle of other code: the job then ends without work and is shown as lost
             index = DelayedSubmission.load(path).function.job.index  # type: ignore[attr-defined]
             path.rename(path.with_name(f"{array.job_of(index)}_submitted.pkl"))
 
@@ -296,21 +297,21 @@ def _give_work(array: Array, logs: Path) -> None:
 def submit(
     job: Job, functions: Sequence[Callable[[], object]], profile: Profile, resources: Resources, *, after: Iterable[str] = ()
 ) -> str:
-    """Submit the array that a job is of, in one call; the scheduler's number of it.
+    """Submit the array of a job, in one call; its SLURM job id.
 
-    functions : one per job, called there without arguments
-    after : numbers of the jobs to wait for
+    functions : one per job, called on the node without arguments
+    after : ids of the jobs to wait for
 
-    Raises UsageError with the scheduler's message when it refuses, Unanswered when it may have taken the array nevertheless.
+    Raises UsageError with SLURM's message if it refuses, Unanswered if it may have accepted the array nevertheless.
     """
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    # submitit counts any stop of a job under ten minutes as a timeout; igpt counts them itself, see `job.FRUITLESS`.
+    # submitit counts any stop of a job under ten minutes as a timeout; igpt counts timeouts itself, see `job.FRUITLESS`.
     executor = submitit.SlurmExecutor(job.logs, max_num_timeout=1_000_000, python=python_command(profile))
     executor.update_parameters(**job_parameters(job.array, profile, resources, after=after))
     try:
-        # A refusal would otherwise be printed here a second time.
+        # submitit would print a refusal a second time.
         with plain_shell(), redirect_stderr(io.StringIO()), executor.batch():
             jobs: list[submitit.Job[object]] = [executor.submit(function) for function in functions]
     except (FailedJobError, FailedSubmissionError, OSError) as error:
@@ -332,31 +333,31 @@ def submit(
 
 
 def _refused(error: Exception) -> bool:
-    """Whether it is certain that sbatch has submitted nothing."""
+    """Whether sbatch has certainly submitted nothing."""
     code = error.__cause__.returncode if isinstance(error.__cause__, subprocess.CalledProcessError) else 0
     return code > 0 and REFUSED.search(str(error)) is not None and UNANSWERED.search(str(error)) is None
 
 
 def python_command(profile: Profile) -> str:
-    """The command that starts Python in a job; without srun by exec, so that the signal for the batch step reaches it."""
+    """The command that starts Python in a job; without srun with exec, so that Python receives the signal to the batch step."""
     python = profile.python or shlex.quote(sys.executable)
     return python if profile.srun else f"exec {python}"
 
 
 def job_parameters(array: Array, profile: Profile, resources: Resources, *, after: Iterable[str] = ()) -> dict[str, object]:
-    """The parameters from which submitit writes the sbatch file."""
+    """The parameters of submitit, which writes the batch script from them."""
     grace = profile.signal_seconds
     options: dict[str, object] = {"requeue": True, **profile.gpu_options(resources), **resources.options}
-    options["chdir"] = str(Project.here().root)  # from wherever it is submitted
+    options["chdir"] = str(Project.here().root)  # independent of the folder of submission
     if not profile.srun:
         options["signal"] = f"B:USR2@{grace}"
-    waits = dependency(after)
+    dependencies = dependency(after)
     exported = {
         "OMP_NUM_THREADS": str(resources.cpus),
-        "SRUN_CPUS_PER_TASK": str(resources.cpus),  # since 22.05 srun ignores sbatch's, and binds a task to one core
+        "SRUN_CPUS_PER_TASK": str(resources.cpus),  # since 22.05 srun ignores sbatch's value and binds a task to one core
         **profile.environment,
         "PYTHONPATH": array.snapshot,
-        "PYTHONSAFEPATH": "1",  # or the working directory, a checkout that may have changed, would come before it
+        "PYTHONSAFEPATH": "1",  # else the working directory, a checkout that may have changed, comes first
         "IGPT_ROOT": array.snapshot,
     }
     parameters = {
@@ -372,45 +373,45 @@ def job_parameters(array: Array, profile: Profile, resources: Resources, *, afte
         "use_srun": profile.srun,
         "srun_args": ["--kill-on-bad-exit=1"] if resources.nodes > 1 else None,
         "setup": [*profile.setup, *(f"export {name}={shlex.quote(value)}" for name, value in exported.items())],
-        "additional_parameters": {**options, **({"dependency": waits} if waits else {})},
+        "additional_parameters": {**options, **({"dependency": dependencies} if dependencies else {})},
     }
     return {name: value for name, value in parameters.items() if value is not None}
 
 
 def trial(parameters: dict[str, object]) -> str:
-    """When sbatch would start a job with such parameters, asked without submitting. Raises UsageError when it refuses."""
-    more = parameters["additional_parameters"]
-    assert isinstance(more, dict)
+    """When sbatch would start a job with these parameters (``--test-only``). Raises UsageError if it refuses."""
+    additional = parameters["additional_parameters"]
+    assert isinstance(additional, dict)
     named = ("partition", "account", "qos", "constraint", "time", "nodes", "ntasks_per_node", "cpus_per_task", "mem")
-    options = {**{name.replace("_", "-"): parameters[name] for name in named if name in parameters}, **more}
+    options = {**{name.replace("_", "-"): parameters[name] for name in named if name in parameters}, **additional}
     words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
-    done = ask("sbatch", "--test-only", *words, "--wrap", "true")
-    printed = " ".join(done.stderr.split()).removeprefix("sbatch: ").removeprefix("allocation failure: ")
-    if done.returncode:
-        raise UsageError(trouble_in(done.stderr) or f"{printed}: mend the profile")
+    process = ask("sbatch", "--test-only", *words, "--wrap", "true")
+    printed = " ".join(process.stderr.split()).removeprefix("sbatch: ").removeprefix("allocation failure: ")
+    if process.returncode:
+        raise UsageError(trouble_in(process.stderr) or f"{printed}: mend the profile")
     start = re.search(r"to start at (\S+)", printed)
     return f"would start at {start[1]}" if start else printed
 
 
 def cancel(numbers: Iterable[str]) -> None:
-    """Cancel jobs, by their numbers, in one call."""
+    """Cancel jobs by their ids, in one call."""
     if sorted_numbers := sorted(set(numbers)):
         call("scancel", "--quiet", *sorted_numbers)
 
 
 def call(*command: str, seconds: float = SECONDS) -> str:
-    """What a command of the scheduler prints. Raises UsageError when it refuses, Unreachable when it could not be asked."""
-    done = ask(*command, seconds=seconds)
-    if done.returncode:
-        if trouble := trouble_in(done.stderr):
+    """The output of a SLURM command. Raises UsageError if it fails, Unreachable if it cannot reach the controller."""
+    process = ask(*command, seconds=seconds)
+    if process.returncode:
+        if trouble := trouble_in(process.stderr):
             raise Unreachable(trouble)
-        printed = " ".join(done.stderr.rpartition("fatal: ")[2].split())
+        printed = " ".join(process.stderr.rpartition("fatal: ")[2].split())
         raise UsageError(f"{command[0]} refuses ({printed}): see whether the scheduler is up, `sinfo` says")
-    return done.stdout
+    return process.stdout
 
 
 def ask(*command: str, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
-    """Run a command of the scheduler. Raises Unreachable where there is none, and when it does not answer in time."""
+    """Run a SLURM command. Raises Unreachable if it is not installed or exceeds its time limit."""
     try:
         with plain_shell():
             return subprocess.run(command, capture_output=True, text=True, timeout=seconds)
@@ -422,17 +423,17 @@ def ask(*command: str, seconds: float = SECONDS) -> subprocess.CompletedProcess[
 
 
 def trouble_in(printed: str) -> str:
-    """Why the scheduler could not be asked, from what a command printed; empty when it could."""
-    for pattern, means in UNREACHABLE.items():
+    """Why a command could not reach SLURM, from its output, with the remedy; empty for other errors."""
+    for pattern, remedy in UNREACHABLE.items():
         lines = [line for line in printed.splitlines() if re.search(pattern, line, re.IGNORECASE)]
         for line in [line for line in lines if "If munged is up" not in line] or lines:
-            return f"{means} ({re.sub(r'^(.*? )?error: |^[a-z]+: ', '', line.strip())})"
+            return f"{remedy} ({re.sub(r'^(.*? )?error: |^[a-z]+: ', '', line.strip())})"
     return ""
 
 
 @contextmanager
 def plain_shell() -> Iterator[None]:
-    """Take the variables of `NOT_OURS` out of the environment meanwhile."""
+    """Context manager that removes the variables of `NOT_OURS` from the environment."""
     kept = {name: os.environ.pop(name) for name in list(os.environ) if NOT_OURS.match(name)}
     try:
         yield

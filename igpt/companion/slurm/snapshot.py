@@ -1,4 +1,4 @@
-"""The code that jobs run: a clone of the commit that was submitted, so later changes of the checkout do not matter."""
+"""Snapshots: clones of the submitted commit. Jobs run these, so that later changes of the checkout have no effect."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ PLANNED = TypeAdapter(tuple[PlannedStage, ...])
 
 
 def check_clean(project: Project, *, dirty: bool) -> str:
-    """The name of the checkout's code: its commit, and a digest of what differs when ``dirty`` allows that.
+    """The snapshot name of the checkout: its commit, with a digest of uncommitted changes if ``dirty``.
 
-    Raises UsageError outside git, and for changes that no commit holds.
+    Raises UsageError outside git, and for uncommitted changes unless ``dirty``.
     """
     try:
         commit, changed = head(project.root), changes(project.root)
@@ -49,31 +49,31 @@ def check_clean(project: Project, *, dirty: bool) -> str:
 
 
 def take_snapshot(project: Project, run_root: Project, name: str) -> Project:
-    """A clone of the checkout under its code's name, whose ``runs`` are those of ``run_root``; made once."""
+    """A clone of the checkout under a snapshot name; its ``runs`` links to that of ``run_root``. Made once per name."""
     folder = run_root.runs / ".snapshots" / name
     if folder.exists():
         return Project(folder)
-    part = folder.with_name(f".{name}.{os.getpid()}.part")
+    partial = folder.with_name(f".{name}.{os.getpid()}.part")
     try:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        git(project.root, "clone", "--quiet", "--no-checkout", str(project.root), str(part))
-        git(part, "checkout", "--quiet", "--detach", name.partition("-")[0])
+        git(project.root, "clone", "--quiet", "--no-checkout", str(project.root), str(partial))
+        git(partial, "checkout", "--quiet", "--detach", name.partition("-")[0])
         if "-dirty-" in name:
             for path in _changed_files(project.root):
-                source, target = project.root / path, part / path
+                source, target = project.root / path, partial / path
                 if source.is_file():
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy2(source, target)
                 else:
                     target.unlink(missing_ok=True)
-        exclude = part / ".git" / "info" / "exclude"
+        exclude = partial / ".git" / "info" / "exclude"
         exclude.parent.mkdir(exist_ok=True)
-        exclude.write_text("/runs\n")  # or git would call the link a change
-        (part / "runs").symlink_to(run_root.runs, target_is_directory=True)
-        part.replace(folder)
+        exclude.write_text("/runs\n")  # git would otherwise report the link as a change
+        (partial / "runs").symlink_to(run_root.runs, target_is_directory=True)
+        partial.replace(folder)
     except (OSError, subprocess.CalledProcessError) as error:
-        if folder.exists():  # another submission has made it meanwhile
+        if folder.exists():  # made by another submission meanwhile
             return Project(folder)
         reason = error.strerror if isinstance(error, OSError) else _why(error)
         raise UsageError(
@@ -81,33 +81,33 @@ def take_snapshot(project: Project, run_root: Project, name: str) -> Project:
             " another shared_folder if its disk is full, and submit again"
         ) from None
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
     return Project(folder)
 
 
 def _why(error: subprocess.CalledProcessError) -> str:
-    """Git's own message: of a full disk its reason alone, else the first line that names an error."""
+    """Git's reason: for a full disk the system's message alone, else the first error line."""
     no_room = [os.strerror(number) for number in NO_ROOM if os.strerror(number) in error.stderr]
     lines = [line for line in error.stderr.splitlines() if line.startswith(("fatal: ", "error: "))]
     return next(iter([*no_room, *lines, *error.stderr.splitlines()]), f"git ended with {error.returncode}")
 
 
 def plan_of_snapshot(code: Project, names: list[str], environment: dict[str, str]) -> Plan:
-    """The plan of stages by name, made and signed by a process that runs the snapshot's code.
+    """The plan of the named stages, made and signed in a process that runs the snapshot's code.
 
-    Raises UsageError when that code cannot plan them.
+    Raises UsageError if that code cannot plan the stages.
     """
-    given = {**os.environ, **environment, "IGPT_ROOT": str(code.root), "PYTHONPATH": str(code.root), "PYTHONSAFEPATH": "1"}
+    variables = {**os.environ, **environment, "IGPT_ROOT": str(code.root), "PYTHONPATH": str(code.root), "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-m", "igpt.companion.slurm.snapshot", *names]
-    done = subprocess.run(command, env=given, capture_output=True, text=True)
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:]
-        raise UsageError(f"the code in {code.root} cannot plan {names[0]} ({' '.join(last)}): submit it again instead")
-    return Plan({planned.stage: planned for planned in PLANNED.validate_json(done.stdout)})
+    process = subprocess.run(command, env=variables, capture_output=True, text=True)
+    if process.returncode:
+        last_line = process.stderr.strip().splitlines()[-1:]
+        raise UsageError(f"the code in {code.root} cannot plan {names[0]} ({' '.join(last_line)}): submit it again instead")
+    return Plan({planned.stage: planned for planned in PLANNED.validate_json(process.stdout)})
 
 
 def _changed_files(root: Path) -> list[str]:
-    """Tracked files that differ from the commit, and those that git neither tracks nor ignores."""
+    """Tracked files that differ from the commit, and untracked files that are not ignored."""
     changed = git(root, "diff", "HEAD", "--name-only", "-z", "--no-renames", "--", *CODE)
     new = git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *CODE)
     return sorted(path for path in (changed + new).split("\0") if path and not (root / path).is_symlink())

@@ -1,7 +1,7 @@
-"""`igpt status`, `igpt logs`, `igpt cancel` and `igpt collect`: what became of what was submitted.
+"""`igpt status`, `igpt logs`, `igpt cancel` and `igpt collect`: the state and results of submitted jobs.
 
-Whether a stage is done is read from its record, never from the scheduler; why one is not, from its job's status, from what
-the scheduler wrote into the job's log, or from the queue. The scheduler is asked once per look.
+A stage is done if its record is valid, whatever SLURM reports. Why a stage is not done is read from its job's status, from
+SLURM's messages in the job's log, or from the queue. SLURM is queried once per look.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ from igpt.text import counted, visible
 
 STATES = ("done", "running", "queued", "held", "stopped", "failed", "cancelled", "lost", "unknown")
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-REASONS = {"OUT_OF_MEMORY": MEMORY, "NODE_FAIL": NODE, "PREEMPTED": "preempted"}  # of SLURM's states
-EVERY = 10.0  # seconds between two looks, to spare the scheduler
-ANSWER = 10.0  # limit in seconds of a look: squeue gives up after nine when the controller is down
-ACCOUNTING = 2.0  # and of the accounting
-FRESH = 120.0  # seconds for which a job's status "running" counts; a running job renews it every half a minute
+REASONS = {"OUT_OF_MEMORY": MEMORY, "NODE_FAIL": NODE, "PREEMPTED": "preempted"}  # by SLURM state
+EVERY = 10.0  # seconds between queries of SLURM
+ANSWER = 10.0  # time limit of a query in seconds: squeue gives up after nine if the controller is down
+ACCOUNTING = 2.0  # time limit of a query of the accounting, in seconds
+FRESH = 120.0  # maximum age in seconds of a status "running"; a running job renews it every 30 seconds
 WIDTH = 80  # columns
-FULL = 2**20  # free bytes below which a disk counts as full
+FULL = 2**20  # a disk with fewer free bytes counts as full
 
 
 @dataclass(frozen=True)
 class Row:
-    """A job as `igpt status` shows it. The fields are the keys of its JSON document; the chapter on clusters explains them."""
+    """A job as `igpt status` shows it. The fields are the keys of the JSON output; the chapter on clusters explains them."""
 
     stage: str
     job: str | None
@@ -84,25 +84,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Look:
-    """The jobs at one moment; ``trouble`` is why the scheduler could not be asked, if it could not."""
+    """The jobs at one time; ``trouble`` is why SLURM could not be queried, or None."""
 
     rows: list[Row]
     trouble: str | None
 
     @property
     def at_work(self) -> bool:
-        """Whether there is something to wait for."""
+        """Whether any job is or may be queued or running."""
         waited_for = ("queued", "running", *(["unknown"] if self.trouble and NO_SCHEDULER not in self.trouble else []))
         return any(row.state in waited_for for row in self.rows)
 
 
 def status_text(targets: list[str], *, every: bool) -> str:
-    """A table of the jobs; the finished ones are only counted unless ``every``."""
+    """A table of the jobs; finished jobs are only counted unless ``every``."""
     return _text(look_at(chosen_jobs(targets)), every=every)
 
 
 def watch_status(targets: list[str], *, every: bool) -> Iterator[str]:
-    """The status again and again, until nothing is queued or running."""
+    """The status, repeated until no job is queued or running."""
     while True:
         seen = look_at(chosen_jobs(targets))
         yield _text(seen, every=every)
@@ -153,7 +153,7 @@ def _details(row: Row) -> list[str]:
 
 
 def _wrapped(line: str, indent: str = "") -> list[str]:
-    """A line as lines of the table's width; words and paths stay whole."""
+    """Wrap a line to the table's width, without breaking words or paths."""
     return textwrap.wrap(
         line,
         WIDTH,
@@ -165,29 +165,29 @@ def _wrapped(line: str, indent: str = "") -> list[str]:
 
 
 def look_at(jobs: list[Job]) -> Look:
-    """A row per job. Where the scheduler does not answer, the accounting is asked in its place."""
+    """One row per job. If SLURM's controller does not answer, the accounting is queried instead."""
     open_jobs = [job for job in jobs if not job.finished or job.state == "running"]
     queue: Queue | None = None
     trouble = None
     try:
         queue = look(open_jobs, seconds=ANSWER)
-    except UsageError as error:  # on the login node of another cluster, say: what the jobs wrote can still be read
-        trouble, silent = f"the scheduler could not be asked: {error}", open_jobs
+    except UsageError as error:  # for example on another cluster's login node; files of the jobs can still be read
+        trouble, unlisted = f"the scheduler could not be asked: {error}", open_jobs
     else:
         jobs = _with_numbers(jobs, queue)
         ended = [job for job in jobs if job.number and not queue.find(job) and not job.end and job.state not in FINAL]
-        silent = [job for job in ended if not job.finished]
-    accounting = accounted(silent, seconds=ACCOUNTING)
+        unlisted = [job for job in ended if not job.finished]
+    accounting = accounted(unlisted, seconds=ACCOUNTING)
     return Look([_row(job, queue, accounting) for job in jobs], trouble)
 
 
 def _with_numbers(jobs: list[Job], queue: Queue) -> list[Job]:
-    """The jobs, with the numbers of those whose submission has arrived without an answer."""
+    """The jobs, with the ids of those whose submission has arrived without an answer."""
     numbers: dict[str, str] = {}
     for job in one_per_array(job for job in jobs if job.array.job is None):
         if number := number_of(job, queue):
             numbers[job.array.token] = number
-            with suppress(UsageError, OSError), job.ledger.alone(patience=0):  # or the submission at work writes it down itself
+            with suppress(UsageError, OSError), job.ledger.alone(patience=0):  # if locked, the running submission writes it
                 settle([job], queue)
     return [
         replace(job, array=job.array.model_copy(update={"job": numbers[job.array.token]})) if job.array.token in numbers else job
@@ -196,25 +196,26 @@ def _with_numbers(jobs: list[Job], queue: Queue) -> list[Job]:
 
 
 def _row(job: Job, queue: Queue | None, accounting: Queue) -> Row:
-    """One job's row. ``accounting`` has what the queue does not know."""
+    """The row of a job. ``accounting`` has jobs that the queue no longer lists."""
     status = job.status
-    queued, kept = queue.find(job) if queue else None, accounting.find(job)
-    if queued is None and kept is not None and (kept.over or (queue is None and job.state not in FINAL)):
-        queued = kept  # the accounting misses ends: its word that a job is at work counts only where nothing else is known
-    if queued is not None and queued.over and queued.state not in ("COMPLETED", "FAILED"):  # of which the job's status says more
-        with suppress(OSError):  # of another user, or a full disk
+    queued, recorded = queue.find(job) if queue else None, accounting.find(job)
+    if queued is None and recorded is not None and (recorded.over or (queue is None and job.state not in FINAL)):
+        queued = recorded  # the accounting may miss ends: "running" there counts only without other evidence
+    # For COMPLETED and FAILED the job's own status is more precise.
+    if queued is not None and queued.over and queued.state not in ("COMPLETED", "FAILED"):
+        with suppress(OSError):  # another user's folder, or a full disk
             job.keep_end(queued.state)
     state, why = _state(job, queued, queue)
     progress = read_progress(job.folder)
     done, total, seconds = (_number(progress.get(name)) or 0.0 for name in ("done", "total", "seconds"))
-    worked = status.seconds if status else 0.0
+    working_seconds = status.seconds if status else 0.0
     return Row(
         stage=job.name,
         job=job.number,
         state=state,
         why=why,
         node=(queued.node if queued is not None and state == "running" else "") or (status.host if status else "") or None,
-        elapsed_seconds=max(worked, queued.seconds if queued is not None else 0.0),
+        elapsed_seconds=max(working_seconds, queued.seconds if queued is not None else 0.0),
         folder=job.folder,
         log=job.log_path(),
         cell=_cell(job.folder) if state == "running" else None,
@@ -222,13 +223,13 @@ def _row(job: Job, queue: Queue | None, accounting: Queue) -> Row:
         steps_total=total or None,
         loss=_loss(job.folder),
         seconds_left=seconds * (total - done) / done if state == "running" and done and seconds else None,
-        gpu_hours_used=worked * job.array.gpus * job.array.nodes / 3600,
+        gpu_hours_used=working_seconds * job.array.gpus * job.array.nodes / 3600,
         gpu_hours_planned=job.listed.planned,
     )
 
 
 def _state(job: Job, queued: Queued | None, queue: Queue | None) -> tuple[str, str]:
-    """A job's state, one of `STATES`, and the reason."""
+    """The state of a job, one of `STATES`, and the reason."""
     status = job.status
     if job.finished:
         ending = queued is not None and not queued.over and job.state == "running"
@@ -252,13 +253,13 @@ def _state(job: Job, queued: Queued | None, queue: Queue | None) -> tuple[str, s
         return "queued", "is being submitted"
     if job.array.job is None and queue is not None:
         if may_arrive(job, queue):
-            until = clock(settled_by(job, queue))
-            return "unknown", f"its submission had no answer: run the same `igpt submit` after {until}"
+            deadline = clock(settled_by(job, queue))
+            return "unknown", f"its submission had no answer: run the same `igpt submit` after {deadline}"
         return "lost", "its submission was cut off and has not arrived; `igpt resume` submits it"
     end = queued.state if queued is not None else job.end
     if queue is not None or end:
         return _ended(job, end)
-    since = clock(job.last_sign)  # of its last status, all that is known
+    since = clock(job.last_sign)  # the time of its last status
     if status is None:
         return "unknown", f"submitted at {since}{'' if job.number else ', without an answer'}; no status of it yet"
     fresh = status.state == "running" and time.time() - job.last_sign < FRESH
@@ -266,10 +267,10 @@ def _state(job: Job, queued: Queued | None, queue: Queue | None) -> tuple[str, s
 
 
 def _ended(job: Job, end: str) -> tuple[str, str]:
-    """The state of a job that is over without a record or a final status; ``end`` is the scheduler's state of it."""
+    """State and reason of a job that ended without a record or a final status; ``end`` is its SLURM state."""
     status, log = job.status, job.log()
     reason = scheduler_reason(log)
-    if not reason and shutil.disk_usage(job.ledger.folder).free < FULL:  # so neither log nor status could be written
+    if not reason and shutil.disk_usage(job.ledger.folder).free < FULL:  # neither log nor status could then be written
         reason = DISK_WAS_FULL
     if reason == BY_SCANCEL or (end == "CANCELLED" and reason != MEMORY):
         return "cancelled", BY_SCANCEL
@@ -290,7 +291,7 @@ def _never_began(job: Job) -> bool:
 
 
 def _cell(folder: Path) -> str | None:
-    """Which cell of how many the notebook is at, as papermill writes it while it works."""
+    """The running notebook cell, as "3 of 12", from the notebook that papermill saves; None if unknown."""
     parts = sorted(folder.glob(".notebook.*.part.ipynb"), key=lambda path: path.stat().st_mtime)
     try:
         cells = [cell for cell in json.loads(parts[-1].read_text())["cells"] if cell["cell_type"] == "code"]
@@ -301,7 +302,7 @@ def _cell(folder: Path) -> str | None:
 
 
 def _loss(folder: Path) -> float | None:
-    """The last loss of training, in nats per token."""
+    """The last training loss, in nats per token; None if there is none."""
     try:
         return _number(json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["loss"])
     except (OSError, ValueError, IndexError, KeyError, TypeError):
@@ -309,7 +310,7 @@ def _loss(folder: Path) -> float | None:
 
 
 def _number(value: object) -> float | None:
-    """A finite number; None for anything else."""
+    """``value`` as a float if it is a finite number; else None."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
@@ -320,19 +321,19 @@ def _clock(seconds: float) -> str:
 
 
 def log_lines(target: str, *, follow: bool) -> Iterator[str]:
-    """What the jobs of a target wrote, and with ``follow`` what they write from now until they end."""
+    """The log lines of a target's jobs; with ``follow`` also new lines until the jobs end."""
     folders = chosen_folders([target])
     if not folders:
         raise UsageError(f"nothing was submitted under {target!r}: `igpt status` lists what was")
-    read: dict[Path, int] = {}  # bytes of each log
-    told: set[str] = set()  # stages that have written nothing, as was said
+    read: dict[Path, int] = {}  # bytes read of each log
+    reported: set[str] = set()  # stages whose empty log was reported
     while True:
         jobs = [job for ledger, names in folders.items() for job in ledger.latest_in(names)]
         for job in jobs:
             logs = [path for path in (job.log("out"), job.log()) if path is not None]
             yield from (line for path in logs for line in _news(path, job.name, read))
-            if not any(read.get(path) for path in logs) and job.name not in told:
-                told.add(job.name)
+            if not any(read.get(path) for path in logs) and job.name not in reported:
+                reported.add(job.name)
                 yield visible(f"== {job.name}: {_nothing(job)}")
             failed = job.folder / "failed.ipynb"
             if failed.exists() and failed not in read:
@@ -344,7 +345,7 @@ def log_lines(target: str, *, follow: bool) -> Iterator[str]:
 
 
 def _nothing(job: Job) -> str:
-    """Why there is nothing to print of a job, and where it will be."""
+    """Why a job has no log lines, and the path of its log."""
     path = job.log_path()
     if path is not None and not path.exists() and (job.status or job.finished):
         return f"its log is gone; it was {path}"
@@ -352,7 +353,7 @@ def _nothing(job: Job) -> str:
 
 
 def _news(path: Path, name: str, read: dict[Path, int]) -> Iterator[str]:
-    """A log's new lines, under the stage's name."""
+    """The new lines of a log, after a heading with the stage's name."""
     with path.open(errors="replace") as stream:
         stream.seek(read.get(path, 0))
         lines = stream.read().splitlines()
@@ -363,8 +364,8 @@ def _news(path: Path, name: str, read: dict[Path, int]) -> Iterator[str]:
 
 
 def cancel_targets(targets: list[str]) -> str:
-    """Cancel the queued and running jobs of the targets, all when there are none; a sentence on it."""
-    count, left = 0, list[str]()
+    """Cancel the queued and running jobs of the targets, by default all; a summary."""
+    count, not_cancelled = 0, list[str]()
     for ledger, folders in chosen_folders(targets).items():
         with ledger.alone():
             jobs = ledger.latest_in(folders)
@@ -372,20 +373,20 @@ def cancel_targets(targets: list[str]) -> str:
             settle((job for job in jobs if number_of(job, queue)), queue)
             active = {queued.number: job for job in jobs if (queued := queue.active(job)) and queued.state != HIDDEN}
             cancel(active)
-            # One's own job that left the queue before it began, as by scancel: kept for users who may not see the queue.
-            mine = (job for job in jobs if job.number and job.array.owner == user() and not job.finished)
-            forgotten = [job for job in mine if _never_began(job) and queue.find(job) is None]
-            for job in [*active.values(), *forgotten]:
+            # Own jobs that left the queue before they started, as by scancel: recorded for users who cannot see the queue.
+            own_jobs = (job for job in jobs if job.number and job.array.owner == user() and not job.finished)
+            unstarted = [job for job in own_jobs if _never_began(job) and queue.find(job) is None]
+            for job in [*active.values(), *unstarted]:
                 job.keep_end("CANCELLED")
             count += len(active)
-            left += _not_cancelled(jobs, queue)
+            not_cancelled += _not_cancelled(jobs, queue)
     done = f"{counted(count, 'job')} cancelled; `igpt resume` queues them again"
-    more = [f"and {len(left) - 1} more like it"] if len(left) > 1 else []
-    return "; ".join([done if count else "nothing to cancel: no job is queued or running", *left[:1], *more])
+    others = [f"and {len(not_cancelled) - 1} more like it"] if len(not_cancelled) > 1 else []
+    return "; ".join([done if count else "nothing to cancel: no job is queued or running", *not_cancelled[:1], *others])
 
 
 def _not_cancelled(jobs: list[Job], queue: Queue) -> Iterator[str]:
-    """A sentence on each job that may be at work and cannot be cancelled: hidden ones, and submissions without an answer."""
+    """A sentence per job that may be active and cannot be cancelled: hidden jobs, and submissions without an answer."""
     for job in jobs:
         if (queued := queue.find(job)) and queued.state == HIDDEN:
             yield f"{job.name} is job {queued.number}, {queued.reason}"
@@ -395,9 +396,9 @@ def _not_cancelled(jobs: list[Job], queue: Queue) -> Iterator[str]:
 
 
 def collect() -> str:
-    """Copy the records of finished stages into the book, those that `igpt run` would publish; a sentence on it.
+    """Copy the records of finished stages that `igpt run` would publish into the book; a summary.
 
-    Raises StageError naming the records that are not accepted.
+    Raises StageError that names records which do not belong to their stage.
     """
     project = Project.here()
     plan = publishable_stages(project)

@@ -1,4 +1,4 @@
-"""`igpt submit` and `igpt resume`: a plan's stages as arrays at the scheduler, each stage once."""
+"""`igpt submit` and `igpt resume`: submit the stages of a plan as job arrays. Submission is idempotent."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ from igpt.text import counted
 
 @dataclass(frozen=True)
 class Submission:
-    """What is to be submitted."""
+    """The decision what to submit."""
 
     ledger: Ledger
     profile_name: str
     profile: Profile
     batches: list[Batch]
-    active: dict[Stage, Queued]  # the jobs of stages that are queued or running already
-    fresh: int  # stages that are finished
+    active: dict[Stage, Queued]  # queued and running stages with their jobs
+    fresh: int  # number of finished stages
 
 
 def submit_targets(targets: list[str], tier: str | None, profile_name: str, *, dry_run: bool, dirty: bool) -> str:
-    """Submit what the targets need and is neither fresh, finished, queued nor running; a sentence on it.
+    """Submit the stages that the targets need and that are not fresh, finished, queued or running; a summary.
 
-    Raises UsageError for an unknown target or profile, a checkout with changes, missing data, or a scheduler that
-    refuses. What was submitted before the error stays, and the same command continues.
+    Raises UsageError for an unknown target or profile, uncommitted changes, missing data, or if the scheduler refuses.
+    Arrays submitted before the error remain submitted; the same command submits the rest.
     """
     project = Project.here()
     profile = find_profile(project, profile_name)
@@ -68,7 +68,7 @@ def submit_targets(targets: list[str], tier: str | None, profile_name: str, *, d
     code_name = check_clean(project, dirty=dirty)
     share_names(project, run_root)
     with ledger.alone():
-        remember_run_root(project, run_root)  # also when another clone has submitted all of it
+        remember_run_root(project, run_root)  # even if another clone has submitted all stages
         decided = prepare(profile_name, profile, plan, ledger)
         if not decided.batches:
             waiting = f", {len(decided.active)} queued or running" if decided.active else ""
@@ -80,13 +80,13 @@ def submit_targets(targets: list[str], tier: str | None, profile_name: str, *, d
 
 
 def run_here(project: Project, plan: Plan, profile: Profile, *, dry_run: bool) -> str:
-    """Run a plan in the foreground, without a scheduler; a sentence on it.
+    """Run a plan in the foreground, without a scheduler; a summary.
 
-    Raises UsageError when a stage asks for more GPUs than the machine has.
+    Raises UsageError for a stage that asks for more GPUs than the machine has.
     """
     slots = Slots(cores(), tuple(gpus()))
-    asked = {planned.stage: profile.resources(planned.stage) for planned in plan}
-    for stage, resources in asked.items():
+    requests = {planned.stage: profile.resources(planned.stage) for planned in plan}
+    for stage, resources in requests.items():
         if resources.gpus > len(slots.gpus):
             raise UsageError(
                 f"{stage.name} asks for {counted(resources.gpus, 'GPU')} and this machine has {len(slots.gpus)}: lower"
@@ -94,25 +94,27 @@ def run_here(project: Project, plan: Plan, profile: Profile, *, dry_run: bool) -
             )
     if dry_run:
         waiting = sum(planned.state != "fresh" for planned in plan)
-        here = f"{counted(slots.cores, 'core')} and {counted(len(slots.gpus), 'GPU')}"
-        return f"{counted(waiting, 'stage')} would run here on {here}; nothing was run"
-    ran = run_plan(project, plan, room=slots, needs=lambda stage: Need(min(asked[stage].cpus, slots.cores), asked[stage].gpus))
+        machine = f"{counted(slots.cores, 'core')} and {counted(len(slots.gpus), 'GPU')}"
+        return f"{counted(waiting, 'stage')} would run here on {machine}; nothing was run"
+    ran = run_plan(
+        project, plan, room=slots, needs=lambda stage: Need(min(requests[stage].cpus, slots.cores), requests[stage].gpus)
+    )
     if not ran:
         return f"nothing to run: {counted(len(plan), 'stage is finished', 'stages are finished')}"
     return f"{counted(ran, 'stage')} run, {len(plan) - ran} finished before"
 
 
 def hidden_jobs(decided: Submission) -> str:
-    """Words on other users' jobs that count as at work, though the scheduler does not show them."""
+    """The end of a summary: other users' hidden jobs that count as queued or running; empty if there are none."""
     hidden = [(stage, job) for stage, job in decided.active.items() if job.state == HIDDEN]
     more = f", and {len(hidden) - 1} more like it" if len(hidden) > 1 else ""
     return f"; {hidden[0][0].name} is job {hidden[0][1].number}, {hidden[0][1].reason}{more}" if hidden else ""
 
 
 def prepare(profile_name: str, profile: Profile, plan: Plan, ledger: Ledger) -> Submission:
-    """Decide what to submit; the scheduler is asked once. Call it only while holding `Ledger.alone`.
+    """Decide what to submit, with one query of the scheduler. The caller must hold `Ledger.alone`.
 
-    Raises UsageError while it is not known whether an earlier submission of one of the stages has arrived.
+    Raises UsageError while it is unknown whether an earlier submission of one of the stages has arrived.
     """
     root = ledger.run_root
     todo = plan.to_run(lambda planned: finished_record(root, planned.stage, planned.signature) is not None)
@@ -121,10 +123,10 @@ def prepare(profile_name: str, profile: Profile, plan: Plan, ledger: Ledger) -> 
     queue = look(known.values())
     if unknown := settle(known.values(), queue):
         array = unknown[0].array
-        other = f", or have {array.owner} run it" if array.owner != user() else ""
+        owner = f", or have {array.owner} run it" if array.owner != user() else ""
         raise UsageError(
             f"{unknown[0].name} was submitted at {clock(array.since)} without an answer, and the scheduler shows no such job yet:"
-            f" run this again after {clock(settled_by(unknown[0], queue))}{other}; if there is still no such job, it is submitted"
+            f" run this again after {clock(settled_by(unknown[0], queue))}{owner}; if there is still no such job, it is submitted"
             " again"
         )
     active = {stage: queued for stage, job in known.items() if (queued := queue.active(job))}
@@ -133,13 +135,13 @@ def prepare(profile_name: str, profile: Profile, plan: Plan, ledger: Ledger) -> 
 
 
 def carry_out(decided: Submission, code: Project) -> list[str]:
-    """Submit the arrays in their order; the scheduler's numbers of them.
+    """Submit the arrays in order; their SLURM job ids.
 
-    A refused array is withdrawn; one without an answer stays in the ledger until it is known whether it arrived.
+    A refused array is withdrawn from the ledger. An array without an answer stays in the ledger until its fate is known.
     """
     ledger, profile = decided.ledger, decided.profile
     jobs = {stage: job.number for stage, job in decided.active.items()}
-    sent: list[str] = []
+    submitted: list[str] = []
     first = 1 + max((array.number for array in ledger.arrays()), default=0)
     for number, batch in enumerate(decided.batches, first):
         listed = [
@@ -159,7 +161,7 @@ def carry_out(decided: Submission, code: Project) -> list[str]:
             for index, planned in enumerate(batch.stages)
         ]
         after = [jobs[stage] for stage in batch.parents]
-        stay = f"; the {len(sent)} arrays before it remain submitted" if sent else ""
+        earlier = f"; the {len(submitted)} arrays before it remain submitted" if submitted else ""
         try:
             job = submit(first_job, functions, profile, batch.resources, after=after)
         except Unanswered as error:
@@ -167,21 +169,21 @@ def carry_out(decided: Submission, code: Project) -> list[str]:
             if arrived is None:
                 raise UsageError(
                     f"the scheduler has not said whether it takes {first_job.name} ({error}): run the same command again in"
-                    f" a few minutes, which first looks for the job; `igpt status` shows whether it was taken{stay}"
+                    f" a few minutes, which first looks for the job; `igpt status` shows whether it was taken{earlier}"
                 ) from None
             job = arrived
         except UsageError as error:
             ledger.withdraw(array)
-            raise UsageError(f"{error}{stay}") from None
+            raise UsageError(f"{error}{earlier}") from None
         array = array.model_copy(update={"job": job})
         ledger.write(array)
-        sent.append(job)
+        submitted.append(job)
         jobs |= {planned.stage: str(array.job_of(index)) for index, planned in enumerate(batch.stages)}
-    return sent
+    return submitted
 
 
 def _arrived(job: Job) -> str | None:
-    """The scheduler's number of an array whose submission had no answer, if it can be asked at once."""
+    """The SLURM job id of an array whose submission had no answer; None if the scheduler does not show it now."""
     try:
         queue = look([job])
     except UsageError:
@@ -191,7 +193,7 @@ def _arrived(job: Job) -> str | None:
 
 
 def resume(targets: list[str]) -> str:
-    """Queue failed, cancelled and lost jobs again, with the code they were first submitted with; a sentence on it."""
+    """Requeue failed, cancelled and lost jobs with the code of their first submission; a summary."""
     project = Project.here()
     numbers, waiting, count = list[str](), list[str](), 0
     for ledger, folders in chosen_folders(targets).items():
@@ -222,9 +224,9 @@ def resume(targets: list[str]) -> str:
 
 
 def _profile_now(project: Project, name: str, jobs: Iterable[Job]) -> Profile:
-    """The jobs' profile as it is now; where its file is gone, as the last of them was submitted with it.
+    """The current profile of the jobs; if its file is deleted, the copy from the last submission.
 
-    Data are where they were then, unless the profile or the shell now sets another folder.
+    The data folders are those of that submission, unless the profile or the environment now sets others.
     """
     paths = [path for job in jobs if (path := job.profile_path).exists()]
     kept = read_profile(paths[-1].read_bytes(), paths[-1]) if paths else None

@@ -1,4 +1,4 @@
-"""From words to jobs: what was submitted under an experiment, a table, a stage or a job's number."""
+"""Select submitted jobs by target: an experiment, a table, a stage or a job id."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from igpt.project import Project
 
 
 def chosen_jobs(targets: list[str]) -> list[Job]:
-    """The last job of each stage in all run roots of this checkout: all, or those that a target names.
+    """The latest job of each stage in all run roots of this checkout, or of the stages that ``targets`` select.
 
-    Raises UsageError for a target under which nothing was submitted.
+    Raises UsageError for a target without submitted jobs.
     """
     latest = [job for root in run_roots(Project.here()) for job in Ledger(root).latest().values()]
     if not targets or not latest:
@@ -33,7 +33,7 @@ def chosen_jobs(targets: list[str]) -> list[Job]:
 
 
 def chosen_folders(targets: list[str]) -> dict[Ledger, set[str]]:
-    """The run folders of the chosen jobs' stages, by their ledger."""
+    """The names of the chosen jobs' run folders, by ledger."""
     folders: dict[Ledger, set[str]] = {}
     for job in chosen_jobs(targets):
         folders.setdefault(job.ledger, set()).add(job.listed.folder)
@@ -41,13 +41,13 @@ def chosen_folders(targets: list[str]) -> dict[Ledger, set[str]]:
 
 
 def _names(target: str, latest: list[Job]) -> set[str | None]:
-    """The words that a target stands for: itself where it names a job, else the stages of what it names."""
+    """The words that select a target's jobs: the target itself if it names a job, else the names of its stages."""
     if target[:1].isdigit() or any(target in job.words for job in latest):
         return {target}
     project = Project.here()
     stages = []
     for tier in TIERS:
-        with suppress(UsageError):  # it has no run in this tier
+        with suppress(UsageError):  # the target has no run in this tier
             stages += find_stages([target], tier, project)
     signer = Signer(project.notebooks)
     return {signer.canonical(stage).name for stage in stages or find_stages([target], None, project)}
