@@ -1,6 +1,6 @@
-"""What a run on existing weights takes of this machine: which stages it can hold, in which order, and how long they take.
+"""The budget of a run on existing weights: the stages that fit this machine, their order, and their costs.
 
-Nothing is measured, downloaded or run here.
+This module measures, downloads and runs nothing.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from igpt.text import counted
 
 @dataclass(frozen=True)
 class Budget:
-    """The stages to run with their costs on a card, and those that cannot be run.
+    """The stages to run with their costs on a card, and the skipped stages.
 
     stages : parents first
-    wanted : the stages that were asked for; the others are their dependencies
-    skipped : the stages that cannot be run, with the reason
+    wanted : the requested stages; the others are their dependencies
+    skipped : the stages that cannot be run, with the reasons
     """
 
     card: Card
@@ -39,11 +39,11 @@ class Budget:
         return sum((self.costs[planned.stage] for planned in self.stages), Cost())
 
     def seconds(self, planned: PlannedStage) -> float:
-        """What a stage should take."""
+        """The expected seconds of a stage."""
         return 3600 * self.costs[planned.stage].hours
 
     def rank(self) -> dict[Stage, float]:
-        """For each stage the hours of the cheapest wanted stage that needs it, dependencies included; the least runs first."""
+        """For each stage the hours of the cheapest wanted stage that needs it, with dependencies; the lowest rank runs first."""
         ranks: dict[Stage, float] = {}
         for planned in reversed(self.stages):  # dependent stages before their parents
             own = [self.chain(planned).hours] if planned.stage in self.wanted else []
@@ -51,7 +51,7 @@ class Budget:
         return ranks
 
     def chain(self, planned: PlannedStage) -> Cost:
-        """The cost of a stage with all its dependencies that are to run too."""
+        """The cost of a stage together with its dependencies in the budget."""
         needed = {planned.stage}
         for other in reversed(self.stages):
             if other.stage in needed:
@@ -59,11 +59,11 @@ class Budget:
         return sum((self.costs[stage] for stage in needed), Cost())
 
     def without(self, stages: Iterable[Stage], why: str) -> Budget:
-        """The budget without some stages, their dependent stages, and the dependencies that no other stage needs."""
+        """The budget without ``stages``, their dependents, and dependencies that no other stage needs."""
         return _settled(replace(self, skipped={**self.skipped, **dict.fromkeys(stages, why)}))
 
     def datasets(self) -> dict[str, list[Stage]]:
-        """The data sets that must be there, those of the cheapest stages first, with the stages that read them."""
+        """The required data sets with the stages that read them, those of the cheapest stages first."""
         rank, readers = self.rank(), dict[str, list[Stage]]()
         for planned in sorted(self.stages, key=lambda planned: rank[planned.stage]):
             for name in protocol(planned.stage.notebook).prior_datasets(planned.in_full.parameters):
@@ -71,37 +71,37 @@ class Budget:
         return readers
 
     def summary(self, memory: float, disks: Disks) -> str:
-        """What the run is expected to take, in one line; ``memory`` bytes are free."""
-        whole = self.total
-        hours = f"{whole.hours:,.1f} hours" if whole.hours >= 0.1 else f"{60 * whole.hours:.1f} minutes"
-        fetched = f"{whole.to_fetch / 1e9:,.1f} GB to download" if whole.to_fetch else "nothing to download"
+        """The expected cost of the run in one line; ``memory`` is the free memory in bytes."""
+        total = self.total
+        hours = f"{total.hours:,.1f} hours" if total.hours >= 0.1 else f"{60 * total.hours:.1f} minutes"
+        download = f"{total.to_fetch / 1e9:,.1f} GB to download" if total.to_fetch else "nothing to download"
         disk = ", ".join(
             f"{size / 1e9:,.1f} GB of the disk of {folder}, of which {free / 1e9:,.1f} are free"
-            for folder, size, free in disks.taken(whole)
+            for folder, size, free in disks.taken(total)
         )
         return (
             f"{counted(len(self.stages), 'stage')}, about {hours} one after the other ({self.card.source});"
-            f" {'' if whole.exact else 'at least '}{fetched}; at most {disk},"
-            f" and {whole.memory / GIB:,.1f} GiB of memory, of which {memory / GIB:,.1f} are"
+            f" {'' if total.exact else 'at least '}{download}; at most {disk},"
+            f" and {total.memory / GIB:,.1f} GiB of memory, of which {memory / GIB:,.1f} are"
         )
 
     def scratch_space(self, disks: Disks) -> float:
-        """Bytes for temporary files on the disk of the runs, beside all files that stay; at least what one stage needs."""
-        whole = self.total
-        [(_, size, free), *_] = disks.taken(whole)
-        return max(free - (size - whole.scratch), math.ceil(whole.scratch))
+        """Bytes for temporary files on the disk of ``runs/``, beside all files that are kept; at least what one stage needs."""
+        total = self.total
+        [(_, size, free), *_] = disks.taken(total)
+        return max(free - (size - total.scratch), math.ceil(total.scratch))
 
 
 def is_released(stages: Iterable[Stage]) -> bool:
-    """Whether all stages evaluate weights that exist already; a budget decides about these."""
+    """Whether all stages evaluate existing weights; such runs have a budget."""
     return all(tier_of(stage) == "released" or stage.parameters.get("weights", "trained") != "trained" for stage in stages)
 
 
 def make_budget(todo: Iterable[PlannedStage], wanted: Iterable[Stage], card: Card, *, memory: float, disks: Disks) -> Budget:
-    """The budget of those stages of ``todo``, parents first, that a machine can hold.
+    """The budget of the stages in ``todo`` (parents first) that fit a machine.
 
-    wanted : the stages that were asked for, in ``todo`` or not
-    memory : bytes that are free
+    wanted : the requested stages, in ``todo`` or not
+    memory : free memory in bytes
     """
     stages = tuple(todo)
     costs = {planned.stage: known_cost(planned.in_full, card) for planned in stages}
@@ -113,7 +113,7 @@ def make_budget(todo: Iterable[PlannedStage], wanted: Iterable[Stage], card: Car
 
 
 def known_cost(stage: Stage, card: Card) -> Cost:
-    """What a stage takes on a card; nothing where that is unknown, as of a user's own notebook."""
+    """The cost of a stage on a card; zero if unknown, for example for a user's notebook."""
     try:
         return stage_cost(stage, card)
     except KeyError:
@@ -121,12 +121,12 @@ def known_cost(stage: Stage, card: Card) -> Cost:
 
 
 def _settled(budget: Budget) -> Budget:
-    """The budget without skipped stages, their dependent stages, and the dependencies that no other stage needs."""
+    """The budget without skipped stages, their dependents, and dependencies that no other stage needs."""
     skipped = dict(budget.skipped)
     for planned in budget.stages:  # parents come first
-        lost = next((parent for parent in planned.parents if parent in skipped), None)
-        if lost is not None and planned.stage not in skipped:
-            skipped[planned.stage] = f"{lost.name} is skipped"
+        skipped_parent = next((parent for parent in planned.parents if parent in skipped), None)
+        if skipped_parent is not None and planned.stage not in skipped:
+            skipped[planned.stage] = f"{skipped_parent.name} is skipped"
     needed = set(budget.wanted)
     for planned in reversed(budget.stages):
         if planned.stage in needed and planned.stage not in skipped:

@@ -1,4 +1,4 @@
-"""What ``igpt plan`` and ``igpt run`` do, from the words a user typed."""
+"""The commands ``igpt plan``, ``igpt run`` and ``igpt bench``, from their arguments."""
 
 from __future__ import annotations
 
@@ -26,18 +26,17 @@ from igpt.text import counted
 
 
 def plan_targets(targets: list[str], tier: str | None) -> tuple[Plan, Signer]:
-    """The plan of the targets; of all tiers when neither targets nor a tier are named."""
+    """The plan of the targets; of all tiers if neither targets nor a tier are given."""
     project = Project.here()
     stages = find_stages(targets, tier, project) if targets or tier else declared_stages()
     return plan_stages(project, stages), Signer(project.notebooks)
 
 
 def run_speed(tasks: list[str], *, toy: bool) -> list[str]:
-    """Run comparisons of speed again, one at a time; return the names of those that ran.
+    """Rerun speed comparisons one at a time; return their names.
 
-    Without names all of them, those of GPUs where there is one.
-
-    toy : one round at tiny sizes, to see that it works; such records stay in ``runs/``
+    tasks : by default all, with those for GPUs only if there is a GPU
+    toy : one round at tiny sizes, as a test; such records stay in ``runs/``
 
     Raises UsageError for an unknown task, before anything starts.
     """
@@ -54,7 +53,7 @@ def run_speed(tasks: list[str], *, toy: bool) -> list[str]:
         if folder.exists():
             hold(folder)
             empty(folder)
-            release(folder)  # for the kernel
+            release(folder)  # the kernel locks it
         run_plan(project, plan_stages(project, [stage]), wanted=[stage])
     return chosen
 
@@ -62,19 +61,19 @@ def run_speed(tasks: list[str], *, toy: bool) -> list[str]:
 def run_targets(targets: list[str], tier: str | None, overrides: list[str]) -> str:
     """Run the targets; return a summary.
 
-    Of stages on existing weights those that this machine can hold are run, the cheapest first, after downloading their
-    data sets.
+    If all stages are on existing weights, their data sets are downloaded, and the stages that fit this machine are run,
+    cheapest first.
 
-    Raises UsageError for an unknown target, parameter or type, and where the machine can hold none of such stages, before
-    anything starts; for a data set that cannot be downloaded, after all other stages have run.
+    Raises UsageError before anything starts for an unknown target or parameter, a wrong type, and if none of the stages on
+    existing weights fits; after all other stages have run for a data set that cannot be downloaded.
     """
     project = Project.here()
     stages = find_stages(targets, tier, project)
     if overrides:
-        given = [{**stage.parameters, **parameters_of(project, stage.notebook, overrides)} for stage in stages]
-        stages = [resolve_weights(project, Stage.of(s.notebook, **more)) for s, more in zip(stages, given, strict=True)]
+        overridden = [{**stage.parameters, **parameters_of(project, stage.notebook, overrides)} for stage in stages]
+        stages = [resolve_weights(project, Stage.of(s.notebook, **more)) for s, more in zip(stages, overridden, strict=True)]
     plan, signer = plan_stages(project, stages), Signer(project.notebooks)
-    by_budget = is_released(stages)  # as they were named: canonical names omit parameters at their defaults
+    by_budget = is_released(stages)  # before canonical names, which omit default parameters
     stages = [signer.canonical(stage) for stage in stages]
     lines = [_run_by_budget(project, plan, stages) if by_budget else _summary(plan, run_plan(project, plan))]
     if overrides:
@@ -83,7 +82,7 @@ def run_targets(targets: list[str], tier: str | None, overrides: list[str]) -> s
 
 
 def _run_by_budget(project: Project, plan: Plan, wanted: list[Stage]) -> str:
-    """Run those stages that this machine can hold; return a summary."""
+    """Run the stages that fit this machine; return a summary."""
     from igpt.companion.run.datasets import fetch
 
     todo = to_do(project, plan)
@@ -116,7 +115,7 @@ def _run_by_budget(project: Project, plan: Plan, wanted: list[Stage]) -> str:
 
 
 def _summary(plan: Plan, ran: int) -> str:
-    """How many stages of a plan were run."""
+    """A summary of how many stages of a plan were run."""
     if ran:
         return f"{counted(ran, 'stage')} run, {len(plan) - ran} fresh"
     return f"nothing to run: {counted(len(plan), 'stage is fresh', 'stages are fresh')}"
@@ -129,6 +128,6 @@ def _tell_skipped(skipped: dict[Stage, str]) -> None:
 
 
 def _disk_of(folder: Path) -> tuple[int, int]:
-    """The number of the disk that a folder is on, or will be on, and the bytes that are free there."""
+    """The device number and free bytes of the disk of a folder, which need not exist yet."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return existing.stat().st_dev, shutil.disk_usage(existing).free

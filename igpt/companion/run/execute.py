@@ -61,7 +61,7 @@ class Kernels:
 
             @property
             def kernel_spec(self) -> KernelSpec:
-                """This Python's kernel, not an installed kernel of the same name, which may use a different Python."""
+                """The kernel of this Python; an installed kernel of the same name may use a different Python."""
                 from ipykernel.kernelspec import get_kernel_dict
 
                 return KernelSpec(**get_kernel_dict())

@@ -21,17 +21,17 @@ from igpt.project import Project
 if TYPE_CHECKING:
     from filelock import AcquireReturnProxy
 
-# Environment variable of the kernels that `igpt run` starts: the file for the record, which is kept once the notebook has
-# ended well. Such a kernel never empties a finished folder, which other processes may be reading.
+# Environment variable in kernels started by `igpt run`: the path for the record, which is copied to the run folder once the
+# notebook has succeeded. Such a kernel never empties a finished folder, since other processes may be reading it.
 PLANNED = "IGPT_PLANNED"
-STOP = "stop"  # a file in a stage's folder that asks its training to write a checkpoint and end
-ORPHAN = 5.0  # seconds to wait for a lock: a kernel looks every second whether its run was killed, and ends then
+STOP = "stop"  # a file in a stage's folder: training then writes a checkpoint and stops
+ORPHAN = 5.0  # seconds to wait for a lock: a kernel ends about a second after its run was killed
 
-_HELD: dict[Path, AcquireReturnProxy[Any]] = {}  # locks of this process, so that a notebook can run again in one kernel
+_HELD: dict[Path, AcquireReturnProxy[Any]] = {}  # locks held by this process, so that a notebook can be rerun in the same kernel
 
 
 def run_folder(project: Project, stage: Stage, signature: Signature) -> Path:
-    """A stage's folder, named by the stage and the start of its signature."""
+    """A stage's folder, named after the stage and the first digits of its signature."""
     return project.runs / _name(stage.name, signature.digest)
 
 
@@ -40,7 +40,7 @@ def _name(stage: str, digest: str) -> str:
 
 
 def folder_record(folder: Path, *, read: Callable[[Path], Record | None] = read_record) -> Record | None:
-    """The record of a finished run folder, if its stage and signature are those in the folder's name; else None.
+    """The record of a run folder if its stage and signature match the folder's name; else None.
 
     Raises as ``read`` does: by default UsageError for a file that is not a record.
     """
@@ -49,13 +49,13 @@ def folder_record(folder: Path, *, read: Callable[[Path], Record | None] = read_
 
 
 def finished_record(project: Project, stage: Stage, signature: Signature) -> Record | None:
-    """The record of a finished stage; None when its run has not ended, or its record is damaged."""
+    """The record of a finished stage; None if it is missing, damaged or of another signature."""
     record = folder_record(run_folder(project, stage, signature), read=usable_record)
     return record if record is not None and record.signature == signature.digest else None
 
 
 def read_progress(folder: Path) -> dict[str, float]:
-    """The last report of a running stage: ``done`` of ``total``, after ``seconds``; empty when there is none."""
+    """The last progress of a stage: ``done`` of ``total``, after ``seconds``; empty if there is none."""
     try:
         progress = read_json(folder / "progress.json")
     except (OSError, ValueError):
@@ -64,17 +64,17 @@ def read_progress(folder: Path) -> dict[str, float]:
 
 
 def part_notebook(folder: Path, process: int | str) -> Path:
-    """The unfinished notebook that a process runs in a folder."""
+    """The partial notebook of a process in a run folder."""
     return folder / f".notebook.{process}.part.ipynb"
 
 
 def kernel_log(folder: Path, process: int | str) -> Path:
-    """The stderr of such a process's kernel; the process holds a lock on it as long as it lives."""
+    """The stderr of the process's kernel; the process holds a lock on this file while it is alive."""
     return folder / f".kernel.{process}.log"
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove unfinished notebooks and kernel logs of killed runs, not those of live ones."""
+    """Remove partial notebooks and kernel logs of killed runs, not those of running ones."""
     leftovers = [*folder.glob(".notebook.*.part.ipynb"), *folder.glob(".kernel.*.log")]
     for process in {path.name.split(".")[2] for path in leftovers}:
         if (lock := try_lock(kernel_log(folder, process))) is not None:
@@ -84,20 +84,20 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def hold(folder: Path) -> None:
-    """Lock a folder until this process ends; remove an earlier request to stop and the leftovers of killed runs.
+    """Lock a folder until this process ends; remove an old stop file and the leftovers of killed runs.
 
-    Raises UsageError when another process holds it.
+    Raises UsageError if another process holds the lock.
     """
     if folder in _HELD:
         return
     owner = folder / ".owner"
     lock = _lock(folder)
-    while lock is not None and not (folder / ".lock").exists():  # `igpt clean` has moved the folder away meanwhile
+    while lock is not None and not (folder / ".lock").exists():  # `igpt clean` has moved the folder meanwhile
         lock.lock.release()
         lock = _lock(folder)
     if lock is None:
-        who = owner.read_text() if owner.exists() else "another process"
-        raise UsageError(f"{folder.name} is already being run by {who}: wait for it, or stop it")
+        holder = owner.read_text() if owner.exists() else "another process"
+        raise UsageError(f"{folder.name} is already being run by {holder}: wait for it, or stop it")
     _HELD[folder] = lock
     (folder / STOP).unlink(missing_ok=True)
     remove_leftovers(folder)
@@ -107,23 +107,23 @@ def hold(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> AcquireReturnProxy[Any] | None:
-    """The lock of a folder, created if it is missing; None if another process holds it."""
+    """Lock a folder, which is created if missing; None if another process holds the lock."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # the folder was moved away in between
+        with suppress(FileNotFoundError):  # the folder was moved meanwhile
             return try_lock(folder / ".lock", seconds=ORPHAN)
 
 
 def release(folder: Path) -> None:
-    """Give up this process's lock on a folder."""
+    """Release this process's lock on a folder."""
     _HELD.pop(folder).lock.release()
 
 
 def empty(folder: Path) -> None:
-    """Remove a run's files.
+    """Delete the files of a run.
 
-    First the record, which must never remain without its artifacts; then checkpoints and results of inner folders, from
-    which a later run would resume.
+    The record is deleted first: it must never exist without its artifacts. Checkpoints and results of inner folders are next,
+    since a later run would resume from them.
     """
     (folder / "record.json").unlink(missing_ok=True)
     for path in [*folder.rglob("checkpoint-*"), *folder.glob("*/finished.json")]:

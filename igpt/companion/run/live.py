@@ -1,7 +1,7 @@
-"""Make the files that the book's live panel loads, under ``book/live/``: ONNX Runtime, the model, and held-out images.
+"""Make the files of the book's live panel, under ``book/live/``: ONNX Runtime, the model, and held-out images.
 
-``layers.json`` is for the chapter on depth: the training images whose features are nearest to a few held-out ones, by layer.
-Nothing here is committed. The runtime comes from npm's lock file, the model from its weights.
+``layers.json`` is for the chapter on depth: for a few held-out images the nearest training images in the features of each
+layer. The files are not committed. The runtime version is fixed by npm's lock file, the model is made from its weights.
 """
 
 from __future__ import annotations
@@ -32,28 +32,29 @@ if TYPE_CHECKING:
     from igpt.model import ImageGPT
     from igpt.palette import Palette
 
-MOST = 25_000_000  # bytes that a reader who presses the button downloads
+MOST = 25_000_000  # largest download in bytes for a reader of the book
 IMAGES = 6  # held-out images to choose from
-GRAPHICS_PAY = 5_000_000  # parameters; a processor is faster for a smaller model (not measured)
-ASKED, NEAREST = 5, 6  # held-out images in the chapter on depth, and neighbours of each
+GRAPHICS_PAY = 5_000_000  # parameters from which WebGPU is preferred; smaller models are faster on the CPU (not measured)
+ASKED, NEAREST = 5, 6  # held-out images in the chapter on depth, and neighbours per image
 
-# The two builds of ONNX Runtime Web: for a graphics card, and for the processor (SIMD, one thread: more would need
-# headers that a folder of files cannot send).
+# The two builds of ONNX Runtime Web: for GPUs, and for CPUs (SIMD, one thread: more threads need HTTP headers that a static
+# site cannot send).
 RUNTIMES = {
     "wasm": ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"),
     "webgpu": ("ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"),
 }
 
-Published = tuple[Path, Record]  # a record and its file
+Published = tuple[Path, Record]  # a record's path and the record
 
 
 def prepare_live(model: str) -> str:
-    """Make ``book/live/`` for a model, unless it was made from the same inputs; the line to print.
+    """Make ``book/live/`` for a model, unless it exists for the same inputs; the line to print.
 
-    model : as `igpt.pretrained.open_weights` takes it
-    ``live.json`` is written last and describes the other files. Without the runtime (no npm) the folder is
-    removed, and the book is built without its panel. Raises UsageError for weights that do not exist, that
-    draw no square image, or that are too large for a reader to download.
+    model : see `igpt.pretrained.open_weights`
+
+    ``live.json`` is written last and describes the other files. Without the runtime (no npm) the folder is removed, and the
+    book is built without its panel. Raises UsageError for missing weights, weights that draw no square image, and
+    weights that are too large for a reader to download.
     """
     project = Project.here()
     folder, runtime = live_folder(project), project.root / "node_modules" / "onnxruntime-web"
@@ -61,7 +62,7 @@ def prepare_live(model: str) -> str:
         shutil.rmtree(folder, ignore_errors=True)
         return "the book's panel is left out: its runtime is missing (install npm, then run make book again)"
     samples = _samples_record(project, model)
-    probed = model if model in TINY else "tiny-l"  # whose data and labels are always at hand
+    probed = model if model in TINY else "tiny-l"  # its data and labels are always present
     probes = probe_record(project, probed)
     source = _source(project, model, [published[1].signature for published in (samples, probes) if published])
     try:
@@ -99,7 +100,7 @@ def prepare_live(model: str) -> str:
 
 
 def probe_record(project: Project, model: str) -> Published | None:
-    """The published record of the same weights' probes; None for a model whose data are not known."""
+    """The published linear-probe record of a tiny model and its path; None for other models or without a record."""
     if model not in TINY:
         return None
     path = project.records / "tiny" / f"{Stage.of('linear_probe', model=model, seed=0).name}.json"
@@ -110,7 +111,7 @@ def probe_record(project: Project, model: str) -> Published | None:
 def find_neighbours(model: str, weights: ImageGPT, palette: Palette, probes: Published, project: Project) -> dict[str, object]:
     """The content of ``layers.json``: the first held-out images, and by layer their nearest training images.
 
-    Nearest by Euclidean distance, in features that are standardised over the training images, as the probe's are.
+    The distance is Euclidean, in features standardised over the training images as for the probe.
     ``curve`` is the probe's accuracy by layer, from its record.
     """
     import numpy as np
@@ -146,14 +147,14 @@ def find_neighbours(model: str, weights: ImageGPT, palette: Palette, probes: Pub
 
 
 def _file(path: Path) -> dict[str, object]:
-    """A file that the page fetches: name, bytes, and the hash that the browser checks."""
+    """The entry of a file in ``live.json``: name, bytes, and the integrity hash that the browser checks."""
     content = path.read_bytes()
     digest = base64.b64encode(hashlib.sha384(content).digest()).decode()
     return {"name": path.name, "bytes": len(content), "integrity": f"sha384-{digest}"}
 
 
 def _copy_runtime(runtime: Path, folder: Path) -> dict[str, object]:
-    """Copy both builds, WebAssembly compressed; their entry in ``live.json``."""
+    """Copy both builds of the runtime, with compressed WebAssembly; their entry in ``live.json``."""
     backends = {}
     for backend, (script, binary) in RUNTIMES.items():
         shutil.copyfile(runtime / "dist" / script, folder / script)
@@ -165,14 +166,14 @@ def _copy_runtime(runtime: Path, folder: Path) -> dict[str, object]:
 
 
 def _write_model(name: str, weights: ImageGPT, palette: Palette, folder: Path) -> dict[str, object]:
-    """Write the graph and its weights; their entries in ``live.json``."""
+    """Write the model as ONNX; its entries in ``live.json``. Raises UsageError if it draws no square image."""
     from igpt.weights.onnx import write_onnx
 
     shape = weights.shape
     side, channels = math.isqrt(shape.n_ctx), palette.centres.shape[1]
     if side**2 != shape.n_ctx or channels not in (1, 3):
         raise UsageError(f"{name} draws no square image in grey or colour: choose other weights for the book's panel")
-    # Half precision where it loses nothing, so that the page draws what the command line draws.
+    # Half precision only if it is lossless, so that the page and the command line draw the same images.
     half = all(bool((t == t.half()).all()) for t in weights.state_dict().values())
     write_onnx(folder / "onnx", weights, palette, half=half)
     files = [_file((folder / "onnx" / part).rename(folder / part)) for part in ("model.onnx", "weights.bin")]
@@ -190,7 +191,7 @@ def _write_model(name: str, weights: ImageGPT, palette: Palette, folder: Path) -
 
 
 def _images(samples: Published | None, positions: int) -> list[list[int]]:
-    """Held-out images as tokens: the originals of the model's published completions."""
+    """Held-out images as tokens: the originals of the model's published completions. Raises UsageError for another size."""
     rows = samples[1].series.get("completions", []) if samples else []
     images = [original for original in {row["image"]: row["original"] for row in rows}.values() if isinstance(original, list)]
     if samples and any(len(image) != positions for image in images):
@@ -199,7 +200,7 @@ def _images(samples: Published | None, positions: int) -> list[list[int]]:
 
 
 def _samples_record(project: Project, model: str) -> Published | None:
-    """The first published record of a model's samples."""
+    """The first published samples record of a model and its path; None if there is none."""
     for path in sorted(project.records.glob(f"*/samples,*model={Path(model).name},*.json")):
         if record := usable_record(path):
             return path, record
@@ -207,7 +208,7 @@ def _samples_record(project: Project, model: str) -> Published | None:
 
 
 def _source(project: Project, model: str, records: list[str]) -> str:
-    """SHA-256 of all inputs of the folder."""
+    """SHA-256 of all inputs of ``book/live/``."""
     if model in TINY:
         weights = Signer(project.notebooks).sign(Stage.of("pretrain", model=model, objective="autoregressive", seed=0)).digest
     else:

@@ -1,4 +1,4 @@
-"""Measure how fast the live panel draws, in a headless Chromium on this machine, and write the record."""
+"""Measure the sampling speed of the live panel in a headless Chromium on this machine, and write a record."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ def measure_panel() -> str:
 
 
 def _round(page: Page) -> dict[str, float]:
-    """Load the panel: seconds from the end of the download to the first pixel, and the rates of one image and of four."""
+    """One round: seconds from the end of the download to the first pixel, and pixels per second for one and four images."""
     page.locator(".live-load").click()
     page.wait_for_function("() => /ready|not run here/.test(document.querySelector('.live-status').textContent)", timeout=60_000)
-    section, said = page.locator(".igpt-live"), page.locator(".live-status")
-    if "ready" not in said.inner_text():
-        raise StageError(f"the panel did not start: {said.inner_text()}")
+    section, status = page.locator(".igpt-live"), page.locator(".live-status")
+    if "ready" not in status.inner_text():
+        raise StageError(f"the panel did not start: {status.inner_text()}")
     page.get_by_role("radio", name="Nothing").check()
     measured = {}
     for n, name in ((1, "pixels_per_second"), (4, "pixels_per_second_of_four")):
@@ -109,13 +109,13 @@ def _round(page: Page) -> dict[str, float]:
 
 
 def _value(numbers: list[float], unit: str) -> Value:
-    """Median, least and greatest."""
+    """The median, with minimum and maximum as ``low`` and ``high``."""
     return Value(value=statistics.median(numbers), unit=unit, low=min(numbers), high=max(numbers))
 
 
 @contextmanager
 def _served(folder: Path) -> Iterator[str]:
-    """Serve a folder on this machine; its address."""
+    """Serve a folder over HTTP on this machine; yields the address."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         """A server without a log."""

@@ -2,12 +2,12 @@
 
 1. Plan: `plan_stages` compares stages with the published records, and `to_do` lists those to run, parents first.
 2. Slots: as many stages run at once as the machine's cores, GPUs, memory and disk allow (`igpt.companion.run.slots`).
-3. Kernel: each stage's notebook runs in a kernel of its own (`igpt.companion.run.execute`).
-4. Record: the notebook's record is kept in the stage's run folder once the notebook has ended well.
+3. Kernel: each stage's notebook runs in its own kernel (`igpt.companion.run.execute`).
+4. Record: the record is written to the stage's run folder once the notebook has succeeded.
 5. Publish: the records of declared stages are copied to book/records.
 
-A stage that fails keeps its dependent stages from running and no other. An interrupt kills the kernels; the same command
-resumes from their checkpoints.
+After a failure only the dependents of the failed stage are not run. An interrupt kills the kernels; the same command resumes
+from their checkpoints.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ START = 4  # seconds that a kernel takes to start
 
 
 def plan_stages(project: Project, stages: Iterable[Stage]) -> Plan:
-    """The plan of ``stages`` and their dependencies, against the published records."""
+    """The plan of ``stages`` and their dependencies, compared with the published records."""
     store = RecordStore(project)
     return make_plan(stages, store.signer, store.read)
 
 
 def publishable_stages(project: Project) -> Plan:
-    """The plan of all stages whose records are published in the book: the declared ones and their dependencies."""
+    """The plan of all stages whose records the book publishes: the declared stages and their dependencies."""
     return plan_stages(project, declared_stages())
 
 
@@ -51,7 +51,7 @@ def to_do(project: Project, plan: Plan, wanted: Iterable[Stage] = ()) -> list[Pl
 
 
 def ensure(project: Project, stages: Iterable[Stage]) -> None:
-    """Run what is missing of the outputs of ``stages``, for a notebook that was opened by hand."""
+    """Run the stages whose outputs are missing, for a notebook that was opened by hand."""
     plan = plan_stages(project, stages)
     run_plan(project, plan, wanted=[planned.stage for planned in plan if planned.stage in set(stages)])
 
@@ -65,15 +65,15 @@ def run_plan(
     needs: Needs | None = None,
     budget: Budget | None = None,
 ) -> int:
-    """Run what the plan needs and publish the records of declared stages; return how many stages were run.
+    """Run the stages of a plan and publish the records of declared stages; return the number of stages run.
 
     wanted : stages whose outputs are needed even if their records are fresh
-    room : what may be used, by default the whole machine
-    needs : what each stage needs of it, by default `igpt.companion.run.slots.default_needs`
-    budget : run its stages only, the cheapest first; without one the longest chain of dependent stages comes first
+    room : the slots to use, by default the whole machine
+    needs : the needs of each stage, by default `igpt.companion.run.slots.default_needs`
+    budget : run only its stages, cheapest first; without a budget the longest chain of dependent stages runs first
 
-    Raises the first UsageError as it is, or one StageError for all failures, once all other stages have ended; and
-    KeyboardInterrupt after killing the kernels.
+    Raises the first UsageError, or one StageError for all failures, once all other stages have ended; and KeyboardInterrupt
+    after killing the kernels.
     """
     room = room or Slots(cores(), tuple(gpus()))
     todo = to_do(project, plan, wanted) if budget is None else list(budget.stages)
@@ -87,7 +87,9 @@ def run_plan(
     chosen = {planned.stage for planned in todo}
     for planned in plan:
         if planned.stage not in chosen:
-            remove_leftovers(run_folder(project, planned.stage, planned.signature))  # of a run killed after its record
+            remove_leftovers(
+                run_folder(project, planned.stage, planned.signature)
+            )  # of a run that was killed after writing its record
             record = finished_record(project, planned.stage, planned.signature)
             if planned.state != "fresh" and record is not None:
                 publish(planned, record)
@@ -122,7 +124,7 @@ def _run_stages(
     publish: Callable[[PlannedStage, Record], None],
     progress: Progress,
 ) -> list[Exception]:
-    """Run stages in this order, each once its parents have ended and there is room for it; return the failures."""
+    """Run stages in this order, each once its parents have ended and it fits; return the failures."""
     kernels = Kernels()
     waiting = {planned.stage: planned for planned in todo}
     running: dict[Future[Record], tuple[PlannedStage, Slots]] = {}
@@ -134,12 +136,12 @@ def _run_stages(
                 for planned in [p for p in waiting.values() if not unfinished & set(p.parents)]:
                     taken = room.take(needs(planned.stage))
                     if taken is None:
-                        break  # the first waits for its room: later ones that are smaller do not overtake it
+                        break  # smaller stages do not overtake the first one that waits
                     part, room = taken
                     progress.start(waiting.pop(planned.stage))
                     running[pool.submit(execute, planned, project, kernels, environment=environment(part))] = planned, part
                 if not running:
-                    break  # no waiting stage can run: its parents failed
+                    break  # the remaining stages cannot run: their parents failed
                 done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
                 progress.refresh()
                 for future in done:
@@ -163,7 +165,7 @@ def _run_stages(
 
 
 def _expected_seconds(needs: Needs) -> Callable[[PlannedStage], float]:
-    """Seconds that a stage should take, kernel start included: by its last record, else by its cost."""
+    """A function for the expected seconds of a stage with kernel start: from its last record, else from its cost."""
 
     def seconds(planned: PlannedStage) -> float:
         if planned.record is not None:
@@ -176,7 +178,7 @@ def _expected_seconds(needs: Needs) -> Callable[[PlannedStage], float]:
 
 
 def _chains(todo: list[PlannedStage], seconds: Callable[[PlannedStage], float]) -> dict[Stage, float]:
-    """For each stage the seconds of the longest chain of dependent stages that starts with it."""
+    """For each stage the expected seconds of the longest chain of dependent stages that starts with it."""
     chains: dict[Stage, float] = {}
     for planned in reversed(todo):  # parents come first in a plan
         dependents = [chains[p.stage] for p in todo if planned.stage in p.parents]

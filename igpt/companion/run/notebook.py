@@ -1,7 +1,7 @@
-"""A running stage as its notebook sees it: its parents' outputs, its progress, its record.
+"""The interface of notebooks to a running stage: its parents' outputs, its progress, its record.
 
-A notebook that is opened by hand and one that `igpt run` starts work in the same folder, which follows from the stage's
-signature, so that one resumes or replaces the work of the other.
+The stage's folder is determined by its signature, whether the notebook is opened by hand or started by `igpt run`. Either
+therefore resumes or replaces the work of the other.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from igpt.shape import Objective
 from igpt.train.recipe import Recipe
 from igpt.train.recipes import recipe
 
-PARENTS = ".parents.json"  # in a stage's folder: digests of its parents' results when its work began
+PARENTS = ".parents.json"  # in a stage's folder: digests of the parents' results that its work used
 
 
 class Finished(Exception):
-    """Another run has finished the stage while this one waited for its folder."""
+    """Another run finished the stage while this one waited for its folder."""
 
 
 @dataclass(frozen=True)
 class Milestone:
-    """Weights kept during pre-training.
+    """Weights saved during pre-training.
 
-    index : position among the recipe's milestones; figure 3's 65k is 0, and released weights lack some
-    loss : held out, nats per token
-    folder : of the weights, in our own format
+    index : position among the recipe's milestones; 0 is 65k in figure 3, and some are missing from the released weights
+    loss : on held-out images, nats per token
+    folder : folder of the weights, in igpt's format
     """
 
     index: int
@@ -72,12 +72,12 @@ class OpenStage:
         if self._planned and finished_record(project, self.stage, self.signature) is not None:
             raise Finished(self.stage.name)
         if not self._planned and (self.folder / "record.json").exists():
-            empty(self.folder)  # run again by hand: from the beginning, as its receipt will say
+            empty(self.folder)  # a rerun by hand starts from the beginning; its receipt notes "by hand"
         self._before = read_progress(self.folder).get("seconds", 0.0)
         self._start = self._reported = time.monotonic()
 
     def parent(self, notebook: str) -> Path:
-        """The folder of a finished parent, which is run first if need be."""
+        """The folder of a finished parent. The parent is run first if necessary."""
         stage = self.parents[notebook]
         ensure(self.project, [stage])
         folder = run_folder(self.project, stage, self._signer.sign(stage))
@@ -91,9 +91,9 @@ class OpenStage:
         return record
 
     def _start_over_if_changed(self, parent: Stage, folder: Path) -> None:
-        """Discard the work so far if it used another result of a parent: other files under a released name, say.
+        """Discard earlier work of the stage if the parent's result has changed since, such as a new download of weights.
 
-        Results are compared, since a parent's signature does not cover what was downloaded or how a GPU rounded.
+        Results are compared, since a parent's signature covers neither downloaded files nor rounding on GPUs.
         """
         record = read_record(folder / "record.json")
         assert record is not None
@@ -110,19 +110,19 @@ class OpenStage:
             write_text(self.folder / PARENTS, json.dumps({**known, parent.name: digest}))
 
     def weights(self) -> Path:
-        """The folder of the weights that the stage evaluates, in our own format: trained here, released, or a user's own.
+        """The folder of the weights that the stage evaluates, in igpt's format: trained here, released, or a user's own.
 
-        Of several steps, those of the last.
+        These are the weights after the last step.
         """
         if "pretrain" in self.parents:
             return self._weights("pretrain", self._recipe("pretrain").steps)
         return self._existing("weights")
 
     def milestones(self) -> list[Milestone]:
-        """The weights kept during pre-training, in the order of their steps, each with its held-out loss."""
+        """The weights saved during pre-training, ordered by step, each with its held-out loss."""
         if "pretrain" in self.parents:
             rows = self.parent_record("pretrain").series["losses"]
-            losses = {int(row["step"]): float(row["validation"]) for row in rows}  # type: ignore[arg-type]  # numbers, these two
+            losses = {int(row["step"]): float(row["validation"]) for row in rows}  # type: ignore[arg-type]  # both are numbers
             return [
                 Milestone(index, step, losses[step], self._weights("pretrain", step))
                 for index, step in enumerate(self._recipe("pretrain").milestone_steps)
@@ -140,7 +140,7 @@ class OpenStage:
         ]
 
     def own_weights(self) -> Path:
-        """The folder of a user's own weights, which a parameter names. Raises UsageError when they were moved or changed."""
+        """The folder of the user's own weights in ``weights``. Raises UsageError if they were moved or changed."""
         return own_path(self.project, str(self._parameters["weights"]))
 
     def report(self, done: int, total: int) -> None:
@@ -151,11 +151,11 @@ class OpenStage:
             write_text(self.folder / "progress.json", json.dumps({"done": done, "total": total, "seconds": self._seconds()}))
 
     def part(self, number: int, of: int) -> Callable[[int, int], None]:
-        """The `report` of part ``number`` of ``of`` equally long parts of the work, from 0.
+        """A `report` for part ``number`` (from 0) of ``of`` equally long parts of the work.
 
-        It raises Stopped when the stage was asked to stop, for work that keeps its results as it goes.
+        It raises Stopped if a stop was requested; use it for work that saves its results as it proceeds.
         """
-        from igpt.train.engine import Stopped  # imports torch, which a plan does without
+        from igpt.train.engine import Stopped  # imports torch, which planning does not need
 
         def report(done: int, total: int) -> None:
             self.report(number * total + done, of * total)
@@ -165,7 +165,7 @@ class OpenStage:
         return report
 
     def stopping(self) -> bool:
-        """Whether the stage was asked to stop, by a file in its folder: signals do not reach a kernel reliably."""
+        """Whether a stop was requested by a file in the folder; signals do not reach kernels reliably."""
         return (self.folder / STOP).exists()
 
     def write_record(
@@ -175,11 +175,11 @@ class OpenStage:
         *,
         peers: tuple[str, ...] = (),
     ) -> Record:
-        """Write the stage's record, which marks it finished; under `igpt run` only once its notebook has ended well.
+        """Write the stage's record, which marks the stage finished; under `igpt run` only after its notebook has succeeded.
 
         Prints a line with the record's digest, by which `igpt verify` matches the executed notebook with the record.
 
-        peers : further packages whose versions the receipt lists
+        peers : additional packages whose versions the receipt lists
         """
         packages = ("igpt", "torch", "numpy", "scikit-learn", *peers)
         record = Record(
@@ -194,7 +194,7 @@ class OpenStage:
                 commit=self._commit,
                 dirty=self._dirty,
                 command=f"igpt run {self.stage.name}",
-                # A notebook that is open in an editor may differ from the file that was signed.
+                # A notebook run by hand in an editor may differ from the signed file.
                 notebook=f"notebooks/{self.stage.notebook}.ipynb{'' if self._planned else ', run by hand'}",
                 hardware=hardware(),
                 seconds=round(self._seconds(), 2),
@@ -212,7 +212,7 @@ class OpenStage:
         return recipe(str(given["model"]), cast(Objective, given["objective"]))
 
     def _existing(self, parent: str) -> Path:
-        """The folder of existing weights that a parent has converted."""
+        """The folder of existing weights, which a parent stage has converted."""
         return self._weights(parent, int(self._signer.parameters(self.parents[parent])["step"]))
 
     def _weights(self, parent: str, step: int) -> Path:
@@ -222,22 +222,22 @@ class OpenStage:
         return self.parent(parent) / weights_name(step)
 
     def _seconds(self) -> float:
-        """Seconds of work, interrupted sessions included."""
+        """Seconds of work, including interrupted sessions."""
         return float(self._before) + time.monotonic() - self._start
 
 
 def open_stage(notebook: str, **parameters: Literal) -> OpenStage:
-    """Open the stage of a notebook and parameters, and lock its folder.
+    """Open the stage of a notebook with these parameters, and lock its folder.
 
-    Raises UsageError for a parameter the notebook does not declare, for missing weights, and when another process runs the
-    stage.
+    Raises UsageError for a parameter that the notebook does not declare, for missing weights, and if another process runs
+    the stage.
     """
     project = Project.here()
     return OpenStage(project, resolve_weights(project, Stage.of(notebook, **parameters)), Signer(project.notebooks))
 
 
 def hardware() -> str:
-    """The processor's name, the threads used, the GPU if there is one, and whether compiling a model failed."""
+    """A description of the hardware: CPU, threads used, GPU if any, and whether compiling a model failed."""
     import torch
 
     from igpt.fast import uncompiled

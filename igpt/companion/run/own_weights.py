@@ -1,7 +1,7 @@
-"""A user's own weights: a path on the command line becomes a name, made of the folder's name and the digest of its files.
+"""A user's own weights: register a path under a name, made of the folder's name and the digest of its files.
 
-A folder that moves but keeps its name keeps its results. A renamed folder counts as other weights, though the digest is the
-same. ``runs/weights/NAME.json`` records the path, digest and shape of a name.
+A folder that is moved but keeps its name keeps its results. A renamed folder counts as different weights, even with the same
+digest. ``runs/weights/NAME.json`` holds the path, digest and shape of the weights.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from igpt.project import Project, whole_path
 
 TRAINED, RELEASED = "trained", "released"
 NAME = re.compile(r"[\w.+-]+-[0-9a-f]{12}")
-LONGEST = 40  # characters of the folder's name
+LONGEST = 40  # characters of the folder's name that are used
 
 
 @dataclass(frozen=True)
 class Registered:
-    """Weights with a name: their folder or TensorFlow prefix, digest, recipe of the same shape, and kind of images."""
+    """Registered weights: folder or TensorFlow prefix, digest, recipe of the same shape, and format of the images."""
 
     path: str
     digest: str
@@ -36,26 +36,26 @@ class Registered:
     objective: str
     side: int  # pixels
     channels: int
-    palette: str  # its digest
+    palette: str  # digest
 
     @property
     def images(self) -> str:
-        """The kind of images in words."""
+        """The format of the images as a phrase."""
         return _kind(self.side, self.channels)
 
 
 def resolve_weights(project: Project, stage: Stage) -> Stage:
-    """The stage with a path given as ``weights`` replaced by its name, and with the model and objective of these weights.
+    """Replace a path in the parameter ``weights`` by its registered name, and set model and objective of these weights.
 
-    Raises UsageError for weights that are missing or damaged, of another model than was given, or that do not fit the data,
-    and for a word that is none of ``trained``, ``released``, a registered name and a path.
+    Raises UsageError if the weights are missing or damaged, belong to a different model than given, or do not fit the data, and
+    if the value is not ``trained``, ``released``, a registered name or a path.
     """
     defaults = read_notebook(project.notebooks, stage.notebook).defaults
     given = stage.parameters
     word = given.get("weights", defaults.get("weights", TRAINED))
     _check_trained(given, defaults)
     if "weights" not in defaults or not isinstance(word, str):
-        return stage  # the plan refuses an unknown parameter, and one of another type
+        return stage  # the plan refuses unknown parameters and wrong types
     if word == TRAINED:
         if stage.notebook in ("weights", "released_loss"):
             raise UsageError(f"notebook {stage.notebook} takes weights that exist, not {TRAINED}: give {RELEASED} or a path")
@@ -66,26 +66,26 @@ def resolve_weights(project: Project, stage: Stage) -> Stage:
         return stage
     registration = _registration(project, word)
     if NAME.fullmatch(word) and not registration.exists() and "model" in given:
-        return stage  # of a run elsewhere, whose records can be read; refused where its weights are to be read
+        return stage  # weights of another machine: their records can be read, running the stage is refused
     name, known = (word, _read(registration)) if registration.exists() else _register(project, word)
     if stage.notebook == "loss_against_probe":
         raise UsageError(f"loss_against_probe compares the weights after several steps, and {word} holds one: run linear_probe")
     if known.objective == "bert" and "objective" not in defaults:
         raise UsageError(f"notebook {stage.notebook} is for autoregressive weights, and {word} holds BERT's: give others")
-    wanted = {"model": known.model, "objective": known.objective}
-    for parameter, value in wanted.items():
+    required = {"model": known.model, "objective": known.objective}
+    for parameter, value in required.items():
         if parameter in given and given[parameter] != value:
             raise UsageError(
                 f"{word} holds weights of {known.model}, {known.objective}, and {parameter} is {given[parameter]}: leave"
                 f" {parameter} out, or give {value}"
             )
-    resolved = {**given, **{k: v for k, v in wanted.items() if k in defaults}, "weights": name}
+    resolved = {**given, **{k: v for k, v in required.items() if k in defaults}, "weights": name}
     _check_data(stage.notebook, {**defaults, **resolved}, word, known)
     return Stage.of(stage.notebook, **resolved)
 
 
 def own_path(project: Project, name: str) -> Path:
-    """The path of the weights with a registered name. Raises UsageError when they have been moved or changed since."""
+    """The path of registered weights. Raises UsageError if they were moved or changed since registration."""
     registration = _registration(project, name)
     if not registration.exists():
         raise UsageError(f"no weights are registered here as {name}: give their folder again (-p weights=FOLDER)")
@@ -102,14 +102,14 @@ def own_path(project: Project, name: str) -> Path:
 
 
 def share_names(project: Project, home: Project) -> None:
-    """Copy the names of a user's own weights to ``home``, where jobs look for them."""
+    """Copy the registrations of a user's own weights to the run root ``home``, where jobs read them."""
     if home.runs != project.runs:
         for path in (project.runs / "weights").glob("*.json"):
             write_text(home.runs / "weights" / path.name, path.read_text())
 
 
 def _register(project: Project, word: str) -> tuple[str, Registered]:
-    """Give the weights at a path a name, and record it."""
+    """Register the weights at a path; their name and registration. Raises UsageError for unsuitable weights."""
     from igpt.train.recipes import model_of
     from igpt.weights.huggingface import has_output, is_huggingface
     from igpt.weights.read import read_palette, weights_shape
@@ -136,7 +136,7 @@ def _register(project: Project, word: str) -> tuple[str, Registered]:
 
 
 def _unknown(project: Project, word: str) -> UsageError:
-    """The error for a word that names no weights."""
+    """The error for a word that is not the name or path of weights."""
     from igpt.train.recipes import recipe
     from igpt.weights.released import released_model
 
@@ -149,22 +149,22 @@ def _unknown(project: Project, word: str) -> UsageError:
         pass
     names = sorted(path.stem for path in (project.runs / "weights").glob("*.json"))
     near = near_misses(word, [TRAINED, RELEASED, *names])
-    ways = "give a folder, or a TensorFlow checkpoint's path without .index"
-    return UsageError(f"there are no weights {word!r}{near.rstrip('?')}{', or' if near else ':'} {ways}")
+    advice = "give a folder, or a TensorFlow checkpoint's path without .index"
+    return UsageError(f"there are no weights {word!r}{near.rstrip('?')}{', or' if near else ':'} {advice}")
 
 
 def _check_trained(given: Mapping[str, Literal], defaults: Mapping[str, Literal]) -> None:
-    """Raise UsageError for a model that no recipe trains, without weights."""
+    """Raise UsageError for a custom model without weights: no recipe trains it."""
     from igpt.train.recipes import CUSTOM
 
     model = str(given.get("model", ""))
     if CUSTOM.fullmatch(model) and given.get("weights", TRAINED) == TRAINED:
-        ways = "give weights=FOLDER too, or another model" if "weights" in defaults else "choose another model"
-        raise UsageError(f"{model} is the shape of somebody's own weights, which no recipe trains: {ways}")
+        advice = "give weights=FOLDER too, or another model" if "weights" in defaults else "choose another model"
+        raise UsageError(f"{model} is the shape of somebody's own weights, which no recipe trains: {advice}")
 
 
 def _released(given: Mapping[str, Literal]) -> Registered | None:
-    """OpenAI's weights; None where parameters are missing or of a wrong type, which the plan refuses.
+    """OpenAI's weights for these parameters; None if parameters are missing or of a wrong type, which the plan refuses.
 
     Raises UsageError for weights that were not released.
     """
@@ -172,7 +172,7 @@ def _released(given: Mapping[str, Literal]) -> Registered | None:
     from igpt.weights.released import LAST_STEP, released_at
 
     step = given.get("step", LAST_STEP)
-    if not isinstance(step, int) or "model" not in given:  # a user's own notebook may have no model
+    if not isinstance(step, int) or "model" not in given:  # a user's notebook may lack this parameter
         return None
     model, objective = str(given["model"]), str(given.get("objective", "autoregressive"))
     shape = released_at(model, objective, step).shape
@@ -180,7 +180,7 @@ def _released(given: Mapping[str, Literal]) -> Registered | None:
 
 
 def _check_data(notebook: str, parameters: dict[str, Literal], word: str, known: Registered) -> None:
-    """Raise UsageError for data sets whose images the weights cannot read; the plan refuses an unknown data set."""
+    """Raise UsageError for data sets whose images do not fit the weights; the plan refuses unknown data sets."""
     from igpt.data.cards import DATASETS, data_card
     from igpt.palette import RELEASED as RELEASED_COLOURS
 
@@ -203,17 +203,17 @@ def _check_data(notebook: str, parameters: dict[str, Literal], word: str, known:
 
 
 def _kind(side: int, channels: int) -> str:
-    """Images of a kind in words."""
+    """A format of images as a phrase."""
     return f"{'grey' if channels == 1 else 'colour'} images of {side} x {side} pixels"
 
 
 def _registration(project: Project, name: str) -> Path:
-    """The file that describes a name; a word that cannot be one, such as a path, has none."""
+    """The registration file of a name; for a word that cannot be a name, such as a path, a file that does not exist."""
     return project.runs / "weights" / f"{name if NAME.fullmatch(name) else 'none'}.json"
 
 
 def _read(registration: Path) -> Registered:
-    """The weights of a registration."""
+    """Read a registration file. Raises UsageError if it is damaged."""
     try:
         return Registered(**read_json(registration))
     except (OSError, ValueError, TypeError) as error:
@@ -221,12 +221,12 @@ def _read(registration: Path) -> Registered:
 
 
 def _exists(path: Path) -> bool:
-    """Whether there may be weights at a path."""
+    """Whether a folder or a TensorFlow index exists at a path."""
     return path.exists() or path.with_name(f"{path.name}.index").exists()
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of the weights at a path. Raises UsageError where files are missing."""
+    """SHA-256 of the weights at a path. Raises UsageError if files are missing."""
     from igpt.weights.read import weights_files
 
     files = weights_files(path)
@@ -236,7 +236,7 @@ def _digest(path: Path) -> str:
 
 @cache
 def _read_digest(files: tuple[Path, ...], states: tuple[tuple[int, ...], ...]) -> str:
-    """SHA-256 of files in a state, read once, since all stages of a plan ask for it."""
+    """SHA-256 of files, cached by their states, since all stages of a plan need it."""
     from igpt.weights.existing import content_digest, file_sums
 
     return content_digest(file_sums(files))

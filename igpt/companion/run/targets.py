@@ -1,4 +1,4 @@
-"""The stages that a target names: an experiment, a table, or a notebook with parameters."""
+"""Find the stages of a target: an experiment, a table, or a notebook with parameters."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from igpt.errors import UsageError
 from igpt.project import Project
 
 DEFAULT_TIER = next(iter(TIERS))  # the smallest
-ZEROS = re.compile(r"-0+(?=\d+$)")  # before the number of an experiment
+ZEROS = re.compile(r"-0+(?=\d+$)")  # leading zeros of an experiment's number
 
 
 def find_stages(targets: list[str], tier: str | None, project: Project) -> list[Stage]:
-    """The stages of the targets in a tier, by default the smallest that has them; without targets the whole tier.
+    """The stages of the targets in a tier, by default the smallest tier that has them; without targets, of the whole tier.
 
-    Raises UsageError for an unknown target, naming near misses, and for one without a run in the tier.
+    Raises UsageError for an unknown target, with near misses, and for a target without a run in the tier.
     """
     if not targets:
         return declared_stages(tier or DEFAULT_TIER)
@@ -27,7 +27,7 @@ def find_stages(targets: list[str], tier: str | None, project: Project) -> list[
 
 
 def _stages_of(target: str, tier: str | None, project: Project) -> list[Stage]:
-    """The stages of one target."""
+    """The stages of one target, see `find_stages`."""
     groups = {e.name: [e] for e in experiments()} | {table.name: list(table.experiments()) for table in TABLES}
     if target not in groups:
         notebooks = sorted(path.stem for path in project.notebooks.glob("*.ipynb"))
@@ -35,21 +35,23 @@ def _stages_of(target: str, tier: str | None, project: Project) -> list[Stage]:
         if notebook in notebooks:
             return [resolve_weights(project, Stage.of(notebook, **parameters_of(project, notebook, words)))]
         known = list(dict.fromkeys([*groups, *notebooks]))  # a table and a notebook may share a name
-        same = [name for name in known if ZEROS.sub("-", name) == ZEROS.sub("-", target)]
-        raise UsageError(f"there is no experiment, table or notebook {target!r}{near_misses(target, same or known)}")
+        equal_names = [name for name in known if ZEROS.sub("-", name) == ZEROS.sub("-", target)]
+        raise UsageError(f"there is no experiment, table or notebook {target!r}{near_misses(target, equal_names or known)}")
     tiers = [tier] if tier else list(TIERS)
     for name in tiers:
         if stages := [s for e in groups[target] if (run := e.measurement(name)) for s in run.stages()]:
             return stages
     nothing = f"{target} has nothing to run{f' in tier {tier}' if tier else ''}"
-    ours = [e.published for e in groups[target] if e.published.ours]
-    for row in ours:
+    rows = [e.published for e in groups[target] if e.published.ours]
+    for row in rows:
         for name in tiers:
             if name in TIERS and (why := why_not(row, TIERS[name])):
                 raise UsageError(f"{nothing}: {why}")
-    others = sorted({run.tier for e in groups[target] for run in e.measurements})
-    has = f"its runs are in tier {' and '.join(others)}" if others else "it is another system's, or has no run declared"
-    raise UsageError(f"{nothing}: {has}")
+    other_tiers = sorted({run.tier for e in groups[target] for run in e.measurements})
+    reason = (
+        f"its runs are in tier {' and '.join(other_tiers)}" if other_tiers else "it is another system's, or has no run declared"
+    )
+    raise UsageError(f"{nothing}: {reason}")
 
 
 def parameters_of(project: Project, notebook: str, words: list[str]) -> dict[str, Literal]:
@@ -65,7 +67,7 @@ def parameters_of(project: Project, notebook: str, words: list[str]) -> dict[str
 
 
 def _convert(text: str, default: Literal | None) -> Literal:
-    """``text`` in the default's type where that is possible, else unchanged: signing a stage refuses a wrong type."""
+    """``text`` converted to the default's type if possible, else unchanged: signing refuses a wrong type."""
     try:
         if isinstance(default, bool):
             return {"true": True, "false": False}.get(text.lower(), text)

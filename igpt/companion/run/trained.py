@@ -1,4 +1,4 @@
-"""The weights of recipes that were trained in a checkout."""
+"""The weights of recipes trained in a checkout."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def trained(project: Project, name: str) -> tuple[Stage, Path, Record | None]:
 
 
 def trained_weights(project: Project, name: str, *, train: bool) -> Path:
-    """The folder of a trained recipe's weights. Raises UsageError where it is not trained and ``train`` is off."""
+    """The folder of a trained recipe's weights. If it is not trained: trains it with ``train``, else raises UsageError."""
     stage, folder, record = trained(project, name)
     if record is None and train:
         ensure(project, [stage])

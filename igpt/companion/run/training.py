@@ -1,4 +1,4 @@
-"""``igpt train``: one pre-training run on a token store, outside of any experiment."""
+"""``igpt train``: one pre-training run on a token store, independent of the experiments."""
 
 from __future__ import annotations
 
@@ -39,20 +39,21 @@ def train(
     micro_batch: int | None,
     devices: int | None,
 ) -> tuple[str, int]:
-    """Train or continue; the message for the user, and the exit code.
+    """Train or resume; the message for the user, and the exit code.
 
-    micro_batch : images at once on a device; as many as its memory holds when None
-    Raises UsageError for an unknown recipe, other tokens than the recipe's, a folder of another run, or a model of which not
-    even one image fits into memory.
+    micro_batch : images per device and pass; None for as many as fit into memory
+
+    Raises UsageError for an unknown recipe, tokens that do not fit the recipe, a folder of a different run, or a model of which
+    not even one image fits into memory.
     """
-    plan = recipe(name, objective)  # type: ignore[arg-type]  # which raises for another objective
+    plan = recipe(name, objective)  # type: ignore[arg-type]  # raises for an unknown objective
     if steps is not None:
         plan = replace(plan, steps=steps, warmup=min(plan.warmup, max(steps // 20, 1)))
     launch, runtime = Launch.here(devices), Runtime.here(plan.shape)
     if micro_batch is None:
         runtime = runtime.fitted(plan.shape, batch=plan.batch, launch=launch)
         if runtime.micro_batch == -(-plan.batch // launch.size):
-            runtime = replace(runtime, micro_batch=None)  # the whole share of a batch, whatever its size
+            runtime = replace(runtime, micro_batch=None)  # the device's share of the batch in one pass
     else:
         runtime = replace(runtime, micro_batch=micro_batch)
     try:
@@ -74,32 +75,32 @@ def train(
 
 @contextmanager
 def _stop_by_signal() -> Iterator[list[int]]:
-    """A list to which the first stop signal is appended, instead of ending the process; a second one interrupts at once."""
-    asked: list[int] = []
+    """Context manager: the first stop signal is appended to the list instead of ending the process; the second interrupts."""
+    received: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if asked:
+        if received:
             signal.default_int_handler(number, frame)
-        asked.append(number)
+        received.append(number)
 
-    before = {number: signal.signal(number, ask) for number in signals}
+    handlers = {number: signal.signal(number, ask) for number in signals}
     try:
-        yield asked
+        yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 class _Bar(Bar):
-    """A progress bar with loss, rate and fraction of the peak rate; without a terminal, a line per line of the metrics."""
+    """A progress bar with loss, rate and fraction of the peak rate; without a terminal, one line per line of the metrics."""
 
     def __init__(self, plan: Recipe, metrics: Path, runtime: Runtime, launch: Launch) -> None:
         super().__init__(plan.name, " steps")
         self._metrics = metrics
         self._said = 0
         self._flops = token_flops(plan.shape)
-        # Without GPUs, a node's processes share its cores, all of which the measured products used.
+        # Without GPUs, the processes of a node share its cores, and the peak was measured on all cores.
         self._peak = product_rate(runtime) * (launch.size if runtime.device == "cuda" else launch.nodes)
 
     def __call__(self, done: int, total: int | None, note: str = "") -> None:
@@ -115,18 +116,18 @@ class _Bar(Bar):
 
 
 def product_rate(runtime: Runtime) -> float:
-    """Operations per second of one device in large square matrix products, in the precision of training."""
+    """Measured FLOP/s of one device in large square matrix products, in the precision of training."""
     side = 16384 if runtime.device == "cuda" else 2048
     a = torch.randn(side, side, device=runtime.device, dtype=torch.bfloat16 if runtime.bfloat16 else torch.float32)
     timer = Timer("a @ a", globals={"a": a})
     rate = 2 * side**3 / min(timer.timeit(1).mean for _ in range(3))
     if runtime.device == "cuda":
         del a, timer
-        torch.cuda.empty_cache()  # this process does not train, others use the card
+        torch.cuda.empty_cache()  # free the card for the training processes
     return rate
 
 
 def token_flops(shape: ModelShape) -> float:
-    """Operations of a training step per token; of causal attention only the half that is not masked."""
+    """FLOPs of a training step per token; of causal attention only the unmasked half."""
     masked = 0 if shape.objective == "bert" else 3 * 2 * shape.n_layer * shape.n_embd * shape.n_ctx
     return training_flops(shape, 1) / shape.n_ctx - masked
