@@ -1,1 +1,1 @@
-"""What the post and the paper claim, as data: declared before it is run."""
+"""The claims of the post and the paper as data, declared before the runs."""

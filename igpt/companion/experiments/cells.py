@@ -1,4 +1,4 @@
-"""Every published number of Image GPT as an experiment, which each tier may measure; and the book's tables of them."""
+"""The published numbers of Image GPT as experiments with one measurement per tier, and the book's tables of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from igpt.companion.stage import Literal, Stage
 
 
 def check_measures(rows: Iterable[Published], tiers: Iterable[Tier]) -> None:
-    """Raise ValueError for a row or a tier that names an unknown measure: it would stay pending."""
+    """Raise ValueError for a row or tier with an unknown measure, which would otherwise stay pending."""
     named = {row.measure for row in rows if row.measure} | {name for tier in tiers for name in (*tier.lacks, *tier.instead)}
     if unknown := sorted(named - MEASURES.keys()):
         raise ValueError(f"there is no measure {unknown[0]!r}: name one of {', '.join(MEASURES)}")
@@ -24,7 +24,7 @@ def check_measures(rows: Iterable[Published], tiers: Iterable[Tier]) -> None:
 
 check_measures(published_rows(), TIERS.values())
 
-TOO_LARGE = ("imagenet", "imagenet-tokens")  # for L-BFGS (section 3.4): there, sgd_probe takes these notebooks' place
+TOO_LARGE = ("imagenet", "imagenet-tokens")  # too large for L-BFGS (section 3.4): sgd_probe replaces the notebooks in BY_SGD
 BY_SGD: dict[str, dict[str, Literal]] = {"linear_probe": {}, "concatenated_features": {"count": 5}}
 UNMEASURED = {  # metrics that no run measures, in any tier
     "learning rate": "a learning rate is chosen, not measured",
@@ -34,7 +34,7 @@ UNMEASURED = {  # metrics that no run measures, in any tier
 
 @dataclass(frozen=True)
 class Experiment:
-    """One published number and its measurements, one per tier."""
+    """A published number and its measurements, at most one per tier."""
 
     published: Published
     measurements: tuple[Measurement, ...]
@@ -45,29 +45,29 @@ class Experiment:
         return self.published.row_id
 
     def measurement(self, tier: str) -> Measurement | None:
-        """How a tier measures the number, if it does."""
+        """The measurement of a tier; None if it has none."""
         return next((each for each in self.measurements if each.tier == tier), None)
 
 
 @cache
 def experiments() -> tuple[Experiment, ...]:
-    """All experiments, in the order of the published numbers; other systems' rows have no measurements."""
+    """All experiments, in the order of the published numbers; rows of other systems have no measurements."""
     rows = (*published_rows(), *_depth_rows())
     return tuple(Experiment(row, tuple(_measurements(row)) if row.ours and row.measure else ()) for row in rows)
 
 
 def why_not(row: Published, tier: Tier) -> str:
-    """Why a row of ours has no measurement in a tier, in a sentence; empty where it has one, and where no reason is declared."""
+    """Why an Image GPT row has no measurement in a tier; empty if it has one or no reason is declared."""
     return UNMEASURED.get(row.metric) or tier.unpublished.get(_published_model(row)) or tier.lacks.get(row.measure) or ""
 
 
 def _published_model(row: Published) -> str:
-    """Model and resolution, as a tier names them."""
+    """Model and resolution of a row, as in `Tier.models`."""
     return f"{row.model} {row.resolution}"
 
 
 def _measurements(row: Published) -> Iterator[Measurement]:
-    """The row's measurement in each tier that has a counterpart of it, and the criterion that judges it there."""
+    """The row's measurement in each tier with a counterpart."""
     measure = MEASURES[row.measure]
     for tier in TIERS.values():
         counterpart = _published_model(row) in tier.models and row.dataset in tier.stands_for and row.measure not in tier.lacks
@@ -77,23 +77,25 @@ def _measurements(row: Published) -> Iterator[Measurement]:
 
 
 def _criterion(row: Published, measure: Measure, tier: Tier) -> Criterion[Metric]:
-    """What judges a row in a tier: the published number, or the claim behind it."""
-    own = measure.criterion
-    if tier.numbers and own.kind != "matches":
+    """The criterion for a row in a tier: the published number, or the claim behind it."""
+    criterion = measure.criterion
+    if tier.numbers and criterion.kind != "matches":
         margin = measure.margin or ACCURACY_MARGIN
         return Criterion("matches", f"the mean lies within {margin:g} of the published value", margin=margin)
-    return Criterion(own.kind, own.claim, _metric(row, own.against, tier) if own.against else None, own.margin)
+    return Criterion(
+        criterion.kind, criterion.claim, _metric(row, criterion.against, tier) if criterion.against else None, criterion.margin
+    )
 
 
 def _metric(row: Published, value: Value, tier: Tier) -> Metric:
-    """A value in a tier, of all its seeds."""
+    """The metric of a value in a tier, over all its seeds."""
     stages = tuple(dict.fromkeys(_stage(row, value, tier, seed) for seed in tier.seeds))
     key = value.key.format(model=tier.models[_published_model(row)])
     return Metric(stages, key, _metric(row, value.minus, tier) if value.minus else None)
 
 
 def _stage(row: Published, value: Value, tier: Tier, seed: int) -> Stage:
-    """The stage that measures a value with one seed."""
+    """The stage that measures a value in a tier with one seed."""
     notebook = value.notebook
     given: dict[str, Literal] = {
         "model": tier.models[_published_model(row)],
@@ -107,12 +109,12 @@ def _stage(row: Published, value: Value, tier: Tier, seed: int) -> Stage:
         given |= {"iterations": 1_000_000, **BY_SGD[notebook]}
         notebook = "sgd_probe"
     given |= dict(value.given)
-    left_out = {*EVALUATION} - {*protocol(notebook).takes}
-    return tier.stage(notebook, **{name: value for name, value in given.items() if name not in left_out})
+    omitted = {*EVALUATION} - {*protocol(notebook).takes}
+    return tier.stage(notebook, **{name: value for name, value in given.items() if name not in omitted})
 
 
 def _depth_rows() -> list[Published]:
-    """Figure 2 as three numbers: how deep each curve's maximum lies, as a fraction of the blocks."""
+    """Figure 2 as three published numbers: the depth of each curve's maximum, as a fraction of the blocks."""
     rows = []
     for dataset in ("cifar10", "cifar100", "stl10"):
         points = [p for p in curve_points() if p.curve == "figure-2" and p.dataset == dataset and p.y is not None]
@@ -130,9 +132,9 @@ def _depth_rows() -> list[Published]:
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the book: its name on the command line, its caption, and the blocks of published.csv that it takes.
+    """One table of the book: its name on the command line, its caption, and its rows in published.csv.
 
-    blocks : as ``block``, or ``block/evaluation`` for the rows of one evaluation
+    blocks : values of the column ``table``, or ``table/evaluation`` for the rows of one evaluation
     """
 
     name: str
@@ -173,7 +175,7 @@ TABLES = (
 
 
 def declared_stages(tier: str | None = None) -> list[Stage]:
-    """The stages of every experiment and figure, of one tier or of all; parents are not listed."""
+    """The stages of all experiments and figures, of one tier or all, without their parents."""
     measured = [each for e in experiments() for each in e.measurements if tier in (None, each.tier)]
     figures = {**{name: each.figure_stages() for name, each in TIERS.items()}, "speed": SPEED_STAGES}
     stages = [stage for each in measured for stage in each.stages()]

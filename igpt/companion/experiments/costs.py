@@ -1,6 +1,6 @@
-"""What stages cost on a machine: hours at the machine's rates, memory, disk, and downloads.
+"""The cost of stages on a machine: hours at the machine's rates, memory, disk, and downloads.
 
-Every stage is given with all its parameters.
+All functions expect stages that name all their parameters.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from igpt.weights.released import at_hand, released_at
 
 @dataclass(frozen=True)
 class Download:
-    """Something that is fetched once, whatever stages need it.
+    """A download, which is fetched once for all stages.
 
-    bytes : to transfer; exact : whether these are known, or the least that they can be
-    disk : bytes that stay outside of the runs, in ``folder``; here : whether it has been fetched
+    bytes : size of the transfer; exact : whether ``bytes`` is exact or a lower bound
+    disk : bytes that remain in ``folder``, outside ``runs/``; here : whether it has been fetched
     """
 
     name: str
@@ -41,10 +41,10 @@ class Download:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one or several stages take, without their parents.
+    """The cost of one or several stages, without their parents.
 
-    card, memory : bytes of the card's memory and of the machine's, at the peak; a processor has the second only
-    kept, scratch : bytes in the folders of the stages: what stays of all of them, and the most that one has beside that
+    card, memory : peak bytes of GPU memory and of main memory; ``card`` is 0 for a processor
+    kept, scratch : bytes in run folders: the sum of what is kept, and the largest temporary need of one stage
     """
 
     hours: float = 0.0
@@ -55,7 +55,7 @@ class Cost:
     downloads: frozenset[Download] = field(default=frozenset())
 
     def __add__(self, other: Cost) -> Cost:
-        """Both, one after the other."""
+        """The cost of both, run one after the other."""
         return Cost(
             self.hours + other.hours,
             max(self.card, other.card),
@@ -67,22 +67,22 @@ class Cost:
 
     @property
     def to_fetch(self) -> float:
-        """Bytes to download that are not at hand."""
+        """Bytes to download, without what has been fetched."""
         return sum(each.bytes for each in self.downloads if not each.here)
 
     @property
     def exact(self) -> bool:
-        """Whether `to_fetch` is known, and not the least that it can be."""
+        """Whether `to_fetch` is exact, not a lower bound."""
         return all(each.exact for each in self.downloads if not each.here)
 
     @property
     def disk(self) -> float:
-        """Bytes in the folders of the stages, at the peak."""
+        """Peak bytes in the run folders."""
         return self.kept + self.scratch
 
     @property
     def room(self) -> float:
-        """Bytes of disk at the peak, with what is to be downloaded."""
+        """Peak bytes of disk, including downloads."""
         return self.disk + sum(each.disk for each in self.downloads if not each.here)
 
 
@@ -90,15 +90,15 @@ class Cost:
 class Disks:
     """The disks that a run writes to.
 
-    runs : where the stages' folders are
-    look : gives the number of a folder's disk, and the bytes that are free there
+    runs : the folder of the run folders
+    look : function from a folder to the device number of its disk and the free bytes there
     """
 
     runs: Path
     look: Callable[[Path], tuple[int, float]]
 
     def taken(self, cost: Cost) -> list[tuple[Path, float, float]]:
-        """For each disk: a folder on it, the bytes that are written there at the peak, and the bytes that are free."""
+        """For each disk: a folder on it, the peak bytes written, and the free bytes."""
         fetched = sorted((each.folder, each.disk) for each in cost.downloads if not each.here)
         disks: dict[int, tuple[Path, float, float]] = {}
         for folder, size in [(self.runs, cost.disk), *fetched]:
@@ -109,14 +109,14 @@ class Disks:
 
 
 def stage_hours(stage: Stage, card: Card = H100) -> float:
-    """Hours of one stage without its parents; 0 for a user's own notebook. Raises KeyError as `stage_demand` does."""
+    """Hours of a stage without its parents; 0 for a user's own notebook. Raises KeyError as `stage_demand` does."""
     return stage_demand(stage).work.hours(card.rates)
 
 
 def stage_cost(stage: Stage, card: Card) -> Cost:
-    """What one stage takes on a card, without its parents. Raises KeyError as `stage_demand` does.
+    """The cost of a stage on a card, without its parents. Raises KeyError as `stage_demand` does.
 
-    Training is counted with as many images at once as the card holds, or with one where it does not even hold that.
+    Training uses the largest micro-batch that fits the card, or one image if none fits.
     """
     demand = stage_demand(stage)
     peak = max(demand.passing + (0.0 if card.is_processor else demand.network), demand.other(), _training_bytes(demand, card))
@@ -131,7 +131,7 @@ def stage_cost(stage: Stage, card: Card) -> Cost:
 
 
 def _training_bytes(demand: Demand, card: Card) -> float:
-    """The card's memory at the peak of a training step; of a processor, with one image at once."""
+    """Peak bytes of a training step on the card; on a processor, with one image at a time."""
     if (training := demand.training) is None:
         return 0.0
     step = Step(training.shape, classes=training.classes)
@@ -140,25 +140,25 @@ def _training_bytes(demand: Demand, card: Card) -> float:
 
 
 def downloads(stage: Stage) -> list[Download]:
-    """What a stage reads that is published elsewhere; data sets that only their owners give out are not among it."""
+    """The downloads of a stage, without data sets that can only be obtained from their owners."""
     chosen = protocol(stage.notebook)
     needed = [_dataset(name, chosen.test_only) for name in chosen.datasets(stage.parameters)]
     given = stage.parameters
     if stage.notebook == "weights" and given["weights"] == "released":
         model = released_at(str(given["model"]), str(given["objective"]), int(given["step"]))
         size, here = FLOAT * model.shape.parameters, False
-        with suppress(UsageError):  # a damaged index, which the stage reports
+        with suppress(UsageError):  # for a damaged index, which the stage reports
             here = bool(at_hand(model))
         needed.append(Download(model.label, size, size, True, here, model.prefix.parent))
     return [each for each in needed if each]
 
 
 def _dataset(name: str, test_only: bool) -> Download | None:
-    """A data set that can be downloaded; of one in loose files, the test images alone where no more is read."""
+    """The download of a data set; None if it has no address. With ``test_only``, of loose files only the test images."""
     card = data_card(name)
     if card.loose and test_only:
-        least = card.test * card.height**2 * TOKEN
-        return Download(f"{name} (test)", least, least, False, released_path("test").exists(), card.folder)
+        lower_bound = card.test * card.height**2 * TOKEN
+        return Download(f"{name} (test)", lower_bound, lower_bound, False, released_path("test").exists(), card.folder)
     if card.loose:
         return Download(name, card.loose_bytes, card.loose_bytes, False, is_present(name), card.folder)
     if not card.archives or not all(archive.addresses for archive in card.archives):
@@ -168,9 +168,9 @@ def _dataset(name: str, test_only: bool) -> Download | None:
 
 
 def lacking(cost: Cost, card: Card, memory: float = math.inf, disks: Disks | None = None) -> str:
-    """Why a machine cannot hold what a cost says, in a few words; empty where it can.
+    """Why a cost exceeds a machine, as a phrase; empty if it fits.
 
-    memory : bytes that the machine has free; disks : not looked at when None
+    memory : free bytes of main memory; disks : None to ignore disk space
     """
     if not card.is_processor and cost.card > USED * card.gib * GIB:
         return f"it needs {cost.card / GIB:.1f} GiB on the card, of whose {card.gib:.0f} GiB {USED:.0%} are used"
@@ -183,9 +183,9 @@ def lacking(cost: Cost, card: Card, memory: float = math.inf, disks: Disks | Non
 
 
 def with_parents(stages: Iterable[Stage], in_full: Callable[[Stage], Stage]) -> list[Stage]:
-    """Stages and all that they depend on, once each, with all their parameters.
+    """Stages and all their ancestors, without duplicates, with all their parameters.
 
-    in_full : gives a stage all its parameters, see `igpt.companion.results.signature.Signer.in_full`
+    in_full : function that completes a stage's parameters, see `igpt.companion.results.signature.Signer.in_full`
     """
     needed: dict[Stage, None] = {}
     queue = list(stages)
@@ -198,14 +198,14 @@ def with_parents(stages: Iterable[Stage], in_full: Callable[[Stage], Stage]) -> 
 
 
 def run_hours(stages: Iterable[Stage], card: Card = H100) -> tuple[float, float]:
-    """Hours of pre-training, and of everything else, of stages that run one after the other."""
+    """Hours of pre-training and hours of all other stages, run one after the other."""
     hours = {stage: stage_hours(stage, card) for stage in stages}
     pretraining = sum(h for stage, h in hours.items() if stage.notebook == "pretrain")
     return pretraining, sum(hours.values()) - pretraining
 
 
 def run_room(stages: Iterable[Stage]) -> tuple[list[Download], float]:
-    """What stages that run one after the other download, and the bytes of disk at the peak, on a machine with nothing of them."""
+    """The downloads and peak disk bytes of stages that run one after the other, if nothing has been fetched."""
     demands = {stage: stage_demand(stage) for stage in stages}
     fetched = {each.name: each for stage in demands for each in downloads(stage)}.values()
     kept = sum(each.kept for each in demands.values())

@@ -1,7 +1,8 @@
-"""What each notebook demands of a machine, one function per notebook: operations, memory, and disk.
+"""The demand of each notebook on a machine, one function per notebook: operations, memory, and disk.
 
-Each function takes a stage's parameters and its recipe. Small things are left out: a palette, records, a probe's predictions.
-`igpt.companion.experiments.protocols` names the function of each notebook; `igpt.companion.experiments.costs` prices it.
+Each function takes a stage's parameters and its recipe. Small items are ignored: palettes, records, a probe's predictions.
+`igpt.companion.experiments.protocols` assigns a function to each notebook; `igpt.companion.experiments.costs` converts
+demand into cost on a machine.
 """
 
 from __future__ import annotations
@@ -30,24 +31,25 @@ from igpt.weights.released import STEPS
 
 Given = dict[str, Literal]  # all parameters of a stage
 
-RATES_TRIED = 5  # about so many, from large to small
-LOOKED_AT = 8  # images whose loss is taken when weights are converted
+RATES_TRIED = 5  # approximate number of learning rates in a search
+LOOKED_AT = 8  # images whose loss is computed when weights are converted
 FINE_TUNINGS = 3 + 3  # three rates and three refits
 LOSS_BATCH = 64  # images of a pass in `released_loss`
-PYTHON = 1.0 * GIB  # of the machine: the libraries, a GPU's driver
-# Arrays (positions, width) of an image that a pass has at once, four of them the widest activations: the peaks on a processor.
+PYTHON = 1.0 * GIB  # main memory of the process: libraries, GPU driver
+# Arrays (positions, width) per image that a forward pass holds at its peak, including the widest activations as four arrays;
+# peaks on a processor.
 PASSING = {"bfloat16": 18, "float32": 8}
-CHECKPOINT = 3  # copies of the weights: they and Adam's two moments
-KEPT = 3 * CHECKPOINT  # of a training: the newest two, and one from before the last good losses; one more is being written
-IN_MEMORY = 10**6  # images: the tokens of larger sets stay on disk in training
+CHECKPOINT = 3  # copies of the weights' size: the weights and Adam's two moments
+KEPT = 3 * CHECKPOINT  # training keeps three checkpoints: the latest two, and one from before the last good losses
+IN_MEMORY = 10**6  # images; training reads the tokens of larger data sets from disk
 INT64 = 8
-# As in the modules that bring torch, without which a plan is made and a book is built:
-DRAWN = 16  # images that are sampled at once: `igpt.sample.AT_ONCE`
+# Repeated here, since importing its module imports torch, which plans and the book do not need:
+DRAWN = 16  # images sampled at once: `igpt.sample.AT_ONCE`
 
 
 @dataclass(frozen=True)
 class Work:
-    """Operations in half precision, float32 and float64, bytes that solving a probe moves, operations of its eigenproblems."""
+    """FLOPs in half precision, float32 and float64; bytes moved to solve probes; FLOPs of their eigenproblems."""
 
     half: float = 0.0
     single: float = 0.0
@@ -56,35 +58,35 @@ class Work:
     eigen: float = 0.0
 
     def __add__(self, other: Work) -> Work:
-        """Both, one after the other."""
+        """The work of both, one after the other."""
         return Work(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def hours(self, on: Rates) -> float:
-        """Hours on a machine: a probe's products and its memory traffic overlap, so that the longer of the two counts."""
+        """Hours on a machine. A probe's products and its memory traffic overlap, so the longer of the two counts."""
         solving = max(self.single / on.single + self.double / on.double, self.bytes / on.bytes)
         return (self.half / on.half + solving + self.eigen / on.eigen) / 3600
 
 
 @dataclass(frozen=True)
 class Training:
-    """Adam's steps, with as many images at once as the card holds."""
+    """Training with Adam, with the largest micro-batch that fits the card."""
 
     shape: ModelShape
     batch: int
-    classes: int = 0  # of a fine-tune's head
+    classes: int = 0  # outputs of a fine-tuning head; 0 without a head
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What a stage takes: work, and bytes.
+    """The demand of a stage: work, and sizes in bytes.
 
-    network : frozen weights on the card; a processor has them in the machine's memory, where they are counted
-    passing : of a pass through them
-    other : gives whatever else the card holds, at another time; called only where torch is installed
-    training : the training that takes the card, if there is one
-    memory : of the machine
-    kept : on the disk, in the stage's folder after the stage has ended
-    scratch : on the disk beside that, at its peak; removed at the end of the stage
+    network : frozen weights on a GPU; on a processor they are counted in ``memory``
+    passing : activations of a pass through these weights
+    other : function for the peak of other GPU memory, not at the same time; needs torch
+    training : the training of the stage, if any
+    memory : main memory
+    kept : disk, in the stage's folder after the stage has ended
+    scratch : peak of further disk, removed at the end of the stage
     """
 
     work: Work = Work()
@@ -98,68 +100,68 @@ class Demand:
 
 
 def expected_iterations(strength: float, classes: int) -> float:
-    """Iterations of L-BFGS until it converges.
+    """Expected iterations of L-BFGS until convergence, at most `ITERATIONS`.
 
-    70 at C = 1 and ten classes, growing with the fourth root of both. Counted were 22 to 193 for ten classes and C
-    from 0.01 to 10 (26 to 62 on features of laptop-l), and 44 to 387 for two hundred: this is within a factor of three.
+    70 at C = 1 and ten classes, proportional to the fourth root of both. Observed: 22 to 193 for ten classes and C from
+    0.01 to 10 (26 to 62 on features of laptop-l), 44 to 387 for 200 classes. The estimate is within a factor of three.
     """
     return min(70 * math.pow(strength * classes / 10, 0.25), ITERATIONS)
 
 
 def probe_work(*, images: int, width: int, classes: int, problems: int = 1, strengths: tuple[float, ...] = CS) -> Work:
-    """Solving ``problems`` of this size for all values of C side by side; one pass over the objective per iteration."""
-    inner = min(images, width)  # fewer images than features: a probe of their span
-    turns = [expected_iterations(strength, classes) for strength in strengths]
+    """The work of solving ``problems`` of this size for all values of C in parallel, with one evaluation per iteration."""
+    inner = min(images, width)  # with fewer images than features, the probe is solved in their span
+    iterations = [expected_iterations(strength, classes) for strength in strengths]
     unknowns, outputs = classes * (inner + 1), images * classes
-    # A pass is two products. The features are read for both, for all values of C that go on at once; logits are passed eight
-    # times; L-BFGS passes its 20 steps and 20 changes of the gradient four times.
-    double = 4 * outputs * inner * sum(turns) + 4 * images * inner * width  # and covariance and rotation, before
-    moved = 16 * images * inner * max(turns) + 8 * (8 * outputs + 4 * 40 * unknowns) * sum(turns)
+    # An evaluation is two products. Each reads the features once for all values of C that have not converged. The logits are
+    # read or written eight times, and L-BFGS's 20 steps and 20 gradient changes four times.
+    double = 4 * outputs * inner * sum(iterations) + 4 * images * inner * width  # last term: covariance and rotation
+    moved = 16 * images * inner * max(iterations) + 8 * (8 * outputs + 4 * 40 * unknowns) * sum(iterations)
     return Work(double=problems * double, bytes=problems * moved, eigen=problems * eigen_flops(inner))
 
 
 def _probed(card: DataSet, *, width: int, problems: int = 1, images: int = 0) -> Work:
-    """Probes chosen on the held-out part and fitted again, on all training images or on ``images``."""
-    whole = images or card.train
-    search = probe_work(images=round(whole * (1 - card.held_out)), width=width, classes=card.classes, problems=problems)
-    return search + probe_work(images=whole, width=width, classes=card.classes, problems=problems, strengths=(1.0,))
+    """The work of choosing C on held-out images and refitting, with all training images or with ``images``."""
+    train_images = images or card.train
+    search = probe_work(images=round(train_images * (1 - card.held_out)), width=width, classes=card.classes, problems=problems)
+    return search + probe_work(images=train_images, width=width, classes=card.classes, problems=problems, strengths=(1.0,))
 
 
 def _probe_bytes(card: DataSet, width: int, images: int = 0) -> float:
-    """The card's memory for one layer's probe, as `_probed` fits it: the larger of the search and the refit."""
-    whole = images or card.train
-    search = problem_bytes(round(whole * (1 - card.held_out)), width, card.classes, len(CS))
-    return max(sum(search), sum(problem_bytes(whole, width, card.classes, 1)))
+    """Peak bytes on the card for the probe of one layer: the larger of search and refit, see `_probed`."""
+    train_images = images or card.train
+    search = problem_bytes(round(train_images * (1 - card.held_out)), width, card.classes, len(CS))
+    return max(sum(search), sum(problem_bytes(train_images, width, card.classes, 1)))
 
 
 def _passes(plan: Recipe, images: float) -> Work:
-    """The network run forwards in half precision."""
+    """The work of forward passes in half precision."""
     return Work(forward_flops(plan.shape) * images)
 
 
 def _whole_passes(plan: Recipe, images: float) -> Work:
-    """The network run forwards in float32."""
+    """The work of forward passes in float32."""
     return Work(single=forward_flops(plan.shape) * images)
 
 
 def _network(plan: Recipe, networks: int = 1) -> tuple[float, float]:
-    """Frozen weights in half precision, and a pass through them."""
-    one = HALF * plan.shape.n_ctx * plan.shape.n_embd
-    return HALF * networks * plan.shape.parameters, PASSING["bfloat16"] * max(AT_ONCE / 4, one)
+    """Bytes of frozen weights in half precision, and of the activations of a pass through them."""
+    image_bytes = HALF * plan.shape.n_ctx * plan.shape.n_embd
+    return HALF * networks * plan.shape.parameters, PASSING["bfloat16"] * max(AT_ONCE / 4, image_bytes)
 
 
 def _weights(plan: Recipe) -> float:
-    """Bytes of a model's weights as they are kept."""
+    """Bytes of a model's weights in float32, as saved."""
     return FLOAT * plan.shape.parameters
 
 
 def _loaded(plan: Recipe, images: float = 0, networks: int = 1) -> float:
-    """The machine's memory with weights, one more copy of them (the file, or as products want them), and the images' tokens."""
+    """Bytes of main memory with the weights, one more copy (the file, or prepacked weights), and the images' tokens."""
     return PYTHON + (1 + networks) * _weights(plan) + INT64 * images * plan.shape.n_ctx
 
 
 def _features(plan: Recipe, images: float, layers: int, precision: str = "float32") -> float:
-    """Bytes of features. Raises UsageError for a precision that they are not kept in."""
+    """Bytes of features. Raises UsageError for a precision in which features cannot be stored."""
     if precision not in PRECISIONS:
         raise UsageError(f"features are kept in {' or '.join(PRECISIONS)}, not {precision!r}: choose one of these")
     return np.dtype(precision).itemsize * images * layers * plan.shape.n_embd
@@ -171,23 +173,23 @@ def _card(given: Given) -> DataSet:
 
 
 def _looks(given: Given) -> int:
-    """Passes over test images; several over each where masks vote."""
+    """Number of forward passes on test images: several per image if BERT's masks vote."""
     return _card(given).test * (int(given["views"]) if given["objective"] == "bert" else 1)
 
 
 def _pixels(plan: Recipe, card: DataSet) -> int:
-    """Numbers of a picture that are probed beside features; none where there are no pictures, or they do not fit into memory."""
+    """Pixel values per image that are probed for comparison; 0 without pictures, or if they do not fit into memory."""
     return plan.side**2 * card.channels if card.read is not None and not card.cropped else 0
 
 
 def weights(given: Given, plan: Recipe) -> Demand:
-    """The model, and a copy as products want it; the first images' loss. All on processors; reading and writing take minutes."""
+    """The weights, a prepacked copy, and the loss of a few images. All on the processor; reading and writing take minutes."""
     kept = _weights(plan)
     return Demand(_whole_passes(plan, LOOKED_AT), memory=PYTHON + 2 * kept, kept=kept)
 
 
 def pretrain(given: Given, plan: Recipe) -> Demand:
-    """The recipe's steps; checkpoints and each milestone's weights, which stay; in memory a checkpoint as it is written."""
+    """The recipe's steps. Checkpoints and the weights of milestones are kept; main memory holds a checkpoint to be written."""
     card = data_card(plan.dataset)
     memory = _loaded(plan, 0 if card.train > IN_MEMORY else card.train) + 2 * CHECKPOINT * _weights(plan)
     return Demand(
@@ -200,19 +202,19 @@ def pretrain(given: Given, plan: Recipe) -> Demand:
 
 
 def rate_search(given: Given, plan: Recipe) -> Demand:
-    """A short training for each rate, in a folder of its own, with its last weights and its checkpoints."""
+    """A short training run per learning rate, each in a separate folder with final weights and checkpoints."""
     work = Work(training_flops(plan.shape, RATES_TRIED * int(given["steps"]) * plan.batch))
     return replace(pretrain(given, plan), work=work, kept=_weights(plan) * RATES_TRIED * (1 + KEPT))
 
 
 def released_loss(given: Given, plan: Recipe) -> Demand:
-    """A pass in float32, as the loss was published; of tokens that stay on disk."""
+    """Forward passes in float32, as for the published loss; tokens are read from disk."""
     passing = PASSING["float32"] * FLOAT * LOSS_BATCH * plan.shape.n_ctx * plan.shape.n_embd
     return Demand(_whole_passes(plan, int(given["images"])), _weights(plan), passing, memory=_loaded(plan))
 
 
 def samples(given: Given, plan: Recipe) -> Demand:
-    """A whole pass per sample, half a pass per completion; the weights are read once per token of a batch; keys and values."""
+    """A forward pass per sample, half a pass per completion; weights read once per token of a batch; the key-value cache."""
     shape, images, completed = plan.shape, int(given["images"]), int(given["images"]) * int(given["completions"])
     batches = math.ceil(images / DRAWN) + math.ceil(completed / DRAWN) / 2
     read = Work(bytes=4 * shape.parameters * shape.n_ctx * batches)
@@ -222,7 +224,7 @@ def samples(given: Given, plan: Recipe) -> Demand:
 
 
 def linear_probe(given: Given, plan: Recipe) -> Demand:
-    """The trained and the untrained network, up to the last layer asked for; of pictures, pixels, colours and indices."""
+    """The trained and the untrained network up to the last requested layer; for pictures also pixels, colours and indices."""
     card, last, pixels = _card(given), plan.shape.n_layer, _pixels(plan, _card(given))
     layers, images = chosen_layers(str(given["layers"]), last=last), card.train + card.test
     work = _passes(plan, 2 * (card.train + _looks(given)) * max(layers) / last)
@@ -235,12 +237,14 @@ def linear_probe(given: Given, plan: Recipe) -> Demand:
         *_network(plan, networks=2),
         other=lambda: _probe_bytes(card, max(plan.shape.n_embd, pixels)),
         memory=_loaded(plan, images, networks=2) + 2 * FLOAT * images * pixels,
-        scratch=_features(plan, card.train + _looks(given), len(layers), str(given["precision"])),  # of one network at a time
+        scratch=_features(
+            plan, card.train + _looks(given), len(layers), str(given["precision"])
+        ),  # features of one network at a time
     )
 
 
 def concatenated(given: Given, plan: Recipe) -> Demand:
-    """One pass, one probe of several layers side by side; their features on disk, and twice in memory for the refit."""
+    """One pass and one probe on concatenated layers. Features are on disk, and twice in memory for the refit."""
     card, layers = _card(given), min(int(given["layers"]), plan.shape.n_layer + 1)
     images, width = card.train + card.test, layers * plan.shape.n_embd
     return Demand(
@@ -253,27 +257,27 @@ def concatenated(given: Given, plan: Recipe) -> Demand:
 
 
 def released_steps(given: Given) -> tuple[int, ...]:
-    """The steps after which existing weights are evaluated along pre-training: all that were published, or a user's own."""
+    """The steps at which existing weights are evaluated: all published ones, or the last for a user's own weights."""
     return STEPS if given["weights"] == "released" else STEPS[-1:]
 
 
 def milestones(given: Given, plan: Recipe) -> Demand:
-    """Every layer at each milestone of the recipe, or after each of the `released_steps`."""
+    """Probes of every layer at each milestone of the recipe, or at each of the `released_steps`."""
     card = _card(given)
-    looks = len(plan.milestones if given["weights"] == "trained" else released_steps(given))
+    evaluations = len(plan.milestones if given["weights"] == "trained" else released_steps(given))
     train, layers = int(given["images"]) or card.train, plan.shape.n_layer + 1
     images = train + card.test
     return Demand(
-        _passes(plan, looks * images) + _probed(card, width=plan.shape.n_embd, problems=looks * layers, images=train),
+        _passes(plan, evaluations * images) + _probed(card, width=plan.shape.n_embd, problems=evaluations * layers, images=train),
         *_network(plan),
         other=lambda: _probe_bytes(card, plan.shape.n_embd, train),
         memory=_loaded(plan, images) + 2 * _features(plan, images, 1),
-        scratch=_features(plan, images, layers, str(given["precision"])),  # of one milestone at a time
+        scratch=_features(plan, images, layers, str(given["precision"])),  # features of one milestone at a time
     )
 
 
 def low_data(given: Given, plan: Recipe) -> Demand:
-    """Two networks' features; probes of every draw, of these and of pixels; the fine-tune on the fewest labels, in float32."""
+    """Features of two networks; probes of these and of pixels per draw; fine-tuning on the fewest labels, in float32."""
     card, pixels = _card(given), _pixels(plan, _card(given))
     images = card.train + card.test
     work = _passes(plan, 2 * images) + _whole_passes(plan, card.test)
@@ -291,7 +295,7 @@ def low_data(given: Given, plan: Recipe) -> Demand:
 
 
 def settings(given: Given, plan: Recipe) -> Demand:
-    """One layer's features of some images, which stay, standardised and raw; scikit-learn beside it is not counted."""
+    """One layer's features of some images, which are kept; probes of raw and standardised features. Ignores scikit-learn."""
     card = _card(given)
     images = min(int(given["subset"]), card.train)
     features = _features(plan, images + card.validation, 1)
@@ -306,27 +310,27 @@ def settings(given: Given, plan: Recipe) -> Demand:
 
 
 def sgd_probe(given: Given, plan: Recipe) -> Demand:
-    """The layer's choice on a part; the chosen layers' features of all images; the rates side by side, and the refit."""
+    """The choice of layers on a subset; features of these layers for all images; SGD for all rates, and the refit."""
     card, shape, count, steps = _card(given), plan.shape, int(given["count"]), int(given["iterations"])
     width, rates, layers = count * shape.n_embd, len(SGD_RATES), shape.n_layer + 1
-    subset, everything = min(int(given["subset"]), card.train), card.train + _looks(given)
+    subset, all_passes = min(int(given["subset"]), card.train), card.train + _looks(given)
     part = min(int(given["subset"]), card.train - card.validation)
     outputs = (rates + 1) * card.classes
-    # Of bytes: the weights and momentum, six times.
-    trained = Work(single=4 * BATCH * outputs * width * steps, bytes=4 * 6 * outputs * width * steps)
-    chosen = _probed(card, width=shape.n_embd, problems=layers, images=part)
+    # Bytes: weights and momentum are read or written six times.
+    sgd = Work(single=4 * BATCH * outputs * width * steps, bytes=4 * 6 * outputs * width * steps)
+    choice = _probed(card, width=shape.n_embd, problems=layers, images=part)
     solving = FLOAT * width * (5 * rates * card.classes + 2 * BLOCK)
     return Demand(
-        _passes(plan, 1.25 * part + everything) + chosen + trained,
+        _passes(plan, 1.25 * part + all_passes) + choice + sgd,
         *_network(plan),
         other=lambda: max(_probe_bytes(card, shape.n_embd, subset), solving),
         memory=_loaded(plan),
-        scratch=max(_features(plan, 1.25 * subset, layers), _features(plan, everything, count, "float16")),
+        scratch=max(_features(plan, 1.25 * subset, layers), _features(plan, all_passes, count, "float16")),
     )
 
 
 def fine_tune(given: Given, plan: Recipe) -> Demand:
-    """Every rate and refit, at most the epochs that are allowed; one training at a time, beside the pre-trained weights."""
+    """Every rate and refit with the largest number of epochs; one training run at a time, beside the pre-trained weights."""
     card = _card(given)
     tokens = 0 if card.train > IN_MEMORY else card.train + card.test
     return Demand(

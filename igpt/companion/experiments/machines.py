@@ -1,4 +1,4 @@
-"""Machines that stages are priced on: what one does per second, stated or measured, and its memory."""
+"""Machines for cost estimates: their rates, from data sheets or measured, and their memory."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     import torch
 
 GIB = 2**30
-CARD = "H100"  # that pending results are priced on
-UTILISATION = 0.40  # of a data sheet's dense TFLOP/s, that training reaches: assumed
-BANDWIDTH = 0.50  # of a data sheet's, that solving a probe reaches: assumed
+CARD = "H100"  # the card for cost estimates of pending results
+UTILISATION = 0.40  # fraction of a data sheet's dense TFLOP/s that training reaches (assumed)
+BANDWIDTH = 0.50  # fraction of a data sheet's memory bandwidth that solving a probe reaches (assumed)
 CORES_MEASURED = 2
-SECONDS = 0.3  # for which each kind of work is measured, after a first run that is not counted
-CLASSES = 40  # outputs: ten classes at four values of C
+SECONDS = 0.3  # shortest duration of each measurement, after one warm-up run
+CLASSES = 40  # outputs of the measured probe: ten classes at four values of C
 
 
 @dataclass(frozen=True)
 class Rates:
-    """A machine in a second: operations in half precision, float32 and float64, bytes moved, operations of an eigenproblem."""
+    """Rates of a machine per second: FLOPs in half precision, float32, float64; bytes moved; FLOPs of an eigenproblem."""
 
     half: float
     single: float
@@ -40,17 +40,17 @@ class Rates:
 
 
 def eigen_flops(size: int) -> float:
-    """Operations of a symmetric eigenproblem with its vectors, about."""
+    """Approximate FLOPs of a symmetric eigenproblem with eigenvectors."""
     return 10.0 * size**3
 
 
 @dataclass(frozen=True)
 class Card:
-    """One card, or the cores of a processor.
+    """One GPU, or the cores of a processor.
 
-    title : as tables head its column; "here" for this machine
-    gib : of a card's own memory; 0 for processors, which take the machine's
-    source : where the rates are from
+    title : heading of its column in tables; "here" for this machine
+    gib : GPU memory in GiB; 0 for processors, which use main memory
+    source : the source of the rates
     """
 
     title: str
@@ -61,14 +61,14 @@ class Card:
 
     @property
     def is_processor(self) -> bool:
-        """Whether networks run in the machine's own memory."""
+        """Whether this is a processor, where networks are in main memory."""
         return not self.gib
 
 
 def _stated(title: str, gib: float, *, half: float, single: float, double: float, bandwidth: float, eigen: float) -> Card:
-    """A card by its data sheet: TFLOP/s of dense products in bfloat16, float32 and float64, TB/s of its memory.
+    """A card from its data sheet: dense TFLOP/s in bfloat16, float32 and float64, and memory bandwidth in TB/s.
 
-    eigen : operations of an eigenproblem per second: assumed
+    eigen : FLOP/s of an eigenproblem (assumed)
     """
     rates = Rates(
         half=UTILISATION * half * 1e12,
@@ -80,15 +80,15 @@ def _stated(title: str, gib: float, *, half: float, single: float, double: float
     return Card(title, rates, gib, f"{UTILISATION:.0%} of the data sheet's {half:g} dense bfloat16 TFLOP/s")
 
 
-# Data sheets: NVIDIA's of the H100 SXM and of the A100 SXM 80 GB, with float64 products on tensor cores; the white paper of the
-# architecture of the RTX 4090, with products summed in float32. An eigenproblem of 1,536 features is assumed to take an
-# H100 a fifth of a second, and the others longer as their memory is slower.
+# Sources: NVIDIA's data sheets of the H100 SXM and the A100 SXM 80 GB, with float64 products on tensor cores; NVIDIA's white
+# paper on the RTX 4090's architecture, with accumulation in float32. An eigenproblem of 1,536 features is assumed to take 0.2 s
+# on an H100, and on the others longer, in inverse proportion to their memory bandwidth.
 H100 = _stated(CARD, 80, half=989, single=67, double=67, bandwidth=3.35, eigen=2e11)
 A100 = _stated("A100", 80, half=312, single=19.5, double=19.5, bandwidth=2.04, eigen=1.2e11)
 RTX_4090 = _stated("RTX 4090", 24, half=165, single=82.6, double=1.29, bandwidth=1.01, eigen=6e10)
 
-# The best of nine measurements at 4,000 x 512 features of 200 classes and at 20,000 x 128 of 100, and one eigenproblem of
-# 1,536 features, beside other work (AMD EPYC). In float32 the passes of the record of `igpt bench features`.
+# The best of nine measurements with 4,000 x 512 features of 200 classes and 20,000 x 128 of 100, and one eigenproblem of 1,536
+# features, under other load (AMD EPYC). The float32 rate is that of the passes in the record of `igpt bench features`.
 TWO_CORES = Card(
     "2 cores",
     Rates(half=2.5e11, single=2.0e11, double=3.3e10, bytes=4e9, eigen=3.6e10),
@@ -99,24 +99,24 @@ TWO_CORES = Card(
 
 
 def many_cores(count: int) -> Card:
-    """So many processor cores, at the rates of the two that were measured times ``count / 2``."""
+    """A processor with ``count`` cores, at ``count / 2`` times the rates measured on two cores."""
     factor = count / CORES_MEASURED
     rates = Rates(**{name: factor * rate for name, rate in vars(TWO_CORES.rates).items()})
     return Card(f"{count} cores", rates, 0, f"{factor:g} times what was measured on two cores of an AMD EPYC")
 
 
-CARDS = (H100, A100, RTX_4090, many_cores(8))  # which every plan's costs list, beside this machine
+CARDS = (H100, A100, RTX_4090, many_cores(8))  # listed in the costs of every plan, beside this machine
 
 
 @cache
 def this_machine() -> Card:
-    """The GPU that is here, else the processor, measured for a few seconds in a process of its own.
+    """The GPU of this machine, or else its processor, measured for a few seconds in a separate process.
 
-    Where a GPU cannot be measured, being full, say, it has its data sheet's rates if it is one of `CARDS`.
+    A GPU that cannot be measured, for example because it is full, gets its data sheet's rates if it is one of `CARDS`.
     """
     program = f"from {__name__} import main; main()"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    printed = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    printed = json.loads(process.stdout.splitlines()[-1]) if process.stdout.strip() else {}
     name, gib, rates = printed.get("name", ""), float(printed.get("gib", 0)), printed.get("rates")
     if rates:
         rate = f"{rates['half'] / 1e12:.2g} TFLOP/s in half precision"
@@ -128,7 +128,7 @@ def this_machine() -> Card:
 
 
 def measure() -> Rates:
-    """The rates of the GPU, else of the processor, with torch's threads as they are: small work of the kinds that stages do."""
+    """Measure the rates of the GPU, or else of the processor with torch's current threads, on small tasks as in stages."""
     import torch
 
     from igpt.fast import prepacked
@@ -138,14 +138,14 @@ def measure() -> Rates:
 
     card = torch.cuda.is_available()
     device = "cuda" if card else "cpu"
-    # A card is kept busy by larger models only; on processors the smallest published width is what is worth running.
+    # A GPU is saturated only by larger models; processors are measured with the smallest published width.
     width, images, rows, features = (1024, 64, 45_056, 1536) if card else (512, 2, 4_096, 512)
     shape = ModelShape(2, width, 8, 512, 1024)
     model = ImageGPT(shape).to(device).eval()
     tokens = torch.randint(shape.n_vocab, (images, shape.n_ctx), device=device)
 
     def seconds(run: Callable[[], object]) -> float:
-        """Mean seconds of a run, after a first that is not counted."""
+        """Mean seconds of a run, after one warm-up run."""
         count, start = 0, time.perf_counter()
         while count < 3 or time.perf_counter() - start < SECONDS:
             run()
@@ -162,7 +162,7 @@ def measure() -> Rates:
 
     with torch.inference_mode():
         single = passes(torch.float32)
-        # Where a processor has products in half precision and is faster without them, features are computed without.
+        # If half precision is slower than float32 on a processor, features are computed in float32.
         half = max(single, passes(torch.bfloat16)) if Runtime.here(shape).bfloat16 else single
         x = torch.randn(rows, features, device=device, dtype=torch.float64)
         w = torch.randn(CLASSES, features, device=device, dtype=torch.float64)
@@ -181,17 +181,17 @@ def measure() -> Rates:
 
 
 def _softmax(logits: torch.Tensor) -> torch.Tensor:
-    """What one evaluation of a probe's objective does to its logits: eight passes over them, as `demand.probe_work` counts."""
+    """The operations of a probe's objective on its logits: eight passes over them, as in `demand.probe_work`."""
     top = logits.amax(0, keepdim=True)
     likely = (logits - top).exp_()
     return likely.div_(likely.sum(0, keepdim=True))
 
 
 def main() -> None:
-    """Print a line with name and GiB, so that these are known if the GPU is too full to be measured; then one with rates."""
+    """Print a line with name and GiB, which are known even if the GPU is too full to measure; then a line with rates."""
     import torch
 
-    if "OMP_NUM_THREADS" not in os.environ:  # a user's own number counts for stages too
+    if "OMP_NUM_THREADS" not in os.environ:  # if set, stages use that number of threads too
         torch.set_num_threads(cores())
     machine: dict[str, object] = {"name": f"a processor with {counted(torch.get_num_threads(), 'thread')}", "gib": 0.0}
     if torch.cuda.is_available():

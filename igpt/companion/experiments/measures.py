@@ -1,7 +1,7 @@
-"""The measures by name: which value of which notebook's record measures a published number, and the claim that it tests.
+"""The measures by name: the recorded value that corresponds to a published number, and the claim to test with it.
 
-A row of published.csv names its measure. The claim is tested where the number itself cannot be compared: in the tiers whose
-models, data and steps are not the paper's. Written before the records that they judge.
+Each row of published.csv names its measure. The claim is tested in tiers whose models, data and steps are not the paper's,
+where the number itself cannot be compared. All criteria were written before the records that they judge.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from igpt.companion.criteria import Criterion
 
 @dataclass(frozen=True)
 class Value:
-    """A value of a notebook's record, minus another one if there is one: a metric, whatever the tier and the seeds.
+    """A value in the record of a notebook, optionally minus another value: a metric without tier and seeds.
 
-    key : ``{model}`` in it stands for the recipe's name
-    given : parameters of the notebook beside those that follow from the published row
+    key : may contain ``{model}``, which is replaced by the recipe's name
+    given : parameters of the notebook in addition to those from the published row
     """
 
     notebook: str
@@ -32,11 +32,11 @@ class Value:
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured, and what is claimed of it.
+    """A value to measure, and the criterion that judges it.
 
-    scaled : whether tiers of other models, data and steps have it too
-    dataset : the published data set whose record has it, where that is not the row's
-    margin : within which the number counts as reproduced, where it is compared
+    scaled : whether tiers with other models, data and steps measure it too
+    dataset : the published data set whose record holds the value, if it is not the row's
+    margin : largest difference at which the number counts as reproduced, where numbers are compared
     """
 
     value: Value
@@ -47,31 +47,31 @@ class Measure:
 
 
 def of(name: str, *, bert: bool = False, **given: str | int) -> Value:
-    """A value as ``notebook.key``."""
+    """A value from its name, ``notebook.key``."""
     notebook, _, key = name.partition(".")
     return Value(notebook, key, bert, given=tuple(given.items()))
 
 
 def above(claim: str, against: Value | None = None) -> Criterion[Value]:
-    """The value is above another one, or above zero."""
+    """The criterion that a value is above another one, or above zero."""
     return Criterion("above", claim, against)
 
 
 def below(claim: str, against: Value | None = None) -> Criterion[Value]:
-    """The value is below another one, or below zero."""
+    """The criterion that a value is below another one, or below zero."""
     return Criterion("below", claim, against)
 
 
 def matches(claim: str, margin: float) -> Criterion[Value]:
-    """The value is the published one, in every tier."""
+    """The criterion that a value equals the published one within ``margin``, in every tier."""
     return Criterion("matches", claim, margin=margin)
 
 
-# Half a point is our margin where numbers are compared: single runs were published, without intervals.
+# Margins where numbers are compared. Half a point of accuracy is our choice: the paper publishes single runs without intervals.
 ACCURACY_MARGIN = 0.005
 LOSS_MARGIN = 0.002  # nats per token
 RELEASED_MARGIN = 0.0001  # nats or bits per token: the same weights on the same tokens, printed to four decimals
-DEPTH_MARGIN = 0.05  # of the depth: the maximum of figure 2 is flat over seven layers of 48
+DEPTH_MARGIN = 0.05  # fraction of the depth: the maximum in figure 2 is flat over seven of 48 layers
 MILESTONES = ("65k", "131k", "262k", "524k", "1000k")  # figure 3's checkpoints
 SHOWN: Criterion[Value] = Criterion("shown", "nothing is claimed at this size")
 INSIDE: Criterion[Value] = Criterion("inside", "the curve's maximum is neither the first nor the last layer")
@@ -100,7 +100,7 @@ MEASURES: dict[str, Measure] = {
     "bert-probe-gap": Measure(BERT_GAP, below("BERT's features are worse under a probe")),
     "bert-tune-gap": Measure(BERT_TUNE - TUNE, above("fine-tuning closes part of BERT's gap under a probe", BERT_GAP)),
     "bert-probe-votes": Measure(VOTES, above("five masks that vote beat one")),
-    "bert-probe-votes-shown": Measure(VOTES, SHOWN),  # on CIFAR-10, where the paper says that they hardly change a thing
+    "bert-probe-votes-shown": Measure(VOTES, SHOWN),  # on CIFAR-10, where votes hardly change the accuracy in the paper
     "bert-tune-votes": Measure(TUNED_VOTES, above("five masks that vote beat one")),
     **{
         f"few-{labels}": Measure(
@@ -113,7 +113,7 @@ MEASURES: dict[str, Measure] = {
     "few-40-tune": Measure(
         of("low_data.fine_tune_40"), below("fine-tuning on 40 labels ends below the probe", of("low_data.accuracy_40"))
     ),
-    # A loss is ImageNet's; the record that has it beside the probe is CIFAR-10's, as in figure 3.
+    # The loss is on ImageNet; the record with loss and probe is for CIFAR-10, as in figure 3.
     **{
         f"loss@{i}": Measure(of(f"loss_against_probe.loss_{i}"), SHOWN, margin=LOSS_MARGIN, dataset="cifar10")
         for i in range(LAST + 1)

@@ -1,4 +1,4 @@
-"""The protocols, one per notebook: its parents, what decides its result, what it demands of a machine, and its figures.
+"""The protocols, one per notebook: its parents, the inputs of its result, its demand on a machine, and its figures.
 
 To add an evaluation, add a notebook, an entry here and a chapter.
 """
@@ -16,11 +16,11 @@ from igpt.data.cards import data_card
 from igpt.train.recipe import Recipe
 from igpt.train.recipes import PAPER, recipe
 
-Parents = dict[str, Stage]  # by the name under which a notebook asks for one
+Parents = dict[str, Stage]  # by the name that notebooks use
 
 
 def none(given: Given) -> list[str]:
-    """No data sets, no modules."""
+    """No data sets or modules."""
     return []
 
 
@@ -35,14 +35,14 @@ def no_recipes(given: Given) -> list[Recipe]:
 
 
 def palette(given: Given) -> Parents:
-    """The palette that a recipe's tokens need, where it is not the released one."""
+    """The palette stage of the model's recipe, unless it uses the released palette."""
     if "model" not in given or (plan := _plan(given)).released_palette:
         return {}
     return {"palette": Stage.of("palette", dataset=plan.dataset, colours=plan.palette_colours)}
 
 
 def trained(given: Given) -> Parents:
-    """The weights that are evaluated: trained here, or existing ones."""
+    """The stage of the evaluated weights: pre-training here, or conversion of existing weights."""
     if "model" not in given:
         return {}
     named = {"model": _plan(given).name, "objective": given.get("objective", "autoregressive")}
@@ -53,7 +53,7 @@ def trained(given: Given) -> Parents:
 
 
 def milestones(given: Given) -> Parents:
-    """The weights along pre-training, with their losses: of one run here, or as released, step by step."""
+    """The stages of weights and losses during pre-training: one run here, or two stages per released step."""
     if given.get("weights", "trained") == "trained":
         return trained(given)
     parents: Parents = {}
@@ -64,25 +64,25 @@ def milestones(given: Given) -> Parents:
 
 
 def probed(given: Given) -> Parents:
-    """The weights, and the linear probe that has chosen a layer of them."""
+    """The stage of the weights, and the linear probe that chooses their layer."""
     chosen = {name: given[name] for name in ("dataset", "seed", "weights") if name in given}
     named = {"model": _plan(given).name, "objective": given.get("objective", "autoregressive")}
     return {**trained(given), "linear_probe": Stage.of("linear_probe", **named, **chosen)}
 
 
 def its_recipe(given: Given) -> list[Recipe]:
-    """The recipe of the model that is named."""
+    """The recipe of the parameter ``model``, if there is one."""
     return [_plan(given)] if "model" in given else []
 
 
 def its_dataset(given: Given) -> list[str]:
-    """The data set that is named, else the recipe's."""
+    """The parameter ``dataset``, or else the recipe's data set."""
     return [str(given["dataset"])] if given.get("dataset") else [plan.dataset for plan in its_recipe(given)]
 
 
 def _plan(given: Given) -> Recipe:
     """The recipe of a stage's model."""
-    return recipe(str(given["model"]), str(given.get("objective", "autoregressive")))  # type: ignore[arg-type]  # refused there
+    return recipe(str(given["model"]), str(given.get("objective", "autoregressive")))  # type: ignore[arg-type]  # `recipe` refuses unknown objectives
 
 
 EVALUATION = ("model", "objective", "dataset", "weights", "seed")
@@ -92,15 +92,16 @@ EVALUATION = ("model", "objective", "dataset", "weights", "seed")
 class Protocol:
     """One notebook. Functions of ``Given`` take all parameters of a stage.
 
-    takes : which of `EVALUATION` a table's cell gives it; its other parameters keep their defaults
-    demand : what a stage takes of a machine; None where that is little, or not known
-    seconds : of a stage of the tiny tier on two cores, by its records; there the demand foretells too little
-    figures : functions of `igpt.companion.report.figures` that draw its records, the first unless another is named
-    parents : the stages whose outputs it reads; datasets : sets whose content decides its result; recipes : likewise
-    modules : those that a parameter chooses; modules that the notebook imports need not be named
-    network : whether it runs a network, and so gains from a GPU
-    test_only : whether it reads images of test alone, and no labels
-    spreads : whether it uses all devices of its job, and continues in the next one after its time limit
+    takes : parameters from `EVALUATION` that a table's cell sets; all others keep their defaults
+    demand : the demand of a stage; None if it is small or unknown
+    seconds : for a tiny-tier stage on two cores, from its records; the demand underestimates these
+    figures : functions of `igpt.companion.report.figures` that draw its records; the first is the default
+    parents : the stages whose outputs it reads
+    datasets, recipes : the data sets and recipes that its result depends on
+    modules : the modules that a parameter selects, in addition to those that the notebook imports
+    network : whether it runs a network and is faster on a GPU
+    test_only : whether it reads only test images, without labels
+    spreads : whether it uses all devices of its job, and resumes in a new job after the time limit
     """
 
     takes: tuple[str, ...] = EVALUATION
@@ -116,11 +117,11 @@ class Protocol:
     spreads: bool = False
 
     def chosen_modules(self, given: Given) -> list[str]:
-        """The modules that parameters choose, the readers of the data sets among them."""
+        """The modules that parameters select, including the readers of the data sets."""
         return sorted({*(data_card(name).reader for name in self.datasets(given)), *self.modules(given)})
 
     def prior_datasets(self, given: Given) -> list[str]:
-        """The data sets that must be there before a stage begins; single files that a stage reads it downloads itself."""
+        """The data sets required before a stage starts; single files of loose data sets are downloaded by the stage."""
         return [name for name in self.datasets(given) if not (self.test_only and data_card(name).loose)]
 
 
@@ -139,9 +140,9 @@ PROTOCOLS = {
         demand=demand.rate_search,
         figures=("rate_search",),
         parents=no_parents,
-        recipes=lambda given: [replace(_plan(given), learning_rate=0.0)],  # which is what it searches
+        recipes=lambda given: [replace(_plan(given), learning_rate=0.0)],  # the quantity that is searched
     ),
-    # OpenAI's weights, or a user's own: fetched, verified and converted; no recipe of ours decides them.
+    # OpenAI's weights, or a user's own: fetched, verified and converted; independent of our recipes.
     "weights": Protocol(
         takes=("model", "objective", "weights"),
         demand=demand.weights,
@@ -191,18 +192,18 @@ PROTOCOLS = {
         modules=lambda given: [f"igpt.companion.bench.{MODULES.get(str(given['task']), given['task'])}"],
     ),
 }
-OWN = Protocol(takes=())  # a notebook of a user's own: it depends on the weights and the data that its parameters name
+OWN = Protocol(takes=())  # a user's own notebook: it depends on the weights and data sets in its parameters
 
 
 def protocol(notebook: str) -> Protocol:
-    """The protocol of a notebook."""
+    """The protocol of a notebook; `OWN` for a user's own notebook."""
     return PROTOCOLS.get(notebook, OWN)
 
 
 def stage_demand(stage: Stage) -> Demand:
-    """What one stage, all of whose parameters are named, takes of a machine; nothing is known of a user's own notebook.
+    """The demand of a stage that names all its parameters; an empty one for a user's own notebook.
 
-    Raises KeyError for a stage without the parameters that decide it: none has a cost by default.
+    Raises KeyError if a required parameter is missing: there are no default costs.
     """
     function = protocol(stage.notebook).demand
     return function(stage.parameters, _plan(stage.parameters)) if function else Demand()

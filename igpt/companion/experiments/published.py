@@ -1,7 +1,7 @@
-"""The published numbers, each with its source and how certain it is: ``published.csv`` and ``curves.csv``.
+"""The published numbers with their sources and certainty, from ``published.csv`` and ``curves.csv``.
 
-Read from the post, the paper (version 2) and the released code; figures 2 and 3 are digitised. The files give the place of
-every number in its source; some are from memory, and are printed as such.
+The sources are the post, the paper (version 2) and the released code; figures 2 and 3 are digitised. Both files give the
+place of every number in its source. Some numbers are from memory and are marked as such.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class Published:
     source: str
     source_place: str
     certainty: str
-    measure: str = ""  # of `igpt.companion.experiments.measures`; empty for what is not measured
+    measure: str = ""  # a name in `igpt.companion.experiments.measures`; empty if not measured
 
     @property
     def number(self) -> float:
-        """The value in the unit of records: accuracies and differences of accuracies as fractions."""
+        """The value in the unit of records: accuracies and their differences are fractions."""
         return float(self.value) / (100 if self.unit in ("percent", "points") else 1)
 
     @property
     def ours(self) -> bool:
-        """Whether the row is Image GPT's, in the version of the paper that is reproduced."""
+        """Whether the row is about Image GPT, in the reproduced version of the paper."""
         return self.method.startswith("iGPT") and self.table != "version-1"
 
 
@@ -82,5 +82,5 @@ def curve_points() -> tuple[CurvePoint, ...]:
 
 
 def _rows(name: str) -> list[dict[str, str]]:
-    """The rows of a CSV file beside this module, by column."""
+    """The rows of a CSV file in this package, as dicts by column."""
     return list(csv.DictReader(io.StringIO(files("igpt.companion.experiments").joinpath(name).read_text("utf-8"))))

@@ -1,8 +1,8 @@
-"""The aims for speed: what this code should be faster than, and by how much. Written before the records, after first trials.
+"""The aims for speed: the factor by which igpt should be faster than each peer. Written before the records, after first trials.
 
-Factors are for two cores without a GPU, unless the task is named for one. Peers run as they are installed, and with
-glibc's allocator tuned, which helps them more than us. Where the aim is a fraction of the machine's limit, the limit
-is measured in the same run.
+Factors are for two cores without a GPU, except for tasks whose name ends in ``_gpu``. Peers run with default settings, and
+with glibc's allocator tuned, which helps them more than igpt. If the aim is a fraction of the machine's limit, the limit is
+measured in the same run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from igpt.companion.stage import Stage
 
-# The module of `igpt.companion.bench` that has a task, by the task's name.
+# The module of `igpt.companion.bench` with each task, by the task's name.
 MODULES = {
     "sampling": "sampling",
     "features": "features",
@@ -41,7 +41,7 @@ class Aim:
 
     @property
     def stage(self) -> Stage:
-        """The stage whose record decides it."""
+        """The stage whose record decides the aim."""
         return Stage.of("speed", task=self.task)
 
 
@@ -68,7 +68,7 @@ AIMS = (
     Aim("tuning", "a fine-tuning step, tuned", "a training step, tuned", 0.95),
     Aim("tuning", "a fine-tuning step in bfloat16, tuned", "a training step in bfloat16, tuned", 0.95),
     Aim("tokenise", "igpt", "the same decoding and resizing, no tokens", 0.9),
-    # On a GPU, in bfloat16; written without having one.
+    # On a GPU, in bfloat16; written without access to one.
     Aim("sampling_gpu", "igpt", "transformers", 3.5),
     Aim("sampling_gpu", "igpt", "limit: copying the memory", 0.3),
     Aim("features_gpu", "igpt", "transformers", 1.25),

@@ -1,4 +1,4 @@
-"""The tiers: at which scale the paper is reproduced. Each is one declaration, from which everything else is derived.
+"""The tiers: the scales at which the paper is reproduced. Each is one declaration; all else is derived from it.
 
 The criteria of a tier (see `igpt.companion.experiments.measures`) were written before the records that they judge.
 """
@@ -18,19 +18,19 @@ from igpt.weights.released import STEPS
 class Tier:
     """One tier.
 
-    title : of its column; takes : its data and time, in a few words
-    seeds : one run for each
-    recipes : the models that it trains, which are of this tier alone
+    title : heading of its column; takes : its data and time, as a phrase
+    seeds : one run per seed
+    recipes : the models that it trains; each recipe belongs to one tier
     models : recipes by published model and resolution, such as ``iGPT-L 32x32``
-    stands_for : the data set that replaces a published one; those not named have no counterpart
-    overrides : parameters of a notebook that differ from its defaults
-    weights : what the evaluations read: ``trained`` here, or ``released`` by OpenAI
-    numbers : whether cells are compared with the published numbers themselves; otherwise the claims behind them are tested
-    lacks : measures without a counterpart, each with the reason; by their name in published.csv
-    unpublished : why a published model, by its name in ``models``, has no counterpart
-    instead : another value for a measure
-    cores : whether its pending cells are priced on two cores, not on a card
-    extra : stages that fill figures, and no cell
+    stands_for : for each published data set the one used instead; data sets that are not listed have no counterpart
+    overrides : parameters that differ from the notebook's defaults, by notebook
+    weights : the weights that evaluations read: ``trained`` here, or ``released`` by OpenAI
+    numbers : whether cells are compared with the published numbers; otherwise the claims behind them are tested
+    lacks : measures without a counterpart, by name in published.csv, with reasons
+    unpublished : published models without a counterpart, by name as in ``models``, with reasons
+    instead : values that replace the value of a measure
+    cores : whether the cost of pending cells is estimated for two cores instead of a card
+    extra : stages that only fill figures
     """
 
     name: str
@@ -50,28 +50,28 @@ class Tier:
     extra: tuple[Stage, ...] = ()
 
     def stage(self, notebook: str, /, **given: Literal) -> Stage:
-        """A stage with the tier's overrides."""
+        """A stage of a notebook with the tier's overrides."""
         return Stage.of(notebook, **{**given, **self.overrides.get(notebook, {})})
 
     def figure_stages(self, notebook: str = "") -> tuple[Stage, ...]:
-        """The stages that fill figures and no cell, of one notebook or of all."""
+        """The stages that only fill figures, of one notebook or all."""
         return tuple(self.stage(s.notebook, **s.parameters) for s in self.extra if notebook in ("", s.notebook))
 
 
 def _sizes(prefix: str) -> dict[str, str]:
-    """Models of ours for the published ones; the largest stands for iGPT-XL too."""
+    """Our recipes by published model; the largest also stands for iGPT-XL."""
     sizes = {"iGPT-S 32x32": "s", "iGPT-M 32x32": "m", "iGPT-L 32x32": "l", "iGPT-XL 64x64": "l"}
     return {published: f"{prefix}-{size}" for published, size in sizes.items()}
 
 
 def _extra(tier: str, dataset: str) -> tuple[Stage, ...]:
-    """Samples of a tier's largest model, and what the paper leaves open in its probe."""
+    """Stages for samples of a tier's largest model, and for the probe settings that the paper leaves open."""
     large = f"{tier}-l"
     return Stage.of("samples", model=large), Stage.of("probe_settings", model=large, dataset=dataset)
 
 
 def _searches(tier: str) -> tuple[Stage, ...]:
-    """The searches behind a tier's learning rates: of each size, and of the largest one's BERT."""
+    """The searches for a tier's learning rates: for each size, and for BERT at the largest size."""
     sizes = tuple(Stage.of("rate_search", model=f"{tier}-{size}", seed=100) for size in "sml")
     return (*sizes, Stage.of("rate_search", model=f"{tier}-l", seed=100, objective="bert"))
 
@@ -101,7 +101,7 @@ TIERS = {
             recipes=LAPTOP,
             models=_sizes("laptop"),
             stands_for={"cifar10": "cifar10", "imagenet": "cifar10"},
-            # Two cores fine-tune for hours on all of CIFAR-10; and of samples a reader pages through more than the default.
+            # Fine-tuning on all of CIFAR-10 takes hours on two cores; the book shows more samples than the default.
             overrides={
                 "fine_tune": {"images": 6_000, "epochs": 2},
                 "loss_against_probe": {"images": 10_000},
@@ -147,7 +147,7 @@ TIERS = {
                 **{f"loss@{i}": of("released_loss.nats", step=step) for i, step in enumerate(STEPS, start=1)},
             },
             extra=(
-                # Whose ImageNet images are tokens, and of the depth curve the two sizes that figure 2 leaves out.
+                # Samples on ImageNet images, which are tokens; depth curves of the two sizes that figure 2 omits.
                 Stage.of("samples", model="igpt-l", weights="released", dataset="imagenet-tokens"),
                 *(
                     Stage.of("linear_probe", model=model, dataset="cifar10", weights="released", seed=0)
@@ -167,7 +167,7 @@ TIERS = {
                 "iGPT-L 32x32": "igpt-l",
                 "iGPT-L 48x48": "igpt-l-48",
                 "iGPT-XL 64x64": "igpt-xl",
-                "iGPT-XL 32x32": "igpt-xl",  # of which only the parameters are published
+                "iGPT-XL 32x32": "igpt-xl",  # only the number of parameters is published
             },
             stands_for={name: name for name in (*PUBLISHED_SETS, "imagenet", "")},
             numbers=True,
@@ -175,11 +175,11 @@ TIERS = {
     )
 }
 _TIER_OF = {model: tier.name for tier in TIERS.values() for model in tier.recipes}
-OWN = "own"  # the folder of stages on a user's own weights or recipes, which belong to no tier
+OWN = "own"  # instead of a tier, for stages on a user's own weights or recipes
 
 
 def tier_of(stage: Stage) -> str:
-    """The tier of a stage; ``speed`` for a comparison of speed, and `OWN` for a stage of no tier."""
+    """The tier of a stage; ``speed`` for a speed comparison, `OWN` for a stage of no tier."""
     given = stage.parameters
     if stage.notebook == "speed":
         return "speed"

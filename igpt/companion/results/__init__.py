@@ -1,1 +1,1 @@
-"""What a stage found, whether it still holds, and what it says of the paper."""
+"""Records of stages, whether they are still fresh, and verdicts on the paper's claims."""

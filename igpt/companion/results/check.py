@@ -1,6 +1,6 @@
-"""Whether a record agrees with itself, and with its executed notebook.
+"""Check that a record is consistent with itself and with its executed notebook.
 
-Nothing is computed again: a record that was invented with care passes.
+Nothing is recomputed: a carefully forged record passes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from igpt.companion.results.record import Record, Value
 from igpt.data import DATASETS
 from igpt.measure import wilson
 
-PARTS = ("fraction", "of the depth")  # units of values between 0 and 1
+PARTS = ("fraction", "of the depth")  # units of values from 0 to 1
 WHOLE = ("parameters", "features", "epochs", "steps")  # units of counts
-CLOSE = 1e-6  # by which two ways to the same number may differ
-AHEAD = timedelta(hours=1)  # by which another machine's clock may be ahead
+CLOSE = 1e-6  # tolerance for numbers computed in two ways
+AHEAD = timedelta(hours=1)  # tolerance for clocks of other machines
 LINE = re.compile(r"^Record of (.+): SHA-256 ([0-9a-f]{64}) without its times$", re.MULTILINE)
 NO_NOTEBOOK = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SyntaxError, MemoryError)
 
 
 def doubts_of_stage(record: Record) -> list[str]:
-    """Where parameters, parts and receipt do not belong to one run of the record's stage."""
+    """Problems where parameters, parts and receipt do not match the record's stage."""
     signed = {name.removeprefix("parameter "): text for name, text in record.parts.items() if name.startswith("parameter ")}
     given = {name: json.dumps(value) for name, value in record.parameters.items()}
     doubts = [
@@ -45,7 +45,7 @@ def doubts_of_stage(record: Record) -> list[str]:
 
 
 def doubts_of_values(record: Record) -> list[str]:
-    """Where values do not fit their units, their intervals or the data set, and points of series their intervals."""
+    """Problems where values do not fit their units, intervals or data set, or points of series their intervals."""
     doubts = [doubt for name, value in record.values.items() for doubt in _doubts_of_value(name, value, record)]
     for name, rows in record.series.items():
         for index, row in enumerate(rows):
@@ -56,28 +56,28 @@ def doubts_of_values(record: Record) -> list[str]:
 
 
 def _doubts_of_time(finished: str) -> Iterator[str]:
-    """Whether a record was finished at a time that has been."""
+    """Problems of the time of finishing: not ISO 8601, not UTC, or in the future."""
     try:
-        when = datetime.fromisoformat(finished)
+        time = datetime.fromisoformat(finished)
     except ValueError:
         yield f"it was finished at {finished!r}, which is not an ISO 8601 time"
         return
-    if when.utcoffset() != timedelta(0):
+    if time.utcoffset() != timedelta(0):
         yield f"it was finished at {finished}, which is not in UTC"
-    elif when - datetime.now(UTC) > AHEAD:
+    elif time - datetime.now(UTC) > AHEAD:
         yield f"it was finished at {finished}, which is in the future"
 
 
 def _doubts_of_versions(record: Record) -> Iterator[str]:
-    """Whether the receipt's versions are of the majors that were signed."""
-    for name, found in record.receipt.versions.items():
+    """Problems where versions in the receipt do not match the signed major versions."""
+    for name, library_version in record.receipt.versions.items():
         signed = record.parts.get(f"library {name}")
-        if signed is not None and found.partition(".")[0] != signed:
-            yield f"its receipt has {name} {found}, and its signature covers {name} {signed}"
+        if signed is not None and library_version.partition(".")[0] != signed:
+            yield f"its receipt has {name} {library_version}, and its signature covers {name} {signed}"
 
 
 def _doubts_of_value(name: str, value: Value, record: Record) -> Iterator[str]:
-    """What is wrong with one value."""
+    """Problems of one value."""
     if value.value < 0:
         yield f"{name} is {value.value:.6g}, below zero"
     if value.unit in PARTS and value.value > 1:
@@ -93,7 +93,7 @@ def _doubts_of_value(name: str, value: Value, record: Record) -> Iterator[str]:
 
 
 def _doubts_of_images(name: str, value: Value, images: int, record: Record) -> Iterator[str]:
-    """Whether an accuracy is one that so many images can give, with the interval that it has then."""
+    """Problems of an accuracy: too many images, not a whole number of correct images, or a wrong Wilson interval."""
     card = DATASETS.get(str(record.parameters.get("dataset")))
     most = max(card.test, card.validation) if card else 10**9
     if not 0 < images <= most:
@@ -104,24 +104,24 @@ def _doubts_of_images(name: str, value: Value, images: int, record: Record) -> I
         if abs(value.value - correct / images) > CLOSE:
             yield f"{name} is {value.value:.6g}, which is not a whole number of {images} images"
         elif value.low is None or value.high is None or max(abs(value.low - low), abs(value.high - high)) > CLOSE:
-            has = "none" if value.low is None else f"{value.low:.6g} to {value.high:.6g}"
-            yield f"{name} of {images} images has the interval {low:.6g} to {high:.6g}, and the record says {has}"
+            interval = "none" if value.low is None else f"{value.low:.6g} to {value.high:.6g}"
+            yield f"{name} of {images} images has the interval {low:.6g} to {high:.6g}, and the record says {interval}"
 
 
 def _between(low: object, value: object, high: object) -> bool:
-    """Whether three numbers are in their order, as far as floating point tells."""
+    """Whether ``low <= value <= high``, with a tolerance; False unless all are numbers."""
     if not all(isinstance(number, int | float) for number in (low, value, high)):
         return False
     return low - CLOSE * abs(low) <= value <= high + CLOSE * abs(high)  # type: ignore[operator, arg-type]
 
 
 def shown_line(record: Record) -> str:
-    """The line that a notebook prints of its record; the same for every run with the same findings."""
+    """The line that a notebook prints about its record; identical for all runs with the same results."""
     return f"Record of {record.stage}: SHA-256 {_digest(record)} without its times"
 
 
 def shown_records(notebook: Path) -> dict[str, str]:
-    """The records whose lines an executed notebook shows: digests by stage; none for a file that is no notebook."""
+    """Digests of the records in the output of an executed notebook, by stage; empty for a file that is not a notebook."""
     try:
         outputs = [output for cell in code_cells(notebook) for output in cell["outputs"]]
         printed = ["".join(output["text"]) for output in outputs if output.get("name") == "stdout"]
@@ -131,7 +131,7 @@ def shown_records(notebook: Path) -> dict[str, str]:
 
 
 def doubts_of_notebook(record: Record, notebook: Path) -> list[str]:
-    """Where an executed notebook shows another record, or was run with other parameters."""
+    """Problems where an executed notebook shows a different record or was run with different parameters."""
     try:
         ran = _parameters(notebook)
     except NO_NOTEBOOK:
@@ -148,13 +148,13 @@ def doubts_of_notebook(record: Record, notebook: Path) -> list[str]:
 
 
 def _digest(record: Record) -> str:
-    """SHA-256 of a record without its times."""
+    """SHA-256 of a record, without its duration and time of finishing."""
     kept = record.model_dump(exclude={"receipt": {"seconds", "finished"}})
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _parameters(notebook: Path) -> dict[str, object]:
-    """Names and values that an executed notebook began with: its defaults, and what papermill put after them."""
+    """The parameters of an executed notebook: its defaults, updated with those that papermill injected."""
     values: dict[str, object] = {}
     for tag in ("parameters", "injected-parameters"):
         for cell in code_cells(notebook):

@@ -1,10 +1,11 @@
-"""A digest of code that changes with what the code computes, and with nothing else.
+"""A digest of code that changes if and only if the computation may change.
 
-Left out, since they cannot change a number: comments and layout, docstrings and other bare literals, ``pass``, code under
-``if TYPE_CHECKING``, annotations but those of a class's fields, imports of the machinery, a data set's title and terms,
-and the texts of messages: of errors, assertions, warnings, prints and the like.
-The digest is over a normal form of the syntax tree that is the same in every Python from 3.11 on; `ast.unparse` and `ast.dump`
-differ between them. Standard library only, so that a test can run this file under each.
+Ignored, since they cannot change a number: comments and layout, docstrings and other bare literals, ``pass``, code under
+``if TYPE_CHECKING``, annotations except those of class fields, imports of the machinery, a data set's title and terms, and
+the text of messages in errors, assertions, warnings and prints.
+
+The digest is over a normal form of the syntax tree that is equal in all versions of Python since 3.11, unlike `ast.unparse`
+and `ast.dump`. Only the standard library is imported, so that a test can run this file under each version.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import json
 
 _Form = str | int | None | list["_Form"]
 
-ACTS = ast.Call | ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom  # which may do more than compute
-# Functions called with a text for a person. The last three are the project's own.
+ACTS = ast.Call | ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom  # expressions that may have side effects
+# Functions whose strings are messages. The last three are the project's own.
 TELLS = ("print", "warnings.warn", "tell", "wait_for_lock", "self._give_up")
-# Fields of a data set that are for a person or say where its files come from; a signature has the digests of their content.
+# Fields of a data set for display or about the source of its files; signatures contain the digests of their content.
 TOLD = ("title", "short", "terms", "archives", "loose", "beside")
-MACHINERY = ("igpt.companion.report", "igpt.companion.run")  # notebooks import it, and it decides no number
-# A node's context follows from its parent; the other fields are empty unless a parser is asked for them.
+MACHINERY = ("igpt.companion.report", "igpt.companion.run")  # imported by notebooks, cannot change a number
+# A node's context is determined by its parent; the other fields are empty by default.
 IGNORED = {"ctx", "kind", "type_comment", "type_ignores"}
 
 
@@ -31,7 +32,7 @@ def code_digest(tree: ast.Module) -> str:
 
 
 def _form(node: object, *, in_class: bool = False) -> _Form:
-    """Nested lists of texts and numbers, equal for trees that differ in nothing but what cannot change a number."""
+    """The normal form of a node as nested lists of strings and numbers; equal if no difference can change a number."""
     if isinstance(node, list):
         return [_form(item, in_class=in_class) for item in node if not _is_silent(item)]
     if isinstance(node, ast.Constant):
@@ -47,7 +48,7 @@ def _form(node: object, *, in_class: bool = False) -> _Form:
         value = getattr(node, name, None)
         if name not in IGNORED and value is not None:
             inner = _form(value, in_class=isinstance(node, ast.ClassDef))
-            form += [name, inner] if inner != [] else []  # some Pythons leave empty lists out
+            form += [name, inner] if inner != [] else []  # some versions of Python omit empty lists
     return form
 
 
@@ -61,9 +62,9 @@ def _is_silent(node: object) -> bool:
 
 
 def _without_messages(node: ast.AST, *, in_class: bool) -> ast.AST:
-    """A node without its texts for a person and its annotations; the original is left as it is.
+    """A node without messages and annotations; the original is not changed.
 
-    A text that may do more than compute is kept, unless an error follows it.
+    A message that may have side effects is kept, except in ``raise``.
     """
     if isinstance(node, ast.Assert):
         return ast.Assert(test=node.test)
@@ -88,12 +89,12 @@ def _without_messages(node: ast.AST, *, in_class: bool) -> ast.AST:
 
 
 def _less(node: ast.AST, **fields: object) -> ast.AST:
-    """A copy of a node with some other fields."""
+    """A copy of a node with some fields replaced."""
     return type(node)(**{**dict(ast.iter_fields(node)), **fields})
 
 
 def _literal(value: object) -> _Form:
-    """A literal with its type: True is not 1, and 1 is not 1.0."""
+    """The normal form of a literal, with its type: True is not 1, and 1 is not 1.0."""
     if isinstance(value, complex):
         return ["complex", value.real.hex(), value.imag.hex()]
     if isinstance(value, float | bytes):
@@ -101,33 +102,33 @@ def _literal(value: object) -> _Form:
     if isinstance(value, int) and not isinstance(value, bool):
         return ["int", hex(value)]
     if isinstance(value, str):
-        return ["str", value.encode("utf-8", "surrogatepass").hex()]  # JSON writes a pair of surrogates as one character
+        return ["str", value.encode("utf-8", "surrogatepass").hex()]  # JSON would merge a pair of surrogates
     return [type(value).__name__, repr(value)]
 
 
 def _f_string(node: ast.JoinedStr) -> _Form:
-    """An f-string with its literal stretches whole, since Pythons cut them differently; without a value it is a text."""
+    """The normal form of an f-string, with adjacent literals joined: versions of Python split them differently."""
     parts: list[_Form] = []
-    stretch = ""
+    literal = ""
     for part in node.values:
         if isinstance(part, ast.Constant):
-            stretch += str(part.value)
+            literal += str(part.value)
         else:
-            parts += [*([_literal(stretch)] if stretch else []), _form(part)]
-            stretch = ""
+            parts += [*([_literal(literal)] if literal else []), _form(part)]
+            literal = ""
     if not parts:
-        return _literal(stretch)
-    return ["JoinedStr", *parts, *([_literal(stretch)] if stretch else [])]
+        return _literal(literal)
+    return ["JoinedStr", *parts, *([_literal(literal)] if literal else [])]
 
 
 def _tells(call: ast.Call) -> bool:
-    """Whether a call is for a person; what goes to a file may be data."""
+    """Whether a call prints a message; output to a file other than stderr may be data."""
     files = [_dotted(keyword.value) for keyword in call.keywords if keyword.arg == "file"]
     return _dotted(call.func) in TELLS and files in ([], ["sys.stderr"])
 
 
 def _is_text(node: ast.AST) -> bool:
-    """Whether an expression is written as text: a literal, an f-string, or some of these added or chosen from."""
+    """Whether an expression is a string literal, an f-string, or a sum or choice of these."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _is_text(node.left) and _is_text(node.right)
     if isinstance(node, ast.IfExp):
@@ -136,12 +137,12 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def _acts(node: ast.AST) -> bool:
-    """Whether an expression may do more than compute."""
+    """Whether an expression may have side effects."""
     return any(isinstance(part, ACTS) for part in ast.walk(node))
 
 
 def _dotted(node: ast.expr) -> str:
-    """A name with its dots; empty for any other expression."""
+    """A dotted name; empty for any other expression."""
     if isinstance(node, ast.Attribute):
         return f"{_dotted(node.value)}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else ""

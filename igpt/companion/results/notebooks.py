@@ -1,7 +1,7 @@
-"""A notebook's source as data: its parameters, its code, and what is wrong with either.
+"""Parse notebooks: read their parameters and code, and check both.
 
-papermill only warns about unknown parameters and runs a notebook without a parameters cell on its
-defaults, so both are checked here, on the syntax tree of the tagged cell, before anything starts.
+papermill only warns about unknown parameters, and runs a notebook without a parameters cell on its defaults. Both are
+therefore checked here, on the syntax tree of the tagged cell, before anything starts.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from igpt.errors import UsageError
 from igpt.files import read_json
 from igpt.seeds import check_seed
 
-LARGEST = 2**26  # bytes of a notebook, pictures included
+LARGEST = 2**26  # maximum bytes of a notebook, including pictures
 
 
 @dataclass(frozen=True)
 class Notebook:
-    """One notebook: its defaults by parameter, and its code cells as one module's syntax tree."""
+    """One notebook: its default parameters, and its code cells as the syntax tree of one module."""
 
     name: str
     defaults: dict[str, Literal]
@@ -32,12 +32,12 @@ class Notebook:
 
     @cached_property
     def digest(self) -> str:
-        """Of its code, see `code_digest`."""
+        """The digest of the notebook's code, see `code_digest`."""
         return code_digest(self.tree)
 
 
 def read_notebook(folder: Path, name: str) -> Notebook:
-    """Read ``folder / name.ipynb``. Raises UsageError when it is missing, damaged or without parameters."""
+    """Read ``folder / name.ipynb``. Raises UsageError if it is missing, damaged or without parameters."""
     path = folder / f"{name}.ipynb"
     try:
         cells = code_cells(path)
@@ -57,15 +57,15 @@ def read_notebook(folder: Path, name: str) -> Notebook:
 
 
 def code_cells(path: Path) -> list[dict[str, Any]]:
-    """The code cells of a notebook's file. Raises OSError, or ValueError, LookupError or TypeError for anything else."""
+    """The code cells of a notebook. Raises OSError; ValueError, LookupError or TypeError if it is not a notebook."""
     return [cell for cell in read_json(path, most=LARGEST)["cells"] if cell["cell_type"] == "code"]
 
 
 def check_stage(notebook: Notebook, stage: Stage) -> Stage:
-    """The stage under its one name.
+    """The stage under its canonical name.
 
-    Raises UsageError for an unknown parameter, another type, a seed out of range, and a count that is negative or, where the
-    default is not 0, none.
+    Raises UsageError for an unknown parameter, a wrong type, a seed out of range, a negative count, and a count of 0 unless 0
+    is the default.
     """
     for name, value in stage.given:
         if name not in notebook.defaults:
@@ -77,13 +77,13 @@ def check_stage(notebook: Notebook, stage: Stage) -> Stage:
             )
         if name == "seed" or name.endswith("_seed"):
             check_seed(value)
-        elif type(default) is int and type(value) is int and value < min(default, 1):  # a count, of which 0 may be all
+        elif type(default) is int and type(value) is int and value < min(default, 1):  # a count; a default of 0 means all
             raise UsageError(f"parameter {name} of notebook {notebook.name} is at least {min(default, 1)}, not {value}")
     return stage.canonical(notebook.defaults)
 
 
 def near_misses(word: str, known: list[str]) -> str:
-    """The end of a sentence about an unknown word: its near misses, or the known words."""
+    """The end of a message about an unknown word: its near misses, or the known words if they are few."""
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(close)}?"
@@ -91,7 +91,7 @@ def near_misses(word: str, known: list[str]) -> str:
 
 
 def _literals(cell: ast.Module) -> dict[str, Literal]:
-    """Names and values of the parameters cell's assignments. Raises ValueError for anything else in it."""
+    """The assignments in the parameters cell. Raises ValueError for any other statement or value."""
     values: dict[str, Literal] = {}
     for node in cell.body:
         if isinstance(node, ast.Assign):
@@ -110,5 +110,5 @@ def _literals(cell: ast.Module) -> dict[str, Literal]:
 
 
 def _article(default: Literal) -> str:
-    """The type of a parameter in words."""
+    """The type of a parameter as a phrase with its article."""
     return {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}[type(default)]

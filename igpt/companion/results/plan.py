@@ -1,6 +1,6 @@
-"""Plans: stages and the records on disk give what is fresh, what is stale and why, what is missing.
+"""Plans: which stages are fresh, stale or missing, and why, compared with the records on disk.
 
-Pure: nothing is run or written. The order is topological: parents come before children.
+Planning neither runs nor writes anything. The order is topological: parents before children.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ State = Literal["fresh", "stale", "missing"]
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage of a plan: its signature now, its parents, and its record if any."""
+    """One stage of a plan: its current signature, its parents, and its record if any."""
 
     stage: Stage
     signature: Signature
@@ -29,21 +29,21 @@ class PlannedStage:
 
     @property
     def state(self) -> State:
-        """Whether there is a record, and whether it has this signature."""
+        """``fresh`` if the record has the current signature, ``stale`` if not, ``missing`` without a record."""
         if self.record is None:
             return "missing"
         return "fresh" if self.record.signature == self.signature.digest else "stale"
 
     @property
     def in_full(self) -> Stage:
-        """The stage with all its parameters, as its signature has them."""
+        """The stage with all its parameters, from its signature."""
         kind = "parameter "
         given = {name.removeprefix(kind): json.loads(v) for name, v in self.signature.parts.items() if name.startswith(kind)}
         return Stage.of(self.stage.notebook, **given)
 
     @property
     def why(self) -> str:
-        """One line on the state, with the parts of the signature that changed since the record."""
+        """The reason of the state in one line: the parts of the signature that changed since the record."""
         if self.record is None:
             return "no record"
         changed = [] if self.state == "fresh" else self.signature.difference(self.record.parts)
@@ -51,7 +51,7 @@ class PlannedStage:
 
 
 class Plan:
-    """Stages in an order that respects their parents."""
+    """Planned stages in topological order."""
 
     def __init__(self, stages: dict[Stage, PlannedStage]) -> None:
         self._stages = stages
@@ -65,14 +65,14 @@ class Plan:
         return len(self._stages)
 
     def __getitem__(self, stage: Stage) -> PlannedStage:
-        """One planned stage, by its canonical name."""
+        """One planned stage, by its canonical stage."""
         return self._stages[stage]
 
     def to_run(self, finished: Callable[[PlannedStage], bool], wanted: Iterable[Stage] = ()) -> list[PlannedStage]:
-        """The stages to carry out, parents first.
+        """The stages to run, parents first.
 
-        These are the stages that are neither fresh nor ``finished`` (complete in their run folder), those of ``wanted`` whose
-        run folder is not complete, and the parents whose outputs these read and whose run folder is not complete.
+        These are all stages that are not ``finished`` (complete in their run folder) and are stale, missing, in ``wanted``, or
+        parents of a stage to run.
         """
         needed: set[Stage] = set()
         wanted = set(wanted)
@@ -90,7 +90,7 @@ class Plan:
 
 
 def make_plan(stages: Iterable[Stage], signer: Signer, record_of: Callable[[Stage], Record | None]) -> Plan:
-    """The plan of ``stages`` and all that they depend on.
+    """The plan of ``stages`` and all their ancestors.
 
     Raises UsageError for an unknown notebook or parameter, or a record that cannot be read.
     """

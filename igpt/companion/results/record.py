@@ -1,4 +1,4 @@
-"""Records: the findings of one stage as validated JSON, with the receipt of the run."""
+"""Records: the results of one stage as validated JSON, with the receipt of the run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from igpt.progress import tell
 from igpt.text import visible
 
 SCHEMA = 1
-LIMIT = 2**24  # bytes of a record's file; the largest of the book has less than one million
-FIELDS = 3  # of a record's eight: a file with these claims to be a record
+LIMIT = 2**24  # maximum bytes of a record's file; the book's largest has less than a million
+FIELDS = 3  # a file with this many of a record's eight field names claims to be a record
 
 
 class _Strict(BaseModel):
-    """Unknown fields, infinities and silent conversions are refused."""
+    """Base of models that refuse unknown fields, NaN, infinity and type conversions."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -32,8 +32,9 @@ Whole = Annotated[int, Field(gt=-(2**63), lt=2**63)]
 
 
 class Value(_Strict):
-    """One number; accuracies are fractions. ``low`` and ``high`` are its 95 % interval over the test images; of a time, the
-    shortest and the longest of its rounds.
+    """One number; accuracies are fractions.
+
+    ``low`` and ``high`` are the 95 % interval over test images; for a time, the shortest and the longest round.
     """
 
     value: Number
@@ -51,7 +52,7 @@ class Value(_Strict):
 
 
 class Receipt(_Strict):
-    """How a record came to be. ``seconds`` counts every session of an interrupted run."""
+    """How a record was made. ``seconds`` includes all sessions of an interrupted run."""
 
     commit: str
     dirty: bool
@@ -64,7 +65,7 @@ class Receipt(_Strict):
 
 
 class Record(_Strict):
-    """One stage's findings. ``series`` are the points of its curves, a list of rows by name."""
+    """The results of one stage. ``series`` are the points of its curves: lists of rows, by name."""
 
     schema_version: int
     stage: str
@@ -77,7 +78,7 @@ class Record(_Strict):
 
 
 def read_record(path: Path) -> Record | None:
-    """The record in a file, None when there is no file. Raises UsageError for a file that is not a record."""
+    """Read a record; None if there is no file. Raises UsageError for a file that is not a valid record."""
     try:
         fields = read_json(path, most=LIMIT)
         if not isinstance(fields, dict):
@@ -92,14 +93,14 @@ def read_record(path: Path) -> Record | None:
     try:
         return Record.model_validate(fields)
     except ValidationError as error:
-        wrong = error.errors()
-        first = next((e for e in wrong if not e["type"].endswith("_type")), wrong[0])  # of a union, the kind that it nearly was
+        errors = error.errors()
+        first = next((e for e in errors if not e["type"].endswith("_type")), errors[0])  # for a union, the closest type
         field = visible(".".join(map(str, first["loc"])), limit=100)
         raise UsageError(f"{path} is not a valid record ({field}: {first['msg']}): {_remedy(path)}") from None
 
 
 def usable_record(path: Path) -> Record | None:
-    """As `read_record`, for work that replaces a missing record: a damaged one is reported and counts as missing."""
+    """Read a record like `read_record`, but report a damaged one on stderr and return None, as if it were missing."""
     try:
         return read_record(path)
     except UsageError as error:
@@ -108,29 +109,29 @@ def usable_record(path: Path) -> Record | None:
 
 
 def claims_to_be_record(path: Path) -> bool:
-    """Whether a file is meant as a record, by its name or its fields."""
+    """Whether a file is meant to be a record, by its name or its field names."""
     if path.name == "record.json" or ("," in path.stem and "=" in path.stem):
         return True
     try:
         content = read_whole(path, most=LIMIT)
     except (OSError, ValueError):
         return False
-    return sum(f'"{name}"'.encode() in content for name in Record.model_fields) >= FIELDS  # also of one that was cut off
+    return sum(f'"{name}"'.encode() in content for name in Record.model_fields) >= FIELDS  # also if the file is truncated
 
 
 def _remedy(path: Path) -> str:
-    """Which command writes the file again, by its folder and its name."""
+    """The command that makes the file again, from its folder and name."""
     if path.parent.name == "drill":
         return f"`igpt drill --profile {path.stem}` makes it anew"
     if path.stem.startswith("live,"):
         return "`igpt panel --measure` makes it anew"
-    stage = path.parent.name.rpartition("-")[0] if path.name == "record.json" else path.stem  # in runs/, or published
+    stage = path.parent.name.rpartition("-")[0] if path.name == "record.json" else path.stem  # in runs/, or in book/records
     return f"`igpt run {stage}` makes it anew" if "," in stage else "give the JSON file of a record"
 
 
-tell_once = cache(tell)  # a plan and a book read the same file more than once
+tell_once = cache(tell)  # the same file may be read several times
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record atomically, in a form that diffs line by line."""
+    """Write a record atomically, as JSON with one item per line and sorted keys."""
     write_text(path, json.dumps(record.model_dump(), indent=1, sort_keys=True) + "\n")

@@ -1,9 +1,9 @@
-"""Signatures: everything that a stage's result depends on, as named parts, and one digest of them.
+"""Signatures: all inputs of a stage's result as named parts, and one digest of them.
 
-The parts are whatever can change a number, and nothing else: the parameters (defaults too), the recipe, the notebook's code,
-each module of igpt that the notebook reaches, the data's digests, the parents' signatures, and the major versions of
-the libraries that are reached and decide numbers. Code counts in the normal form of `igpt.companion.results.code`, so that a
-comment or a message changes nothing; a data set's reader counts for the stages that read the set.
+The parts are exactly the inputs that can change a number: the parameters (including defaults), the recipe, the notebook's
+code, each igpt module that the notebook reaches, digests of the data, the parents' signatures, and the major versions of
+numerical libraries that are reached. Code enters in the normal form of `igpt.companion.results.code`, so that comments and
+messages have no effect; the reader of a data set enters for the stages that read the set.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from igpt.companion.stage import Stage
 from igpt.data import split_digest
 from igpt.errors import UsageError
 
-# Modules and packages that decide no result. Of the companion, only the timed work of a speed record does: `INSIDE`.
+# Modules and packages that cannot change a result. The only exception is the timed work of speed records: `INSIDE`.
 OUTSIDE = (
     *("igpt.companion", "igpt.project", "igpt.progress", "igpt.text"),
-    # A recipe is a part by itself, and so is what decides a data set's splits: others may change beside them. The stages name
-    # the module that reads their data set; `igpt.data.cards` imports them all.
+    # A stage's own recipe and the digest of its data are separate parts, so that other recipes and data sets may change. Its
+    # protocol names the reader module of its data set; `igpt.data.cards` imports the readers of all data sets.
     *("igpt.train.recipes", "igpt.data.cards", "igpt.data.dataset", "igpt.fetch"),
 )
 INSIDE = ("igpt.companion.bench",)
-# The libraries that decide numbers, by the name under which they are imported.
+# The numerical libraries: distribution by import name.
 LIBRARIES = {"torch": "torch", "numpy": "numpy", "scipy": "scipy", "sklearn": "scikit-learn", "PIL": "pillow"}
 
 
 @dataclass(frozen=True)
 class Signature:
-    """The parts by name, each a short text; the digest is the SHA-256 of their canonical JSON."""
+    """The parts of a signature, short strings by name; the digest is the SHA-256 of their canonical JSON."""
 
     parts: dict[str, str]
 
@@ -49,7 +49,7 @@ class Signature:
         return hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()
 
     def difference(self, other: dict[str, str]) -> list[str]:
-        """Names of the parts that differ from ``other``, in order."""
+        """Sorted names of the parts that differ from ``other``."""
         return sorted(n for n in self.parts.keys() | other.keys() if self.parts.get(n) != other.get(n))
 
 
@@ -69,19 +69,19 @@ class Signer:
         return self._notebooks[name]
 
     def canonical(self, stage: Stage) -> Stage:
-        """The stage under its one name. Raises UsageError for what its notebook does not take."""
+        """The stage under its canonical name. Raises UsageError for parameters that its notebook does not accept."""
         return check_stage(self.notebook(stage.notebook), stage)
 
     def parameters(self, stage: Stage) -> dict[str, str | int | float | bool]:
-        """All parameters of a stage, its notebook's defaults included."""
+        """All parameters of a stage, including its notebook's defaults."""
         return {**self.notebook(stage.notebook).defaults, **stage.parameters}
 
     def in_full(self, stage: Stage) -> Stage:
-        """A stage that names all its parameters."""
+        """The stage with all its parameters named."""
         return Stage.of(stage.notebook, **self.parameters(stage))
 
     def parents(self, stage: Stage) -> dict[str, Stage]:
-        """The stages whose outputs this one reads, by the names under which its notebook asks for them."""
+        """The stages whose outputs this stage reads, by the names that its notebook uses."""
         parents = protocol(stage.notebook).parents(self.parameters(stage))
         return {name: self.canonical(parent) for name, parent in parents.items()}
 
@@ -99,7 +99,7 @@ class Signer:
         return self._signatures[stage]
 
     def _reached_code(self, name: str, *chosen: str) -> dict[str, str]:
-        """Digests of the notebook's code and of each igpt module that it imports or chooses; the libraries' versions."""
+        """Digests of the notebook's code and of each igpt module that it reaches, and versions of numerical libraries."""
         key = (name, *chosen)
         if key not in self._code:
             notebook = self.notebook(name)
@@ -114,22 +114,22 @@ class Signer:
         return self._code[key]
 
 
-@cache  # read from files
+@cache  # reading the metadata is slow
 def major_version(library: str) -> str:
-    """A library's version up to its first point."""
+    """The major version of a library."""
     return version(library).split(".")[0]
 
 
 @cache
 def module_digest(module: str) -> str:
-    """SHA-256 of a module's code, found without importing it."""
+    """SHA-256 of the normal form of a module's code, without importing the module."""
     spec = find_spec(module)
     assert spec is not None and spec.origin is not None
     return code_digest(ast.parse(Path(spec.origin).read_text()))
 
 
 def reached_modules(tree: ast.Module, *chosen: str) -> list[str]:
-    """The igpt modules that code imports or chooses, directly or through others, without those that decide no result."""
+    """Sorted igpt modules that code reaches through imports or selects, without those that cannot change a result."""
     graph = _import_graph()
     if unknown := [name for name in chosen if name not in graph]:
         raise UsageError(f"there is no module {unknown[0]}: give a parameter that names one")
@@ -144,21 +144,21 @@ def reached_modules(tree: ast.Module, *chosen: str) -> list[str]:
 
 
 def reached_libraries(tree: ast.Module, modules: Iterable[str]) -> list[str]:
-    """Of the libraries that decide numbers, those that code imports itself or through the igpt modules that it reaches."""
+    """Sorted numerical libraries that code imports directly or through the igpt modules that it reaches."""
     graph = _import_graph()
     imported = _imported(tree).union(*(graph[module] for module in modules))
     return sorted(LIBRARIES[name] for name in {name.partition(".")[0] for name in imported} & LIBRARIES.keys())
 
 
 def _is_outside(module: str) -> bool:
-    """Whether a module, or a package that contains it, decides no result."""
+    """Whether a module cannot change a result, by itself or by a package that contains it; see `OUTSIDE`."""
     packages = {module, *(module[:i] for i, letter in enumerate(module) if letter == ".")}
     return bool(packages & {*OUTSIDE}) and not packages & {*INSIDE}
 
 
 @cache
 def _import_graph() -> dict[str, set[str]]:
-    """Direct imports of igpt's modules, without those for type checkers."""
+    """The direct imports of each igpt module, without imports for type checkers."""
     import grimp
 
     graph = grimp.build_graph("igpt", include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None)
@@ -167,7 +167,7 @@ def _import_graph() -> dict[str, set[str]]:
 
 @cache
 def _imported(tree: ast.Module) -> set[str]:
-    """Modules that a syntax tree imports; a name that is a module, or igpt's public name, by its own module."""
+    """The modules that a syntax tree imports; imported names count as their module, public names of igpt as the defining one."""
     from igpt import _PUBLIC
 
     modules, imported = _import_graph(), set[str]()
@@ -176,7 +176,7 @@ def _imported(tree: ast.Module) -> set[str]:
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
-                home = _PUBLIC.get(alias.name, "igpt") if node.module == "igpt" else node.module
+                source = _PUBLIC.get(alias.name, "igpt") if node.module == "igpt" else node.module
                 child = f"{node.module}.{alias.name}"
-                imported.add(child if child in modules else home)
+                imported.add(child if child in modules else source)
     return imported

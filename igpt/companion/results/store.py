@@ -17,12 +17,12 @@ from igpt.project import Project
 
 
 def record_path(project: Project, stage: Stage) -> Path:
-    """Where the record of a stage, under its canonical name, is published."""
+    """The path of a stage's published record; ``stage`` must be canonical."""
     return project.records / tier_of(stage) / f"{stage.name}.json"
 
 
 class RecordStore:
-    """The published records; each is read once."""
+    """The published records of a checkout, each read once."""
 
     def __init__(self, project: Project) -> None:
         self.project = project
@@ -30,21 +30,21 @@ class RecordStore:
         self._read: dict[Stage, Record | None] = {}
 
     def path(self, stage: Stage) -> Path:
-        """Where a stage's record is, or would be."""
+        """The path of a stage's record, whether it exists or not."""
         return record_path(self.project, self.signer.canonical(stage))
 
     def read(self, stage: Stage) -> Record | None:
-        """A stage's record; None when there is none, or a damaged one, which is reported: the next run replaces it."""
+        """A stage's record; None if it is missing or damaged. A damaged record is reported; the next run replaces it."""
         if stage not in self._read:
             self._read[stage] = usable_record(self.path(stage))
         return self._read[stage]
 
     def link(self, stage: Stage) -> str:
-        """A stage's record as the book's links have it: its path below the folder of records."""
+        """The path of a stage's record relative to the folder of records, as in the book's links."""
         return str(self.path(stage).relative_to(self.project.records))
 
     def changed(self, stage: Stage) -> list[str]:
-        """Names of the inputs that changed since a stage's record was made; none when there is no record."""
+        """Names of the inputs that changed since a stage's record was made; empty without a record."""
         record, signature = self.read(stage), self.signer.sign(stage)
         if record is None or record.signature == signature.digest:
             return []
@@ -52,11 +52,11 @@ class RecordStore:
 
 
 class ReaderStore(RecordStore):
-    """A reader's own records, from a folder of any layout: of `book/records`, of ``runs/``, or all in one folder.
+    """A reader's own records, from a folder of any layout: as `book/records`, as ``runs/``, or all in one folder.
 
-    Of two records of one stage the later one counts. Where a stage on OpenAI's weights has no record, that of the same
-    evaluation on the reader's own weights of the same model takes its place. Other JSON files are skipped; a damaged record is
-    reported on stderr and left out. Raises UsageError when there is no such folder or it holds no record.
+    Of two records of one stage the later one counts. If a stage on OpenAI's weights has no record, the record of the same
+    evaluation on the reader's own weights of that model is used. Other JSON files are skipped; a damaged record is reported on
+    stderr and skipped. Raises UsageError if the folder does not exist or has no records.
     """
 
     def __init__(self, project: Project, folder: Path) -> None:
@@ -83,51 +83,51 @@ class ReaderStore(RecordStore):
 
     @property
     def label(self) -> str:
-        """The title of its columns."""
+        """The title of the columns with these records."""
         return f"Yours ({self.folder.name})"
 
     def _find(self, stage: Stage) -> tuple[Path, Record] | None:
-        """A stage's record and its path."""
+        """The path of a stage's record and the record; None if there is none."""
         return self._latest.get(self.signer.canonical(stage).name)
 
     def _on_released(self, record: Record) -> str:
-        """The name of the same evaluation on OpenAI's weights; empty for a record that is not on the reader's own weights."""
+        """The stage name of the same evaluation on OpenAI's weights; empty unless the record is on the reader's own weights."""
         if not own_weights(record):
             return ""
         try:
             given = {**record.parameters, "weights": "released"}
             return self.signer.canonical(Stage.of(record.stage.partition(",")[0], **given)).name
-        except UsageError:  # of a notebook that is not here
+        except UsageError:  # the notebook does not exist in this checkout
             return ""
 
     def changed(self, stage: Stage) -> list[str]:
-        """As of the base class, of the stage that the record is of."""
+        """As in the base class; for a record on the reader's own weights, of that record's stage."""
         record = self.read(stage)
         return super().changed(Stage.of(stage.notebook, **record.parameters) if record and own_weights(record) else stage)
 
     def read(self, stage: Stage) -> Record | None:
-        """A stage's record; None when the folder has none."""
+        """A stage's record; None if the folder has none."""
         pair = self._find(stage)
         return pair[1] if pair else None
 
     def path(self, stage: Stage) -> Path:
-        """Where a stage's record is, or would be."""
+        """The path of a stage's record, whether it exists or not."""
         pair = self._find(stage)
         return pair[0] if pair else self.folder / f"{self.signer.canonical(stage).name}.json"
 
     def link(self, stage: Stage) -> str:
-        """As of the base class; never among the book's own records."""
+        """As in the base class, but in a folder beside the book's own records."""
         return f"../yours/{self.path(stage).relative_to(self.folder)}"
 
 
 def own_weights(record: Record) -> str:
-    """The name of the user's own weights that a record is on; empty for any other record."""
+    """The name of the user's own weights that a record evaluates; empty for other records."""
     weights = str(record.parameters.get("weights", "trained"))
     return "" if weights in ("trained", "released") else weights
 
 
 def _finished(record: Record) -> float:
-    """When a record was finished, in seconds of the epoch; minus infinity where that is not a time."""
+    """Time of finishing in seconds since the epoch; minus infinity if it cannot be parsed."""
     try:
         return datetime.fromisoformat(record.receipt.finished).timestamp()
     except ValueError:
@@ -135,7 +135,7 @@ def _finished(record: Record) -> float:
 
 
 def _json_files(folder: Path) -> Iterator[Path]:
-    """The JSON files below a folder, in order, without names that begin with a dot, linked folders and unreadable ones."""
+    """The JSON files below a folder, sorted, without hidden files, hidden, linked or unreadable folders."""
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(parent) / name for name in sorted(names) if name.endswith(".json") and not name.startswith("."))

@@ -1,4 +1,4 @@
-"""Verdicts: the criterion of an experiment applied to its records. Computed, never stored. And whether records agree."""
+"""Verdicts: apply the criterion of an experiment to its records, and test whether records agree. Never stored."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ RecordOf = Callable[[Stage], Record | None]
 class Outcome:
     """A metric over its seeds: values, mean, 95 % interval.
 
-    The interval is over seeds; with a single seed it is the record's own (over test images, or draws of labels), and infinite
-    where the record has none.
+    The interval is over seeds. With a single seed it is the interval in the record (over test images or draws of labels), or
+    infinite if the record has none.
     """
 
     values: tuple[float, ...]
@@ -33,19 +33,19 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One word, and the sentence that says why."""
+    """A verdict as one word, with a sentence that explains it."""
 
     word: Word
     sentence: str
 
 
 def outcomes_apart(one: Outcome, other: Outcome) -> bool:
-    """Whether the intervals over seeds are disjoint; infinite ones never are."""
+    """Whether the intervals of two outcomes are disjoint; infinite intervals never are."""
     return one.high < other.low or other.high < one.low
 
 
 def outcome(metric: Metric, record_of: RecordOf) -> Outcome | None:
-    """A metric's values, seed by seed; None when any record it needs is missing."""
+    """The outcome of a metric; None if a record or value is missing."""
     measured = _measured(metric, record_of)
     if measured is None:
         return None
@@ -54,11 +54,11 @@ def outcome(metric: Metric, record_of: RecordOf) -> Outcome | None:
 
 
 def judge(metric: Metric, criterion: Criterion[Metric], record_of: RecordOf, *, published: float) -> Verdict:
-    """The verdict of a criterion; pending until every record that it needs is there.
+    """The verdict of a criterion; pending until all required records exist.
 
-    A claim of a side (above, below) is reproduced when the interval (see `Outcome`) lies on that side, differs when it lies
-    on the other, and is undecided when it contains zero. With a single seed every value must have an interval of its own:
-    a record without one was made before its notebook wrote intervals, and the claim is pending until it is made again.
+    For ``above`` and ``below``, the claim is reproduced if the interval of the difference (see `Outcome`) lies on the claimed
+    side of zero, differs if it lies on the other side, and is undecided if it contains zero. With a single seed every value
+    needs an interval. A record without one is from a version that wrote none, and the claim is pending until it is rerun.
     """
     measured = _measured(metric, record_of)
     if measured is None:
@@ -92,19 +92,19 @@ Uncertain = tuple[float, float]  # a value, and half the width of its own 95 % i
 
 
 def _measured(metric: Metric, record_of: RecordOf) -> list[Uncertain] | None:
-    """One value per seed, None when a record is missing or was made before the value was measured."""
+    """One value per seed with its half width; None if a record is missing, or is too old to have the value."""
     records = [record for stage in metric.stages if (record := record_of(stage)) is not None]
-    mine = [(value.value, _half(value)) for record in records if (value := record.values.get(metric.key)) is not None]
-    if len(mine) < len(metric.stages):
+    values = [(value.value, _half(value)) for record in records if (value := record.values.get(metric.key)) is not None]
+    if len(values) < len(metric.stages):
         return None
     if metric.minus is None:
-        return mine
+        return values
     others = _measured(metric.minus, record_of)
-    return None if others is None else [_less(a, b) for a, b in zip(mine, others, strict=True)]
+    return None if others is None else [_less(a, b) for a, b in zip(values, others, strict=True)]
 
 
 def _without_interval(metric: Metric, record_of: RecordOf) -> tuple[str, Stage] | None:
-    """The first value that has no interval of its own, by its key and stage."""
+    """Key and stage of the first value without an interval; None if all have one."""
     for stage in metric.stages:
         record = record_of(stage)
         if record is not None and math.isinf(_half(record.values[metric.key])):
@@ -113,17 +113,17 @@ def _without_interval(metric: Metric, record_of: RecordOf) -> tuple[str, Stage] 
 
 
 def _half(value: Value) -> float:
-    """Half the width of a value's interval; infinite without one."""
+    """Half the width of a value's interval; infinite without an interval."""
     return math.inf if value.low is None or value.high is None else (value.high - value.low) / 2
 
 
 def _less(a: Uncertain, b: Uncertain) -> Uncertain:
-    """The difference; as if the two were independent, which on the same images is on the safe side."""
+    """The difference of two values as if they were independent, which is conservative for values on the same images."""
     return a[0] - b[0], math.hypot(a[1], b[1])
 
 
 def _interval(measured: list[Uncertain]) -> tuple[float, float, float]:
-    """Mean and interval over seeds; with a single seed, the value's own interval."""
+    """Mean and interval over seeds; with a single seed, the interval of the value."""
     if len(measured) == 1:
         [(value, half)] = measured
         return value, value - half, value + half
@@ -131,12 +131,12 @@ def _interval(measured: list[Uncertain]) -> tuple[float, float, float]:
 
 
 def apart(one: Value, other: Value) -> bool:
-    """Whether the intervals of two records' values are disjoint; False where a value has no interval."""
+    """Whether the intervals of two values are disjoint; False if a value has no interval or the units differ."""
     if one.low is None or one.high is None or other.low is None or other.high is None or one.unit != other.unit:
         return False
     return one.high < other.low or other.high < one.low
 
 
 def differing_values(one: Record, other: Record) -> list[str]:
-    """Names of the values on which two records of one stage disagree beyond their intervals, in order."""
+    """Sorted names of the values whose intervals in two records of one stage are disjoint."""
     return sorted(name for name in one.values.keys() & other.values.keys() if apart(one.values[name], other.values[name]))
