@@ -46,8 +46,12 @@ class Stage:
 
         A parameter that is added to a notebook later therefore changes no existing name.
         """
-        full = {**{k: v for k, v in defaults.items() if k in ALWAYS_NAMED}, **self.parameters}
+        full = {**{name: value for name, value in defaults.items() if name in ALWAYS_NAMED}, **self.parameters}
         return Stage.of(
             self.notebook,
-            **{k: v for k, v in full.items() if k in ALWAYS_NAMED or k not in defaults or v != defaults[k]},
+            **{
+                name: value
+                for name, value in full.items()
+                if name in ALWAYS_NAMED or name not in defaults or value != defaults[name]
+            },
         )

@@ -1,6 +1,6 @@
 """The cost of stages on a machine: hours at the machine's rates, memory, disk, and downloads.
 
-All functions expect stages that name all their parameters.
+All functions except `with_parents` expect stages that name all their parameters.
 """
 
 from __future__ import annotations

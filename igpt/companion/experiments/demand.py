@@ -59,7 +59,7 @@ class Work:
 
     def __add__(self, other: Work) -> Work:
         """The work of both, one after the other."""
-        return Work(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
+        return Work(*(one + two for one, two in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def hours(self, on: Rates) -> float:
         """Hours on a machine. A probe's products and its memory traffic overlap, so the longer of the two counts."""

@@ -182,9 +182,9 @@ def measure() -> Rates:
 
 def _softmax(logits: torch.Tensor) -> torch.Tensor:
     """The operations of a probe's objective on its logits: eight passes over them, as in `demand.probe_work`."""
-    top = logits.amax(0, keepdim=True)
-    likely = (logits - top).exp_()
-    return likely.div_(likely.sum(0, keepdim=True))
+    maximum = logits.amax(0, keepdim=True)
+    exponentials = (logits - maximum).exp_()
+    return exponentials.div_(exponentials.sum(0, keepdim=True))
 
 
 def main() -> None:

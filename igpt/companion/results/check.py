@@ -95,9 +95,9 @@ def _doubts_of_value(name: str, value: Value, record: Record) -> Iterator[str]:
 def _doubts_of_images(name: str, value: Value, images: int, record: Record) -> Iterator[str]:
     """Problems of an accuracy: too many images, not a whole number of correct images, or a wrong Wilson interval."""
     card = DATASETS.get(str(record.parameters.get("dataset")))
-    most = max(card.test, card.validation) if card else 10**9
-    if not 0 < images <= most:
-        yield f"{name} was measured on {images} images, of {most} at most"
+    maximum = max(card.test, card.validation) if card else 10**9
+    if not 0 < images <= maximum:
+        yield f"{name} was measured on {images} images, of {maximum} at most"
     elif value.unit == "fraction" and 0 <= value.value <= 1:
         correct = round(value.value * images)
         low, high = wilson(correct, images)
@@ -149,8 +149,8 @@ def doubts_of_notebook(record: Record, notebook: Path) -> list[str]:
 
 def _digest(record: Record) -> str:
     """SHA-256 of a record, without its duration and time of finishing."""
-    kept = record.model_dump(exclude={"receipt": {"seconds", "finished"}})
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    content = record.model_dump(exclude={"receipt": {"seconds", "finished"}})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _parameters(notebook: Path) -> dict[str, object]:

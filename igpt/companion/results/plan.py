@@ -37,8 +37,12 @@ class PlannedStage:
     @property
     def in_full(self) -> Stage:
         """The stage with all its parameters, from its signature."""
-        kind = "parameter "
-        given = {name.removeprefix(kind): json.loads(v) for name, v in self.signature.parts.items() if name.startswith(kind)}
+        prefix = "parameter "
+        given = {
+            name.removeprefix(prefix): json.loads(value)
+            for name, value in self.signature.parts.items()
+            if name.startswith(prefix)
+        }
         return Stage.of(self.stage.notebook, **given)
 
     @property

@@ -167,7 +167,7 @@ def _import_graph() -> dict[str, set[str]]:
 
 @cache
 def _imported(tree: ast.Module) -> set[str]:
-    """The modules that a syntax tree imports; imported names count as their module, public names of igpt as the defining one."""
+    """The modules that a syntax tree imports; a public name of igpt counts as the module that defines it."""
     from igpt import _PUBLIC
 
     modules, imported = _import_graph(), set[str]()

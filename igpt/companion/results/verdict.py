@@ -92,7 +92,7 @@ Uncertain = tuple[float, float]  # a value, and half the width of its own 95 % i
 
 
 def _measured(metric: Metric, record_of: RecordOf) -> list[Uncertain] | None:
-    """One value per seed with its half width; None if a record is missing, or is too old to have the value."""
+    """One value per seed with its half width; None if a record or its value is missing."""
     records = [record for stage in metric.stages if (record := record_of(stage)) is not None]
     values = [(value.value, _half(value)) for record in records if (value := record.values.get(metric.key)) is not None]
     if len(values) < len(metric.stages):

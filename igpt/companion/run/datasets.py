@@ -60,8 +60,8 @@ def tokenize(name: str, *, resolution: int | None, workers: int, crops: int, fil
         with Bar(f"{name} {split}", " images") as bar:
             store, rate = make_store(settings, colours, workers=workers, report=bar)
         size = len(store) * store.positions * 2 / 1e6
-        done = f"{rate:,.0f} images/s, {time.monotonic() - start:.0f} s" if rate else "there already"
-        lines.append(f"{split}: {len(store):,} images of {side} x {side} tokens, {size:,.1f} MB, {done}: {store.folder}")
+        outcome = f"{rate:,.0f} images/s, {time.monotonic() - start:.0f} s" if rate else "there already"
+        lines.append(f"{split}: {len(store):,} images of {side} x {side} tokens, {size:,.1f} MB, {outcome}: {store.folder}")
     return "\n".join(lines)
 
 

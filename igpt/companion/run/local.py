@@ -6,8 +6,8 @@
 4. Record: the record is written to the stage's run folder once the notebook has succeeded.
 5. Publish: the records of declared stages are copied to book/records.
 
-After a failure only the dependents of the failed stage are not run. An interrupt kills the kernels; the same command resumes
-from their checkpoints.
+If a stage fails, only its dependents are skipped. An interrupt kills the kernels; the same command resumes from their
+checkpoints.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def loss_line(model: str, tokens: Path | None, images: int | None) -> str:
     """The loss of a model, in nats and bits per token, as a sentence.
 
     tokens : a token store or an ``.npy`` file; None for ImageNet's released test tokens
-    images : number of first images; None for as many as fill whole batches, as in the released code
+    images : use only the first so many images; None for whole batches, as in the released code
 
     Raises UsageError for tokens that do not fit the model, and for a loss that is NaN or infinite.
     """

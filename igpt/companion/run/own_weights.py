@@ -67,20 +67,20 @@ def resolve_weights(project: Project, stage: Stage) -> Stage:
     registration = _registration(project, word)
     if NAME.fullmatch(word) and not registration.exists() and "model" in given:
         return stage  # weights of another machine: their records can be read, running the stage is refused
-    name, known = (word, _read(registration)) if registration.exists() else _register(project, word)
+    name, entry = (word, _read(registration)) if registration.exists() else _register(project, word)
     if stage.notebook == "loss_against_probe":
         raise UsageError(f"loss_against_probe compares the weights after several steps, and {word} holds one: run linear_probe")
-    if known.objective == "bert" and "objective" not in defaults:
+    if entry.objective == "bert" and "objective" not in defaults:
         raise UsageError(f"notebook {stage.notebook} is for autoregressive weights, and {word} holds BERT's: give others")
-    required = {"model": known.model, "objective": known.objective}
+    required = {"model": entry.model, "objective": entry.objective}
     for parameter, value in required.items():
         if parameter in given and given[parameter] != value:
             raise UsageError(
-                f"{word} holds weights of {known.model}, {known.objective}, and {parameter} is {given[parameter]}: leave"
+                f"{word} holds weights of {entry.model}, {entry.objective}, and {parameter} is {given[parameter]}: leave"
                 f" {parameter} out, or give {value}"
             )
     resolved = {**given, **{k: v for k, v in required.items() if k in defaults}, "weights": name}
-    _check_data(stage.notebook, {**defaults, **resolved}, word, known)
+    _check_data(stage.notebook, {**defaults, **resolved}, word, entry)
     return Stage.of(stage.notebook, **resolved)
 
 
@@ -89,11 +89,11 @@ def own_path(project: Project, name: str) -> Path:
     registration = _registration(project, name)
     if not registration.exists():
         raise UsageError(f"no weights are registered here as {name}: give their folder again (-p weights=FOLDER)")
-    known = _read(registration)
-    path = Path(known.path)
+    entry = _read(registration)
+    path = Path(entry.path)
     if not _exists(path):
         raise UsageError(f"the weights called {name} are no longer at {path}: give the place where they are (-p weights=FOLDER)")
-    if _digest(path) != known.digest:
+    if _digest(path) != entry.digest:
         raise UsageError(
             f"the weights at {path} have changed since they were called {name}: give them again (-p weights={path}), under a new"
             " name, or put the old ones back"
@@ -130,9 +130,9 @@ def _register(project: Project, word: str) -> tuple[str, Registered]:
     label = re.sub(r"[^A-Za-z0-9._+-]+", "-", path.name if path.is_dir() else path.parent.name).strip(".-")[:LONGEST]
     name = f"{label or 'weights'}-{digest[:12]}"
     side, channels = math.isqrt(shape.n_ctx), palette.centres.shape[1]
-    known = Registered(str(path), digest, model_of(shape), shape.objective, side, channels, palette.digest)
-    write_text(_registration(project, name), json.dumps(vars(known), indent=1) + "\n")
-    return name, known
+    entry = Registered(str(path), digest, model_of(shape), shape.objective, side, channels, palette.digest)
+    write_text(_registration(project, name), json.dumps(vars(entry), indent=1) + "\n")
+    return name, entry
 
 
 def _unknown(project: Project, word: str) -> UsageError:

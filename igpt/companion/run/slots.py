@@ -102,5 +102,5 @@ def default_needs(room: Slots, budget: Budget | None = None) -> Needs:
 
 def own_threads() -> int | None:
     """The number of threads in OMP_NUM_THREADS, the first one of a list; None if unset or not a positive number."""
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(asked) if asked.isdecimal() and int(asked) else None
+    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(threads) if threads.isdecimal() and int(threads) else None

@@ -155,7 +155,7 @@ def _executed_notebooks(record: Record, path: Path, project: Project) -> list[Pa
 
 
 def _problems_of_copies(record: Record, path: Path, stage: Stage, project: Project) -> Iterator[str]:
-    """Differences to records with the same signature in the run folder and in book/records."""
+    """Differences from records with the same signature in the run folder and in book/records."""
     for other in (_run_folder(record, project) / "record.json", record_path(project, stage)):
         copy = None if other.resolve() == path.resolve() else usable_record(other)
         if copy is None or copy.signature != record.signature:

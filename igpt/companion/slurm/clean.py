@@ -66,8 +66,8 @@ def clean(kinds: list[str], *, delete: bool) -> str:
         with ledger.alone() if delete and ledger.folder.exists() else nullcontext():  # no submission may start to need them
             runs = Runs(project, ledger)
             trouble = trouble or runs.trouble
-            items += (found_items := list(runs.items()))
-            for kind, path in found_items if delete else []:
+            items += (root_items := list(runs.items()))
+            for kind, path in root_items if delete else []:
                 if kind in chosen:
                     with _noting(path, failures):
                         moved += runs.take_away(kind, path)
@@ -81,8 +81,8 @@ def clean(kinds: list[str], *, delete: bool) -> str:
         raise StageError(
             f"{lines[0]}; {len(failures)} could not be deleted, {failures[0]} first: see who owns it, and run the same again"
         )
-    unasked = f"the scheduler could not be asked ({trouble}); so every job without a final status counts as at work"
-    return "\n".join([*([unasked, ""] if trouble else []), *lines])
+    warning = f"the scheduler could not be asked ({trouble}); so every job without a final status counts as at work"
+    return "\n".join([*([warning, ""] if trouble else []), *lines])
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from igpt.project import Project
 from igpt.text import counted
 from igpt.weights.released import Released, at_hand, released_at
 
-FREE_GIB = 5.0  # below which a disk counts as nearly full
+FREE_GIB = 5.0  # free space below which a disk counts as nearly full
 ANSWERS = "answers.json"
 Question = tuple[str, Callable[[], str]]
 Answer = tuple[bool, str, str]  # whether the check passed, the question, the answer

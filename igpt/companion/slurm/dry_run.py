@@ -52,8 +52,8 @@ def expect(stage: Stage, resources: Resources, profile: Profile) -> Expected:
     cards = resources.gpus * resources.nodes if protocol(stage.notebook).spreads else min(resources.gpus, 1)
     if not gpu_hours or not cards:
         return Expected(gpu_hours, disk, cards, None, 1)
-    usable = (60 * resources.minutes - profile.signal_seconds) / 3600
-    return Expected(gpu_hours, disk, cards, gpu_hours / cards, math.ceil(gpu_hours / cards / usable))
+    usable_hours = (60 * resources.minutes - profile.signal_seconds) / 3600
+    return Expected(gpu_hours, disk, cards, gpu_hours / cards, math.ceil(gpu_hours / cards / usable_hours))
 
 
 def describe(profile: Profile, batches: list[Batch], active: dict[Stage, Queued], fresh: int) -> str:
@@ -98,8 +98,8 @@ def describe(profile: Profile, batches: list[Batch], active: dict[Stage, Queued]
 
 def _options(asked: Resources) -> str:
     """The sbatch options that determine where an array's jobs run, as one line."""
-    named = {name: getattr(asked, name) for name in ("partition", "account", "qos", "constraint")}
-    options = {**{name: value for name, value in named.items() if value}, **asked.options}
+    settings = {name: getattr(asked, name) for name in ("partition", "account", "qos", "constraint")}
+    options = {**{name: value for name, value in settings.items() if value}, **asked.options}
     words = [f"--{name}" if value is True else f"--{name}={shlex.quote(str(value))}" for name, value in options.items()]
     return " ".join(words) or "-"
 

@@ -1,4 +1,4 @@
-"""Find out from its log why a job ended; on clusters without accounting there is no other source."""
+"""Why a job ended, from its log: the only source on clusters without accounting."""
 
 from __future__ import annotations
 

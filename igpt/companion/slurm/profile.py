@@ -98,13 +98,13 @@ class Profile(_Where):
     @model_validator(mode="after")
     def _fits_together(self) -> Profile:
         """Validate constraints between fields."""
-        for notebook, asked in self.stages.items():
-            if asked.nodes > 1 and (not self.srun or self.scheduler == "local"):
-                raise ValueError(f"stages.{notebook} asks for {asked.nodes} nodes, which only srun can start")
-            if 60 * asked.minutes <= self.signal_seconds and self.scheduler == "slurm":
+        for notebook, resources in self.stages.items():
+            if resources.nodes > 1 and (not self.srun or self.scheduler == "local"):
+                raise ValueError(f"stages.{notebook} asks for {resources.nodes} nodes, which only srun can start")
+            if 60 * resources.minutes <= self.signal_seconds and self.scheduler == "slurm":
                 limit = f"signal_seconds ({self.signal_seconds} s)"
-                raise ValueError(f"stages.{notebook}.minutes is {asked.minutes}, which must be more than {limit}: raise it")
-        for where, entry in (("", self), *((f"stages.{notebook}.", asked) for notebook, asked in self.stages.items())):
+                raise ValueError(f"stages.{notebook}.minutes is {resources.minutes}, which must be more than {limit}: raise it")
+        for where, entry in (("", self), *((f"stages.{notebook}.", resources) for notebook, resources in self.stages.items())):
             for option, value in entry.options.items():
                 if todo := next((todo for names, todo in OURS.items() if re.fullmatch(names, option)), ""):
                     raise ValueError(f"{where}options.{option} is set by igpt: {todo}")
@@ -137,8 +137,8 @@ class Profile(_Where):
         """The sbatch options that request GPUs."""
         if not resources.gpus:
             return {}
-        asked = f"{resources.gpu_type}:{resources.gpus}" if resources.gpu_type else str(resources.gpus)
-        return {"gres": f"gpu:{asked}"} if self.gpus_by == "gres" else {"gpus-per-node": asked}
+        request = f"{resources.gpu_type}:{resources.gpus}" if resources.gpu_type else str(resources.gpus)
+        return {"gres": f"gpu:{request}"} if self.gpus_by == "gres" else {"gpus-per-node": request}
 
 
 def profile_path(project: Project, name: str) -> Path:

@@ -195,10 +195,12 @@ def look(jobs: Iterable[Job], *, seconds: float = SECONDS) -> Queue:
     others = [job for job in absent if job.array.owner not in ("", user())]
     if others and not _private(seconds):
         others = []
-    known = accounted([*unknown, *others], seconds=seconds)
-    queue.numbers.update({job.array.title: known.numbers[job.array.title] for job in unknown if job.array.title in known.numbers})
+    accounting = accounted([*unknown, *others], seconds=seconds)
+    queue.numbers.update(
+        {job.array.title: accounting.numbers[job.array.title] for job in unknown if job.array.title in accounting.numbers}
+    )
     for job in others:
-        if hidden := _hidden(job, known.find(job)):
+        if hidden := _hidden(job, accounting.find(job)):
             queue.jobs[job.array.title, job.index] = hidden
     return queue
 
@@ -247,8 +249,8 @@ def accounted(jobs: Iterable[Job], *, seconds: float = SECONDS) -> Queue:
 def settle(jobs: Iterable[Job], queue: Queue) -> list[Job]:
     """Settle submissions that were interrupted or had no answer; returns one job of each array that may still arrive.
 
-    An array that has arrived gets its job id, and its jobs their pickle files. Arrays that can no longer
-    arrive are withdrawn from the ledger. The caller must hold `Ledger.alone`.
+    An array that has arrived gets its job id, and its jobs their pickle files. Arrays that can no
+    longer arrive are withdrawn from the ledger. The caller must hold `Ledger.alone`.
     """
     unknown = []
     for job in one_per_array(jobs):

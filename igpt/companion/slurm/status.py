@@ -126,8 +126,8 @@ def _text(seen: Look, *, every: bool) -> str:
         tuple(map(visible, (row.state, row.job or "-", _clock(row.elapsed_seconds) if row.elapsed_seconds else "", row.stage)))
         for row in shown
     ]
-    head, rule, *lines = tabulate(cells or [[""] * 4], ("State", "Job", "Elapsed", "Stage"), disable_numparse=True).splitlines()
-    table = [head, rule, *(part for line, row in zip(lines, shown, strict=False) for part in (line.rstrip(), *_details(row)))]
+    header, rule, *lines = tabulate(cells or [[""] * 4], ("State", "Job", "Elapsed", "Stage"), disable_numparse=True).splitlines()
+    table = [header, rule, *(part for line, row in zip(lines, shown, strict=False) for part in (line.rstrip(), *_details(row)))]
     counts = [f"{n} {state}" for state in STATES if (n := sum(row.state == state for row in seen.rows))]
     used, planned = sum(row.gpu_hours_used for row in seen.rows), sum(row.gpu_hours_planned for row in seen.rows)
     sums = f"{counted(len(seen.rows), 'job')}: {', '.join(counts)}; {used:.2f} GPU-hours used, {planned:.2f} planned"
@@ -380,9 +380,9 @@ def cancel_targets(targets: list[str]) -> str:
                 job.keep_end("CANCELLED")
             count += len(active)
             not_cancelled += _not_cancelled(jobs, queue)
-    done = f"{counted(count, 'job')} cancelled; `igpt resume` queues them again"
+    summary = f"{counted(count, 'job')} cancelled; `igpt resume` queues them again"
     others = [f"and {len(not_cancelled) - 1} more like it"] if len(not_cancelled) > 1 else []
-    return "; ".join([done if count else "nothing to cancel: no job is queued or running", *not_cancelled[:1], *others])
+    return "; ".join([summary if count else "nothing to cancel: no job is queued or running", *not_cancelled[:1], *others])
 
 
 def _not_cancelled(jobs: list[Job], queue: Queue) -> Iterator[str]:

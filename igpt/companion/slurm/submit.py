@@ -33,7 +33,7 @@ from igpt.text import counted
 
 @dataclass(frozen=True)
 class Submission:
-    """The decision what to submit."""
+    """The arrays to submit, and the state of the plan's other stages."""
 
     ledger: Ledger
     profile_name: str
@@ -61,22 +61,24 @@ def submit_targets(targets: list[str], tier: str | None, profile_name: str, *, d
     ledger = Ledger(run_root)
     if dry_run:
         with ledger.alone() if ledger.folder.exists() else nullcontext():
-            decided = prepare(profile_name, profile, plan, ledger)
-        return describe(profile, decided.batches, decided.active, decided.fresh)
+            decision = prepare(profile_name, profile, plan, ledger)
+        return describe(profile, decision.batches, decision.active, decision.fresh)
     require()
     check_data(planned for planned in plan if planned.state != "fresh")
     code_name = check_clean(project, dirty=dirty)
     share_names(project, run_root)
     with ledger.alone():
         remember_run_root(project, run_root)  # even if another clone has submitted all stages
-        decided = prepare(profile_name, profile, plan, ledger)
-        if not decided.batches:
-            waiting = f", {len(decided.active)} queued or running" if decided.active else ""
-            return f"nothing to submit: {decided.fresh} of {counted(len(plan), 'stage')} finished{waiting}{hidden_jobs(decided)}"
-        numbers = carry_out(decided, take_snapshot(project, run_root, code_name))
-    count = sum(len(batch.stages) for batch in decided.batches)
-    arrays = f"{counted(len(decided.batches), 'array')} ({', '.join(numbers)})"
-    return f"{counted(count, 'job')} submitted in {arrays}; `igpt status` shows them{hidden_jobs(decided)}"
+        decision = prepare(profile_name, profile, plan, ledger)
+        if not decision.batches:
+            waiting = f", {len(decision.active)} queued or running" if decision.active else ""
+            return (
+                f"nothing to submit: {decision.fresh} of {counted(len(plan), 'stage')} finished{waiting}{hidden_jobs(decision)}"
+            )
+        numbers = carry_out(decision, take_snapshot(project, run_root, code_name))
+    count = sum(len(batch.stages) for batch in decision.batches)
+    arrays = f"{counted(len(decision.batches), 'array')} ({', '.join(numbers)})"
+    return f"{counted(count, 'job')} submitted in {arrays}; `igpt status` shows them{hidden_jobs(decision)}"
 
 
 def run_here(project: Project, plan: Plan, profile: Profile, *, dry_run: bool) -> str:
@@ -119,9 +121,9 @@ def prepare(profile_name: str, profile: Profile, plan: Plan, ledger: Ledger) -> 
     root = ledger.run_root
     todo = plan.to_run(lambda planned: finished_record(root, planned.stage, planned.signature) is not None)
     latest = ledger.latest()
-    known = {p.stage: latest[name] for p in todo if (name := run_folder(root, p.stage, p.signature).name) in latest}
-    queue = look(known.values())
-    if unknown := settle(known.values(), queue):
+    jobs = {p.stage: latest[name] for p in todo if (name := run_folder(root, p.stage, p.signature).name) in latest}
+    queue = look(jobs.values())
+    if unknown := settle(jobs.values(), queue):
         array = unknown[0].array
         owner = f", or have {array.owner} run it" if array.owner != user() else ""
         raise UsageError(
@@ -129,7 +131,7 @@ def prepare(profile_name: str, profile: Profile, plan: Plan, ledger: Ledger) -> 
             f" run this again after {clock(settled_by(unknown[0], queue))}{owner}; if there is still no such job, it is submitted"
             " again"
         )
-    active = {stage: queued for stage, job in known.items() if (queued := queue.active(job))}
+    active = {stage: queued for stage, job in jobs.items() if (queued := queue.active(job))}
     batches = make_batches([planned for planned in todo if planned.stage not in active], profile, active)
     return Submission(ledger, profile_name, profile, batches, active, len(plan) - len(todo))
 
@@ -219,8 +221,8 @@ def resume(targets: list[str]) -> str:
                 decided = prepare(profile_name, profile, plan, ledger)
                 numbers += carry_out(decided, code)
                 count += sum(len(batch.stages) for batch in decided.batches)
-    done = f"{counted(count, 'job')} submitted again ({', '.join(numbers)})"
-    return "; ".join([done if count else "nothing to resume: no job has failed or is lost", *waiting])
+    summary = f"{counted(count, 'job')} submitted again ({', '.join(numbers)})"
+    return "; ".join([summary if count else "nothing to resume: no job has failed or is lost", *waiting])
 
 
 def _profile_now(project: Project, name: str, jobs: Iterable[Job]) -> Profile:
