@@ -83,6 +83,7 @@ def store_features(
             done = 0
         if not done:
             check_space(feature_bytes(model, images, layers, dtype), folder)
+            kept.keep("done", 0)  # first, or a kill would leave the count of the old files beside empty new ones
             maps = {layer: np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape) for layer, path in paths.items()}
 
         def save_progress() -> None:

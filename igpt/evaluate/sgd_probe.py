@@ -51,6 +51,11 @@ class Rows:
     places: NDArray[np.int64]
     labels: NDArray[np.int64]
 
+    def __post_init__(self) -> None:
+        """Check that each row has a label."""
+        if len(self.labels) != len(self.places):
+            raise ValueError(f"{len(self.places)} rows have {len(self.labels)} labels")
+
     def __len__(self) -> int:
         """Number of images."""
         return len(self.places)

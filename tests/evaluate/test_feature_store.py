@@ -14,6 +14,7 @@ from igpt.errors import UsageError
 from igpt.evaluate import feature_store
 from igpt.evaluate.feature_store import remove_looks, store_features, store_looks
 from igpt.evaluate.features import extract_features
+from igpt.files import read_json
 from igpt.model import ImageGPT
 from igpt.shape import ModelShape
 
@@ -82,7 +83,13 @@ def test_features_in_a_damaged_file_are_computed_again(
         path.unlink()
     else:
         np.save(path, np.load(path).astype(np.float32) if damage == "other dtype" else np.load(path)[:49])
-    found = store_features(tmp_path / "f", model, many, layers=[1], key=KEY, batch=8)
+    counts: list[int] = []  # what a kill would leave: none of the new file's rows are done yet
+
+    def report(done: int, total: int) -> None:
+        counts.append(read_json(tmp_path / "f" / "done.json")["piece"])
+
+    found = store_features(tmp_path / "f", model, many, layers=[1], key=KEY, batch=8, report=report)
+    assert counts[0] == 0
     np.testing.assert_array_equal(found.layers[1], whole.layers[1])
 
 

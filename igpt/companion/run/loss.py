@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from igpt.data import LabelledTokens, data_card, labelled_tokens
+from igpt.data import LabelledTokens, labelled_tokens
 from igpt.data.imagenet_tokens import SIDE, released_path
 from igpt.data.store import TokenStore, read_tokens
 from igpt.errors import UsageError
@@ -38,7 +38,7 @@ def loss_line(model: str, tokens: Path | None, images: int | None) -> str:
     if tokens is not None and path.is_dir():
         store = TokenStore(path)
         store.check_for(palette, positions=positions)
-        all_tokens = LabelledTokens.of(store, classes=data_card(store.header.dataset).classes)
+        all_tokens = LabelledTokens.of(store, classes=1)  # a loss needs no labels
     elif tokens is not None:
         all_tokens = read_tokens(path)
         if len(all_tokens) and all_tokens.shape[1] != positions:

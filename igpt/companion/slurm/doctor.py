@@ -256,8 +256,9 @@ def _array(asked: Resources, code: Project) -> Array:
 
 def _folder(runs: Path) -> str:
     """Check that the folder of runs can be written and locked and has free space. Raises UsageError or OSError."""
-    with Ledger(Project(runs.parent)).alone():  # locks and writes a file
-        pass
+    with Ledger(Project(runs.parent)).alone():
+        write_text(runs / ".doctor-test", "x")  # an exceeded quota shows only when bytes are written
+        (runs / ".doctor-test").unlink()
     free = shutil.disk_usage(runs).free / 2**30
     if free < FREE_GIB:
         raise UsageError(

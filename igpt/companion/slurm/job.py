@@ -87,8 +87,8 @@ class StageJob:
         array = self.job.array
         if array.nodes == 1:
             return {}
-        # srun runs on the first node and exports its address to all. The port differs between jobs and sessions.
-        port = 20_000 + (int(os.environ["SLURM_JOB_ID"]) + int(os.environ.get("SLURM_RESTART_COUNT", 0))) % 12_000
+        # srun runs on the first node and exports its address to all. Neighbouring jobs and their sessions get other ports.
+        port = 20_000 + (31 * int(os.environ["SLURM_JOB_ID"]) + int(os.environ.get("SLURM_RESTART_COUNT", 0))) % 12_000
         devices = {"IGPT_DEVICES": str(array.gpus)} if array.gpus else {}
         rendezvous = {"IGPT_RENDEZVOUS": f"{os.environ['SLURM_LAUNCH_NODE_IPADDR']}:{port}"}
         return {"IGPT_NODES": str(array.nodes), **rendezvous, **devices}

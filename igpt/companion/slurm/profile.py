@@ -41,6 +41,15 @@ OURS = {  # options of sbatch that a profile may not set, and what to do instead
 }
 
 
+def _set_by_igpt(option: str) -> str:
+    """What to do instead of giving an option that igpt sets, empty for others; sbatch accepts any beginning of a name."""
+    for names, todo in OURS.items():
+        full = re.sub(r"[^a-z|-]", "", names.replace("(no-)?", "").replace("n?", "n")).split("|")
+        if re.fullmatch(names, option) or any(name.startswith(option) for name in full):
+            return todo
+    return ""
+
+
 class Strict(BaseModel):
     """Base of models that refuse unknown fields and type conversions."""
 
@@ -106,7 +115,7 @@ class Profile(_Where):
                 raise ValueError(f"stages.{notebook}.minutes is {resources.minutes}, which must be more than {limit}: raise it")
         for where, entry in (("", self), *((f"stages.{notebook}.", resources) for notebook, resources in self.stages.items())):
             for option, value in entry.options.items():
-                if todo := next((todo for names, todo in OURS.items() if re.fullmatch(names, option)), ""):
+                if todo := _set_by_igpt(option):
                     raise ValueError(f"{where}options.{option} is set by igpt: {todo}")
                 if option == "gres" and (self.gpus_by == "gres" or "gpu" in str(value)):
                     raise ValueError(f"{where}options.gres is set by igpt: write stages.NOTEBOOK.gpus and gpus_by")
@@ -243,6 +252,10 @@ class _Plain(yaml.SafeLoader):
         names = [str(key.value) for key, _ in node.value]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise yaml.constructor.ConstructorError(problem=f"{twice} is given twice", problem_mark=node.start_mark)
+        for key, value in node.value:
+            if key.value == "shared_folder" and value.value == "~":
+                problem = "shared_folder is ~, which YAML reads as null: write the whole path"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -250,6 +263,7 @@ _Plain.yaml_implicit_resolvers = {}
 for tag, pattern, first in (
     ("bool", "true|True|false|False", "tTfF"),
     ("null", "null|Null|~|", ["n", "N", "~", ""]),
+    ("merge", "<<", "<"),
     ("int", "[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
     ("float", r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", "-+.0123456789"),
 ):
@@ -260,13 +274,14 @@ def read_profile(content: bytes, path: Path) -> Profile:
     """Parse the content of a profile's file. Raises UsageError if it is not a valid profile."""
     try:
         settings = yaml.load(content, _Plain)  # _Plain is a SafeLoader
+        text = json.dumps(settings)  # strict mode accepts lists for tuples only in JSON
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError) as error:
         problem = re.sub(r"\s+", " ", str(error))
         raise UsageError(f"{path} is not YAML ({problem}): mend it") from None
     if not isinstance(settings, dict):
         raise UsageError(f"{path} is no list of settings, one 'name: value' per line: see slurm/profiles/plain.yaml")
     try:
-        return Profile.model_validate_json(json.dumps(settings))  # as JSON, since strict mode accepts lists for tuples only there
+        return Profile.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         setting = ".".join(str(part) for part in first["loc"])

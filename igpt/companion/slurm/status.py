@@ -368,7 +368,7 @@ def cancel_targets(targets: list[str]) -> str:
     count, not_cancelled = 0, list[str]()
     for ledger, folders in chosen_folders(targets).items():
         with ledger.alone():
-            jobs = ledger.latest_in(folders)
+            jobs = ledger.latest_in(folders) if targets else [*ledger.latest().values()]  # those just submitted too
             queue = look(jobs)
             settle((job for job in jobs if number_of(job, queue)), queue)
             active = {queued.number: job for job in jobs if (queued := queue.active(job)) and queued.state != HIDDEN}
