@@ -184,7 +184,8 @@ def _check_tiff(file: TiffImagePlugin.TiffImageFile) -> None:
         deep = bits > 8 and (bits != 16 or file.tag_v2.get(PHOTOMETRIC) == 0)  # white is zero
     except Exception as error:  # Pillow reads tags lazily, and damaged bytes make it raise errors of many types
         raise UsageError(f"is damaged (tag {error}): copy it again") from None
-    if deep or not white >= 2**bits - 1 or (tags[SAMPLE_FORMAT] != 1).any():
+    short = bits > 8 and not white >= 2**bits - 1
+    if deep or short or np.isin(tags[SAMPLE_FORMAT], (2, 3, 5, 6)).any():
         raise UsageError("has values that are not unsigned integers of their whole range: save it with 8 or 16 bits")
 
 
@@ -233,8 +234,10 @@ def _scale_clear(file: Image.Image) -> None:
         return
     assert isinstance(file, ImageFile.ImageFile)
     stored = str(file.tile[0].args) if file.tile else ""
+    if file.mode == "RGB" and stored == "RGB;16B":  # many colours have its upper bytes
+        raise UsageError("has 16-bit colours and a transparent one among them: save it with 8 bits")
     if file.mode == "RGB":
-        file.info["transparency"] = tuple(value >> 8 if stored == "RGB;16B" else value & 255 for value in transparent)
+        file.info["transparency"] = tuple(value & 255 for value in transparent)
     elif file.mode == "L":
         white = {"L;2": 3, "L;4": 15}.get(stored, 255)
         file.info["transparency"] = (transparent & white) * 255 // white

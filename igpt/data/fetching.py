@@ -22,6 +22,9 @@ from igpt.progress import tell
 
 Report = Callable[[int, int | None], None]
 
+# What damaged bytes lead to; other errors are the disk's or the machine's.
+DAMAGE = (None, errno.EINVAL, errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+
 
 def fetch_dataset(name: str, *, report: Report = lambda done, total: None) -> Path:
     """Download, verify and unpack a data set unless it is present; return its folder.
@@ -83,7 +86,8 @@ def unpack(path: Path, folder: Path, *, limit: int) -> None:
     """Unpack the folder called ``folder.name`` from a verified tar or zip archive, atomically; other members are dropped.
 
     limit : maximum total bytes of the files
-    Raises UsageError for a link or device, for more bytes than the limit, and for an archive that is damaged.
+    Raises UsageError for a tar's link, device or path outside of it, for more bytes than the limit, and for a damaged
+    archive.
     """
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -95,13 +99,14 @@ def unpack(path: Path, folder: Path, *, limit: int) -> None:
                 archive.extractall(part, infos)  # which leaves out "..", drives and links
         else:
             with tarfile.open(path) as tar:
-                tar.extractall(part, _members(path, tar, limit), filter="data")
+                safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # not in Python 3.11.0 to 3.11.3
+                tar.extractall(part, _members(path, tar, limit), **safe)  # type: ignore[arg-type]
         (part / folder.name).replace(folder)
         sync_folder(folder.parent)
     except UsageError:
         raise
     except Exception as error:  # damaged bytes make tarfile and zipfile raise errors of many types
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        if isinstance(error, OSError) and error.errno not in DAMAGE:
             raise
         reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__  # tarfile lists all formats that it tried
         raise UsageError(f"{path} is damaged ({reason}): get it again") from None
@@ -115,6 +120,8 @@ def _members(path: Path, tar: tarfile.TarFile, limit: int) -> Iterator[tarfile.T
     for member in tar:
         if is_litter(member.name):
             continue
+        if Path(member.name).is_absolute() or ".." in Path(member.name).parts:
+            raise UsageError(f"{path} has a path outside of it, {member.name!r}, which the published one has not: get it again")
         if not (member.isreg() or member.isdir()) or member.issparse():
             raise UsageError(f"{path} has a link or device {member.name!r}, which the published one has not: get it again")
         total += member.size

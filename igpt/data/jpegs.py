@@ -11,6 +11,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
@@ -161,10 +162,12 @@ def tiny_jpegs(card: DataSet, split: Official) -> Jpegs:
     if split == "train":
         nested = (root / "train" / classes[0] / "images").is_dir()
         return _jpegs(card, split, root, _class_rows(root, "train/{}/images" if nested else "train/{}", classes), classes)
-    if rearranged := [pattern for pattern in TINY_FOLDERS if (root / pattern.format(classes[0])).is_dir()]:
+    official = _rows(root, "val/images", TINY_VAL) if (root / "val" / "images").is_dir() else []
+    rearranged = [pattern for pattern in TINY_FOLDERS if (root / pattern.format(classes[0])).is_dir()]
+    if rearranged and len(official) != card.test:  # a stopped rearrangement may leave empty folders
         return _jpegs(card, split, root, _class_rows(root, rearranged[0], classes, TINY_VAL), classes)
     notes = root / "val" / "val_annotations.txt"
-    rows = _rows(root, "val/images", TINY_VAL)
+    rows = official or _rows(root, "val/images", TINY_VAL)
     try:
         wnids = dict(line.split("\t")[:2] for line in notes.read_text().splitlines())
         rows = [row._replace(wnid=wnids[f"{row.name}.JPEG"]) for row in rows]
@@ -189,7 +192,7 @@ def _jpegs(card: DataSet, split: Official, folder: Path, rows: list[_Row], class
     """The images in the order of their names, which is by class for train. Raises UsageError as `imagenet_jpegs` does."""
     rows = sorted(rows)
     label_of = {wnid: index for index, wnid in enumerate(classes)}
-    for previous, row in zip([_Row("", ""), *rows[:-1]], rows, strict=True):
+    for previous, row in pairwise([_Row("", ""), *rows]):
         if row.name == previous.name:
             raise UsageError(f"{folder / row.path} and {folder / previous.path} are the same picture: move one away")
         if row.wnid not in label_of:

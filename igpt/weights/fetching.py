@@ -79,6 +79,8 @@ def fetch_weights(model: Released, *, report: Report | None = None) -> list[Path
                 return [path]
             except UsageError as error:
                 failures.append(str(error))
+                if model.mirror and len(failures) == 1:
+                    tell(f"igpt: {error}; downloading from Hugging Face instead")
     stem, last = model.prefix.name, model.shards - 1
     names = f"{stem}.index and {stem}.data-00000-of-{model.shards:05d} to {stem}.data-{last:05d}-of-{model.shards:05d}"
     raise UsageError(

@@ -374,6 +374,21 @@ def test_a_half_rearranged_tiny_imagenet_is_refused(home: Path, publish: Publish
     assert "has 5 test images of 3 classes" in refusal(open_jpegs, "tiny-imagenet", "test")
 
 
+def test_empty_folders_of_a_stopped_rearrangement_hide_no_official_images(home: Path, publish: Publish) -> None:
+    publish("tiny-imagenet", train=9, test=6, classes=3)
+    root = home / "tiny-imagenet-200"
+    write(root, tiny_imagenet())
+    (root / "val" / WNIDS[0]).mkdir()
+    assert len(open_jpegs("tiny-imagenet", "test")) == 6
+
+
+def test_folders_without_images_are_counted_in_a_sentence(home: Path, publish: Publish) -> None:
+    publish("tiny-imagenet", train=9, test=6, classes=3)
+    for wnid in WNIDS[:3]:
+        (home / "tiny-imagenet-200" / "train" / wnid / "images").mkdir(parents=True)
+    assert "has 0 train images of 0 classes" in refusal(open_jpegs, "tiny-imagenet", "train")
+
+
 @pytest.mark.parametrize("notes", [None, b"", b"\n", b"\xff", b"val_0.JPEG\tn00000000\n", b"val_0.JPEG n01440764\n"])
 def test_tiny_imagenets_classes_are_needed(home: Path, publish: Publish, notes: bytes | None) -> None:
     publish("tiny-imagenet", train=9, test=6, classes=3)

@@ -216,7 +216,7 @@ def _source(project: Project, model: str, records: list[str]) -> str:
         weights = " ".join([model, *(str(_file(path)["integrity"]) for path in paths)])
     parts = {
         "weights": weights,
-        "code": [module_digest(name) for name in ("igpt.companion.run.live", "igpt.weights.onnx")],
+        "code": [module_digest(name) for name in ("igpt.companion.run.live", "igpt.companion.report.live", "igpt.weights.onnx")],
         "runtime": (project.root / "package-lock.json").read_text(),
         "records": records,
     }
