@@ -19,10 +19,10 @@ from igpt.companion.experiments.cells import experiments
 pytestmark = pytest.mark.slow
 
 
-def build(root: Path, code: str = "") -> subprocess.CompletedProcess[str]:
+def build(root: Path, code: str = "", loaded: str = "build.code_digest(root)") -> subprocess.CompletedProcess[str]:
     """Build the book of the project at ``root``, without running anything, in a process that first runs ``code``."""
     program = f"{code}\nimport sys\nfrom pathlib import Path\nsys.path.insert(0, {str(root / 'book' / '_ext')!r})\n"
-    program += f"import build\nsys.exit(build.build(Path({str(root)!r})))"
+    program += f"import build\nroot = Path({str(root)!r})\nsys.exit(build.build(root, {loaded}))"
     environment = {**os.environ, "IGPT_ROOT": str(root)}
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=PATIENCE)
 
@@ -243,7 +243,11 @@ def test_after_changed_and_removed_records_the_pages_are_those_of_a_fresh_build(
     assert {"index.html", "chapters/provenance.html", "_images/laptop-depth-light.svg", f"records/laptop/{probe.name}"} <= changed
     assert not [name for name in changed if name.startswith("notebooks/") or "palette" in name]
     shutil.rmtree(records / "laptop")
-    assert build(copy, NO_TORCH).returncode == 0
+    assert (copy / "book" / "_build" / "finished").exists()
+    assert build(copy, NO_TORCH, loaded="'older code'").returncode == 0
+    # Code changed while the process ran: nothing is kept for the next build.
+    assert not (copy / "book" / "_build" / "finished").exists()
+    assert not [*(copy / "book" / "figures").glob(".*.sha256")]
     fresh, after = pages(pending), pages(html)
     assert fresh.keys() - after.keys() == set()
     assert {name for name in after.keys() - fresh.keys() if not name.startswith("_images/")} == set()

@@ -259,7 +259,7 @@ def _receipt(measured: Outcome, verdict: Verdict, word: str, stale: Sequence[str
     return (
         ("State", changed if stale else "fresh: made with this code and these inputs"),
         ("Verdict", f"{word}; {verdict.sentence}"),
-        ("Values", f"{values}; mean with its {LEVEL:.0%} interval over {'seeds' if len(records) > 1 else 'test images'}"),
+        ("Values", f"{values}; mean with its {LEVEL:.0%} interval over {'seeds' if len(measured.values) > 1 else 'test images'}"),
         ("Parameters", joined(f"{name} = {value}" for name, value in shared.items() if name != "seed")),
         ("Seeds", joined(str(r.parameters["seed"]) for r in records if "seed" in r.parameters)),
         *receipt_lines(records),

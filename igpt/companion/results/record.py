@@ -116,7 +116,11 @@ def claims_to_be_record(path: Path) -> bool:
         content = read_whole(path, most=LIMIT)
     except (OSError, ValueError):
         return False
-    return sum(f'"{name}"'.encode() in content for name in Record.model_fields) >= FIELDS  # also if the file is truncated
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError):  # truncated, for example
+        return sum(f'"{name}"'.encode() in content for name in Record.model_fields) >= FIELDS
+    return isinstance(fields, dict) and len(fields.keys() & Record.model_fields.keys()) >= FIELDS
 
 
 def _remedy(path: Path) -> str:

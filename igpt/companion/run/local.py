@@ -90,8 +90,7 @@ def run_plan(
             remove_leftovers(
                 run_folder(project, planned.stage, planned.signature)
             )  # of a run that was killed after writing its record
-            record = finished_record(project, planned.stage, planned.signature)
-            if planned.state != "fresh" and record is not None:
+            if planned.state != "fresh" and (record := finished_record(project, planned.stage, planned.signature)):
                 publish(planned, record)
     if not todo:
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,9 +118,11 @@ class _Bar(Bar):
 
 def product_rate(runtime: Runtime) -> float:
     """Measured FLOP/s of one device in large square matrix products, in the precision of training."""
-    side = 16384 if runtime.device == "cuda" else 2048
+    side = 2048
+    if runtime.device == "cuda":  # three matrices in a twentieth of the card's free memory
+        side = min(16384, max(side, math.isqrt(torch.cuda.mem_get_info()[0] // (20 * 3 * 4)) // 128 * 128))
     a = torch.randn(side, side, device=runtime.device, dtype=torch.bfloat16 if runtime.bfloat16 else torch.float32)
-    timer = Timer("a @ a", globals={"a": a})
+    timer = Timer("a @ a", globals={"a": a}, num_threads=torch.get_num_threads())
     rate = 2 * side**3 / min(timer.timeit(1).mean for _ in range(3))
     if runtime.device == "cuda":
         del a, timer

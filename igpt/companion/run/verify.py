@@ -49,7 +49,10 @@ def verify_record(path: Path, *, repeat: bool = False) -> tuple[str, bool]:
     except UsageError as error:
         problems.append(str(error))
     else:
-        changed = Signer(project.notebooks).sign(stage).difference(record.parts)
+        signature = Signer(project.notebooks).sign(stage)
+        changed = signature.difference(record.parts)
+        if not changed and signature.digest != record.signature:
+            changed = ["the signature alone"]
         state = f"not this checkout's: {listed(changed, most=6)} changed" if changed else "as this checkout stands"
         problems += [f"{len(changed)} of its inputs differ from this checkout's"] * bool(changed)
         problems += [*doubts_of_stage(record), *_problems_of_names(record, path, stage, project)]

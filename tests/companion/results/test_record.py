@@ -166,6 +166,7 @@ def test_a_damaged_record_counts_as_missing_and_is_told_of_once(tmp_path: Path, 
         ("header.json", '{"layers": [0], "weights": "a"}', False),
         ("config.json", '{"schema_version": 3, "model_type": "imagegpt"}', False),
         ("list.json", "[1, 2]", False),
+        ("schema.json", '{"properties": {"values": {}, "series": {}, "parameters": {}, "receipt": {}}}', False),
         ("text.json", "text", False),
     ],
 )
