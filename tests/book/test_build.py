@@ -197,6 +197,8 @@ MISTAKES = (
 
 
 def test_mistakes_in_pages_and_a_broken_record_fail_the_build_and_all_are_named(copy: Path) -> None:
+    toc = ["format: jb-book", "root: index", "chapters:", *(f"- file: chapters/{page}" for page, *_ in MISTAKES)]
+    (copy / "book" / "_toc.yml").write_text("\n".join(toc))  # the rest of the book has no part in it
     broken = copy / "book" / "records" / "tiny" / "linear_probe,model=tiny-l,seed=0.json"
     broken.parent.mkdir()
     broken.write_text('{"schema_version": 99}')
@@ -206,11 +208,11 @@ def test_mistakes_in_pages_and_a_broken_record_fail_the_build_and_all_are_named(
         path.write_text(path.read_text().replace(old, new))
     done = build(copy)
     assert done.returncode != 0
-    for page, _, _, message in MISTAKES:
-        assert message in done.stderr + done.stdout, page
-    assert f"{broken} has record schema 99, this version reads 1" in done.stderr + done.stdout
+    messages = [*(message for *_, message in MISTAKES), f"{broken} has record schema 99, this version reads 1"]
+    assert [message for message in messages if message not in done.stderr + done.stdout] == []
     broken.unlink()
-    assert build(copy).returncode != 0  # a build that failed is not continued, which would find nothing to say
+    again = build(copy)  # a build that failed is not continued, which would find nothing to say
+    assert [message for message in messages if message not in again.stderr + again.stdout] == messages[-1:]
 
 
 def pages(html: Path) -> dict[str, bytes]:
@@ -228,7 +230,9 @@ def pages(html: Path) -> dict[str, bytes]:
 def test_after_changed_and_removed_records_the_pages_are_those_of_a_fresh_build(copy: Path, pending: Path) -> None:
     """And two fresh builds are the same bytes, since `pending` is one and most pages here are from another."""
     records, html = copy / "book" / "records", copy / "book" / "_build" / "html"
-    shutil.copytree(ROOT / "book" / "records" / "laptop", records / "laptop")
+    (records / "laptop").mkdir()
+    for path in (ROOT / "book" / "records" / "laptop").glob("linear_probe,*"):
+        shutil.copy(path, records / "laptop")
     assert build(copy, NO_TORCH).returncode == 0
     before = pages(html)
     probe = records / "laptop" / "linear_probe,dataset=cifar10,model=laptop-m,seed=0.json"
