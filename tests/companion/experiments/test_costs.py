@@ -245,13 +245,24 @@ def test_cards_have_their_data_sheets_rates() -> None:
 RECORDS = [path for path in sorted((ROOT / "book" / "records" / "laptop").glob("*.json")) if "samples" not in path.name]
 
 
-@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
-def test_what_the_laptop_tier_took_was_expected_within_a_factor_of_three(path: Path) -> None:
+def expected_and_measured(path: Path) -> tuple[float, float]:
+    """Expected and measured seconds of a record."""
     record = read_record(path)
     assert record is not None
     cores = int(record.receipt.hardware.rpartition(", ")[2].split()[0])
     stage = full(record.stage.partition(",")[0], **record.parameters)
-    assert 1 / 3 < 3600 * stage_hours(stage, many_cores(cores)) / record.receipt.seconds < 3
+    return 3600 * stage_hours(stage, many_cores(cores)), record.receipt.seconds
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_what_a_stage_of_the_laptop_tier_took_was_expected_within_a_factor(path: Path) -> None:
+    expected, measured = expected_and_measured(path)
+    assert measured / 5 < expected < 3 * measured  # a machine with other work may have made the record
+
+
+def test_what_the_laptop_tier_took_was_expected_within_a_factor_of_two_and_a_half() -> None:
+    expected, measured = map(sum, zip(*map(expected_and_measured, RECORDS), strict=True))
+    assert measured / 2.5 < expected < 2.5 * measured
 
 
 def test_samples_are_priced_as_they_are_drawn() -> None:
