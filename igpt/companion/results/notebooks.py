@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,16 +65,22 @@ def code_cells(path: Path) -> list[dict[str, Any]]:
 def check_stage(notebook: Notebook, stage: Stage) -> Stage:
     """The stage under its canonical name.
 
-    Raises UsageError for an unknown parameter, a wrong type, a seed out of range, a negative count, and a count of 0 unless 0
-    is the default.
+    Raises UsageError for an unknown parameter, a wrong type, a number that is not finite, a text that cannot be part of a file's
+    name, a seed out of range, a negative count, and a count of 0 unless 0 is the default.
     """
     for name, value in stage.given:
         if name not in notebook.defaults:
             raise UsageError(f"notebook {notebook.name} has no parameter {name!r}{near_misses(name, list(notebook.defaults))}")
         default = notebook.defaults[name]
-        if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
+        fits = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
+        if not fits or (isinstance(value, float) and not math.isfinite(value)):
             raise UsageError(
                 f"parameter {name} of notebook {notebook.name} is {_article(default)} such as {default!r}, not {value!r}"
+            )
+        if isinstance(value, str) and ("/" in value or not value.isprintable()):
+            raise UsageError(
+                f"parameter {name} of notebook {notebook.name} is {value!r}, and becomes a part of a file's name: leave / and"
+                " control characters out"
             )
         if name == "seed" or name.endswith("_seed"):
             check_seed(value)

@@ -98,6 +98,8 @@ def test_an_unknown_notebook_is_refused_with_its_near_misses(project: Project) -
         ({"seed": -1}, "a seed is a whole number from 0 to 4294967295, not -1: choose another"),
         ({"seed": 2**64}, "a seed is a whole number from 0 to 4294967295, not 18446744073709551616"),
         ({"model": 3}, "a text such as 'tiny-s'"),
+        ({"layers": "1/2"}, "parameter layers of notebook linear_probe is '1/2', and becomes a part of a file's name: leave /"),
+        ({"layers": "1\n"}, "and control characters out"),
     ],
 )
 def test_a_parameter_of_another_name_or_type_is_refused(project: Project, given_: dict[str, object], message: str) -> None:
@@ -107,7 +109,11 @@ def test_a_parameter_of_another_name_or_type_is_refused(project: Project, given_
 
 def test_a_whole_number_serves_as_a_number(project: Project, write_notebook: WriteNotebook) -> None:
     write_notebook("some", "rate = 0.5")
-    assert check_stage(read_notebook(project.notebooks, "some"), Stage.of("some", rate=1)).parameters == {"rate": 1}
+    notebook = read_notebook(project.notebooks, "some")
+    assert check_stage(notebook, Stage.of("some", rate=1)).parameters == {"rate": 1}
+    for rate in (float("nan"), float("inf")):
+        with pytest.raises(UsageError, match=rf"is a number such as 0\.5, not {rate}$"):
+            check_stage(notebook, Stage.of("some", rate=rate))
 
 
 def test_near_misses_fall_back_to_the_whole_list_when_it_is_short() -> None:
