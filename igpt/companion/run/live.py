@@ -20,7 +20,7 @@ from igpt.companion.results.record import Record, usable_record
 from igpt.companion.results.signature import Signer, module_digest
 from igpt.companion.stage import Stage
 from igpt.errors import UsageError
-from igpt.files import write_text
+from igpt.files import write_folder, write_text
 from igpt.pretrained import open_weights, published_folder
 from igpt.project import Project
 from igpt.train.recipes import TINY, recipe
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from igpt.model import ImageGPT
     from igpt.palette import Palette
 
-MOST = 25_000_000  # largest download in bytes for a reader of the book
+LARGEST = 25_000_000  # largest download in bytes for a reader of the book
 IMAGES = 6  # held-out images to choose from
 GRAPHICS_PAY = 5_000_000  # parameters from which WebGPU is preferred; smaller models are faster on the CPU (not measured)
-ASKED, NEAREST = 5, 6  # held-out images in the chapter on depth, and neighbours per image
+QUERIES, NEIGHBOURS = 5, 6  # held-out images in the chapter on depth, and neighbours per image
 
 # The two builds of ONNX Runtime Web: for GPUs, and for CPUs (SIMD, one thread: more threads need HTTP headers that a static
 # site cannot send).
@@ -71,10 +71,7 @@ def prepare_live(model: str) -> str:
     except (UsageError, KeyError):
         pass  # not made yet
     weights, palette = open_weights(model)
-    part = folder.with_name(".live.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with write_folder(folder) as part:
         about: dict[str, Any] = {
             "source": source,
             "runtime": _copy_runtime(runtime, part),
@@ -83,9 +80,9 @@ def prepare_live(model: str) -> str:
             "record": str(samples[0].relative_to(project.records)) if samples else None,
         }
         download = [sum(file["bytes"] for file in [*f, *about["model_files"]]) for f in about["runtime"]["backends"].values()]
-        if max(download) > MOST:
+        if max(download) > LARGEST:
             raise UsageError(
-                f"with {model} a reader of the book would download {max(download) / 1e6:.0f} MB, more than {MOST / 1e6:.0f}:"
+                f"with {model} a reader of the book would download {max(download) / 1e6:.0f} MB, more than {LARGEST / 1e6:.0f}:"
                 " choose a smaller model, or store its weights in half precision"
             )
         if probes:
@@ -93,9 +90,6 @@ def prepare_live(model: str) -> str:
             write_text(part / "layers.json", json.dumps(find_neighbours(probed, *known, probes, project)) + "\n")
         write_text(part / "live.json", json.dumps(about, indent=1) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return f"the book's panel has {model}, {min(download) / 1e6:.1f} MB for a reader to download: {folder}"
 
 
@@ -123,11 +117,11 @@ def find_neighbours(model: str, weights: ImageGPT, palette: Palette, probes: Pub
     plan = recipe(model)
     train, test = (load_split(plan.dataset, split, side=plan.side) for split in ("train", "test"))
     known = extract_features(weights, tokenize(train.images, palette))  # (layers, images, width)
-    asked = extract_features(weights, tokenize(test.images[:ASKED], palette))
+    queries = extract_features(weights, tokenize(test.images[:QUERIES], palette))
     mean, deviation = known.mean(1, keepdims=True), known.std(1, keepdims=True) + 1e-6
-    known, asked = (known - mean) / deviation, (asked - mean) / deviation
-    squared = [np.square(k[None].astype(np.float64) - a[:, None]).sum(-1) for k, a in zip(known, asked, strict=True)]
-    nearest = np.stack([each.argsort(1, kind="stable")[:, :NEAREST] for each in squared])  # (layers, ASKED, NEAREST)
+    known, queries = (known - mean) / deviation, (queries - mean) / deviation
+    squared = [np.square(k[None].astype(np.float64) - q[:, None]).sum(-1) for k, q in zip(known, queries, strict=True)]
+    nearest = np.stack([each.argsort(1, kind="stable")[:, :NEIGHBOURS] for each in squared])  # (layers, QUERIES, NEIGHBOURS)
     shown, index = np.unique(nearest, return_inverse=True)
 
     def pictures(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> list[dict[str, object]]:
@@ -138,7 +132,7 @@ def find_neighbours(model: str, weights: ImageGPT, palette: Palette, probes: Pub
         "model": model,
         "side": plan.side,
         "colours": colours_of(palette)["colours"],
-        "images": pictures(test.images[:ASKED], test.labels[:ASKED]),
+        "images": pictures(test.images[:QUERIES], test.labels[:QUERIES]),
         "shown": pictures(train.images[shown], train.labels[shown]),
         "neighbours": index.reshape(nearest.shape).tolist(),
         "curve": [{key: row[key] for key in ("layer", "accuracy", "low", "high")} for row in record.series["trained"]],

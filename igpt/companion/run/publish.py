@@ -13,7 +13,7 @@ from igpt.companion.run.trained import trained
 from igpt.companion.stage import Stage
 from igpt.data import data_card
 from igpt.errors import UsageError
-from igpt.files import write_text
+from igpt.files import write_folder, write_text
 from igpt.project import Project
 from igpt.train.recipes import recipe
 from igpt.weights.own import load_weights, save_weights
@@ -35,9 +35,7 @@ def publish(model: str) -> str:
     if (size := 2 * plan.shape.parameters) > LIMIT:
         raise UsageError(f"{model} takes {size:,} bytes in half precision, more than the {LIMIT:,} that a repository should hold")
     weights, palette = load_weights(trained_folder, plan.shape)
-    folder, partial = project.models / model, project.models / f".{model}.part"
-    shutil.rmtree(partial, ignore_errors=True)
-    store = RecordStore(project)
+    folder, store = project.models / model, RecordStore(project)
     probes = [store.read(Stage.of("linear_probe", model=model, dataset=name, seed=0)) for name in ("cifar10", "tiny-imagenet")]
     card = {
         "model": model,
@@ -49,14 +47,11 @@ def publish(model: str) -> str:
         "pretrain": _card(record, ("validation_loss", "parameters")),
         "probes": [_card(probe, ("accuracy", "untrained", "pixels", "colours", "indices")) for probe in probes if probe],
     }
-    try:
-        save_weights(partial, weights.half(), palette)
-        write_text(partial / "card.json", json.dumps(card, indent=1) + "\n")
-        write_samples(str(partial), Draw(n=SAMPLES, seed=0), out=partial / "samples.png")
+    with write_folder(folder) as part:
+        save_weights(part, weights.half(), palette)
+        write_text(part / "card.json", json.dumps(card, indent=1) + "\n")
+        write_samples(str(part), Draw(n=SAMPLES, seed=0), out=part / "samples.png")
         shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return f"{model}, {size / 1e6:.1f} MB: {folder}"
 
 

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from igpt.companion.report.live import live_folder
 from igpt.companion.results.record import SCHEMA, Record, write_record
 from igpt.companion.run import live
-from igpt.companion.run.live import ASKED, NEAREST, find_neighbours, probe_record
+from igpt.companion.run.live import NEIGHBOURS, QUERIES, find_neighbours, probe_record
 from igpt.companion.stage import Stage
 from igpt.data import load_split, tokenize
 from igpt.errors import UsageError
@@ -124,7 +124,7 @@ def test_what_is_too_large_for_a_reader_or_of_another_size_is_refused_and_leaves
     with pytest.raises(UsageError, match="another size"):
         live.prepare_live(model)
     record_of(ready, [0] * 9)
-    monkeypatch.setattr(live, "MOST", 1000)
+    monkeypatch.setattr(live, "LARGEST", 1000)
     (ready.root / "package-lock.json").write_text('{"other": 1}')
     with pytest.raises(UsageError, match="would download"):
         live.prepare_live(model)
@@ -156,13 +156,13 @@ def test_the_neighbours_are_those_of_another_search(project: Project) -> None:
     train, test = load_split("digits", "train"), load_split("digits", "test")
     shown, neighbours, images = told["shown"], told["neighbours"], told["images"]
     assert isinstance(shown, list) and isinstance(neighbours, list) and isinstance(images, list)
-    assert [image["label"] for image in images] == test.labels[:ASKED].tolist()
+    assert [image["label"] for image in images] == test.labels[:QUERIES].tolist()
     tokens = tokenize(train.images, palette)
     known = extract_features(model, tokens)
-    asked = extract_features(model, tokenize(test.images[:ASKED], palette))
+    asked = extract_features(model, tokenize(test.images[:QUERIES], palette))
     for layer, (k, a) in enumerate(zip(known, asked, strict=True)):
         scale = StandardScaler().fit(k)
-        distances, theirs = NearestNeighbors(n_neighbors=NEAREST).fit(scale.transform(k)).kneighbors(scale.transform(a))
+        distances, theirs = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(scale.transform(k)).kneighbors(scale.transform(a))
         ours = [[shown[index]["tokens"] for index in row] for row in neighbours[layer]]
         assert (np.array(ours) == tokens.numpy()[theirs]).all(2).mean() > 0.9  # equals may change places
         assert distances.min() > 0
