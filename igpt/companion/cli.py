@@ -18,11 +18,9 @@ from igpt.errors import StageError, UsageError
 from igpt.files import NO_ROOM
 from igpt.project import Project
 from igpt.seeds import MOST, check_seed
-from igpt.text import visible
 
 P = ParamSpec("P")
-Output = str | tuple[str, int] | None
-STOPPED = 75  # exit code of training that stopped at a checkpoint
+Output = str | tuple[str | None, int] | None
 
 app = typer.Typer(
     name="igpt",
@@ -57,7 +55,7 @@ def command(
                 raise typer.Exit(_report("stopped; the same command continues", 130)) from None
             text, code = output if isinstance(output, tuple) else (output, 0)
             if text is not None:
-                typer.echo(text, nl=not text.endswith("\n"), err=code == STOPPED)
+                typer.echo(text, nl=not text.endswith("\n"))
             raise typer.Exit(code)
 
         group.command(name, hidden=hidden)(called)
@@ -212,7 +210,7 @@ def train(
     palette: PaletteOption = None,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Images per device and pass. Default: as many as fit.")] = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Processes, one per GPU. Default: all GPUs.")] = None,
-) -> tuple[str, int]:
+) -> tuple[str | None, int]:
     """Pre-train a model on tokens, on GPUs where there are any.
 
     Run it again to resume. Ctrl-C, SIGTERM and SIGUSR1 write a checkpoint first; the exit code is then 75.
@@ -534,5 +532,7 @@ def _expand_home(word: str) -> str:
 
 def _report(message: object, code: int) -> int:
     """Print one sentence on stderr and return ``code``."""
-    print(f"igpt: {visible(str(message))}", file=sys.stderr)
+    from igpt.progress import tell
+
+    tell(f"igpt: {message}")
     return code

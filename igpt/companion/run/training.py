@@ -39,8 +39,8 @@ def train(
     palette: Path | None,
     micro_batch: int | None,
     devices: int | None,
-) -> tuple[str, int]:
-    """Train or resume; the message for the user, and the exit code.
+) -> tuple[str | None, int]:
+    """Train or resume; the line to print, and the exit code. A stop at a checkpoint is reported on stderr instead.
 
     micro_batch : images per device and pass; None for as many as fit into memory
 
@@ -70,7 +70,8 @@ def train(
                 report=bar,
             )
     except Stopped as stopped:
-        return str(stopped), STOPPED
+        tell(str(stopped))
+        return None, STOPPED
     return f"{name}: {losses.validation[-1]:.4f} nats per token held out; weights in {out / weights_name(plan.steps)}", 0
 
 
@@ -99,15 +100,14 @@ class _Bar(Bar):
     def __init__(self, plan: Recipe, metrics: Path, runtime: Runtime, launch: Launch) -> None:
         super().__init__(plan.name, " steps")
         self._metrics = metrics
-        self._said = 0
+        self._windows = 0  # of the metrics, reported so far
         self._flops = token_flops(plan.shape)
         # Without GPUs, the processes of a node share its cores, and the peak was measured on all cores.
         self._peak = product_rate(runtime) * (launch.size if runtime.device == "cuda" else launch.nodes)
 
     def __call__(self, done: int, total: int | None, note: str = "") -> None:
-        note = ""
-        if done // WINDOW > self._said:
-            self._said = done // WINDOW
+        if done // WINDOW > self._windows:
+            self._windows = done // WINDOW
             line = json.loads(self._metrics.read_text().splitlines()[-1])
             rate = line["tokens_per_second"]
             note = f"loss {line['loss']:.4f}, {rate:,} tokens/s, {rate * self._flops / self._peak:.0%} of the measured peak"
