@@ -92,8 +92,8 @@ class Budget:
         return max(free - (size - total.scratch), math.ceil(total.scratch))
 
 
-def is_released(stages: Iterable[Stage]) -> bool:
-    """Whether all stages evaluate existing weights; such runs have a budget."""
+def on_existing_weights(stages: Iterable[Stage]) -> bool:
+    """Whether all stages evaluate weights that exist, released ones or a user's own; such runs have a budget."""
     return all(tier_of(stage) == "released" or stage.parameters.get("weights", "trained") != "trained" for stage in stages)
 
 

@@ -10,9 +10,9 @@ from igpt.companion.experiments.costs import Disks
 from igpt.companion.experiments.machines import this_machine
 from igpt.companion.results.plan import Plan
 from igpt.companion.results.signature import Signer
-from igpt.companion.run.budget import is_released, make_budget
+from igpt.companion.run.budget import make_budget, on_existing_weights
 from igpt.companion.run.folder import empty, hold, release, run_folder
-from igpt.companion.run.local import plan_stages, run_plan, to_do
+from igpt.companion.run.local import plan_stages, run_plan, stages_to_run
 from igpt.companion.run.own_weights import resolve_weights
 from igpt.companion.run.slots import Slots
 from igpt.companion.run.targets import find_stages, parameters_of
@@ -73,7 +73,7 @@ def run_targets(targets: list[str], tier: str | None, overrides: list[str]) -> s
         overridden = [{**stage.parameters, **parameters_of(project, stage.notebook, overrides)} for stage in stages]
         stages = [resolve_weights(project, Stage.of(s.notebook, **more)) for s, more in zip(stages, overridden, strict=True)]
     plan, signer = plan_stages(project, stages), Signer(project.notebooks)
-    by_budget = is_released(stages)  # before canonical names, which omit default parameters
+    by_budget = on_existing_weights(stages)  # before canonical names, which omit default parameters
     stages = [signer.canonical(stage) for stage in stages]
     lines = [_run_by_budget(project, plan, stages) if by_budget else _summary(plan, run_plan(project, plan))]
     if overrides:
@@ -85,7 +85,7 @@ def _run_by_budget(project: Project, plan: Plan, wanted: list[Stage]) -> str:
     """Run the stages that fit this machine; return a summary."""
     from igpt.companion.run.datasets import fetch
 
-    todo = to_do(project, plan)
+    todo = stages_to_run(project, plan)
     if not todo:
         return _summary(plan, 0)
     memory, disks = free_memory(), Disks(project.runs, _disk_of)
@@ -94,7 +94,7 @@ def _run_by_budget(project: Project, plan: Plan, wanted: list[Stage]) -> str:
         stage, why = next(iter(budget.skipped.items()))
         raise UsageError(f"this machine cannot hold {stage.name}: {why}")
     _tell_skipped(budget.skipped)
-    room = Slots(cores(), tuple(gpus()), memory, budget.scratch_space(disks))
+    slots = Slots(cores(), tuple(gpus()), memory, budget.scratch_space(disks))
     if budget.stages:
         tell(f"igpt: {budget.summary(memory, disks)}")
     failures = []
@@ -107,7 +107,7 @@ def _run_by_budget(project: Project, plan: Plan, wanted: list[Stage]) -> str:
                 fewer = budget.without(readers, str(error))
                 _tell_skipped({stage: why for stage, why in fewer.skipped.items() if stage not in budget.skipped})
                 budget = fewer
-    ran = run_plan(project, plan, room=room, budget=budget) if budget.stages else 0
+    ran = run_plan(project, plan, slots=slots, budget=budget) if budget.stages else 0
     if failures:
         raise failures[0]
     skipped = f"; {len(budget.skipped)} skipped: {', '.join(s.name for s in budget.skipped)}" if budget.skipped else ""

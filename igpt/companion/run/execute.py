@@ -44,7 +44,7 @@ class Kernels:
     def __init__(self) -> None:
         self._lock = Lock()
         self._managers: list[AsyncKernelManager] = []
-        self._stopped = False
+        self.stopped = False
 
     def manager_class(self, log: Path, environment: Mapping[str, str]) -> type[AsyncKernelManager]:
         """A kernel manager class that registers its kernels here and writes their stderr to ``log``.
@@ -72,7 +72,7 @@ class Kernels:
                     await super()._async_start_kernel(**{**kw, "stderr": stream, "env": env})
                 with kernels._lock:
                     kernels._managers.append(self)
-                if kernels._stopped:
+                if kernels.stopped:
                     kernels.stop()
 
             start_kernel = _async_start_kernel
@@ -81,7 +81,7 @@ class Kernels:
 
     def stop(self) -> None:
         """Kill all kernels. Checkpoints are atomic, so only the work since the last checkpoint is lost."""
-        self._stopped = True
+        self.stopped = True
         with self._lock:
             for manager in self._managers:
                 process = getattr(manager.provisioner, "process", None)
@@ -116,16 +116,15 @@ def execute(planned: PlannedStage, project: Project, kernels: Kernels, *, enviro
             write_record(folder / "record.json", record)
             return record
         except (PapermillExecutionError, RuntimeError, OSError, StageError) as error:
-            other = finished_record(project, planned.stage, planned.signature) if _kind(error) == "Finished" else None
             failure = _failure(planned.stage.name, error)
-            if _kind(error) not in NOT_KEPT and not isinstance(error, OSError) and part.exists():
+            if part.exists() and not (kernels.stopped or _kind(error) in NOT_KEPT or isinstance(error, OSError)):
                 part.replace(failed)
                 raise StageError(f"{failure}; the notebook so far is {failed}") from None
             part.unlink(missing_ok=True)  # it may have filled the disk
             log.unlink(missing_ok=True)
-            if other is None:
-                raise failure from None
-            return other
+            if _kind(error) == "Finished" and (other := finished_record(project, planned.stage, planned.signature)):
+                return other
+            raise failure from None
 
 
 def _run_notebook(

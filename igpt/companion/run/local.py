@@ -1,6 +1,6 @@
 """Run a plan on this machine.
 
-1. Plan: `plan_stages` compares stages with the published records, and `to_do` lists those to run, parents first.
+1. Plan: `plan_stages` compares stages with the published records, and `stages_to_run` lists those to run, parents first.
 2. Slots: as many stages run at once as the machine's cores, GPUs, memory and disk allow (`igpt.companion.run.slots`).
 3. Kernel: each stage's notebook runs in its own kernel (`igpt.companion.run.execute`).
 4. Record: the record is written to the stage's run folder once the notebook has succeeded.
@@ -25,7 +25,7 @@ from igpt.companion.run.budget import Budget, known_cost
 from igpt.companion.run.execute import Kernels, StageStopped, execute
 from igpt.companion.run.folder import finished_record, remove_leftovers, run_folder
 from igpt.companion.run.progress import Progress
-from igpt.companion.run.slots import Needs, Slots, default_needs, own_threads
+from igpt.companion.run.slots import Needs, Slots, default_needs, omp_threads
 from igpt.companion.stage import Stage
 from igpt.errors import StageError, UsageError
 from igpt.machine import cores, gpus
@@ -45,15 +45,9 @@ def publishable_stages(project: Project) -> Plan:
     return plan_stages(project, declared_stages())
 
 
-def to_do(project: Project, plan: Plan, wanted: Iterable[Stage] = ()) -> list[PlannedStage]:
+def stages_to_run(project: Project, plan: Plan, wanted: Iterable[Stage] = ()) -> list[PlannedStage]:
     """The stages of a plan to run, parents first; see `igpt.companion.results.plan.Plan.to_run`."""
     return plan.to_run(lambda p: finished_record(project, p.stage, p.signature) is not None, wanted)
-
-
-def ensure(project: Project, stages: Iterable[Stage]) -> None:
-    """Run the stages whose outputs are missing, for a notebook that was opened by hand."""
-    plan = plan_stages(project, stages)
-    run_plan(project, plan, wanted=[planned.stage for planned in plan if planned.stage in set(stages)])
 
 
 def run_plan(
@@ -61,22 +55,22 @@ def run_plan(
     plan: Plan,
     *,
     wanted: Iterable[Stage] = (),
-    room: Slots | None = None,
+    slots: Slots | None = None,
     needs: Needs | None = None,
     budget: Budget | None = None,
 ) -> int:
     """Run the stages of a plan and publish the records of declared stages; return the number of stages run.
 
     wanted : stages whose outputs are needed even if their records are fresh
-    room : the slots to use, by default the whole machine
+    slots : the slots to use, by default the whole machine
     needs : the needs of each stage, by default `igpt.companion.run.slots.default_needs`
     budget : run only its stages, cheapest first; without a budget the longest chain of dependent stages runs first
 
     Raises the first UsageError, or one StageError for all failures, once all other stages have ended; and KeyboardInterrupt
     after killing the kernels.
     """
-    room = room or Slots(cores(), tuple(gpus()))
-    todo = to_do(project, plan, wanted) if budget is None else list(budget.stages)
+    slots = slots or Slots(cores(), tuple(gpus()))
+    todo = stages_to_run(project, plan, wanted) if budget is None else list(budget.stages)
     check_data(todo)
     declared = {planned.stage for planned in publishable_stages(project)}
 
@@ -87,26 +81,24 @@ def run_plan(
     chosen = {planned.stage for planned in todo}
     for planned in plan:
         if planned.stage not in chosen:
-            remove_leftovers(
-                run_folder(project, planned.stage, planned.signature)
-            )  # of a run that was killed after writing its record
+            remove_leftovers(run_folder(project, planned.stage, planned.signature))  # killed after it wrote its record
             if planned.state != "fresh" and (record := finished_record(project, planned.stage, planned.signature)):
                 publish(planned, record)
     if not todo:
         return 0
-    keep_threads = needs is None and own_threads() is not None
+    users_threads = needs is None and omp_threads() is not None
 
     def environment(part: Slots) -> dict[str, str]:
-        threads = {} if keep_threads else {"OMP_NUM_THREADS": str(part.cores)}
-        return {**threads, **({"CUDA_VISIBLE_DEVICES": ",".join(part.gpus)} if room.gpus else {})}
+        threads = {} if users_threads else {"OMP_NUM_THREADS": str(part.cores)}
+        return {**threads, **({"CUDA_VISIBLE_DEVICES": ",".join(part.gpus)} if slots.gpus else {})}
 
-    needs = needs or default_needs(room, budget)
+    needs = needs or default_needs(slots, budget)
     seconds = budget.seconds if budget else _expected_seconds(needs)
     rank = budget.rank() if budget else {stage: -chain for stage, chain in _chains(todo, seconds).items()}
     todo.sort(key=lambda planned: rank[planned.stage])
-    at_once = room.fitting(needs(planned.stage) for planned in todo)
+    at_once = slots.fitting(needs(planned.stage) for planned in todo)
     with Progress(todo, lambda p: run_folder(project, p.stage, p.signature), seconds, workers=at_once) as progress:
-        failures = _run_stages(project, todo, room, needs, environment, publish, progress)
+        failures = _run_stages(project, todo, slots, needs, environment, publish, progress)
     if failures and all(isinstance(failure, StageStopped) for failure in failures):
         raise StageStopped("; ".join(map(str, failures)))
     if failures:
@@ -117,7 +109,7 @@ def run_plan(
 def _run_stages(
     project: Project,
     todo: Iterable[PlannedStage],
-    room: Slots,
+    slots: Slots,
     needs: Needs,
     environment: Callable[[Slots], Mapping[str, str]],
     publish: Callable[[PlannedStage, Record], None],
@@ -128,15 +120,15 @@ def _run_stages(
     waiting = {planned.stage: planned for planned in todo}
     running: dict[Future[Record], tuple[PlannedStage, Slots]] = {}
     failures: list[Exception] = []
-    with ThreadPoolExecutor(min(room.cores, len(waiting))) as pool:
+    with ThreadPoolExecutor(min(slots.cores, len(waiting))) as pool:
         try:
             while waiting or running:
                 unfinished = waiting.keys() | {planned.stage for planned, _ in running.values()}
                 for planned in [p for p in waiting.values() if not unfinished & set(p.parents)]:
-                    taken = room.take(needs(planned.stage))
+                    taken = slots.take(needs(planned.stage))
                     if taken is None:
                         break  # smaller stages do not overtake the first one that waits
-                    part, room = taken
+                    part, slots = taken
                     progress.start(waiting.pop(planned.stage))
                     running[pool.submit(execute, planned, project, kernels, environment=environment(part))] = planned, part
                 if not running:
@@ -145,7 +137,7 @@ def _run_stages(
                 progress.refresh()
                 for future in done:
                     planned, part = running.pop(future)
-                    room = room.give_back(part)
+                    slots = slots.give_back(part)
                     error = future.exception()
                     if error is None:
                         publish(planned, future.result())

@@ -23,7 +23,7 @@ from igpt.companion.results.record import SCHEMA, Receipt, Record, Value, read_r
 from igpt.companion.results.signature import Signer
 from igpt.companion.run.folder import PLANNED, STOP, empty, finished_record, hold, read_progress, run_folder
 from igpt.companion.run.git import head_and_dirt
-from igpt.companion.run.local import ensure
+from igpt.companion.run.local import plan_stages, run_plan
 from igpt.companion.run.own_weights import own_path, resolve_weights
 from igpt.companion.stage import Literal, Stage
 from igpt.files import read_json, write_text
@@ -79,8 +79,10 @@ class OpenStage:
     def parent(self, notebook: str) -> Path:
         """The folder of a finished parent. The parent is run first if necessary."""
         stage = self.parents[notebook]
-        ensure(self.project, [stage])
-        folder = run_folder(self.project, stage, self._signer.sign(stage))
+        signature = self._signer.sign(stage)
+        if finished_record(self.project, stage, signature) is None:
+            run_plan(self.project, plan_stages(self.project, [stage]), wanted=[stage])
+        folder = run_folder(self.project, stage, signature)
         self._start_over_if_changed(stage, folder)
         return folder
 

@@ -52,12 +52,18 @@ class Progress:
             tell(f"start {stage.name}, {_clock(self._left[stage])} expected")
 
     def refresh(self) -> None:
-        """Read the progress of running stages; before its first report, a stage's expected time is used."""
+        """Read the progress of running stages; before its first report, a stage's expected time is used.
+
+        A report counts the work and the seconds of earlier sessions too.
+        """
         for stage, (planned, begun, expected, bar) in self._running.items():
-            elapsed, report = time.monotonic() - begun, read_progress(self._folder_of(planned))
-            fraction = report["done"] / max(report["total"], 1) if report else 0
-            fraction = fraction or elapsed / max(expected, elapsed * 1.05)
-            self._left[stage] = elapsed * (1 - fraction) / fraction if fraction else expected
+            report = read_progress(self._folder_of(planned))
+            if report.get("done"):
+                seconds, fraction = report["seconds"], report["done"] / report["total"]
+            else:
+                seconds = time.monotonic() - begun
+                fraction = seconds / max(expected, seconds * 1.05)
+            self._left[stage] = seconds * (1 - fraction) / fraction if fraction else expected
             bar(int(100 * fraction), 100, f"{_clock(self._left[stage])} left")
         self._total(self._count - len(self._left), self._count, f"{_clock(self._seconds_left())} left")
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from igpt.companion.experiments.costs import Cost
 from igpt.companion.experiments.protocols import protocol
 from igpt.companion.experiments.tiers import tier_of
-from igpt.companion.run.budget import Budget, is_released
+from igpt.companion.run.budget import Budget, on_existing_weights
 from igpt.companion.stage import Stage
 
 AT_ONCE = 4  # stages that share the cores of a machine without GPUs: as many models as the laptop tier trains
@@ -56,16 +56,16 @@ class Slots:
 
     def fitting(self, needs: Iterable[Need]) -> int:
         """How many of the stages, taken in order, fit at once; at least one."""
-        count, room = 0, self
+        count, free = 0, self
         for need in needs:
-            if (taken := room.take(need)) is None:
+            if (taken := free.take(need)) is None:
                 break
-            count, room = count + 1, taken[1]
+            count, free = count + 1, taken[1]
         return max(count, 1)
 
 
-def default_needs(room: Slots, budget: Budget | None = None) -> Needs:
-    """The needs of each stage on a machine with these slots, unless a cluster profile sets them.
+def default_needs(slots: Slots, budget: Budget | None = None) -> Needs:
+    """The needs of each stage on a machine with these slots; a cluster profile may set others.
 
     A tiny stage needs one core and no GPU: its model is not faster with more. A speed comparison needs the whole machine.
     Any other stage needs one GPU, if there are any, and an equal share of the cores, or OMP_NUM_THREADS if set. Without a GPU,
@@ -73,24 +73,24 @@ def default_needs(room: Slots, budget: Budget | None = None) -> Needs:
     IGPT_DEVICES GPUs if set, or for the paper's models the largest number that divides the recipe's batch.
     Memory and disk are counted only with a budget.
     """
-    own, devices = own_threads(), os.environ.get("IGPT_DEVICES", "")
-    share = min(own or max(room.cores // (len(room.gpus) or AT_ONCE), 1), room.cores)
+    threads, devices = omp_threads(), os.environ.get("IGPT_DEVICES", "")
+    share = min(threads or max(slots.cores // (len(slots.gpus) or AT_ONCE), 1), slots.cores)
 
     def cores_and_gpus(stage: Stage) -> tuple[int, int]:
         tier, settings = tier_of(stage), protocol(stage.notebook)
         if tier == "speed":
-            return room.cores, len(room.gpus)
+            return slots.cores, len(slots.gpus)
         if tier == "tiny":
-            return min(own or 1, room.cores), 0
-        if not room.gpus and is_released([stage]):
-            return room.cores, 0
-        if not (room.gpus and settings.network):
+            return min(threads or 1, slots.cores), 0
+        if not slots.gpus and on_existing_weights([stage]):
+            return slots.cores, 0
+        if not (slots.gpus and settings.network):
             return share, 0
         if settings.spreads and devices.isdecimal():
-            return share, min(int(devices), len(room.gpus))
+            return share, min(int(devices), len(slots.gpus))
         if settings.spreads and tier in ("paper", "released"):
             [recipe] = settings.recipes(stage.parameters)
-            return share, max(count for count in range(1, len(room.gpus) + 1) if recipe.batch % count == 0)
+            return share, max(count for count in range(1, len(slots.gpus) + 1) if recipe.batch % count == 0)
         return share, 1
 
     def needs(stage: Stage) -> Need:
@@ -100,7 +100,7 @@ def default_needs(room: Slots, budget: Budget | None = None) -> Needs:
     return needs
 
 
-def own_threads() -> int | None:
+def omp_threads() -> int | None:
     """The number of threads in OMP_NUM_THREADS, the first one of a list; None if unset or not a positive number."""
     threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     return int(threads) if threads.isdecimal() and int(threads) else None

@@ -7,7 +7,7 @@ from pathlib import Path
 from igpt.companion.results.record import Record
 from igpt.companion.results.signature import Signer
 from igpt.companion.run.folder import finished_record, run_folder
-from igpt.companion.run.local import ensure
+from igpt.companion.run.local import plan_stages, run_plan
 from igpt.companion.stage import Stage
 from igpt.errors import UsageError
 from igpt.project import Project
@@ -28,7 +28,7 @@ def trained_weights(project: Project, name: str, *, train: bool) -> Path:
     """The folder of a trained recipe's weights. If it is not trained: trains it with ``train``, else raises UsageError."""
     stage, folder, record = trained(project, name)
     if record is None and train:
-        ensure(project, [stage])
+        run_plan(project, plan_stages(project, [stage]), wanted=[stage])
     elif record is None:
         time = "minutes" if name in TINY else "hours"
         raise UsageError(

@@ -17,6 +17,7 @@ from igpt.companion.results.signature import Signature, Signer
 from igpt.companion.results.store import record_path
 from igpt.companion.results.verdict import apart
 from igpt.companion.run.git import git
+from igpt.companion.run.own_weights import share_names
 from igpt.companion.run.targets import find_stages
 from igpt.companion.stage import Stage
 from igpt.errors import StageError, UsageError
@@ -175,6 +176,7 @@ def _repeat(stage: Stage, project: Project) -> Record:
     """Run a stage and all its dependencies again in a temporary folder; the new record."""
     with tempfile.TemporaryDirectory(prefix="igpt-repeat-") as folder:
         copytree(project.notebooks, Path(folder) / "notebooks", ignore=ignore_patterns(".*"))
+        share_names(project, Project(Path(folder)))
         command, environment = [sys.executable, "-m", "igpt", "run", stage.name], {**os.environ, "IGPT_ROOT": folder}
         process = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if process.returncode:

@@ -99,7 +99,7 @@ def run_here(project: Project, plan: Plan, profile: Profile, *, dry_run: bool) -
         machine = f"{counted(slots.cores, 'core')} and {counted(len(slots.gpus), 'GPU')}"
         return f"{counted(waiting, 'stage')} would run here on {machine}; nothing was run"
     ran = run_plan(
-        project, plan, room=slots, needs=lambda stage: Need(min(requests[stage].cpus, slots.cores), requests[stage].gpus)
+        project, plan, slots=slots, needs=lambda stage: Need(min(requests[stage].cpus, slots.cores), requests[stage].gpus)
     )
     if not ran:
         return f"nothing to run: {counted(len(plan), 'stage is finished', 'stages are finished')}"

@@ -14,7 +14,7 @@ from igpt.companion.experiments.costs import Disks, downloads, stage_hours
 from igpt.companion.experiments.machines import GIB, H100, RTX_4090
 from igpt.companion.results.plan import PlannedStage
 from igpt.companion.results.signature import Signature, Signer
-from igpt.companion.run.budget import Budget, is_released, make_budget
+from igpt.companion.run.budget import Budget, make_budget, on_existing_weights
 from igpt.companion.run.command import _disk_of, run_targets
 from igpt.companion.run.folder import finished_record
 from igpt.companion.run.local import plan_stages
@@ -140,8 +140,8 @@ def test_a_processor_gives_released_weights_all_its_cores(monkeypatch: pytest.Mo
     for name in ("OMP_NUM_THREADS", "IGPT_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     probe = Stage.of("linear_probe", model="igpt-s", dataset="cifar10", weights="released", seed=0)
-    assert is_released([probe])
-    assert not is_released([probe, PROBES[0]])
+    assert on_existing_weights([probe])
+    assert not on_existing_weights([probe, PROBES[0]])
     assert default_needs(Slots(8))(probe) == Need(8)
     assert default_needs(Slots(8, ("0",)))(probe) == Need(8, 1)
 

@@ -16,6 +16,7 @@ from filelock import FileLock
 from igpt.companion.results.record import read_record
 from igpt.companion.run.folder import finished_record, kernel_log, part_notebook, run_folder
 from igpt.companion.run.local import plan_stages, run_plan
+from igpt.companion.run.progress import Progress
 from igpt.companion.stage import Stage
 from igpt.errors import StageError, UsageError
 from igpt.project import Project
@@ -168,12 +169,14 @@ def test_data_that_are_not_here_are_said_before_anything_starts(project: Project
 SLOW = """
 import time
 from igpt.companion.run import open_stage
+from igpt.files import write_text
+from igpt.measure import number
 stage = open_stage("slow", dataset=dataset, seed=seed)
-(stage.folder / "starting").write_text(str(__import__("os").getpid()))
-(stage.folder / "starting").rename(stage.folder / "started")
+if not (stage.folder / "started").exists():
+    write_text(stage.folder / "started", str(__import__("os").getpid()))
 while not (stage.folder / "go").exists():
     time.sleep(0.05)
-stage.write_record(values={})
+stage.write_record({"begun by": number(float((stage.folder / "started").read_text()), "none")})
 """
 
 
@@ -195,13 +198,15 @@ def test_an_interrupted_run_can_be_started_again(project: Project, write_noteboo
         assert child.returncode == 130
         assert stderr.rstrip().endswith("igpt: stopped; the same command continues")
         assert "Traceback" not in stderr
+        assert not (folder / "failed.ipynb").exists() and not list(folder.glob(".kernel.*"))  # it has not failed
     else:
         assert part_notebook(folder, child.pid).exists() and kernel_log(folder, child.pid).exists()
     assert not (folder / "record.json").exists()
     (folder / "go").touch()
     done = igpt("run", "slow", root=project.root)  # the kernel of the killed run may still be there for a second
     assert done.returncode == 0, done.stderr
-    assert (folder / "record.json").exists()
+    record = read_record(folder / "record.json")
+    assert record is not None and record.values["begun by"].value == kernel  # the second run goes on with the first one's work
     left = {path.name for path in folder.rglob(".*")}
     assert left == {".lock", ".owner"} and not (folder / "failed.ipynb").exists()
     wait_for_end(kernel)
@@ -214,6 +219,18 @@ stage = open_stage("waits", dataset=dataset, seed=seed)
 with wait_for_lock(stage.project.root / "shared.lock", "the store is being made by another process"):
     stage.write_record(values={})
 """
+
+
+def test_the_time_left_of_a_resumed_stage_counts_its_earlier_sessions(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    todo = list(plan_stages(project, [Stage.of("palette", seed=1), Stage.of("palette", seed=2)]))
+    (tmp_path / "progress.json").write_text('{"done": 50, "total": 100, "seconds": 100}')
+    with Progress(todo, lambda planned: tmp_path, lambda planned: 50.0, workers=1) as progress:
+        progress.start(todo[0])
+        progress.refresh()
+        progress.end(todo[1], "done")
+    assert capsys.readouterr().err.endswith(f"done  {todo[1].stage.name}, 1 to go, 1:40 left\n")
 
 
 def test_a_run_says_what_its_notebook_waits_for(project: Project, write_notebook: WriteNotebook) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from igpt.companion.results.signature import Signer
 from igpt.companion.results.store import ReaderStore
 from igpt.companion.run.own_weights import own_path, resolve_weights, share_names
+from igpt.companion.run.verify import verify_record
 from igpt.companion.stage import Stage
 from igpt.errors import UsageError
 from igpt.files import file_sha256
@@ -313,6 +314,8 @@ def test_own_weights_are_evaluated_by_their_name_and_stay_out_of_the_book(projec
     assert {str(row["name"]) for row in kept.series["files"]} == {"config.json", "model.safetensors", "palette.npy"}
     assert kept.series["source"] == [{"address": name}]
     assert not list(project.records.rglob("*.json"))
+    [path] = project.runs.glob("evaluate,*/record.json")
+    assert "Repeated here, its 1 values came out: 1 the same." in verify_record(path, repeat=True)[0]
     [converted] = project.runs.glob("weights,*/weights-*")
     assert torch.equal(load_weights(converted, SHAPE)[0].wtet, random_model(SHAPE).wtet)
     shutil.rmtree(folder)

@@ -15,7 +15,7 @@ from igpt.companion.experiments.machines import GIB, H100
 from igpt.companion.results.signature import Signer
 from igpt.companion.run.budget import make_budget
 from igpt.companion.run.local import plan_stages
-from igpt.companion.run.slots import Need, Slots, default_needs, own_threads
+from igpt.companion.run.slots import Need, Slots, default_needs, omp_threads
 from igpt.companion.stage import Stage
 from igpt.project import Project
 from igpt.train.recipes import recipe
@@ -76,7 +76,7 @@ def test_the_threads_that_the_user_asks_for_count(
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     assert default_needs(Slots(16))(LAPTOP) == Need(threads)
     assert at_once(LAPTOP, Slots(16)) == together
-    assert own_threads() == (int(asked[0:2].strip(",")) if asked[:1] in ("1", "8", "9", "4") else None)
+    assert omp_threads() == (int(asked[0:2].strip(",")) if asked[:1] in ("1", "8", "9", "4") else None)
 
 
 @pytest.mark.parametrize("stage", [WEIGHTS, OWN], ids=["conversion", "probe"])

@@ -109,7 +109,7 @@ def test_no_core_and_no_gpu_is_given_twice(cores: int, gpus: int, wanted: list[t
 def test_stages_at_once_have_a_gpu_each(project: Project, write_notebook: WriteNotebook) -> None:
     write_notebook("gpu", PARAMETERS, ON_A_GPU)
     plan = plan_stages(project, [Stage.of("gpu", seed=seed) for seed in range(3)])
-    assert run_plan(project, plan, room=Slots(2, ("4", "5")), needs=lambda stage: Need(1, 1)) == 3
+    assert run_plan(project, plan, slots=Slots(2, ("4", "5")), needs=lambda stage: Need(1, 1)) == 3
     records = [read_record(run_folder(project, p.stage, p.signature) / "record.json") for p in plan]
     assert {record.values["gpu"].value for record in records if record} == {4, 5}
 
