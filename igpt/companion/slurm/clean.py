@@ -81,7 +81,7 @@ def clean(kinds: list[str], *, delete: bool) -> str:
         raise StageError(
             f"{lines[0]}; {len(failures)} could not be deleted, {failures[0]} first: see who owns it, and run the same again"
         )
-    warning = f"the scheduler could not be asked ({trouble}); so every job without a final status counts as at work"
+    warning = f"the scheduler could not be asked ({trouble}); so no job without a final status counts as ended"
     return "\n".join([*([warning, ""] if trouble else []), *lines])
 
 

@@ -24,7 +24,7 @@ from igpt.companion.run.local import plan_stages
 from igpt.companion.run.targets import find_stages
 from igpt.companion.slurm.ledger import Array, Job, Ledger, Listed, new_array
 from igpt.companion.slurm.profile import Profile, Resources, find_profile
-from igpt.companion.slurm.scheduler import ask, call, cancel, job_parameters, require, submit, trial
+from igpt.companion.slurm.scheduler import call, cancel, job_parameters, require, submit, trial
 from igpt.companion.slurm.snapshot import check_clean, take_snapshot
 from igpt.companion.slurm.status import look_at
 from igpt.companion.stage import Stage
@@ -32,6 +32,7 @@ from igpt.data.cards import check_present, data_card
 from igpt.errors import UsageError
 from igpt.files import write_text
 from igpt.machine import cores, gpus
+from igpt.progress import tell
 from igpt.project import Project
 from igpt.text import counted
 from igpt.weights.released import Released, at_hand, released_at
@@ -71,7 +72,6 @@ def examine(
             answers += answer(
                 [
                     ("array size", lambda: _array_size(profile)),
-                    ("accounting", _accounting),
                     *((f"a job of {name}", partial(_trial, project, profile, name)) for name in profile.stages),
                 ]
             )
@@ -182,7 +182,6 @@ def _on_nodes(project: Project, profile: Profile, todo: list[PlannedStage], pati
     ledger = Ledger(Project(profile.run_root(project).runs / ".doctor" / secrets.token_hex(4)))
     jobs: dict[str, Job] = {}  # by question
     answers: list[Answer] = []
-    keep = True  # whether to keep the folder, whose logs the answers name
     try:
         code = take_snapshot(project, profile.run_root(project), check_clean(project, dirty=True))
         for resources, names in notebooks.items():
@@ -195,18 +194,14 @@ def _on_nodes(project: Project, profile: Profile, todo: list[PlannedStage], pati
                 answers.append((False, question, str(error)))
                 continue
             jobs[question] = replace(job, array=job.array.model_copy(update={"job": number}))
-            print(f"job {number} looks at a {question}; up to {patience:g} minutes", file=sys.stderr)
+            tell(f"job {number} checks a {question}; up to {patience:g} minutes")
         answers += _await(jobs, patience)
-        keep = not all(passed for passed, _, _ in answers)
     except UsageError as error:  # no snapshot
         answers.append((False, "node", str(error)))
-    except KeyboardInterrupt:
-        keep = False
-        raise
     finally:
         with suppress(UsageError):
             cancel(str(job.number) for job in jobs.values())
-        if not keep:
+        if all(passed for passed, _, _ in answers):  # else the answers name logs in this folder
             shutil.rmtree(ledger.run_root.root, ignore_errors=True)
     return answers
 
@@ -229,7 +224,7 @@ def _await(jobs: dict[str, Job], patience: float) -> list[Answer]:
                 ended.add(question)  # look once more: a shared disk may show the answers late
                 continue
             else:
-                todo = "give --patience more minutes, or another partition" if active else f"{job.log() or job.logs} may say more"
+                todo = "give --patience more minutes, or another partition" if active else f"see {job.log() or job.logs}"
                 answers.append((False, question, f"job {row.job} gave no answer, {row.state} ({row.why}): {todo}"))
             del waiting[question]
         time.sleep(pause if waiting else 0)
@@ -281,14 +276,6 @@ def _array_size(profile: Profile) -> str:
     if profile.array_size > most:
         raise UsageError(f"array_size is {profile.array_size} and the cluster takes {most}: lower it in the profile")
     return f"{profile.array_size} of at most {most}"
-
-
-def _accounting() -> str:
-    """Whether sacct answers. Accounting is optional, so this check never fails."""
-    with suppress(UsageError):
-        if ask("sacct", "-n", "-X", "-S", "now", seconds=20).returncode == 0:
-            return "available"
-    return "not available (optional)"
 
 
 def _trial(project: Project, profile: Profile, notebook: str) -> str:

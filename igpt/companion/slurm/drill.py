@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import secrets
-import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,12 +15,13 @@ from igpt.companion.results.signature import Signer
 from igpt.companion.run.folder import read_progress
 from igpt.companion.slurm.ledger import Job, Ledger
 from igpt.companion.slurm.profile import Profile, find_profile
-from igpt.companion.slurm.scheduler import call, require
+from igpt.companion.slurm.scheduler import call, cancel, require
 from igpt.companion.slurm.snapshot import check_clean, take_snapshot
 from igpt.companion.slurm.status import Row, look_at
 from igpt.companion.slurm.submit import carry_out, prepare
 from igpt.companion.stage import Stage
 from igpt.errors import StageError, UsageError
+from igpt.progress import tell
 from igpt.project import Project
 
 STAGE = Stage.of("pretrain", model="tiny-s")
@@ -47,12 +48,17 @@ def run_drill(profile_name: str, *, seed: int | None) -> str:
     plan = make_plan([STAGE], Signer(project.notebooks), lambda stage: None)  # no records: all stages run
     base = profile.run_root(project).runs / ".drill" / secrets.token_hex(4)
     undisturbed, killed = ledgers = [Ledger(Project(base / name)) for name in ("left-alone", "killed")]
-    for ledger in ledgers:
-        carry_out(prepare(profile_name, profile, plan, ledger), take_snapshot(project, ledger.run_root, code))
-    _tell(f"two jobs are submitted; their runs are in {base}")
-    step = _kill(killed, random.Random(seed).uniform(EARLIEST, LATEST))
-    while any(row.state != "done" for ledger in ledgers for row in _check(ledger)):
-        time.sleep(EVERY_QUEUE)
+    try:
+        for ledger in ledgers:
+            carry_out(prepare(profile_name, profile, plan, ledger), take_snapshot(project, ledger.run_root, code))
+        tell(f"submitted two trainings; their runs are in {base}")
+        step = _kill(killed, random.Random(seed).uniform(EARLIEST, LATEST))
+        while any(row.state != "done" for ledger in ledgers for row in _check(ledger)):
+            time.sleep(EVERY_QUEUE)
+    except BaseException:  # an interrupt too: no other command finds these jobs
+        with suppress(UsageError):
+            cancel(str(job.number) for ledger in ledgers for job in ledger.jobs() if job.number)
+        raise
     first, second = (_training(ledger).folder for ledger in (undisturbed, killed))
     record, expected = read_record(second / "record.json"), read_record(first / "record.json")
     assert record is not None
@@ -63,8 +69,8 @@ def run_drill(profile_name: str, *, seed: int | None) -> str:
     name = Path(profile_name).stem
     write_record(project.records / "drill" / f"{name}.json", _drill_record(record, name, profile, step, equal=not differing))
     if differing:
-        raise StageError(f"killed after step {step} it ended otherwise than left alone: {', '.join(differing)} differ in {base}")
-    return f"killed after step {step:,} by the scheduler, it continued and ended equal to the bit; its record is in the book"
+        raise StageError(f"the training killed after step {step:,} differs from the other: {', '.join(differing)} in {base}")
+    return f"killed after step {step:,}, the training resumed and ended equal to the bit; its record is in the book"
 
 
 def _training(ledger: Ledger) -> Job:
@@ -87,7 +93,7 @@ def _kill(ledger: Ledger, fraction: float) -> int:
             _check(ledger)
         time.sleep(EVERY)
     call("scontrol", "requeue", str(job.number))
-    _tell(f"killed after step {progress['done']:,.0f}; the scheduler queues it again")
+    tell(f"killed after step {progress['done']:,.0f}; the scheduler queues it again")
     return int(progress["done"])
 
 
@@ -129,8 +135,3 @@ def _drill_record(trained: Record, name: str, profile: Profile, step: int, *, eq
             "receipt": receipt,
         }
     )
-
-
-def _tell(line: str) -> None:
-    """Print a progress line on stderr."""
-    print(line, file=sys.stderr, flush=True)

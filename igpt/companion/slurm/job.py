@@ -31,7 +31,9 @@ from igpt.companion.slurm.ledger import QUEUED_AGAIN, Job, JobStatus, State
 from igpt.companion.stage import Stage
 from igpt.errors import StageError, UsageError
 from igpt.files import write_text
+from igpt.progress import tell
 from igpt.project import Project
+from igpt.text import counted
 
 SPARE = 10.0  # seconds before the kill that are reserved for work after the checkpoint
 FRUITLESS = 2  # consecutive time limits without a new checkpoint after which a stage fails
@@ -102,6 +104,8 @@ class _Session:
         self.project = Project.here()
         self.kernels = Kernels()
         self.begun = self.written = time.monotonic()
+        # Before the setup lines, in seconds since the epoch: the time limit counts these too.
+        self.job_begun = float(os.environ.get("IGPT_JOB_BEGUN") or time.time())
         self.earlier = self.job.status or JobStatus(state="stopped")
         self.before = _kept_work(self.job.folder)
         self.ended = False  # whether the working thread has ended; a plain flag, since a signal handler reads it
@@ -151,7 +155,7 @@ class _Session:
             (self.job.folder / STOP).unlink(missing_ok=True)
             return None  # done, or failed for another reason
         self.kernels.stop()
-        at_limit = time.monotonic() - self.begun + self.stage_job.signal_seconds + 60 >= 60 * self.job.array.minutes
+        at_limit = time.time() - self.job_begun + self.stage_job.signal_seconds + 60 >= 60 * self.job.array.minutes
         advanced = _kept_work(self.job.folder) != self.before
         fruitless = self.stage_job.fruitless + 1 if at_limit and not advanced else 0
         if fruitless >= FRUITLESS:
@@ -164,8 +168,8 @@ class _Session:
     def in_vain(self) -> str:
         """Why the job is not requeued."""
         return (
-            f"{self.job.name} has reached its limit of {self.job.array.minutes} minutes {FRUITLESS} times without a new"
-            " checkpoint: raise minutes in the profile and submit again"
+            f"{self.job.name} has reached its limit of {counted(self.job.array.minutes, 'minute')} {FRUITLESS} times without a"
+            " new checkpoint: raise minutes in the profile and submit again"
         )
 
     def write_status(self, state: State, why: str = "") -> None:
@@ -177,7 +181,7 @@ class _Session:
         try:
             write_text(self.job.status_path, json.dumps(status.model_dump()) + "\n")
         except OSError as error:
-            print(f"igpt: {error.filename}: {error.strerror}; the work goes on", file=sys.stderr)
+            tell(f"igpt: {error.filename}: {error.strerror}; the stage continues")
 
     def _work(self) -> None:
         """Run the stage, with SIGUSR2 blocked in this thread: the kernel inherits the mask, and SIGUSR2 would kill it."""
@@ -249,8 +253,8 @@ def _take_part(stage_job: StageJob) -> str:
     code = child.wait()
     if code and job.state != "done":
         node = os.environ.get("SLURM_NODEID", "?")
-        raise StageError(f"{job.name}: node {node} left the group with exit code {code}")
-    return "the group has ended"
+        raise StageError(f"{job.name}: the training processes on node {node} ended with exit code {code}")
+    return "the training processes of this node have ended"
 
 
 class _Cancelled(StageError):

@@ -123,10 +123,6 @@ class Ledger:
         """The latest job of each stage, by the name of the stage's folder."""
         return {job.listed.folder: job for job in self.jobs()}
 
-    def latest_in(self, folders: set[str]) -> list[Job]:
-        """The latest jobs of the stages with these folder names."""
-        return [job for folder, job in self.latest().items() if folder in folders]
-
     def write(self, array: Array) -> None:
         """Write an array's file."""
         write_text(self.folder / f"{array.token}.json", json.dumps(array.model_dump(), indent=1) + "\n")
@@ -153,9 +149,7 @@ class Ledger:
             with FileLock(self.folder / ".lock", timeout=patience, mode=0o666):
                 yield
         except Timeout:
-            raise UsageError(
-                f"another submission has been at work in {self.folder} for minutes: wait for it, or end it"
-            ) from None
+            raise UsageError(f"another submission has held {self.folder} for two minutes: wait for it, or end it") from None
 
 
 @dataclass(frozen=True)
@@ -259,14 +253,15 @@ class Job:
         if self.end != state:
             write_text(self.logs / f"end-{self.index}", state)
 
-    def log_path(self, kind: Literal["out", "err"] = "err") -> Path | None:
+    def log(self, kind: Literal["out", "err"] = "err") -> Path | None:
         """The path of the job's log, whether it exists or not; None before the job has an id."""
         return self.logs / f"{self.number}_0_log.{kind}" if self.number else None
 
-    def log(self, kind: Literal["out", "err"] = "err") -> Path | None:
-        """The path of the job's log if it exists; else None."""
-        path = self.log_path(kind)
-        return path if path is not None and path.exists() else None
+    @property
+    def never_began(self) -> bool:
+        """Whether the job has written neither a status nor a log."""
+        log = self.log()
+        return self.status is None and not (log is not None and log.exists())
 
 
 def new_array(stages: Sequence[Listed], asked: Resources, *, number: int, profile: str, snapshot: Project) -> Array:
@@ -325,6 +320,7 @@ def _remembered(project: Project) -> list[Project]:
 
 def remember_run_root(project: Project, run_root: Project) -> None:
     """Remember a shared folder, so that `igpt status` reads it even after its profile is changed or deleted."""
-    known = _remembered(project)
-    if run_root not in [project, *known]:
-        write_text(project.runs / ".shared-folders", "".join(f"{each.root}\n" for each in [*known, run_root]))
+    if run_root not in [project, *_remembered(project)]:
+        project.runs.mkdir(parents=True, exist_ok=True)
+        with (project.runs / ".shared-folders").open("a") as stream:  # appended: another submission may do so at once
+            stream.write(f"{run_root.root}\n")

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,30 +23,29 @@ from igpt.project import Project, whole_path
 Word = Annotated[str, Field(pattern=r"^[^\s#'\"]+$")]  # written unquoted on an #SBATCH line
 Line = Annotated[str, Field(pattern=r"^[^\r\n]*$")]
 FOLDERS = ("IGPT_DATA", "IGPT_WEIGHTS")  # passed from the submitting shell to jobs, unless the profile sets them
-OURS = {  # options of sbatch that a profile may not set, and what to do instead
-    "account|partition|qos|constraint": "write the setting of that name",
+SET_BY_IGPT = {  # options of sbatch that a profile may not set, and what to do instead
+    "account partition qos constraint": "write the setting of that name",
     "signal": "write the setting signal_seconds",
-    "time|time-min": "write stages.NOTEBOOK.minutes",
+    "time time-min": "write stages.NOTEBOOK.minutes",
     "nodes": "write stages.NOTEBOOK.nodes",
-    "cpus-per-.*": "write stages.NOTEBOOK.cpus",
+    "cpus-per-*": "write stages.NOTEBOOK.cpus",
     "mem": "write stages.NOTEBOOK.memory_gib",
-    "gpus.*": "write stages.NOTEBOOK.gpus and gpu_type",
+    "gpus*": "write stages.NOTEBOOK.gpus and gpu_type",
     "array": "write the settings array_size and at_once",
-    "export.*": "write the setting environment",
-    "n?tasks.*|tres-per-task": "leave it out, since a job has one task on each of its nodes",
-    "(no-)?requeue": "leave it out, since a job that reaches its limit or is preempted is queued again to continue",
-    "dependency|job-name": "leave it out, since igpt finds its jobs by these",
-    "output|error|open-mode|input": "leave it out, since `igpt logs` reads the logs where igpt puts them",
-    "chdir|workdir|wrap": "leave it out, since igpt sets what a job runs, and in which folder",
-    "clusters|help|parsable|quiet|test-only|uid|gid|usage|version|wait": "leave it out, since igpt could not follow the jobs",
+    "export*": "write the setting environment",
+    "ntasks* tasks* tres-per-task": "leave it out, since a job has one task on each of its nodes",
+    "requeue no-requeue": "leave it out, since a job that reaches its limit or is preempted is queued again to continue",
+    "dependency job-name": "leave it out, since igpt finds its jobs by these",
+    "output error open-mode input": "leave it out, since `igpt logs` reads the logs where igpt puts them",
+    "chdir workdir wrap": "leave it out, since igpt sets what a job runs, and in which folder",
+    "clusters help parsable quiet test-only uid gid usage version wait": "leave it out, since igpt could not follow the jobs",
 }
 
 
-def _set_by_igpt(option: str) -> str:
-    """What to do instead of giving an option that igpt sets, empty for others; sbatch accepts any beginning of a name."""
-    for names, todo in OURS.items():
-        full = re.sub(r"[^a-z|-]", "", names.replace("(no-)?", "").replace("n?", "n")).split("|")
-        if re.fullmatch(names, option) or any(name.startswith(option) for name in full):
+def _instead_of(option: str) -> str:
+    """What to do instead of giving an option that igpt sets; empty for others. sbatch accepts any beginning of a name."""
+    for names, todo in SET_BY_IGPT.items():
+        if any(fnmatch(option, name) or name.rstrip("*").startswith(option) for name in names.split()):
             return todo
     return ""
 
@@ -84,11 +84,6 @@ class Resources(_Where):
         return hash((self.cpus, self.gpus, self.nodes, self.memory_gib, self.minutes, self.partition))
 
 
-def _own_fields(entry: Resources) -> dict[str, Any]:
-    """The fields that an entry of ``stages`` sets explicitly."""
-    return {name: getattr(entry, name) for name in entry.model_fields_set}
-
-
 class Profile(_Where):
     """One cluster, or this machine. The fields of `_Where` are defaults for the entries of ``stages``."""
 
@@ -115,7 +110,7 @@ class Profile(_Where):
                 raise ValueError(f"stages.{notebook}.minutes is {resources.minutes}, which must be more than {limit}: raise it")
         for where, entry in (("", self), *((f"stages.{notebook}.", resources) for notebook, resources in self.stages.items())):
             for option, value in entry.options.items():
-                if todo := _set_by_igpt(option):
+                if todo := _instead_of(option):
                     raise ValueError(f"{where}options.{option} is set by igpt: {todo}")
                 if option == "gres" and (self.gpus_by == "gres" or "gpu" in str(value)):
                     raise ValueError(f"{where}options.gres is set by igpt: write stages.NOTEBOOK.gpus and gpus_by")
@@ -129,7 +124,9 @@ class Profile(_Where):
         """The resources of a stage: its notebook's entry overrides the entry ``default``, which overrides the profile."""
         default = self.stages["default"]
         own = self.stages.get(stage.notebook, default)
-        given = {**{name: getattr(self, name) for name in _Where.model_fields}, **_own_fields(default), **_own_fields(own)}
+        given = {name: getattr(self, name) for name in _Where.model_fields}
+        for entry in (default, own):
+            given |= {name: getattr(entry, name) for name in entry.model_fields_set}
         options = {**self.options, **default.options, **own.options}
         return Resources(**{**given, "options": {name: value for name, value in options.items() if value is not None}})
 

@@ -374,7 +374,11 @@ def job_parameters(array: Array, profile: Profile, resources: Resources, *, afte
         "array_parallelism": profile.at_once,
         "use_srun": profile.srun,
         "srun_args": ["--kill-on-bad-exit=1"] if resources.nodes > 1 else None,
-        "setup": [*profile.setup, *(f"export {name}={shlex.quote(value)}" for name, value in exported.items())],
+        "setup": [
+            "export IGPT_JOB_BEGUN=$(date +%s)",
+            *profile.setup,
+            *(f"export {name}={shlex.quote(value)}" for name, value in exported.items()),
+        ],
         "additional_parameters": {**options, **({"dependency": dependencies} if dependencies else {})},
     }
     return {name: value for name, value in parameters.items() if value is not None}

@@ -100,10 +100,12 @@ def plan_of_snapshot(code: Project, names: list[str], environment: dict[str, str
     variables = {**os.environ, **environment, "IGPT_ROOT": str(code.root), "PYTHONPATH": str(code.root), "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-m", "igpt.companion.slurm.snapshot", *names]
     process = subprocess.run(command, env=variables, capture_output=True, text=True)
-    if process.returncode:
-        last_line = process.stderr.strip().splitlines()[-1:]
-        raise UsageError(f"the code in {code.root} cannot plan {names[0]} ({' '.join(last_line)}): submit it again instead")
-    return Plan({planned.stage: planned for planned in PLANNED.validate_json(process.stdout)})
+    try:
+        process.check_returncode()
+        return Plan({planned.stage: planned for planned in PLANNED.validate_json(process.stdout)})
+    except (subprocess.CalledProcessError, ValueError):  # ValueError: older code, which describes plans otherwise
+        reason = "".join(process.stderr.strip().splitlines()[-1:]) or "it is of another version"
+        raise UsageError(f"the code in {code.root} cannot plan {names[0]} ({reason}): submit it again instead") from None
 
 
 def _changed_files(root: Path) -> list[str]:

@@ -45,7 +45,7 @@ from igpt.companion.slurm.scheduler import (
     settle,
     settled_by,
 )
-from igpt.companion.slurm.targets import chosen_folders, chosen_jobs
+from igpt.companion.slurm.targets import chosen_jobs, chosen_ledgers, locked_jobs
 from igpt.errors import StageError, UsageError
 from igpt.project import Project
 from igpt.text import counted, visible
@@ -217,7 +217,7 @@ def _row(job: Job, queue: Queue | None, accounting: Queue) -> Row:
         node=(queued.node if queued is not None and state == "running" else "") or (status.host if status else "") or None,
         elapsed_seconds=max(working_seconds, queued.seconds if queued is not None else 0.0),
         folder=job.folder,
-        log=job.log_path(),
+        log=job.log(),
         cell=_cell(job.folder) if state == "running" else None,
         steps_done=done if total else None,
         steps_total=total or None,
@@ -279,15 +279,10 @@ def _ended(job: Job, end: str) -> tuple[str, str]:
     if status is not None and status.state == "stopped" and not reason:
         why = other_nodes_last_line(log)
         return ("failed", why) if why else ("stopped", f"{status.why}; `igpt resume` continues it")
-    if not end and _never_began(job):
-        return "lost", "not in the queue any more, and it never began: cancelled, perhaps; `igpt resume` queues it again"
+    if not end and job.never_began:
+        return "lost", "it left the queue before it began, perhaps cancelled; `igpt resume` queues it again"
     why = reason or REASONS.get(end) or last_line(log) or end.lower() or "it ended without a message"
     return "lost", f"{why}; `igpt resume` continues it"
-
-
-def _never_began(job: Job) -> bool:
-    """Whether a job has written neither a status nor a log."""
-    return job.status is None and job.log() is None
 
 
 def _cell(folder: Path) -> str | None:
@@ -322,15 +317,13 @@ def _clock(seconds: float) -> str:
 
 def log_lines(target: str, *, follow: bool) -> Iterator[str]:
     """The log lines of a target's jobs; with ``follow`` also new lines until the jobs end."""
-    folders = chosen_folders([target])
-    if not folders:
-        raise UsageError(f"nothing was submitted under {target!r}: `igpt status` lists what was")
     read: dict[Path, int] = {}  # bytes read of each log
     reported: set[str] = set()  # stages whose empty log was reported
     while True:
-        jobs = [job for ledger, names in folders.items() for job in ledger.latest_in(names)]
+        if not (jobs := chosen_jobs([target])):
+            raise UsageError(f"nothing was submitted under {target!r}: `igpt status` lists what was")
         for job in jobs:
-            logs = [path for path in (job.log("out"), job.log()) if path is not None]
+            logs = [path for path in (job.log("out"), job.log()) if path is not None and path.exists()]
             yield from (line for path in logs for line in _news(path, job.name, read))
             if not any(read.get(path) for path in logs) and job.name not in reported:
                 reported.add(job.name)
@@ -338,7 +331,7 @@ def log_lines(target: str, *, follow: bool) -> Iterator[str]:
             failed = job.folder / "failed.ipynb"
             if failed.exists() and failed not in read:
                 read[failed] = 0
-                yield f"== the notebook as far as it came: {failed}"
+                yield f"== the notebook up to its failure: {failed}"
         if not follow or not look_at(jobs).at_work:
             return
         time.sleep(min(EVERY, 2.0))
@@ -346,7 +339,7 @@ def log_lines(target: str, *, follow: bool) -> Iterator[str]:
 
 def _nothing(job: Job) -> str:
     """Why a job has no log lines, and the path of its log."""
-    path = job.log_path()
+    path = job.log()
     if path is not None and not path.exists() and (job.status or job.finished):
         return f"its log is gone; it was {path}"
     return f"nothing yet; what it writes will be in {path or job.logs}"
@@ -366,16 +359,15 @@ def _news(path: Path, name: str, read: dict[Path, int]) -> Iterator[str]:
 def cancel_targets(targets: list[str]) -> str:
     """Cancel the queued and running jobs of the targets, by default all; a summary."""
     count, not_cancelled = 0, list[str]()
-    for ledger, folders in chosen_folders(targets).items():
-        with ledger.alone():
-            jobs = ledger.latest_in(folders) if targets else [*ledger.latest().values()]  # those just submitted too
+    for ledger in chosen_ledgers(targets):
+        with locked_jobs(ledger, targets) as jobs:
             queue = look(jobs)
             settle((job for job in jobs if number_of(job, queue)), queue)
             active = {queued.number: job for job in jobs if (queued := queue.active(job)) and queued.state != HIDDEN}
             cancel(active)
             # Own jobs that left the queue before they started, as by scancel: recorded for users who cannot see the queue.
             own_jobs = (job for job in jobs if job.number and job.array.owner == user() and not job.finished)
-            unstarted = [job for job in own_jobs if _never_began(job) and queue.find(job) is None]
+            unstarted = [job for job in own_jobs if job.never_began and queue.find(job) is None]
             for job in [*active.values(), *unstarted]:
                 job.keep_end("CANCELLED")
             count += len(active)

@@ -8,8 +8,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from igpt.companion.experiments.costs import stage_hours
+from igpt.companion.experiments.machines import H100
 from igpt.companion.results.plan import Plan
+from igpt.companion.run.budget import known_cost
 from igpt.companion.run.folder import finished_record, run_folder
 from igpt.companion.run.local import check_data, plan_stages, run_plan
 from igpt.companion.run.own_weights import share_names
@@ -22,7 +23,7 @@ from igpt.companion.slurm.ledger import Job, Ledger, Listed, clock, new_array, r
 from igpt.companion.slurm.profile import Profile, find_profile, known_as, profile_path, read_profile
 from igpt.companion.slurm.scheduler import HIDDEN, Queued, Unanswered, look, number_of, require, settle, settled_by, submit
 from igpt.companion.slurm.snapshot import check_clean, plan_of_snapshot, take_snapshot
-from igpt.companion.slurm.targets import chosen_folders
+from igpt.companion.slurm.targets import chosen_ledgers, locked_jobs
 from igpt.companion.stage import Stage
 from igpt.errors import UsageError
 from igpt.files import write_text
@@ -88,16 +89,16 @@ def run_here(project: Project, plan: Plan, profile: Profile, *, dry_run: bool) -
     """
     slots = Slots(cores(), tuple(gpus()))
     requests = {planned.stage: profile.resources(planned.stage) for planned in plan}
-    for stage, resources in requests.items():
-        if resources.gpus > len(slots.gpus):
+    waiting = [planned.stage for planned in plan if planned.state != "fresh"]
+    for stage in waiting:
+        if (resources := requests[stage]).gpus > len(slots.gpus):
             raise UsageError(
                 f"{stage.name} asks for {counted(resources.gpus, 'GPU')} and this machine has {len(slots.gpus)}: lower"
                 f" stages.{stage.notebook}"
             )
     if dry_run:
-        waiting = sum(planned.state != "fresh" for planned in plan)
         machine = f"{counted(slots.cores, 'core')} and {counted(len(slots.gpus), 'GPU')}"
-        return f"{counted(waiting, 'stage')} would run here on {machine}; nothing was run"
+        return f"{counted(len(waiting), 'stage')} would run here on {machine}; nothing was run"
     ran = run_plan(
         project, plan, slots=slots, needs=lambda stage: Need(min(requests[stage].cpus, slots.cores), requests[stage].gpus)
     )
@@ -150,7 +151,7 @@ def carry_out(decided: Submission, code: Project) -> list[str]:
             Listed(
                 name=planned.stage.name,
                 folder=run_folder(ledger.run_root, planned.stage, planned.signature).name,
-                planned=round(stage_hours(planned.in_full), 4),
+                planned=round(known_cost(planned.in_full, H100).hours, 4),
             )
             for planned in batch.stages
         ]
@@ -198,9 +199,8 @@ def resume(targets: list[str]) -> str:
     """Requeue failed, cancelled and lost jobs with the code of their first submission; a summary."""
     project = Project.here()
     numbers, waiting, count = list[str](), list[str](), 0
-    for ledger, folders in chosen_folders(targets).items():
-        with ledger.alone():
-            jobs = ledger.latest_in(folders)
+    for ledger in chosen_ledgers(targets):
+        with locked_jobs(ledger, targets) as jobs:
             queue = look(jobs)
             unknown = {job.array.token for job in settle(jobs, queue)}
             unfinished = [job for job in jobs if not job.finished and job.array.token not in unknown]

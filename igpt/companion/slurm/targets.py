@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from igpt.companion.experiments.tiers import TIERS
 from igpt.companion.results.notebooks import near_misses
 from igpt.companion.results.signature import Signer
 from igpt.companion.run.targets import find_stages
 from igpt.companion.slurm.ledger import Job, Ledger, run_roots
+from igpt.companion.stage import Stage
 from igpt.errors import UsageError
 from igpt.project import Project
 
@@ -23,8 +25,10 @@ def chosen_jobs(targets: list[str]) -> list[Job]:
         return latest
     chosen: dict[Job, None] = {}
     for target in targets:
-        names = _names(target, latest)
-        named = [job for job in latest if names & job.words]
+        named = [job for job in latest if target in job.words]
+        if not named:
+            names = _stage_names(target)
+            named = [job for job in latest if job.name in names]
         if not named:
             close = near_misses(target, [job.name for job in latest])
             raise UsageError(f"nothing was submitted under {target!r}{close}; `igpt status` lists all")
@@ -32,22 +36,24 @@ def chosen_jobs(targets: list[str]) -> list[Job]:
     return list(chosen)
 
 
-def chosen_folders(targets: list[str]) -> dict[Ledger, set[str]]:
-    """The names of the chosen jobs' run folders, by ledger."""
-    folders: dict[Ledger, set[str]] = {}
-    for job in chosen_jobs(targets):
-        folders.setdefault(job.ledger, set()).add(job.listed.folder)
-    return folders
+def chosen_ledgers(targets: list[str]) -> list[Ledger]:
+    """The ledgers that have chosen jobs."""
+    return list(dict.fromkeys(job.ledger for job in chosen_jobs(targets)))
 
 
-def _names(target: str, latest: list[Job]) -> set[str | None]:
-    """The words that select a target's jobs: the target itself if it names a job, else the names of its stages."""
-    if target[:1].isdigit() or any(target in job.words for job in latest):
-        return {target}
+@contextmanager
+def locked_jobs(ledger: Ledger, targets: list[str]) -> Iterator[list[Job]]:
+    """Lock a ledger; its chosen jobs, including those of a submission that has just ended."""
+    with ledger.alone():
+        yield [job for job in chosen_jobs(targets) if job.ledger == ledger]
+
+
+def _stage_names(target: str) -> set[str]:
+    """The names of a target's stages in all tiers; empty for an unknown target."""
     project = Project.here()
-    stages = []
+    stages: list[Stage] = []
     for tier in TIERS:
-        with suppress(UsageError):  # the target has no run in this tier
+        with suppress(UsageError):  # the target is unknown, or has no run in this tier
             stages += find_stages([target], tier, project)
     signer = Signer(project.notebooks)
-    return {signer.canonical(stage).name for stage in stages or find_stages([target], None, project)}
+    return {signer.canonical(stage).name for stage in stages}

@@ -53,6 +53,11 @@ def test_only_training_spreads_over_cards_and_what_has_no_price_is_unknown() -> 
     assert expect(PALETTE, Resources(gpus=1), Profile()).text == "time unknown"
 
 
+def test_a_notebook_without_the_parameters_that_a_price_needs_has_an_unknown_time() -> None:
+    unpriced = Stage.of("linear_probe", **{name: value for name, value in PROBE.parameters.items() if name != "layers"})
+    assert expect(unpriced, Resources(gpus=1), Profile()).text == "time unknown"
+
+
 def test_the_whole_takes_as_long_as_its_longest_chain() -> None:
     profile = Profile(at_once=2, stages={"default": Resources(gpus=1), "pretrain": DAY})
     todo = [planned(PALETTE), planned(LARGE, PALETTE), *(planned(probe, LARGE) for probe in PROBES)]

@@ -6,6 +6,8 @@ import os
 import pickle
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,8 @@ import pytest
 from conftest import PATIENCE, ROOT, wait_until
 
 from igpt.companion.results.signature import Signature
-from igpt.companion.slurm.job import StageJob, _kept_work
+from igpt.companion.run.execute import StageStopped
+from igpt.companion.slurm.job import StageJob, _kept_work, _Session
 from igpt.companion.slurm.ledger import Job, JobStatus
 from igpt.companion.stage import Stage
 from igpt.files import write_text
@@ -58,7 +61,7 @@ def test_a_further_node_ends_with_all_its_processes_once_the_stage_is_done(check
         out, error = member.communicate(timeout=PATIENCE)  # it waited for a minute
     finally:
         member.kill()
-    assert (out, member.returncode) == ("the group has ended\n", 0), error
+    assert (out, member.returncode) == ("the training processes of this node have ended\n", 0), error
     assert not Path(f"/proc/{child}").exists()
 
 
@@ -73,6 +76,20 @@ def test_a_job_refuses_code_other_than_its_snapshots(checkout: Checkout, tmp_pat
         f" in {ROOT}: let the profile's python use PYTHONPATH, and submit again if the first folder is gone"
     )
     assert job.job.state == ("failed" if task == 0 else "")
+
+
+def test_setup_lines_count_towards_the_time_limit(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = a_job(checkout)  # with a limit of one minute
+    job = replace(job, job=replace(job.job, array=job.job.array.model_copy(update={"minutes": 30})), signal_seconds=10)
+    job.job.folder.mkdir(parents=True)
+    for begun, why in ((time.time(), "preempted"), (time.time() - 1790, "its time limit came")):
+        monkeypatch.setenv("IGPT_JOB_BEGUN", str(begun))
+        session = _Session(job)
+        monkeypatch.setattr(session, "ended", True)
+        monkeypatch.setattr(session, "failure", StageStopped("stopped"))
+        assert session.stop() is not None
+        assert job.job.status is not None
+        assert job.job.status.why == f"{why}: queued again"
 
 
 @pytest.mark.parametrize(

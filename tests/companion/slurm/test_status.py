@@ -17,13 +17,14 @@ from conftest import ROOT, igpt_here
 from igpt.companion.results.record import Record, read_record, write_record
 from igpt.companion.run.folder import run_folder
 from igpt.companion.run.local import plan_stages
+from igpt.companion.slurm.drill import run_drill
 from igpt.companion.slurm.job_log import last_line
 from igpt.companion.slurm.ledger import Array, Job, JobStatus, Ledger, Listed, run_roots
 from igpt.companion.slurm.scheduler import Unreachable
 from igpt.companion.slurm.status import Row, cancel_targets, log_lines, status_text, watch_status
 from igpt.companion.slurm.submit import resume
 from igpt.companion.stage import Stage
-from igpt.errors import UsageError
+from igpt.errors import StageError, UsageError
 from igpt.project import Project
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ def test_a_job_that_left_the_queue_before_it_began_is_cancelled_if_the_accountin
     array = submitted(checkout.ledger)
     found = row(checkout.ledger)
     assert found.state == "lost"
-    assert found.why == "not in the queue any more, and it never began: cancelled, perhaps; `igpt resume` queues it again"
+    assert found.why == "it left the queue before it began, perhaps cancelled; `igpt resume` queues it again"
     answers.program("sacct", f"echo '{array.title}|7|PENDING|00:00:00|None assigned'")  # which has missed its end
     assert row(checkout.ledger).state == "lost"
     answers.program("sacct", f"echo '{array.title}|7|CANCELLED by 1000|00:00:00|None assigned'")
@@ -454,6 +455,15 @@ def test_logs_say_where_they_will_be_and_that_they_are_gone(checkout: Checkout, 
     assert found == f"== {NAME}: nothing yet; what it writes will be in {path.parent}"
 
 
+def test_a_drill_that_cannot_go_on_leaves_no_job(checkout: Checkout, answers: Answers) -> None:
+    answers.program("sbatch", f"echo >> {answers.folder}/sent; echo Submitted batch job $(wc -l < {answers.folder}/sent)")
+    with pytest.raises(StageError, match=r"is lost \("):  # the queue knows none of its jobs
+        run_drill(checkout.profile(), seed=0)
+    sent = len((answers.folder / "sent").read_text())
+    assert sent >= 2
+    assert set(answers.cancelled()) == {"--quiet", *map(str, range(1, sent + 1))}
+
+
 EXITED = "srun: error: n1: task 0: Exited with exit code 1\n"
 TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n'
 
@@ -491,8 +501,8 @@ def test_a_further_node_that_fails_is_the_reason_and_not_that_the_first_was_ende
     say(ledger, array, JobStatus(state="stopped", why="ended by the scheduler"))
     ended = "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026 ***\nsrun: error: n1: task 0: Exited with exit code 1\n"
     log(ledger, array, "srun: error: n2: task 1: Exited with exit code 1\n" + ended)
-    log(ledger, array, f"{TRACEBACK}igpt.errors.StageError: node 1 left the group\n", task=1)
-    assert (row(ledger).state, row(ledger).why) == ("failed", "igpt.errors.StageError: node 1 left the group")
+    log(ledger, array, f"{TRACEBACK}igpt.errors.StageError: the training processes on node 1 ended\n", task=1)
+    assert (row(ledger).state, row(ledger).why) == ("failed", "igpt.errors.StageError: the training processes on node 1 ended")
     log(ledger, array, ended.replace("STEP 7.0", "JOB 7"))
     assert (row(ledger).state, row(ledger).why) == ("cancelled", "by scancel")
     log(ledger, array, ended)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from conftest import WriteNotebook
+from conftest import WriteNotebook, run_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from igpt.companion.results.record import read_record
+from igpt.companion.results.store import record_path
 from igpt.companion.run.execute import StageStopped
 from igpt.companion.run.folder import run_folder
 from igpt.companion.run.local import plan_stages, run_plan
@@ -31,9 +32,15 @@ stage = open_stage("gpu", seed=seed)
 stage.write_record(values={"gpu": {"value": float(os.environ["CUDA_VISIBLE_DEVICES"]), "unit": "none"}})
 """
 STOPPING = """
+from igpt.companion.run import open_stage
 class Stopped(Exception):
     pass
-raise Stopped("stopped after 3 of 9 steps; the same command continues")
+stage = open_stage("stopping", seed=seed)
+checkpoint = stage.folder / "checkpoint-0000003"
+if not checkpoint.exists():
+    checkpoint.write_text("3")
+    raise Stopped("stopped after 3 of 9 steps; the same command continues")
+stage.write_record(values={"begun_at": {"value": float(checkpoint.read_text()), "unit": "steps"}})
 """
 
 
@@ -122,8 +129,27 @@ def test_more_gpus_than_there_are_is_said_before_anything_starts(project: Projec
     assert not project.runs.exists()
 
 
-def test_a_stage_that_was_asked_to_stop_has_not_failed(project: Project, write_notebook: WriteNotebook) -> None:
+def test_gpus_that_only_a_finished_stage_asks_for_are_not_needed(project: Project, write_notebook: WriteNotebook) -> None:
+    run_of(project, 0)
+    folder, record = (
+        record_path(project, Stage.of("palette", seed=0)),
+        next(project.runs.glob("palette,seed=0-*")) / "record.json",
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(record, folder)
+    profile = Profile(scheduler="local", stages={"default": Resources(gpus=64)})
+    plan = plan_stages(project, [Stage.of("palette", seed=0)])
+    assert [planned.state for planned in plan] == ["fresh"]
+    assert run_here(project, plan, profile, dry_run=False) == "nothing to run: 1 stage is finished"
+
+
+def test_a_stage_that_was_asked_to_stop_has_not_failed_and_continues(project: Project, write_notebook: WriteNotebook) -> None:
     write_notebook("stopping", PARAMETERS, STOPPING)
+    (planned,) = plan = plan_stages(project, [Stage.of("stopping")])
     with pytest.raises(StageStopped, match=r"^stopping,seed=0 stopped after 3 of 9 steps; the same command continues$"):
-        run_plan(project, plan_stages(project, [Stage.of("stopping")]))
+        run_plan(project, plan)
     assert not list(project.runs.glob("*/failed.ipynb"))
+    assert run_plan(project, plan) == 1
+    record = read_record(run_folder(project, planned.stage, planned.signature) / "record.json")
+    assert record is not None
+    assert record.values["begun_at"].value == 3

@@ -21,6 +21,7 @@
 #SBATCH --wckey=submitit
 
 # setup
+export IGPT_JOB_BEGUN=$(date +%s)
 source $HOME/miniforge3/etc/profile.d/conda.sh
 conda activate igpt || exit 1
 export OMP_NUM_THREADS=8

@@ -19,6 +19,7 @@
 #SBATCH --wckey=submitit
 
 # setup
+export IGPT_JOB_BEGUN=$(date +%s)
 export OMP_NUM_THREADS=1
 export SRUN_CPUS_PER_TASK=1
 export PYTHONPATH=/code

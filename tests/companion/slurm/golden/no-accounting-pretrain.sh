@@ -20,6 +20,7 @@
 #SBATCH --wckey=submitit
 
 # setup
+export IGPT_JOB_BEGUN=$(date +%s)
 export OMP_NUM_THREADS=32
 export SRUN_CPUS_PER_TASK=32
 export PYTHONPATH=/code

@@ -21,6 +21,7 @@
 #SBATCH --wckey=submitit
 
 # setup
+export IGPT_JOB_BEGUN=$(date +%s)
 module load cuda
 export OMP_NUM_THREADS=64
 export SRUN_CPUS_PER_TASK=64
