@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 import re
 import signal
@@ -111,28 +110,17 @@ def test_what_is_faulty_or_does_not_fit_is_refused_in_a_sentence_and_the_same_co
     assert all((place / name).read_bytes() == (published / name).read_bytes() for name in (index, *shards))
 
 
-def test_tokens_of_another_length_are_refused_and_once_they_are_moved_away_the_same_command_continues(toy: Toy) -> None:
-    short = io.BytesIO()
-    np.save(short, np.zeros((TOKENS[2] - 1, 64), np.int64))
-    toy.mirror.faults["datasets/imagenet_teX.npy"] = [Fault(content=short.getvalue())]
-    said = refusal(toy.igpt("run", "released_loss,model=igpt-s"))
-    assert "imagenet_teX.npy has the tokens of 49 images, the released one of 50: move it away, and" in said
-    assert not list(toy.root.glob("runs/released_loss*/record.json"))
-    (toy.root / "data" / "imagenet-tokens" / "imagenet_teX.npy").unlink()
-    assert "1 stage run" in succeeded(toy.igpt("run", "released_loss,model=igpt-s"))
-
-
-def test_the_first_loss_is_compared_and_no_optional_file_fails_the_weights(toy: Toy) -> None:
-    path = toy.root / "data" / "imagenet-tokens" / "imagenet_teX.npy"
+def test_tokens_that_do_not_fit_are_refused_and_fail_no_weights_for_which_they_are_optional(toy: Toy) -> None:
+    path, loss = toy.root / "data" / "imagenet-tokens" / "imagenet_teX.npy", "released_loss,model=igpt-s"
     path.parent.mkdir(parents=True)
-    for name, count, says in (
-        ("igpt-s", TOKENS[2] - 1, "igpt: the loss on the first images is left out: .*imagenet_teX.npy has the tokens of 49"),
-        (
-            "igpt-m",
-            TOKENS[2],
-            r"igpt: the loss of igpt-m on the first 8 images is 6\.\d\d .* 2\.06 is published: are these the right",
-        ),
-    ):
-        np.save(path, np.zeros((count, 64), np.int64))
-        done = toy.igpt("run", f"weights,model={name}")
-        assert "1 stage run" in succeeded(done) and re.search(says, done.stderr), done.stderr
+    np.save(path, np.zeros((TOKENS[2] - 1, 64), np.int64))
+    done = toy.igpt("run", loss)
+    assert "imagenet_teX.npy has the tokens of 49 images, the released one of 50: move it away, and" in refusal(done)
+    assert re.search("igpt: the loss on the first images is left out: .*imagenet_teX.npy has the tokens of 49", done.stderr)
+    assert list(toy.root.glob("runs/weights*/record.json")) and not list(toy.root.glob("runs/released_loss*/record.json"))
+    path.unlink()
+    assert "1 stage run" in succeeded(toy.igpt("run", loss))
+    np.save(path, np.zeros((TOKENS[2], 64), np.int64))  # as many as released, but others
+    done = toy.igpt("run", "weights,model=igpt-m")
+    says = r"igpt: the loss of igpt-m on the first 8 images is 6\.\d\d .* 2\.06 is published: are these the right"
+    assert "1 stage run" in succeeded(done) and re.search(says, done.stderr), done.stderr
