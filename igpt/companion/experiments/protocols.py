@@ -207,3 +207,11 @@ def stage_demand(stage: Stage) -> Demand:
     """
     function = protocol(stage.notebook).demand
     return function(stage.parameters, _plan(stage.parameters)) if function else Demand()
+
+
+def known_demand(stage: Stage) -> Demand:
+    """The demand of a stage; an empty one if a required parameter is missing, as in a notebook that its user has edited."""
+    try:
+        return stage_demand(stage)
+    except KeyError:
+        return Demand()

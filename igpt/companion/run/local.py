@@ -17,11 +17,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from igpt.companion.experiments.cells import declared_stages
 from igpt.companion.experiments.machines import H100, many_cores
-from igpt.companion.experiments.protocols import protocol
+from igpt.companion.experiments.protocols import known_demand, protocol
 from igpt.companion.results.plan import Plan, PlannedStage, make_plan
 from igpt.companion.results.record import Record, write_record
 from igpt.companion.results.store import RecordStore, record_path
-from igpt.companion.run.budget import Budget, known_cost
+from igpt.companion.run.budget import Budget
 from igpt.companion.run.execute import Kernels, StageStopped, execute
 from igpt.companion.run.folder import finished_record, remove_leftovers, run_folder
 from igpt.companion.run.progress import Progress
@@ -162,8 +162,8 @@ def _expected_seconds(needs: Needs) -> Callable[[PlannedStage], float]:
         if planned.record is not None:
             return planned.record.receipt.seconds + START
         need = needs(planned.stage)
-        cost = 3600 * known_cost(planned.in_full, H100 if need.gpus else many_cores(need.cores)).hours
-        return max(cost, protocol(planned.stage.notebook).seconds) + START
+        card = H100 if need.gpus else many_cores(need.cores)
+        return max(3600 * known_demand(planned.in_full).work.hours(card.rates), protocol(planned.stage.notebook).seconds) + START
 
     return seconds
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from igpt.companion.experiments.machines import CARD, H100, UTILISATION
-from igpt.companion.experiments.protocols import protocol
-from igpt.companion.run.budget import known_cost
+from igpt.companion.experiments.protocols import known_demand, protocol
 from igpt.companion.slurm.batches import Batch
 from igpt.companion.slurm.profile import Profile, Resources
 from igpt.companion.slurm.scheduler import Queued
@@ -46,8 +45,8 @@ class Expected:
 
 def expect(stage: Stage, resources: Resources, profile: Profile) -> Expected:
     """The expected cost of a stage with these resources. The stage must name all its parameters."""
-    cost = known_cost(stage, H100)
-    disk, gpu_hours = cost.disk / 2**30, cost.hours
+    demand = known_demand(stage)
+    disk, gpu_hours = (demand.kept + demand.scratch) / 2**30, demand.work.hours(H100.rates)
     cards = resources.gpus * resources.nodes if protocol(stage.notebook).spreads else min(resources.gpus, 1)
     if not gpu_hours or not cards:
         return Expected(gpu_hours, disk, cards, None, 1)

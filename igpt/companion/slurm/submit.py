@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igpt.companion.experiments.machines import H100
+from igpt.companion.experiments.protocols import known_demand
 from igpt.companion.results.plan import Plan
-from igpt.companion.run.budget import known_cost
 from igpt.companion.run.folder import finished_record, run_folder
 from igpt.companion.run.local import check_data, plan_stages, run_plan
 from igpt.companion.run.own_weights import share_names
@@ -151,7 +151,7 @@ def carry_out(decided: Submission, code: Project) -> list[str]:
             Listed(
                 name=planned.stage.name,
                 folder=run_folder(ledger.run_root, planned.stage, planned.signature).name,
-                planned=round(known_cost(planned.in_full, H100).hours, 4),
+                planned=round(known_demand(planned.in_full).work.hours(H100.rates), 4),
             )
             for planned in batch.stages
         ]

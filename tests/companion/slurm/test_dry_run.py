@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -56,6 +58,18 @@ def test_only_training_spreads_over_cards_and_what_has_no_price_is_unknown() -> 
 def test_a_notebook_without_the_parameters_that_a_price_needs_has_an_unknown_time() -> None:
     unpriced = Stage.of("linear_probe", **{name: value for name, value in PROBE.parameters.items() if name != "layers"})
     assert expect(unpriced, Resources(gpus=1), Profile()).text == "time unknown"
+
+
+def test_what_a_stage_takes_is_known_without_torch() -> None:
+    program = f"""
+import sys
+from igpt.companion.slurm.dry_run import expect
+from igpt.companion.slurm.profile import Profile, Resources
+from igpt.companion.stage import Stage
+assert expect(Stage.of("pretrain", **{LARGE.parameters!r}), Resources(gpus=8), Profile()).hours
+assert "torch" not in sys.modules  # whose import would take seconds of every submission
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_the_whole_takes_as_long_as_its_longest_chain() -> None:
