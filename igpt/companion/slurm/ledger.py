@@ -253,15 +253,19 @@ class Job:
         if self.end != state:
             write_text(self.logs / f"end-{self.index}", state)
 
-    def log(self, kind: Literal["out", "err"] = "err") -> Path | None:
+    def log_path(self, kind: Literal["out", "err"] = "err") -> Path | None:
         """The path of the job's log, whether it exists or not; None before the job has an id."""
         return self.logs / f"{self.number}_0_log.{kind}" if self.number else None
+
+    def log(self, kind: Literal["out", "err"] = "err") -> Path | None:
+        """The path of the job's log if it exists; else None."""
+        path = self.log_path(kind)
+        return path if path is not None and path.exists() else None
 
     @property
     def never_began(self) -> bool:
         """Whether the job has written neither a status nor a log."""
-        log = self.log()
-        return self.status is None and not (log is not None and log.exists())
+        return self.status is None and self.log() is None
 
 
 def new_array(stages: Sequence[Listed], asked: Resources, *, number: int, profile: str, snapshot: Project) -> Array:

@@ -217,7 +217,7 @@ def _row(job: Job, queue: Queue | None, accounting: Queue) -> Row:
         node=(queued.node if queued is not None and state == "running" else "") or (status.host if status else "") or None,
         elapsed_seconds=max(working_seconds, queued.seconds if queued is not None else 0.0),
         folder=job.folder,
-        log=job.log(),
+        log=job.log_path(),
         cell=_cell(job.folder) if state == "running" else None,
         steps_done=done if total else None,
         steps_total=total or None,
@@ -323,7 +323,7 @@ def log_lines(target: str, *, follow: bool) -> Iterator[str]:
         if not (jobs := chosen_jobs([target])):
             raise UsageError(f"nothing was submitted under {target!r}: `igpt status` lists what was")
         for job in jobs:
-            logs = [path for path in (job.log("out"), job.log()) if path is not None and path.exists()]
+            logs = [path for path in (job.log("out"), job.log()) if path is not None]
             yield from (line for path in logs for line in _news(path, job.name, read))
             if not any(read.get(path) for path in logs) and job.name not in reported:
                 reported.add(job.name)
@@ -339,7 +339,7 @@ def log_lines(target: str, *, follow: bool) -> Iterator[str]:
 
 def _nothing(job: Job) -> str:
     """Why a job has no log lines, and the path of its log."""
-    path = job.log()
+    path = job.log_path()
     if path is not None and not path.exists() and (job.status or job.finished):
         return f"its log is gone; it was {path}"
     return f"nothing yet; what it writes will be in {path or job.logs}"
