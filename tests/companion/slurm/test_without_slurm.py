@@ -131,12 +131,10 @@ def test_more_gpus_than_there_are_is_said_before_anything_starts(project: Projec
 
 def test_gpus_that_only_a_finished_stage_asks_for_are_not_needed(project: Project, write_notebook: WriteNotebook) -> None:
     run_of(project, 0)
-    folder, record = (
-        record_path(project, Stage.of("palette", seed=0)),
-        next(project.runs.glob("palette,seed=0-*")) / "record.json",
-    )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(record, folder)
+    [record] = project.runs.glob("palette,seed=0-*/record.json")
+    published = record_path(project, Stage.of("palette", seed=0))
+    published.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(record, published)
     profile = Profile(scheduler="local", stages={"default": Resources(gpus=64)})
     plan = plan_stages(project, [Stage.of("palette", seed=0)])
     assert [planned.state for planned in plan] == ["fresh"]
