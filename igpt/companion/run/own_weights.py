@@ -111,7 +111,7 @@ def share_names(project: Project, home: Project) -> None:
 def _register(project: Project, word: str) -> tuple[str, Registered]:
     """Register the weights at a path; their name and registration. Raises UsageError for unsuitable weights."""
     from igpt.train.recipes import model_of
-    from igpt.weights.huggingface import has_output, is_huggingface
+    from igpt.weights.huggingface import folder_shape, is_huggingface
     from igpt.weights.read import read_palette, weights_shape
 
     path = whole_path("weights", word)
@@ -119,7 +119,7 @@ def _register(project: Project, word: str) -> tuple[str, Registered]:
         raise _unknown(project, word)
     if path.is_dir() and not (path / "config.json").exists() and (indices := sorted(path.glob("*.index"))):
         raise UsageError(f"{path} holds TensorFlow checkpoints: give the path of one, such as {indices[-1].with_suffix('')}")
-    if path.is_dir() and is_huggingface(path) and not has_output(path):
+    if path.is_dir() and is_huggingface(path) and not folder_shape(path)[1]:
         raise UsageError(
             f"{path} holds weights without an output matrix, as a classifier's: igpt.ImageGPT.from_pretrained reads their"
             " features, and no notebook takes them: give those of a generative model, with lm_head.weight"
