@@ -42,7 +42,8 @@ class ImageGPT(Model):
         released model's (``igpt-s``, ``igpt-s-bert``; ``igpt-s@131000`` for the weights after that many steps), which is
         downloaded; a folder of weights; or the path of a TensorFlow checkpoint without ``.index``
         Raises UsageError when there are no such weights, when they are damaged, and when they belong to a different model. A
-        classifier's weights have no output matrix: such a model has features, and raises UsageError for logits, loss and samples.
+        classifier of transformers has no output matrix: such a model has features, and raises UsageError for logits, loss and
+        samples.
         """
         weights = read_weights(*locate_weights(where))
         with torch.device("meta"):
