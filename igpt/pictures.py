@@ -15,7 +15,7 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from igpt.errors import UsageError
 from igpt.files import file_size, write_atomically
@@ -24,6 +24,19 @@ from igpt.files import file_size, write_atomically
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 LINE = 128  # grey level of the lines between the images of a grid
+SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".dib"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif"),
+)
+# Pictures that are not read: their suffixes, and what to do.
+OTHER_SUFFIXES = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "is HEIC, which cannot be read: save it as JPEG"),
+    **dict.fromkeys((".svg", ".svgz", ".eps", ".ai", ".pdf"), "is a drawing, not pixels: export it as PNG"),
+    **dict.fromkeys(
+        (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf", ".rw2", ".raw"), "is a camera's raw file: export it as JPEG"
+    ),
+    **dict.fromkeys((".psd", ".xcf", ".jxl", ".tga", ".ico"), "is of a format that cannot be read: save it as PNG"),
+}
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")  # not EPS, for which Pillow runs Ghostscript
 MOST = "IGPT_MAX_MEGAPIXELS"  # environment variable
 MEGAPIXELS = 128  # the default limit; photographs of 108 exist
@@ -41,21 +54,24 @@ UPRIGHT = {  # by EXIF's orientation
 }
 
 
-def read_picture(path: Path, *, side: int, channels: int, resample: int = Image.Resampling.BICUBIC) -> NDArray[np.uint8]:
-    """An image file as uint8 (side, side, channels): upright, its central square, reduced by bicubic filtering.
+def decoded(path: Path, content: bytes | None = None, *, note: Callable[[str], None] = lambda kind: None) -> Image.Image:
+    """An image file as 8-bit RGB, turned upright as EXIF says; an unreadable orientation is ignored.
 
-    resample : filter of Pillow, see `PIL.Image.Resampling`
+    content : the file's bytes if they were read already
 
     All colour spaces are converted, by the embedded ICC profile if it can be read. Transparency is composited on white, and
-    the first of several frames is used. An unreadable orientation is ignored. 16 bits are reduced to 8.
+    the first of several frames is used. 16 bits are reduced to 8.
+    note : called with ``animated`` for a file of several frames
     Raises UsageError for other depths (floats, signed or 32-bit integers), and for a file that is missing, empty, damaged,
     not of `FORMATS`, or larger than `opened` allows.
     """
     try:
-        if not file_size(path):
+        if not (file_size(path) if content is None else content):
             raise UsageError("is empty: copy it again")
-        with path.open("rb") as stream:
-            picture = _picture(stream)
+        if path.suffix.lower() in OTHER_SUFFIXES:  # Pillow would read the thumbnail of a raw file
+            raise UsageError(OTHER_SUFFIXES[path.suffix.lower()])
+        with path.open("rb") if content is None else io.BytesIO(content) as stream:
+            return _picture(stream, note)
     except UsageError as error:
         raise UsageError(f"{path} {error}") from None
     except (FileNotFoundError, NotADirectoryError):
@@ -65,12 +81,9 @@ def read_picture(path: Path, *, side: int, channels: int, resample: int = Image.
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{path} cannot be read ({reason}): name an image file that you may read") from None
-    square = ImageOps.fit(picture, (side, side), Image.Resampling(resample))
-    pixels = np.asarray(square.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
-    return pixels.reshape(side, side, channels)
 
 
-def _picture(stream: IO[bytes]) -> Image.Image:
+def _picture(stream: IO[bytes], note: Callable[[str], None]) -> Image.Image:
     """The picture in an open file, upright, as 8-bit RGB; raises as `opened` and `grey_levels` do."""
     with opened(stream) as file:
         _scale_clear(file)
@@ -79,6 +92,8 @@ def _picture(stream: IO[bytes]) -> Image.Image:
         with _muted() if file.format == "TIFF" else nullcontext():
             file.load()
         picture = _turned(file)
+    if file.format in ("GIF", "WEBP", "PNG", "AVIF") and getattr(file, "is_animated", False):
+        note("animated")
     with warnings.catch_warnings(action="ignore"):  # about tags, which are read lazily
         return _rgb(picture, file.info.get("icc_profile"))
 

@@ -96,6 +96,11 @@ TopPOption = Annotated[float | None, typer.Option(help="Sample from the fewest t
 OutOption = Annotated[Path, typer.Option(help="The PNG to write.")]
 PaletteOption = Annotated[Path | None, typer.Option(help="A palette.npy. Default: the released 512 colours.")]
 Dataset = Annotated[str, typer.Argument(help="A data set's name; see `igpt data list`.")]
+ResizeOption = Annotated[
+    Literal["crop", "squeeze"],
+    typer.Option(help="crop takes the central square, as the paper; squeeze the whole picture, as transformers."),
+]
+SkipOption = Annotated[bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be read, and name them.")]
 ProfileOption = Annotated[str, typer.Option(help="A cluster's settings: a name in slurm/profiles, or a YAML file.")]
 Submitted = Annotated[
     list[str] | None, typer.Argument(help="Experiments, tables, stages or job numbers. Default: all submitted jobs.")
@@ -292,6 +297,24 @@ def list_() -> str:
     from igpt.companion.run.datasets import list_datasets
 
     return list_datasets()
+
+
+@command(group=data, checkout=False)
+def add(
+    name: Annotated[str, typer.Argument(help="The name to use: small letters, digits, - and _.")],
+    source: Annotated[Path, typer.Argument(help="A folder of train/CLASS/ and test/CLASS/, or of CLASS/; a .csv or .npz file.")],
+    resize: ResizeOption = "crop",
+    skip_broken: SkipOption = False,
+) -> str:
+    """Register pictures of your own as a data set.
+
+    They stay where they are. Without test/, a fifth of each class becomes it, chosen by SHA-256. A .csv file names the
+    columns file and label, and may name split. An .npz file holds images (uint8) and labels. Pictures are turned upright as
+    EXIF says. Run it again after they have changed.
+    """
+    from igpt.companion.run.datasets import add
+
+    return add(name, source, resize=resize, skip=skip_broken)
 
 
 @command(group=data, checkout=False)

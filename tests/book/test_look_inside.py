@@ -13,7 +13,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page
 
 from igpt.companion.report.tables import TIER_TITLES
-from igpt.pictures import read_picture
+from igpt.data.folders import read_picture
 from igpt.weights.own import released_palette
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]

@@ -179,7 +179,7 @@ def _looks(given: Given) -> int:
 
 def _pixels(plan: Recipe, card: DataSet) -> int:
     """Pixel values per image that are probed for comparison; 0 without pictures, or if they do not fit into memory."""
-    return plan.side**2 * card.channels if card.read is not None and not card.cropped else 0
+    return plan.side**2 * (card.channels or 3) if card.read is not None and card.in_memory else 0
 
 
 def weights(given: Given, plan: Recipe) -> Demand:

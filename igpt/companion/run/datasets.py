@@ -8,10 +8,13 @@ from pathlib import Path
 from tabulate import tabulate
 
 from igpt.data import DATASETS, data_card
-from igpt.data.cards import by_hand, is_present
+from igpt.data.cards import by_hand, is_own, is_present
 from igpt.data.cifar_tokens import compare_released, released_splits
 from igpt.data.fetching import check_dataset, dataset_lines, download, fetch_dataset
+from igpt.data.own import add_own
+from igpt.data.resize import Resize
 from igpt.data.tokens import TokenizeSettings, check_stores, make_store
+from igpt.errors import UsageError
 from igpt.palette import Palette
 from igpt.progress import Bar, tell
 
@@ -21,7 +24,17 @@ def list_datasets() -> str:
     table = tabulate(dataset_lines(), ("Name", "Images", "Download", "Is", "Where"), disable_numparse=True)
     terms = "\n".join(f"  {name}: {card.terms}" for name, card in DATASETS.items())
     manual = f"ImageNet by hand: {by_hand('imagenet')}."
-    return f"{table}\n\nTerms\n{terms}\n\n{manual}\n\nIGPT_DATA names another folder to look in."
+    own = "Your own: igpt data add NAME FOLDER."
+    return f"{table}\n\nTerms\n{terms}\n\n{manual}\n{own}\n\nIGPT_DATA names another folder to look in."
+
+
+def add(name: str, source: Path, *, resize: Resize, skip: bool) -> str:
+    """Register a user's own data set; the lines to print."""
+    if name in DATASETS:
+        raise UsageError(f"{name} is a data set already, {DATASETS[name].title}: choose another name")
+    with Bar(name, " pictures") as bar:
+        lines = add_own(name, source, resize=resize, skip=skip, report=bar)
+    return "\n".join([*lines, f"use it: igpt run linear_probe -p dataset={name} -p weights=laptop-l"])
 
 
 def fetch(name: str) -> str:
@@ -43,6 +56,8 @@ def check(name: str) -> str:
         lines += compare_released(released_palette())
     card = data_card(name)
     verdict = "is whole and consistent; nothing is published to compare it with" if card.loose else "is as published"
+    if is_own(name):
+        verdict = "is as it was added"
     return "\n".join([f"{card.title} {verdict}", *(f"  {line}" for line in lines)])
 
 

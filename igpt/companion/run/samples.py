@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from igpt.data import tokenize
+from igpt.data.folders import read_picture
 from igpt.errors import UsageError
 from igpt.files import check_writable, write_folder
 from igpt.palette import Palette
-from igpt.pictures import LINE, check_png, read_picture, write_grid
+from igpt.pictures import LINE, check_png, write_grid
 from igpt.pretrained import open_weights
 from igpt.progress import Bar
 from igpt.sample import complete, sample

@@ -1,0 +1,234 @@
+"""A user's pictures: found in folders, and read as tokens in order, several at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from igpt.data.resize import Resize, fitted
+from igpt.data.workers import each
+from igpt.errors import UsageError
+from igpt.files import is_litter
+from igpt.machine import cores
+from igpt.palette import Palette
+from igpt.pictures import OTHER_SUFFIXES, SUFFIXES, decoded
+from igpt.text import counted
+
+AT_ONCE = 64  # pictures that a worker decodes before it hands them over
+NOTES = {  # kinds of pictures that a user may want to know of
+    "animated": ("animated picture", "its first frame is used"),
+    "enlarged": ("picture smaller than the model's images", "it is enlarged"),
+}
+
+
+@dataclass(frozen=True)
+class PictureFiles:
+    """Picture files in order, their classes (empty without one), and the number of other files, which are left out.
+
+    A class is the name of the folder in the given one, or in its ``train`` and ``test`` (or ``val``).
+    """
+
+    paths: list[Path]
+    labels: list[str]
+    others: int = 0
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.paths)
+
+    def digest(self) -> str:
+        """SHA-256 of names, sizes and times of change; for a file that is gone, of its name."""
+        lines = hashlib.sha256()
+        for path in self.paths:
+            try:
+                state = path.stat()
+                lines.update(b"%s %d %d\n" % (os.fsencode(path), state.st_size, state.st_mtime_ns))
+            except OSError:
+                lines.update(b"%s\n" % os.fsencode(path))
+        return lines.hexdigest()
+
+
+def find_pictures(given: Sequence[Path]) -> PictureFiles:
+    """The pictures in files and folders, those of a folder by name; hidden files are left out.
+
+    Raises UsageError for a path that does not exist, a folder that cannot be listed, a link out of its folder, and if there
+    are no pictures.
+    """
+    paths: list[Path] = []
+    labels: list[str] = []
+    others = 0
+    for path in given:
+        if not path.is_dir():
+            if not path.exists():
+                raise UsageError(f"there is no file or folder {path}: name pictures, or a folder of them")
+            paths.append(path)
+            labels.append("")
+            continue
+        split = (path / "train").is_dir()
+        for file in _walk(path):
+            if file.suffix.lower() not in SUFFIXES and file.suffix.lower() not in OTHER_SUFFIXES:
+                others += 1
+                continue
+            paths.append(file)
+            folders = file.relative_to(path).parts[split and 1 : -1]
+            labels.append(folders[0] if folders else "")
+    if not paths:
+        where = ", ".join(map(str, given))
+        raise UsageError(f"there are no pictures in {where} ({counted(others, 'other file')}): give PNG, JPEG or the like")
+    return PictureFiles(paths, labels, others)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """The files below a folder that are not hidden, sorted by path. Raises UsageError for what cannot be listed or leads out."""
+
+    def fail(error: OSError) -> None:
+        raise UsageError(f"{error.filename} cannot be listed ({error.strerror}): allow reading it, or move it away") from None
+
+    inside = root.resolve()
+    for folder, folders, files in os.walk(root, onerror=fail):
+        folders[:] = sorted(name for name in folders if not is_litter(name))
+        for name in (*folders, *sorted(files)):
+            path = Path(folder, name)
+            if is_litter(name):
+                continue
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise UsageError(f"{path} is a link out of {root}: put the pictures themselves there, or remove it")
+            if name not in folders:
+                yield path
+
+
+@dataclass(eq=False)
+class PictureTokens:
+    """Tokens of pictures for `igpt.data.labelled.Tokens`; read ahead in several processes, so best in ascending order.
+
+    resize, resample : see `igpt.data.resize.fitted`
+    skip : whether tokens of a picture that cannot be read are zeros, and the reason is put into ``broken`` by index;
+    else UsageError is raised
+    """
+
+    files: PictureFiles
+    palette: Palette
+    side: int
+    resize: Resize = "crop"
+    resample: int = Image.Resampling.BICUBIC
+    skip: bool = False
+    broken: dict[int, str] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
+    _next: int = 0  # the first picture of ``_chunks``
+    _chunks: Iterator[tuple[NDArray[np.uint16], dict[int, str], Counter[str]]] = field(default_factory=lambda: iter(()))
+    _ready: NDArray[np.uint16] | None = None  # tokens of the pictures before ``_next``
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.files)
+
+    @property
+    def positions(self) -> int:
+        """Tokens per picture."""
+        return self.side**2
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels int64 (N,): the index of each class in the sorted classes."""
+        return np.unique(self.files.labels, return_inverse=True)[1].astype(np.int64)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the files' names, sizes and times, and of all that turns them into tokens."""
+        parts = [self.files.digest(), self.palette.digest, str(self.side), self.resize, str(self.resample)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.uint16]:
+        """Tokens uint16 (B, positions) of the pictures at ``indices``, int64 (B,).
+
+        Raises UsageError, without ``skip``, for the first picture that cannot be read.
+        """
+        tokens = np.empty((len(indices), self.positions), np.uint16)
+        for row, index in enumerate(np.asarray(indices).tolist()):
+            if not 0 <= index < len(self):
+                raise IndexError(f"there is no picture {index} of {len(self)}")
+            while self._ready is None or not self._next - len(self._ready) <= index < self._next:
+                self._read_on(index)
+            tokens[row] = self._ready[index - self._next]
+        return tokens
+
+    def _read_on(self, index: int) -> None:
+        """Read the next chunk, or the one from ``index`` on if that is not the next picture."""
+        if index != self._next or self._ready is None:
+            self._next, self._chunks = index, self._chunks_from(index)
+        self._ready, broken, notes = next(self._chunks)
+        self._next += len(self._ready)
+        self.broken |= broken
+        self.notes += notes
+
+    def _chunks_from(self, first: int) -> Iterator[tuple[NDArray[np.uint16], dict[int, str], Counter[str]]]:
+        """Chunks of tokens with what was noted, from a picture on."""
+        starts = range(first, len(self), AT_ONCE)
+        how = (self.palette, self.side, self.resize, self.resample, self.skip)
+        work = ((self.files.paths[start : start + AT_ONCE], start, *how) for start in starts)
+        return each(read_tokens_of, work, workers=min(cores(), len(starts)), ordered=True)
+
+
+def read_picture(
+    path: Path,
+    *,
+    side: int,
+    channels: int,
+    resize: Resize = "crop",
+    resample: int = Image.Resampling.BICUBIC,
+    note: Callable[[str], None] = lambda kind: None,
+) -> NDArray[np.uint8]:
+    """An image file as uint8 (side, side, channels): upright, then fitted.
+
+    resize, resample : see `igpt.data.resize.fitted`
+    note : called with a kind of picture that a user may want to know of, ``animated`` or ``enlarged``
+    Raises UsageError as `igpt.pictures.decoded` does.
+    """
+    picture = decoded(path, note=note)
+    if min(picture.size) < side:
+        note("enlarged")
+    return fitted(picture, side=side, channels=channels, resize=resize, resample=resample)
+
+
+def read_tokens_of(
+    paths: list[Path], start: int, palette: Palette, side: int, resize: Resize, resample: int, skip: bool
+) -> tuple[NDArray[np.uint16], dict[int, str], Counter[str]]:
+    """Tokens uint16 (len(paths), positions), the reasons of those that cannot be read by index from ``start`` on, and notes."""
+    channels = palette.centres.shape[1]
+    pixels = np.zeros((len(paths), side, side, channels), np.uint8)
+    broken: dict[int, str] = {}
+    notes: Counter[str] = Counter()
+
+    def note(kind: str) -> None:
+        notes[kind] += 1
+
+    for row, path in enumerate(paths):
+        try:
+            pixels[row] = read_picture(path, side=side, channels=channels, resize=resize, resample=resample, note=note)
+        except UsageError as error:
+            if not skip:
+                raise UsageError(f"{error}; or leave such pictures out with --skip-broken") from None
+            broken[start + row] = str(error)
+    return palette.quantize(pixels).reshape(len(paths), -1), broken, notes
+
+
+def note_lines(notes: Counter[str]) -> list[str]:
+    """What was noted while pictures were read, a line for each kind."""
+    return [f"{counted(notes[kind], what)}: {so}" for kind, (what, so) in NOTES.items() if notes[kind]]
+
+
+def skipped_lines(broken: Mapping[int, str], *, most: int = 5) -> list[str]:
+    """The number of pictures that could not be read, and the reasons of the first."""
+    if not broken:
+        return []
+    more = [f"and {len(broken) - most:,} more"] if len(broken) > most else []
+    return [f"{counted(len(broken), 'picture')} skipped:", *[broken[index] for index in sorted(broken)[:most]], *more]
