@@ -18,7 +18,18 @@ from igpt.data.own import own_card, own_names
 from igpt.data.stl import STL10
 from igpt.errors import UsageError
 
-__all__ = ["DATASETS", "by_hand", "check_present", "data_card", "data_home", "is_known", "is_own", "is_present", "split_digest"]
+__all__ = [
+    "DATASETS",
+    "by_hand",
+    "check_present",
+    "data_card",
+    "data_home",
+    "is_known",
+    "is_own",
+    "is_present",
+    "own_digest",
+    "split_digest",
+]
 
 DATASETS = {card.name: card for card in (DIGITS, CIFAR10, CIFAR100, STL10, TINY_IMAGENET, IMAGENET, IMAGENET_TOKENS)}
 
@@ -45,6 +56,11 @@ def is_known(name: str) -> bool:
 def is_own(name: str) -> bool:
     """Whether a data set is a user's own."""
     return name not in DATASETS
+
+
+def own_digest(name: str) -> str:
+    """The digest of a user's own data set, which may be replaced under its name; empty for other sets."""
+    return data_card(name).content if is_own(name) else ""
 
 
 def is_present(name: str) -> bool:

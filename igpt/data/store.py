@@ -37,6 +37,7 @@ class Header(BaseModel):
     palette_sha256: str
     images: int = Field(gt=0)  # stored ones: those of the split times the crops, if any
     held_out_sha256: str  # of the validation indices into train
+    content: str = ""  # digest of a user's own data set
     shards: list[str] = []  # SHA-256 of each shard's tokens
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from igpt.data.cards import check_present, data_card, data_home
+from igpt.data.cards import check_present, data_card, data_home, own_digest
 from igpt.data.dataset import FittedPictures, Official, SplitName, index_digest
 from igpt.data.labelled import LabelledTokens, TokensInMemory
 from igpt.data.resize import FILTERS, centre_crop, random_crop, reduced
@@ -89,19 +89,22 @@ def train_parts(store: TokenStore) -> tuple[LabelledTokens, LabelledTokens]:
     header = store.header
     if header.split != "train":
         raise UsageError(f"{store.folder} holds the test images of {header.dataset}: training and choosing need the train store")
-    held = validation_indices(header.dataset)
+    card, held = data_card(header.dataset), validation_indices(header.dataset)
+    if header.content != own_digest(header.dataset):
+        raise UsageError(f"{store.folder} was made of other pictures than {card.title} has now: tokenise again")
     if header.held_out_sha256 and header.held_out_sha256 != index_digest(held):
         raise UsageError(f"{store.folder} was made with other held-out images: move it away and tokenise again")
     pictures = np.arange(len(store)) % (len(store) // max(header.crops, 1))
-    is_held, classes = np.isin(pictures, held), data_card(header.dataset).classes
-    training, validation = (LabelledTokens.of(store, np.flatnonzero(part), classes=classes) for part in (~is_held, is_held))
+    is_held = np.isin(pictures, held)
+    training, validation = (LabelledTokens.of(store, np.flatnonzero(part), classes=card.classes) for part in (~is_held, is_held))
     return training, validation
 
 
 def store_folder(settings: TokenizeSettings, palette: Palette) -> Path:
-    """The folder of a store, below the data home."""
+    """The folder of a store, below the data home; its name has the digest of pictures that a user may replace."""
+    content = f"-{digest[:8]}" if (digest := own_digest(settings.dataset)) else ""
     crops = f"-{settings.crops}-crops-seed-{settings.seed}" if settings.crops else ""
-    name = f"{settings.dataset}-{settings.split}-{settings.resolution}-{settings.filter}{crops}-{palette.digest[:8]}"
+    name = f"{settings.dataset}{content}-{settings.split}-{settings.resolution}-{settings.filter}{crops}-{palette.digest[:8]}"
     return data_home() / "tokens" / name
 
 
@@ -125,7 +128,8 @@ def make_store(
                 remove_parts(folder, ".*.part")
                 rate = _make(settings, palette, folder, workers=workers, report=report)
     store = TokenStore(folder)
-    if not {**asdict(settings), "palette_sha256": palette.digest}.items() <= store.header.model_dump(exclude={"shards"}).items():
+    expected = {**asdict(settings), "palette_sha256": palette.digest, "content": own_digest(settings.dataset)}
+    if not expected.items() <= store.header.model_dump(exclude={"shards"}).items():
         raise UsageError(f"{folder} holds other tokens than its name says: move it away, then tokenise again")
     store.check_for(palette, positions=settings.resolution**2)
     return store, rate
@@ -161,6 +165,7 @@ def _make(settings: TokenizeSettings, palette: Palette, folder: Path, *, workers
         palette_sha256=palette.digest,
         images=images,
         held_out_sha256=index_digest(held_out(settings.dataset)) if card.split else "",
+        content=own_digest(settings.dataset),
     )
     _begin(folder, header, labels)
     # The i-th stored image is a crop of picture i mod N.
