@@ -153,16 +153,24 @@ def run(
 
 @command()
 def table(
-    name: Annotated[str, typer.Argument(help="A table's name, such as headline or low-data.")],
+    name: Annotated[
+        str | None, typer.Argument(help="A table's name, such as headline or low-data. Default: all values of --records.")
+    ] = None,
     format: Annotated[Literal["md", "html", "csv", "latex"], typer.Option(help="Output format.")] = "md",
     records: Annotated[Path | None, typer.Option(help="A folder of your own records, shown in columns of their own.")] = None,
 ) -> str:
-    """Print a table of published and reproduced numbers."""
-    from igpt.companion.report.tables import render, result_table
+    """Print a table of published and reproduced numbers.
+
+    `igpt table --records runs` prints the values of your own runs, also of those on your own pictures.
+    """
+    from igpt.companion.report.tables import render, result_table, table_names, your_table
     from igpt.companion.results.store import ReaderStore, RecordStore
 
     yours = ReaderStore(Project.here(), records) if records else None
-    return render(result_table(name, RecordStore(Project.here()), yours), format)
+    if name is None and yours is None:
+        raise UsageError(f"name a table, one of {', '.join(table_names())}, or a folder of your records by --records")
+    table = result_table(name, RecordStore(Project.here()), yours) if name else your_table(yours)  # type: ignore[arg-type]
+    return render(table, format)
 
 
 @command("samples", checkout=False, hidden=True)  # the former name of `sample`

@@ -100,6 +100,22 @@ def result_table(name: str, store: RecordStore, yours: ReaderStore | None = None
     return plain_table(name, table.caption, ("System", "Data", "Published", *measured, *extra), rows)
 
 
+def your_table(yours: ReaderStore) -> ResultTable:
+    """Every value of a reader's own records, also of those that no published number is compared with, a row each."""
+    rows = []
+    for record in yours.latest():
+        for name, value in record.values.items():
+            scale, unit, digits = (100, "%", 1) if value.unit == "fraction" else (1, value.unit, 4)
+            texts = [
+                "" if part is None else f"{round(scale * part, digits):,.10g}" for part in (value.value, value.low, value.high)
+            ]
+            interval = f"{texts[1]} to {texts[2]}" if texts[1] else "–"
+            images = f"{value.images:,}" if value.images else "–"
+            rows.append((record.stage, name, f"{texts[0]} {unit}", interval, images))
+    caption = f"All values of the records in {yours.folder.name}"
+    return plain_table("yours", caption, ("Record", "Value", "Result", f"{LEVEL:.0%} interval", "Images"), rows)
+
+
 def table_names() -> list[str]:
     """The names that `result_table` accepts."""
     return ["scoreboard", *(table.name for table in TABLES)]
