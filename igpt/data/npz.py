@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igpt.errors import UsageError
-from igpt.files import cannot_read, file_size
+from igpt.files import file_size
 from igpt.machine import free_memory
-from igpt.text import listed
+from igpt.text import listed, visible
 
 # Names of the arrays of images and labels, and the part that they are; the last two are Keras' and MedMNIST's.
 PAIRS = (
@@ -48,7 +48,8 @@ def labelled_arrays(path: Path) -> dict[str, tuple[NDArray[np.uint8], list[str],
     except UsageError:
         raise
     except Exception as error:  # damaged archives and headers raise errors of many types
-        raise cannot_read(path, error, "is not an .npz file of images and labels") from None
+        reason = visible((str(error).splitlines() or [type(error).__name__])[0], limit=120)
+        raise UsageError(f"{path} is not an .npz file of images and labels ({reason}): write it with numpy.savez") from None
     return {images: _checked(path, arrays[images], arrays[labels], images, labels, part) for images, labels, part in wanted}
 
 

@@ -332,13 +332,15 @@ def _in_folder(source: Path) -> tuple[list[Entry], int]:
 
 def _in_table(source: Path) -> list[Entry]:
     """The pictures that a table of files and labels names."""
+    text = ""
     try:
         text = read_whole(source, most=LARGEST_TABLE).decode("utf-8-sig", errors="surrogateescape")
         first = text.partition("\n")[0]
         delimiter = max(",;\t", key=first.count)
         header, *rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     except (OSError, ValueError, csv.Error) as error:
-        raise cannot_read(source, error, "is not a table") from None
+        reason = error.strerror if isinstance(error, OSError) else error if text.strip() else "it is empty"
+        raise UsageError(f"{source} is not a table ({reason}): write a row for each picture, of file and label") from None
     columns = [COLUMNS.get(column.strip().lower(), column) for column in header]
     if not {"file", "label"} <= set(columns) or len(set(columns)) < len(columns):
         raise UsageError(
