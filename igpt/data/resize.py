@@ -51,12 +51,12 @@ def fitted(
 ) -> NDArray[np.uint8]:
     """A picture of any size as uint8 (side, side, channels).
 
-    resize : ``crop`` takes the central square and reduces it, as the paper, by way of 224 x 224 pixels if it is larger;
+    resize : ``crop`` takes the central square and reduces it, as the paper, by way of 224 x 224 pixels unless it is smaller;
     ``squeeze`` takes the whole picture and changes its proportions, as transformers' processor
     resample : filter of Pillow, see `PIL.Image.Resampling`
     """
     if resize == "crop":
-        if min(picture.size) > CROP >= side:
+        if min(picture.size) >= CROP >= side:
             picture = ImageOps.fit(picture, (CROP, CROP), Image.Resampling(resample))
         picture = ImageOps.fit(picture, (side, side), Image.Resampling(resample))
     else:
