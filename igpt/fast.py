@@ -27,25 +27,28 @@ LONGEST_BLOCK = 256  # queries; at least two blocks per sequence (128 to 256 wer
 
 
 class Linear(nn.Linear):
-    """``x W^T`` without bias, followed by x * sigmoid(1.702 x) with ``gelu``."""
+    """``x W^T``, plus b with ``bias``, followed by x * sigmoid(1.702 x) with ``gelu``."""
 
-    def __init__(self, inputs: int, outputs: int, *, gelu: bool = False) -> None:
-        super().__init__(inputs, outputs, bias=False)
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = False, gelu: bool = False) -> None:
+        super().__init__(inputs, outputs, bias=bias)
         self.gelu = gelu
-        self.prepacked: Tensor | None = None  # set inside `prepacked` only; holds 1.702 W if a gelu follows
+        # Set inside `prepacked` only; they hold 1.702 W and 1.702 b if a gelu follows.
+        self.prepacked: Tensor | None = None
+        self.prepacked_bias: Tensor | None = None
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """Map x (..., inputs) to (..., outputs), and add ``add`` of that shape."""
         if self.prepacked is None:
-            y = F.linear(x, self.weight)
+            y = F.linear(x, self.weight, self.bias)
             if self.gelu:
                 y = y * torch.sigmoid(GELU * y)
             return y if add is None else add + y
         if add is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.prepacked, None, "add")  # type: ignore[no-any-return]
+            return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.prepacked, self.prepacked_bias, "add")  # type: ignore[no-any-return]
+        packed = self.prepacked, self.prepacked_bias
         if self.gelu:  # swish(1.702 x) / 1.702, with the swish fused into the product
-            return torch.ops.mkldnn._linear_pointwise(x, self.prepacked, None, "swish", [], "").mul_(1 / GELU)  # type: ignore[no-any-return]
-        return torch.ops.mkldnn._linear_pointwise(x, self.prepacked, None, "none", [], "")  # type: ignore[no-any-return]
+            return torch.ops.mkldnn._linear_pointwise(x, *packed, "swish", [], "").mul_(1 / GELU)  # type: ignore[no-any-return]
+        return torch.ops.mkldnn._linear_pointwise(x, *packed, "none", [], "")  # type: ignore[no-any-return]
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -138,11 +141,13 @@ def prepacked(model: nn.Module) -> Iterator[None]:
         try:
             for layer in layers:
                 weight = layer.weight * GELU if layer.gelu else layer.weight
+                if layer.bias is not None:  # a plain tensor: a module would register a parameter under this name too
+                    layer.prepacked_bias = layer.bias * GELU if layer.gelu else layer.bias.detach()
                 layer.prepacked = torch.ops.mkldnn._reorder_linear_weight(weight)
             yield
         finally:
             for layer in layers:
-                layer.prepacked = None
+                layer.prepacked = layer.prepacked_bias = None
 
 
 def _gains(weight: Tensor) -> bool:

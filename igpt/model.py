@@ -63,14 +63,14 @@ class Cache:
 
 
 class Attention(nn.Module):
-    """Multi-head attention without biases or dropout; causal for the autoregressive objective."""
+    """Multi-head attention without dropout; causal for the autoregressive objective."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.n_head = shape.n_head
         self.causal = shape.objective == "autoregressive"
-        self.qkv = Linear(shape.n_embd, 3 * shape.n_embd)
-        self.c_proj = Linear(shape.n_embd, shape.n_embd)
+        self.qkv = Linear(shape.n_embd, 3 * shape.n_embd, bias=shape.biases)
+        self.c_proj = Linear(shape.n_embd, shape.n_embd, bias=shape.biases)
 
     def forward(self, h: Tensor, x: Tensor, cache: Cache | None = None, block: int = 0) -> Tensor:
         """``h + attn(x)``, all (B, S, C)."""
@@ -93,8 +93,8 @@ class Block(nn.Module):
         self.ln_1 = Norm(shape.n_embd)
         self.attn = Attention(shape)
         self.ln_2 = Norm(shape.n_embd)
-        self.c_fc = Linear(shape.n_embd, 4 * shape.n_embd, gelu=True)
-        self.c_proj = Linear(4 * shape.n_embd, shape.n_embd)
+        self.c_fc = Linear(shape.n_embd, 4 * shape.n_embd, bias=shape.biases, gelu=True)
+        self.c_proj = Linear(4 * shape.n_embd, shape.n_embd, bias=shape.biases)
 
     def forward(self, h: Tensor) -> Tensor:
         """The block's output (B, T, C) from its input."""
@@ -136,7 +136,10 @@ class ImageGPT(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
-        """Draw initial weights as released: attention's output projection shrinks with depth, the MLP's does not."""
+        """Draw initial weights as released: attention's output projection shrinks with depth, the MLP's does not.
+
+        Biases, which the released models do not have, start at zero.
+        """
         if self.wte.is_meta:
             return
         generator = torch.Generator(device=self.wte.device).manual_seed(seed)
@@ -150,16 +153,20 @@ class ImageGPT(nn.Module):
             block.attn.c_proj.weight.normal_(0, 1 / math.sqrt(width * self.shape.n_layer), generator=generator)
             block.c_fc.weight.normal_(0, 0.02, generator=generator)
             block.c_proj.weight.normal_(0, 0.02, generator=generator)
+            for layer in (block.attn.qkv, block.attn.c_proj, block.c_fc, block.c_proj):
+                if layer.bias is not None:
+                    layer.bias.zero_()
         self.wtet.zero_()
 
     def _blocks(self) -> Iterable[Block]:
         """The blocks, typed for mypy."""
         return (block for block in self.blocks if isinstance(block, Block))
 
-    def embed(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+    def embed(self, tokens: Tensor, masked: Tensor | None = None, *, shifted: bool = True) -> Tensor:
         """Input of block 0, float (B, T, C), from int64 tokens (B, T).
 
-        Autoregressive: shifted right by one behind the start vector, so position i never sees token i.
+        Autoregressive: shifted right by one behind the start vector, so position i never sees token i. With ``shifted``
+        False position i reads token i instead, as transformers feeds its classifiers.
         BERT: the token embedding is zero where ``masked`` (bool (B, T)) is True; the position embedding stays.
         Raises ValueError when ``masked`` is given to an autoregressive model.
         """
@@ -167,14 +174,15 @@ class ImageGPT(nn.Module):
         if self.shape.objective == "autoregressive":
             if masked is not None:
                 raise ValueError("an autoregressive model takes no mask")
-            h = torch.cat([self.sos.expand(len(tokens), 1, -1), h[:, :-1]], dim=1)
+            if shifted:
+                h = torch.cat([self.sos.expand(len(tokens), 1, -1), h[:, :-1]], dim=1)
         elif masked is not None:
             h = h * ~masked[..., None]
         return h + self.wpe[: tokens.shape[1]]
 
-    def hidden(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
-        """Output of the final norm, float (B, T, C)."""
-        h = self.embed(tokens, masked)
+    def hidden(self, tokens: Tensor, masked: Tensor | None = None, *, shifted: bool = True) -> Tensor:
+        """Output of the final norm, float (B, T, C); ``shifted`` as in `embed`."""
+        h = self.embed(tokens, masked, shifted=shifted)
         for block in self._blocks():
             h = block(h)
         return self.ln_f(h)  # type: ignore[no-any-return]

@@ -122,16 +122,25 @@ def model() -> ImageGPT:
 
 
 @pytest.fixture
+def biased() -> ImageGPT:
+    """The same with biases, as transformers leaves them after fine-tuning."""
+    return random_model(ModelShape(2, 16, 2, 8, 9, biases=True))
+
+
+@pytest.fixture
 def bert() -> ImageGPT:
     """The same with BERT's objective."""
     return random_model(ModelShape(2, 16, 2, 8, 9, "bert"))
 
 
 def random_model(shape: ModelShape) -> ImageGPT:
-    """A model in evaluation mode with random output."""
-    built = ImageGPT(shape, seed=1).eval()
+    """A model in evaluation mode with random output, and random biases if its shape has any."""
+    built, generator = ImageGPT(shape, seed=1).eval(), torch.Generator().manual_seed(2)
     with torch.no_grad():
-        built.wtet.normal_(0, 0.5, generator=torch.Generator().manual_seed(2))
+        built.wtet.normal_(0, 0.5, generator=generator)
+        for name, parameter in built.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.5, generator=generator)
     return built
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,9 +17,9 @@ from igpt.shape import ModelShape
 WIDE = ModelShape(2, 256, 4, 32, 16)  # wide enough to be packed
 
 
-@pytest.fixture(scope="module")
-def wide() -> ImageGPT:
-    return random_model(WIDE)
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "biases"])
+def wide(request: pytest.FixtureRequest) -> ImageGPT:
+    return random_model(replace(WIDE, biases=request.param))
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +41,15 @@ def test_packed_products_give_the_same_logits_and_features(wide: ImageGPT, pixel
             assert_close(found, features[layer], atol=1e-5, rtol=1e-4)
 
 
-def test_the_gelu_and_the_sum_are_those_of_the_formula(pixels: torch.Tensor) -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_gelu_and_the_sum_are_those_of_the_formula(bias: bool) -> None:
     x, add = torch.randn(5, 256), torch.randn(5, 300)
     for gelu in (False, True):
-        layer = Linear(256, 300, gelu=gelu)
+        layer = Linear(256, 300, bias=bias, gelu=gelu)
         product = x.double() @ layer.weight.double().T
+        if bias:
+            torch.nn.init.normal_(layer.bias)
+            product += layer.bias.double()
         expected = product * torch.sigmoid(1.702 * product) if gelu else product
         for inside in (False, True):
             with prepacked(layer) if inside else torch.no_grad():

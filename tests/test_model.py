@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from igpt.model import Cache, ImageGPT, draw_mask, generative_loss
-from igpt.shape import SIZES, ModelShape
+from igpt.shape import SIZES, ModelShape, Objective
 
 
 def plain_forward(model: ImageGPT, tokens: np.ndarray, masked: np.ndarray | None = None) -> np.ndarray:
@@ -125,6 +126,23 @@ def test_the_published_sizes_have_the_published_parameters(name: str, published:
     with torch.device("meta"):
         counted = sum(parameter.numel() for parameter in ImageGPT(shape).parameters())
     assert counted == shape.parameters == published
+
+
+@pytest.mark.parametrize("objective", ["autoregressive", "bert"])
+def test_biases_are_counted_start_at_zero_and_change_no_other_weight(objective: Objective) -> None:
+    shape = ModelShape(3, 16, 2, 8, 9, objective)
+    plain, biased = ImageGPT(shape, seed=4), ImageGPT(replace(shape, biases=True), seed=4)
+    assert biased.shape.parameters == sum(parameter.numel() for parameter in biased.parameters())
+    assert biased.shape.parameters - shape.parameters == 3 * 9 * 16
+    for name, tensor in biased.state_dict().items():
+        assert not tensor.any() if name.endswith("bias") else torch.equal(tensor, plain.state_dict()[name])
+
+
+def test_an_unshifted_position_reads_its_own_token(model: ImageGPT, tokens: torch.Tensor) -> None:
+    assert torch.equal(model.embed(tokens, shifted=False), model.wte[tokens] + model.wpe)
+    start = torch.cat([model.wte, model.sos[None]])[torch.cat([torch.full((5, 1), 8), tokens[:, :-1]], dim=1)]
+    assert torch.equal(model.embed(tokens), start + model.wpe)
+    assert not torch.allclose(model.hidden(tokens, shifted=False), model.hidden(tokens))
 
 
 def test_bert_has_no_start_vector() -> None:

@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TypeAlias
 
@@ -77,7 +76,7 @@ def pretrain(
                 save_weights(temporary, unsharded, palette)
 
     task = Task(
-        name=f"{json.dumps(asdict(recipe), sort_keys=True)} {palette.digest} {_identity(tokens)} seed {seed}",
+        name=f"{json.dumps(recipe.as_dict(), sort_keys=True)} {palette.digest} {_identity(tokens)} seed {seed}",
         loss=GenerativeLoss(model),
         steps=recipe.steps,
         batch=recipe.batch,

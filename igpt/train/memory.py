@@ -57,7 +57,7 @@ class Step:
     def memory(self) -> float:
         """Bytes on each device at the peak of the step."""
         shape, per_image = self.shape, self.kept or kept_per_image(self.shape, self.half)
-        block = 12 * shape.n_embd**2 + 2 * shape.n_embd
+        block = shape.block_parameters
         if self.shard:  # gathered weights and gradients: of two blocks, one of them prefetched, and of all outside of blocks
             transient = FLOAT * (4 * block + 2 * (self._parameters - shape.n_layer * block))
         else:  # gradients in the buckets of the all-reduce

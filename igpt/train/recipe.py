@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from igpt.shape import ModelShape
 
@@ -45,6 +45,10 @@ class Recipe:
     def milestone_steps(self) -> list[int]:
         """Steps after which weights are saved, the last step included."""
         return [round(self.steps * fraction) for fraction in self.milestones]
+
+    def as_dict(self) -> dict[str, object]:
+        """The fields by name, the shape's as `ModelShape.as_dict` gives them: what signatures, checkpoints and cards hold."""
+        return {**asdict(self), "shape": self.shape.as_dict()}
 
     @property
     def flops(self) -> float:

@@ -83,11 +83,13 @@ PAPER: dict[str, tuple[str, int, float, float | None]] = {
     "igpt-xl": ("igpt-xl", 64, 0.0003, None),
 }
 
-CUSTOM = re.compile(r"custom-(\d+)x(\d+)x(\d+)-(\d+)-(\d+)")  # blocks, width and heads; colours; positions
+# Blocks, width and heads; colours; positions.
+CUSTOM = re.compile(r"custom-(\d+)x(\d+)x(\d+)-(\d+)-(\d+)(-biases)?")
 
 
 def recipe(model: str, objective: Objective = "autoregressive") -> Recipe:
-    """The recipe of a model by name; names like ``custom-24x512x8-512-1024`` give the shape of weights from elsewhere.
+    """The recipe of a model by name; names like ``custom-24x512x8-512-1024`` give the shape of weights from elsewhere, and end
+    in ``-biases`` where these have biases.
 
     Raises UsageError for an unknown model or objective, or a pair that is not in the paper.
 
@@ -112,7 +114,7 @@ def known_models(objective: Objective = "autoregressive") -> list[str]:
 
 
 def model_of(shape: ModelShape) -> str:
-    """The name of the recipe with this shape, or a ``custom-`` name.
+    """The name of the recipe with this shape, or a ``custom-`` name; no recipe has biases.
 
     >>> model_of(ModelShape(24, 512, 8, 512, 1024)), model_of(ModelShape(2, 16, 4, 8, 9))
     ('igpt-s', 'custom-2x16x4-8-9')
@@ -120,7 +122,8 @@ def model_of(shape: ModelShape) -> str:
     for name in known_models(shape.objective):
         if recipe(name, shape.objective).shape == shape:
             return name
-    return f"custom-{shape.n_layer}x{shape.n_embd}x{shape.n_head}-{shape.n_vocab}-{shape.n_ctx}"
+    ending = "-biases" if shape.biases else ""
+    return f"custom-{shape.n_layer}x{shape.n_embd}x{shape.n_head}-{shape.n_vocab}-{shape.n_ctx}{ending}"
 
 
 def _custom(model: str, objective: Objective, sizes: re.Match[str]) -> Recipe:
@@ -129,8 +132,9 @@ def _custom(model: str, objective: Objective, sizes: re.Match[str]) -> Recipe:
     The batch, and the rate from which fine-tuning's rates are derived, are the paper's for iGPT-S.
     """
     try:
-        n_layer, n_embd, n_head, n_vocab, n_ctx = map(int, sizes.groups())
-        shape = ModelShape(n_layer, n_embd, n_head, n_vocab, n_ctx, objective)
+        *numbers, biases = sizes.groups()
+        n_layer, n_embd, n_head, n_vocab, n_ctx = map(int, numbers)
+        shape = ModelShape(n_layer, n_embd, n_head, n_vocab, n_ctx, objective, biases=biases is not None)
     except ValueError as error:
         raise UsageError(f"{model} is no model: {error}") from None
     if model_of(shape) != model:

@@ -99,7 +99,8 @@ def check_shape(where: Path | str, shape: ModelShape, wanted: ModelShape) -> Non
 def shape_in_words(shape: ModelShape) -> str:
     """A shape in words."""
     numbers = f"{shape.n_layer} blocks of width {shape.n_embd}, {shape.n_head} heads, {shape.n_vocab} colours"
-    return f"{numbers}, {shape.n_ctx} positions, {shape.parameters:,} parameters, {shape.objective}"
+    biases = ", with biases" if shape.biases else ""
+    return f"{numbers}, {shape.n_ctx} positions, {shape.parameters:,} parameters, {shape.objective}{biases}"
 
 
 def _first(wrong: list[str]) -> str:

@@ -1,9 +1,10 @@
 """Hugging Face's folders (transformers' ``ImageGPTForCausalImageModeling``), read and written without transformers.
 
 Their model differs from ours in four ways: the start vector is row 512 of the token embedding; the matrices of attention
-and MLP are stored (in, out); there are biases, which are zero in every conversion of the released weights; and the input
-is not shifted, so that a caller prepends token 512. There is no BERT objective.
-`igpt.weights.processor` reads the image processor's configuration, which contains the colours.
+and MLP are stored (in, out); these always have biases, which are zero in every conversion of the released weights, and
+fine-tuning changes them; and the input is not shifted, so that a caller prepends token 512. There is no BERT objective.
+`igpt.weights.processor` reads the image processor's configuration, which contains the colours, and
+`igpt.weights.classifier` reads and writes ``ImageGPTForImageClassification``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 import pickle
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as shortly
 from typing import Any
@@ -26,7 +28,7 @@ from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.pickles import check_cost
 from igpt.shape import ModelShape
-from igpt.weights.check import check_fits, check_model, check_weights, read_fields, shapes_of
+from igpt.weights.check import FLOATS, NARROWEST, check_fits, check_model, check_weights, read_fields, shapes_of
 from igpt.weights.own import load_tensors, save_tensors
 from igpt.weights.processor import write_processor
 from igpt.weights.released import TENSORS
@@ -39,7 +41,9 @@ _BLOCK = {  # our names to theirs, and whether the matrix is transposed
     "c_fc.weight": ("mlp.c_fc.weight", True),
     "c_proj.weight": ("mlp.c_proj.weight", True),
 }
+HEAD = "score.weight"  # a classifier's
 _MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # older versions store the causal mask beside the weights
+_BIAS = re.compile(r"h\.\d+\.(attn|mlp)\.c_\w+\.bias")
 _SHARD = re.compile(r"\w[\w.\-]*")  # a file's name, never a path
 
 # The fields of a model's shape: transformers' names and defaults, and its second names for four of them.
@@ -79,25 +83,32 @@ def read_huggingface(folder: Path) -> ImageGPT:
     Ignored are dropout, the order and precision of attention's products (all are computed in float32, whatever the
     ``dtype``), options of output and sampling, and fields unknown to transformers.
     Reads ``model.safetensors``, or ``pytorch_model.bin`` by PyTorch's restricted unpickler, each whole or in shards.
-    Weights of ImageGPTForImageClassification and of ImageGPTModel have no output matrix: such a model has features, its
-    ``wtet`` is None, and a classifier's own head is not read. Raises UsageError for a missing or damaged file, other tensors
-    than the configuration describes, NaN or infinite numbers, or biases that are not zero.
+    The model has biases if any in the folder is not zero. Weights of ImageGPTForImageClassification and of ImageGPTModel have
+    no output matrix: such a model has features, and its ``wtet`` is None. Raises UsageError for a missing or damaged file,
+    other tensors than the configuration describes, and NaN or infinite numbers.
     """
+    return read_with_head(folder)[0]
+
+
+def read_with_head(folder: Path) -> tuple[ImageGPT, Tensor | None]:
+    """The model, and a classifier's head, float32 (classes, C); None without one. Raises as `read_huggingface` does."""
     shape = huggingface_shape(folder / "config.json")
     model, tensors = _checked(folder, shape, *_read_tensors(folder))
+    shape = model.shape
     embedding = tensors["wte.weight"]
     state = {"wte": embedding[:-1], "sos": embedding[-1]}
     for name, (their_name, transposed) in _names(shape).items():
         if their_name in tensors:  # the output matrix may be missing
             state[name] = tensors[their_name].T if transposed else tensors[their_name]
-    # Copies, since the tensors are memory-mapped from files that may be replaced.
-    copies = {n: t.to(torch.float32, memory_format=torch.contiguous_format, copy=True) for n, t in state.items()}
-    model.load_state_dict(copies, assign=True)
-    return model.eval()
+    model.load_state_dict({name: _copy(tensor) for name, tensor in state.items()}, assign=True)
+    return model.eval(), _copy(tensors[HEAD]) if HEAD in tensors else None
 
 
 def huggingface_shape(path: Path) -> ModelShape:
-    """The shape in a ``config.json``. Raises UsageError when it is missing, damaged, or of another kind of model."""
+    """The shape in a ``config.json``, without biases, of which only the weights tell.
+
+    Raises UsageError when it is missing, damaged, or of another kind of model.
+    """
     config = read_fields(path)
     sizes = _SIZES | {name: config[second] for second, name in _SECOND_NAMES.items() if second in config}
     sizes |= {name: config[name] for name in _SIZES if name in config}
@@ -125,20 +136,28 @@ def huggingface_shape(path: Path) -> ModelShape:
     return shape
 
 
-def check_file(name: str, shape: ModelShape, path: Path) -> None:
-    """Raise UsageError unless the file at ``path``, of the format ``name`` in `TENSORS`, is a generative model of ``shape``."""
+def check_file(name: str, shape: ModelShape, path: Path) -> ModelShape:
+    """The shape, with biases or without, of the file at ``path``, of the format ``name`` in `TENSORS`.
+
+    shape : of its configuration
+    Raises UsageError unless it is a generative model of this shape.
+    """
     tensors = _read_file(name, path)
     if _is_bare(tensors):
         raise UsageError(f"{path} has no output matrix: choose the weights of a generative model")
-    _checked(path, shape, tensors, path.stat().st_size)
+    return _checked(path, shape, tensors, path.stat().st_size)[0].shape
 
 
-def has_output(folder: Path) -> bool:
-    """Whether a folder's weights include the output matrix; a classifier's do not.
+def folder_shape(folder: Path) -> tuple[ModelShape, bool]:
+    """The shape of a folder's model, its biases included, and whether it has the output matrix; a classifier's has none.
 
-    Raises UsageError for weights that are missing or damaged.
+    Only the biases are read. Raises UsageError for a configuration or weights that are missing or damaged.
     """
-    return not _is_bare(_read_tensors(folder)[0])
+    shape = huggingface_shape(folder / "config.json")
+    tensors, size = _read_tensors(folder)
+    bare = _is_bare(tensors)
+    check_fits(folder / "config.json", shape, tensors=len(tensors), size=size, output=not bare)
+    return replace(shape, biases=_has_biases(tensors, shape)), not bare
 
 
 def huggingface_files(folder: Path) -> list[Path]:
@@ -152,22 +171,38 @@ def write_huggingface(folder: Path, model: ImageGPT, palette: Palette | None = N
 
     Raises UsageError for a BERT model, for which transformers has no class, and for NaN or infinite weights.
     """
-    shape = model.shape
-    if shape.objective != "autoregressive":
-        raise UsageError("transformers has no Image GPT with BERT's objective: export autoregressive weights")
+    theirs = their_tensors(model)
     check_model(model, folder)
-    ours = model.state_dict()
-    theirs = {"transformer.wte.weight": torch.cat([ours["wte"], ours["sos"][None]])}
-    for name, (their_name, transposed) in _names(shape).items():
-        full_name = their_name if name == "wtet" else f"transformer.{their_name}"
-        theirs[full_name] = ours[name].T if transposed else ours[name]
-        if transposed:
-            theirs[_bias(full_name)] = ours[name].new_zeros(len(ours[name]))
     save_tensors(folder / "model.safetensors", theirs, {"format": "pt"})
     if palette is not None:
-        write_processor(folder, palette, side=math.isqrt(shape.n_ctx))
-    config = {
-        "architectures": ["ImageGPTForCausalImageModeling"],
+        write_processor(folder, palette, side=math.isqrt(model.shape.n_ctx))
+    config = their_config(model.shape, "ImageGPTForCausalImageModeling")
+    write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
+
+
+def their_tensors(model: ImageGPT) -> dict[str, Tensor]:
+    """A model's tensors by transformers' names, with the prefix, and with biases of zero if it has none.
+
+    Raises UsageError for a BERT model, for which transformers has no class.
+    """
+    if model.shape.objective != "autoregressive":
+        raise UsageError("transformers has no Image GPT with BERT's objective: export autoregressive weights")
+    ours = model.state_dict()
+    theirs = {"transformer.wte.weight": torch.cat([ours["wte"], ours["sos"][None]])}
+    for name, (their_name, transposed) in _names(model.shape).items():
+        if name not in ours:  # the output matrix may be missing
+            continue
+        full_name = their_name if name == "wtet" else f"transformer.{their_name}"
+        theirs[full_name] = ours[name].T if transposed else ours[name]
+        if transposed and not model.shape.biases:
+            theirs[_bias(full_name)] = ours[name].new_zeros(len(ours[name]))
+    return theirs
+
+
+def their_config(shape: ModelShape, architecture: str) -> dict[str, object]:
+    """The fields of ``config.json`` for a class of transformers."""
+    return {
+        "architectures": [architecture],
         "model_type": "imagegpt",
         "vocab_size": shape.n_vocab + 1,
         "n_positions": shape.n_ctx,
@@ -182,14 +217,17 @@ def write_huggingface(folder: Path, model: ImageGPT, palette: Palette | None = N
         "tie_word_embeddings": False,
         "torch_dtype": "float32",
     }
-    write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
 
 
 def _names(shape: ModelShape) -> dict[str, tuple[str, bool]]:
-    """Hugging Face's name of each of our parameters but ``wte`` and ``sos``, and whether the matrix is transposed."""
+    """Hugging Face's name of each of our parameters but ``wte`` and ``sos``, and whether it is a matrix stored (in, out)."""
     names = {"wpe": ("wpe.weight", False), "ln_f.g": ("ln_f.weight", False), "wtet": ("lm_head.weight", False)}
     for layer in range(shape.n_layer):
-        names |= {f"blocks.{layer}.{ours}": (f"h.{layer}.{theirs}", transposed) for ours, (theirs, transposed) in _BLOCK.items()}
+        for in_block, (theirs, transposed) in _BLOCK.items():
+            ours = f"blocks.{layer}.{in_block}"
+            names[ours] = f"h.{layer}.{theirs}", transposed
+            if transposed and shape.biases:
+                names[_bias(ours)] = _bias(f"h.{layer}.{theirs}"), False
     return names
 
 
@@ -201,13 +239,25 @@ def _bias(weight: str) -> str:
 def _is_bare(tensors: dict[str, Tensor]) -> bool:
     """Whether tensors are those of a classifier or a bare model, without the output matrix."""
     names = {name.removeprefix("transformer.") for name in tensors}
-    return "lm_head.weight" not in names and ("score.weight" in names or "wte.weight" in tensors)
+    return "lm_head.weight" not in names and (HEAD in names or "wte.weight" in tensors)
+
+
+def _has_biases(tensors: dict[str, Tensor], shape: ModelShape) -> bool:
+    """Whether a bias is not zero; one that is no bias by its type or size, which `check_weights` refuses, is not looked at."""
+    biases = (t for name, t in tensors.items() if _BIAS.fullmatch(name.removeprefix("transformer.")))
+    return any(t.dtype in FLOATS and t.numel() <= 4 * shape.n_embd and bool(t.any()) for t in biases)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A contiguous copy in float32, since tensors are memory-mapped from files that may be replaced."""
+    return tensor.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
 
 def _checked(where: Path, shape: ModelShape, read: dict[str, Tensor], size: int) -> tuple[ImageGPT, dict[str, Tensor]]:
     """A model on the meta device, and its tensors by name without prefix.
 
     read : the tensors by name, from files of ``size`` bytes
+    The model has biases if one that was read is not zero, and a head is kept among the tensors.
     Raises UsageError for other tensors than a model of ``shape`` has.
     """
     tensors = {name.removeprefix("transformer."): t for name, t in read.items()}
@@ -215,7 +265,8 @@ def _checked(where: Path, shape: ModelShape, read: dict[str, Tensor], size: int)
         raise UsageError(f"{where} holds tensors both with and without the prefix transformer.: copy it again")
     bare = _is_bare(read)
     check_fits(where / "config.json" if where.is_dir() else where, shape, tensors=len(tensors), size=size, output=not bare)
-    tensors = {name: t for name, t in tensors.items() if not _MASK.fullmatch(name) and not (bare and name == "score.weight")}
+    tensors = {name: t for name, t in tensors.items() if not _MASK.fullmatch(name)}
+    shape = replace(shape, biases=_has_biases(tensors, shape))
     with torch.device("meta"):
         model = ImageGPT(shape)
     if bare:
@@ -227,9 +278,14 @@ def _checked(where: Path, shape: ModelShape, read: dict[str, Tensor], size: int)
             theirs[their_name] = ours[name][::-1] if transposed else ours[name]
         if transposed and (bias := _bias(their_name)) in tensors:
             theirs[bias] = ours[name][:1]
+    if HEAD in tensors:
+        head = tensors[HEAD].shape
+        if len(head) != 2 or not 1 <= head[0] <= size // (NARROWEST * shape.n_embd):
+            raise UsageError(
+                f"{where} has a head ({HEAD}) of the shape {tuple(head)}, not (classes, {shape.n_embd}): copy it again"
+            )
+        theirs[HEAD] = torch.Size([head[0], shape.n_embd])
     check_weights(tensors, theirs, where)
-    if biased := sorted(name for name, t in tensors.items() if name.endswith("bias") and t.any()):
-        raise UsageError(f"{where} has biases that are not zero ({biased[0]}): Image GPT as released has none")
     return model, tensors
 
 

@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from igpt.errors import UsageError
-from igpt.fast import GELU
+from igpt.fast import GELU, Linear
 from igpt.files import write_atomically, write_text
 from igpt.model import Block, ImageGPT
 from igpt.palette import Palette
@@ -104,10 +104,14 @@ class _Graph:
         def weight(name: str, tensor: Tensor) -> str:
             return self.weight(f"blocks.{number}.{name}", tensor)
 
+        def product(name: str, x: str, layer: Linear) -> str:
+            y = self.node("MatMul", x, weight(name, layer.weight.T))
+            return y if layer.bias is None else self.node("Add", y, weight(f"{name}.bias", layer.bias))
+
         heads, width = block.attn.n_head, len(block.ln_1.g)
         depth = width // heads
         normed = self.norm(h, weight("ln_1.g", block.ln_1.g))
-        qkv = self.node("MatMul", normed, weight("qkv", block.attn.qkv.weight.T))
+        qkv = product("qkv", normed, block.attn.qkv)
         qkv = self.node("Reshape", qkv, self.constant([0, 0, 3, heads, depth]))  # (B, S, 3, H, D)
         query, key, value = (self.node("Gather", qkv, self.constant(part), axis=2) for part in range(3))
         # The query is scaled, since it is smaller than the scores.
@@ -119,11 +123,10 @@ class _Graph:
         attention = self.node("Softmax", self.node("Add", scores, mask), axis=-1)
         context = self.node("MatMul", attention, values)  # (B, H, S, D)
         context = self.node("Reshape", self.node("Transpose", context, perm=[0, 2, 1, 3]), self.constant([0, 0, width]))
-        h = self.node("Add", h, self.node("MatMul", context, weight("attn.c_proj", block.attn.c_proj.weight.T)))
-        inner = self.node("MatMul", self.norm(h, weight("ln_2.g", block.ln_2.g)), weight("c_fc", block.c_fc.weight.T))
+        h = self.node("Add", h, product("attn.c_proj", context, block.attn.c_proj))
+        inner = product("c_fc", self.norm(h, weight("ln_2.g", block.ln_2.g)), block.c_fc)
         gate = self.node("Sigmoid", self.node("Mul", inner, self.constant(GELU)))
-        inner = self.node("MatMul", self.node("Mul", inner, gate), weight("c_proj", block.c_proj.weight.T))
-        return self.node("Add", h, inner)
+        return self.node("Add", h, product("c_proj", self.node("Mul", inner, gate), block.c_proj))
 
     def norm(self, h: str, gain: str) -> str:
         """As `igpt.model.Norm`, in the five operators that runtimes fuse."""

@@ -11,7 +11,7 @@ from igpt.palette import Palette
 from igpt.shape import ModelShape
 from igpt.weights.check import check_shape
 from igpt.weights.fetching import read_released
-from igpt.weights.huggingface import huggingface_files, huggingface_shape, is_huggingface, read_huggingface
+from igpt.weights.huggingface import folder_shape, huggingface_files, is_huggingface, read_huggingface
 from igpt.weights.own import load_weights, read_config, released_palette
 from igpt.weights.processor import NESTED, PROCESSOR, read_colours
 from igpt.weights.released import RELEASED, released_model
@@ -43,9 +43,12 @@ def read_weights(where: str | Path, shape: ModelShape | None = None) -> ImageGPT
 
 
 def weights_shape(path: Path) -> ModelShape:
-    """The shape of a folder's or a TensorFlow checkpoint's model, without reading its weights. Raises as `read_weights` does."""
+    """The shape of a folder's or a TensorFlow checkpoint's model, of whose weights at most biases are read.
+
+    Raises as `read_weights` does.
+    """
     if path.is_dir():
-        return huggingface_shape(path / "config.json") if is_huggingface(path) else read_config(path)[0]
+        return folder_shape(path)[0] if is_huggingface(path) else read_config(path)[0]
     if _is_checkpoint(path):
         return shape_of(read_index(path))
     raise _no_weights(path)

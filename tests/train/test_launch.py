@@ -63,12 +63,13 @@ def steps_of(folder: Path) -> list[float]:
         ("autoregressive", Runtime()),
         ("bert", Runtime(micro_batch=2)),
         ("autoregressive", Runtime(shard=True, recompute=True, micro_batch=1)),
+        ("biases", Runtime(shard=True)),
     ],
 )
 def test_two_processes_find_the_losses_of_one(
     store: tuple[Path, Palette], tmp_path: Path, objective: str, runtime: Runtime
 ) -> None:
-    plan = recipe(objective)
+    plan = recipe(objective) if objective != "biases" else recipe(shape=ModelShape(2, 16, 2, 16, 64, biases=True))
     one = train_store(plan, *store, seed=1, folder=tmp_path / "one", runtime=Runtime())
     two = train_store(plan, *store, seed=1, folder=tmp_path / "two", runtime=runtime, launch=TWO)
     assert two.steps == one.steps

@@ -91,12 +91,12 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("objective", ["autoregressive", "bert"])
+@pytest.mark.parametrize("change", [{}, {"objective": "bert"}, {"biases": True}], ids=["autoregressive", "bert", "biases"])
 @pytest.mark.parametrize("stop", [1, 3, 13, 47])
 def test_an_interrupted_run_continues_to_the_same_losses_to_the_bit(
-    tmp_path: Path, greys: Palette, objective: str, stop: int
+    tmp_path: Path, greys: Palette, change: dict[str, object], stop: int
 ) -> None:
-    recipe = replace(RECIPE, shape=replace(RECIPE.shape, objective=objective))
+    recipe = replace(RECIPE, shape=replace(RECIPE.shape, **change))  # type: ignore[arg-type]
 
     def interrupt(done: int, total: int) -> None:
         if done == stop:
@@ -107,6 +107,7 @@ def test_an_interrupted_run_continues_to_the_same_losses_to_the_bit(
     assert run(tmp_path / "interrupted", greys, recipe) == run(tmp_path / "whole", greys, recipe)
     ends = [load_weights(tmp_path / name / weights_name(48))[0].state_dict() for name in ("interrupted", "whole")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert all(tensor.any() for name, tensor in ends[0].items() if name.endswith("bias"))  # they were trained
 
 
 KILLED = """

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import pytest
 
 from igpt.companion.experiments.published import published_rows
 from igpt.errors import UsageError
-from igpt.train.recipe import forward_flops
-from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY, recipe
+from igpt.shape import ModelShape, Objective
+from igpt.train.recipe import Recipe, forward_flops
+from igpt.train.recipes import LAPTOP, PAPER, SMALL, TINY, model_of, recipe
 
 
 @pytest.mark.parametrize("name", [*TINY, *LAPTOP, *SMALL, *PAPER])
@@ -42,6 +45,31 @@ def test_the_rates_are_those_of_the_published_table() -> None:
 def test_what_the_paper_does_not_have_is_refused(model: str, objective: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         recipe(model, objective)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("objective", ["autoregressive", "bert"])
+@pytest.mark.parametrize(("sizes", "name"), [((24, 512, 8, 512, 1024), "igpt-s"), ((2, 16, 4, 8, 9), "custom-2x16x4-8-9")])
+def test_a_shape_with_biases_is_never_called_as_one_without(sizes: tuple[int, ...], name: str, objective: Objective) -> None:
+    shape = ModelShape(*sizes, objective)  # type: ignore[arg-type]
+    biased = replace(shape, biases=True)
+    custom = f"custom-{'x'.join(map(str, sizes[:3]))}-{sizes[3]}-{sizes[4]}-biases"
+    assert (model_of(shape), model_of(biased)) == (name, custom)
+    assert recipe(name, objective).shape == shape
+    assert recipe(custom, objective).shape == biased
+
+
+@pytest.mark.parametrize("name", ["custom-2x16x4-8-9-bias", "custom-02x16x4-8-9-biases", "custom-2x16x3-8-9-biases"])
+def test_a_name_that_is_nearly_one_of_a_shape_with_biases_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        recipe(name)
+
+
+def test_a_recipe_without_biases_is_written_as_before_they_existed() -> None:
+    shape = recipe("tiny-s").as_dict()["shape"]
+    assert shape == {"n_layer": 2, "n_embd": 16, "n_head": 1, "n_vocab": 16, "n_ctx": 64, "objective": "autoregressive"}
+    biased = recipe("custom-2x16x4-8-9-biases").as_dict()
+    assert biased["shape"]["biases"] is True  # type: ignore[index]
+    assert set(biased) == {field.name for field in fields(Recipe)}
 
 
 @pytest.mark.parametrize(("name", "flops"), [("igpt-s", 7.9e19), ("igpt-m", 4.2e20), ("igpt-l", 1.2e21), ("igpt-xl", 2.6e22)])

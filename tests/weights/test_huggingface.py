@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from igpt.shape import ModelShape
 from igpt.weights.huggingface import is_huggingface, read_huggingface, write_huggingface
 from igpt.weights.onnx import write_onnx
 from igpt.weights.own import load_tensors, save_tensors, save_weights
-from igpt.weights.read import read_weights
+from igpt.weights.read import read_weights, weights_shape
 
 
 @pytest.fixture
@@ -98,11 +99,64 @@ def test_a_pickle_that_would_run_code_is_refused(folder: Path, tmp_path: Path, m
     assert not (tmp_path / "evil-was-run").exists()
 
 
-def test_biases_that_are_not_zero_are_refused(folder: Path) -> None:
+BIASES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+
+
+@pytest.mark.parametrize("name", BIASES)
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "bin"])
+def test_a_bias_that_is_not_zero_is_read_and_gives_their_logits(
+    folder: Path, tokens: torch.Tensor, name: str, pickled: bool
+) -> None:
     tensors = load_tensors(folder / "model.safetensors")[0]
-    tensors["transformer.h.1.mlp.c_fc.bias"][3] = 0.5
+    tensors[f"transformer.h.1.{name}.bias"][3] = 2.0
     save_tensors(folder / "model.safetensors", tensors)
-    with pytest.raises(UsageError, match=r"biases that are not zero \(h\.1\.mlp\.c_fc\.bias\)"):
+    if pickled:
+        as_pickle(folder, lambda tensors: None)
+    ours = read_huggingface(folder)
+    assert ours.shape.biases and weights_shape(folder) == ours.shape
+    with torch.no_grad():
+        assert_close(ours(tokens), theirs(folder)(input_ids=shifted(tokens)).logits, atol=2e-5, rtol=1e-5)
+
+
+def test_biases_make_the_round_trip_through_their_library_and_through_ours(
+    biased: ImageGPT, greys: Palette, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    write_huggingface(tmp_path / "ours", biased, greys)
+    library = theirs(tmp_path / "ours")
+    with torch.no_grad():
+        assert_close(library(input_ids=shifted(tokens)).logits, biased(tokens), atol=2e-5, rtol=1e-5)
+    library.save_pretrained(tmp_path / "theirs")
+    save_weights(tmp_path / "own", read_huggingface(tmp_path / "theirs"), greys)
+    again = read_weights(tmp_path / "own")
+    assert again.shape == biased.shape
+    for name, tensor in biased.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
+def test_biases_of_zero_are_none(folder: Path, model: ImageGPT) -> None:
+    assert read_huggingface(folder).shape == weights_shape(folder) == model.shape
+
+
+def test_a_folder_with_some_of_its_biases_says_which_is_missing(biased: ImageGPT, tmp_path: Path) -> None:
+    write_huggingface(tmp_path / "some", biased)
+    tensors = load_tensors(tmp_path / "some" / "model.safetensors")[0]
+    del tensors["transformer.h.0.mlp.c_fc.bias"]
+    save_tensors(tmp_path / "some" / "model.safetensors", tensors)
+    with pytest.raises(UsageError, match=r"\(h\.0\.mlp\.c_fc\.bias is missing\)"):
+        read_huggingface(tmp_path / "some")
+
+
+def test_a_name_that_requires_a_shape_takes_no_biases(biased: ImageGPT, tmp_path: Path) -> None:
+    write_huggingface(tmp_path / "biased", biased)
+    with pytest.raises(UsageError, match=r"have another shape \(.*, autoregressive, with biases\) than they need"):
+        read_weights(tmp_path / "biased", replace(biased.shape, biases=False))
+
+
+def test_a_bias_of_any_size_costs_no_time(folder: Path, tmp_path: Path) -> None:
+    endless = torch.ones(1).expand(2**50)  # of one stored number
+    as_pickle(folder, lambda tensors: tensors.update({"transformer.h.0.mlp.c_fc.bias": endless}))
+    assert not weights_shape(folder).biases
+    with pytest.raises(UsageError, match=r"c_fc\.bias has the shape"):
         read_huggingface(folder)
 
 

@@ -96,12 +96,19 @@ def test_weights_in_half_precision_cost_half_and_keep_to_their_bound(long: Image
         assert np.abs(logits - ours[:, position]).max() < 0.05
 
 
-def test_a_tiny_shape_and_a_completion_by_greedy(model: ImageGPT, greys: Palette, tmp_path: Path, tokens: torch.Tensor) -> None:
+@pytest.mark.parametrize("weights", ["model", "biased"])
+def test_a_tiny_shape_and_a_completion_by_greedy(
+    weights: str, greys: Palette, tmp_path: Path, tokens: torch.Tensor, request: pytest.FixtureRequest
+) -> None:
+    model: ImageGPT = request.getfixturevalue(weights)
     write_onnx(tmp_path / "small", model, greys)
     onnx.checker.check_model(tmp_path / "small" / "model.onnx")
     ours = complete(model, tokens[:, :4], n=1, seed=0, temperature=0)[:, 0].numpy()
+    with torch.no_grad():
+        expected = model(torch.from_numpy(ours)).numpy()
     for position, logits in enumerate(steps(tmp_path / "small", ours, 8, given=4), start=4):
         assert (logits.argmax(-1) == ours[:, position]).all()
+        assert np.abs(logits - expected[:, position]).max() < 1e-4
 
 
 def test_weights_beyond_half_precision_are_refused(model: ImageGPT, greys: Palette, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from igpt.errors import UsageError
 from igpt.model import ImageGPT
 from igpt.palette import Palette
-from igpt.shape import ModelShape
+from igpt.shape import ModelShape, Objective
 from igpt.weights.own import load_tensors, load_weights, released_palette, save_tensors, save_weights
 
 
@@ -30,6 +30,22 @@ def test_saved_weights_give_the_same_logits(folder: Path, model: ImageGPT, greys
     assert loaded.shape == model.shape
     assert palette.digest == greys.digest
     assert torch.equal(loaded(tokens), model(tokens))
+
+
+def test_weights_without_biases_are_described_as_they_always_were(folder: Path, model: ImageGPT) -> None:
+    fields = ["n_layer", "n_embd", "n_head", "n_vocab", "n_ctx", "objective", "palette_sha256"]
+    assert list(json.loads((folder / "config.json").read_text())) == fields
+    assert load_weights(folder)[0].shape.biases is False
+
+
+@pytest.mark.parametrize("objective", ["autoregressive", "bert"])
+def test_weights_with_biases_come_back_with_them(
+    greys: Palette, tokens: torch.Tensor, tmp_path: Path, objective: Objective
+) -> None:
+    biased = random_model(ModelShape(2, 16, 2, 8, 9, objective, biases=True))
+    save_weights(tmp_path, biased, greys)
+    assert json.loads((tmp_path / "config.json").read_text())["biases"] is True
+    assert torch.equal(load_weights(tmp_path, biased.shape)[0](tokens), biased(tokens))
 
 
 def test_bert_weights_come_back_as_bert(bert: ImageGPT, greys: Palette, tmp_path: Path) -> None:
@@ -52,7 +68,8 @@ def test_the_palette_of_other_weights_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"n_head": 0}, {"n_layer": 0}, {"n_layer": -1}, {"n_layer": 2.0}, {"n_vocab": True}, {"n_embd": 2**62}, {"objective": "gpt"}],
+    [{"n_head": 0}, {"n_layer": 0}, {"n_layer": -1}, {"n_layer": 2.0}, {"n_vocab": True}, {"n_embd": 2**62}, {"objective": "gpt"},
+     {"biases": 1}, {"biases": "true"}, {"biases": None}, {"biases": []}],
 )  # fmt: skip
 def test_a_config_of_impossible_numbers_is_refused(folder: Path, change: dict[str, object]) -> None:
     config = json.loads((folder / "config.json").read_text())
@@ -64,7 +81,7 @@ def test_a_config_of_impossible_numbers_is_refused(folder: Path, change: dict[st
 
 def test_weights_of_another_shape_than_the_recipes_are_refused(folder: Path, model: ImageGPT) -> None:
     assert load_weights(folder, model.shape)[0].shape == model.shape
-    for change in ({"n_layer": 3}, {"n_head": 4}, {"objective": "bert"}):
+    for change in ({"n_layer": 3}, {"n_head": 4}, {"objective": "bert"}, {"biases": True}):
         with pytest.raises(UsageError, match=f"the weights found as {folder} have another shape .* than they need"):
             load_weights(folder, replace(model.shape, **change))
 
@@ -73,6 +90,13 @@ def test_weights_of_another_shape_than_the_recipes_are_refused(folder: Path, mod
 def test_a_config_of_something_else_is_refused(folder: Path, config: str) -> None:
     (folder / "config.json").write_text(config)
     with pytest.raises(UsageError, match="does not describe an Image GPT|is empty"):
+        load_weights(folder)
+
+
+def test_biases_that_the_tensors_do_not_have_are_missing(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "biases": True}))
+    with pytest.raises(UsageError, match=r"blocks\.0\.attn\.qkv\.bias is missing, and 7 more"):
         load_weights(folder)
 
 

@@ -296,7 +296,7 @@ def test_a_pointer_of_git_lfs_in_place_of_a_released_file_is_called_one(tmp_path
 
 
 @pytest.mark.parametrize(
-    "bias", [torch.tensor(0.0), torch.zeros(47), torch.zeros(48, dtype=torch.int64), torch.full((48,), torch.nan), torch.ones(48)],
+    "bias", [torch.tensor(0.0), torch.zeros(47), torch.zeros(48, dtype=torch.int64), torch.full((48,), torch.nan), torch.ones(47)],
     ids=["scalar", "short", "integers", "nan", "ones"],
 )  # fmt: skip
 def test_a_bias_of_another_kind_is_refused(bias: Tensor, model: Model, greys: Palette, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from igpt.pretrained import open_weights
 from igpt.project import Project
 from igpt.shape import ModelShape
 from igpt.train.recipes import recipe
-from igpt.weights.own import save_weights
+from igpt.weights.classifier import ImageClassifier, write_classifier
+from igpt.weights.huggingface import write_huggingface
+from igpt.weights.own import load_tensors, save_weights
 from igpt.weights.read import read_weights
 from igpt.weights.released import RELEASED, Released
 
@@ -26,6 +29,35 @@ def test_a_folder_of_ours_gives_the_same_logits(model: Model, greys: Palette, to
     assert torch.equal(loaded(tokens), model(tokens))
     assert not loaded.training
     assert torch.equal(loaded.complete(tokens[:, :4], n=2, seed=1), loaded.complete(tokens[:, :4], n=2, seed=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("make", ["ours", "safetensors", "bin"])
+def test_half_precision_in_a_folder_of_any_name_is_read_as_the_same_numbers(
+    biased: Model, greys: Palette, tokens: torch.Tensor, tmp_path: Path, make: str, dtype: torch.dtype
+) -> None:
+    folder = tmp_path / "mes poids 我的 'w\neights\" 100%"
+    half = copy.deepcopy(biased).to(dtype)
+    (save_weights if make == "ours" else write_huggingface)(folder, half, greys)
+    if make == "bin":
+        torch.save(load_tensors(folder / "model.safetensors")[0], folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    for found in (ImageGPT.from_pretrained(folder), open_weights(str(folder))[0]):
+        assert found.wte.dtype == torch.float32 and found.shape.biases
+        assert torch.equal(found(tokens), half.float()(tokens))
+    assert open_weights(str(folder))[1].digest == greys.digest
+
+
+def test_a_classifiers_folder_gives_features_and_its_colours(
+    biased: Model, greys: Palette, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    expected = biased.features(tokens)
+    biased.register_parameter("wtet", None)
+    write_classifier(tmp_path / "pets", ImageClassifier(biased, torch.ones(2, 16), ("cat", "dog"), greys, shifted=True))
+    network, palette = open_weights(str(tmp_path / "pets"))
+    assert network.wtet is None and palette.digest == greys.digest
+    for found in (network, ImageGPT.from_pretrained(tmp_path / "pets")):
+        assert all(torch.equal(features, expected[layer]) for layer, features in found.features(tokens).items())
 
 
 def test_a_released_name_with_files_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

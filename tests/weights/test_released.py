@@ -308,7 +308,7 @@ def test_a_page_instead_of_the_index_leads_to_the_second_address(checkpoint: Pat
 
 
 @pytest.mark.parametrize("make", ["safetensors", "bin"])
-@pytest.mark.parametrize("fault", ["a page", "another model", "a classifier"])
+@pytest.mark.parametrize("fault", ["a page", "another model", "a classifier", "biases"])
 def test_other_weights_at_the_second_address_never_get_the_name(checkpoint: Path, mirror: Path, fault: str, make: str) -> None:
     shutil.rmtree(checkpoint)
     tensors = load_file(mirror / "model.safetensors")
@@ -316,6 +316,8 @@ def test_other_weights_at_the_second_address_never_get_the_name(checkpoint: Path
         tensors = {name: tensor[:-1] if name == "lm_head.weight" else tensor for name, tensor in tensors.items()}
     elif fault == "a classifier":
         tensors["score.weight"] = tensors.pop("lm_head.weight")
+    elif fault == "biases":
+        tensors["transformer.h.2.mlp.c_fc.bias"][5] = 0.1
     save_file(tensors, mirror / "model.safetensors")
     if make == "bin":
         pickled(mirror)
@@ -323,6 +325,7 @@ def test_other_weights_at_the_second_address_never_get_the_name(checkpoint: Path
     if fault == "a page":
         file.write_bytes(b"<html>you are not logged in</html>")
     says = {"a page": "is a text that begins with", "another model": "shape", "a classifier": "has no output matrix"}
+    says["biases"] = "is of another model (3 blocks"
     message = failure("igpt-s")
     assert f"{file.name} could not be fetched" in message and f"{says[fault]}" in message.partition("what came ")[2]
     folder = RELEASED["igpt-s"].mirrored

@@ -12,7 +12,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -92,7 +92,7 @@ class Signer:
             parameters, chosen = self.parameters(stage), protocol(stage.notebook)
             parts = {f"parameter {name}": json.dumps(value) for name, value in parameters.items()}
             parts |= {f"data {name}": split_digest(name) for name in chosen.datasets(parameters)}
-            parts |= {f"recipe {plan.name}": json.dumps(asdict(plan), sort_keys=True) for plan in chosen.recipes(parameters)}
+            parts |= {f"recipe {plan.name}": json.dumps(plan.as_dict(), sort_keys=True) for plan in chosen.recipes(parameters)}
             parts |= {f"stage {parent.name}": self.sign(parent).digest for parent in self.parents(stage).values()}
             parts |= self._reached_code(stage.notebook, *chosen.chosen_modules(parameters))
             self._signatures[stage] = Signature(parts)

@@ -1,7 +1,8 @@
 """A user's own weights: register a path under a name, made of the folder's name and the digest of its files.
 
 A folder that is moved but keeps its name keeps its results. A renamed folder counts as different weights, even with the same
-digest. ``runs/weights/NAME.json`` holds the path, digest and shape of the weights.
+digest. ``runs/weights/NAME.json`` holds the path, digest and shape of the weights. A published model's name stands for its
+folder in the package, and a released model's for the parameters that mean its weights.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from igpt.companion.experiments.protocols import protocol
 from igpt.companion.results.notebooks import near_misses, read_notebook
@@ -20,6 +22,9 @@ from igpt.companion.stage import Literal, Stage
 from igpt.errors import UsageError
 from igpt.files import read_json, write_text
 from igpt.project import Project, whole_path
+
+if TYPE_CHECKING:
+    from igpt.weights.released import Released
 
 TRAINED, RELEASED = "trained", "released"
 NAME = re.compile(r"[\w.+-]+-[0-9a-f]{12}")
@@ -45,11 +50,15 @@ class Registered:
 
 
 def resolve_weights(project: Project, stage: Stage) -> Stage:
-    """Replace a path in the parameter ``weights`` by its registered name, and set model and objective of these weights.
+    """Replace a path or a model's name in the parameter ``weights`` by what names them in a stage; set model and objective.
 
+    A path and a published model (``laptop-l``) become their registered name; a released model (``igpt-s``, ``igpt-s-bert``,
+    ``igpt-s@131000``) becomes ``released``, with its step where the notebook takes one.
     Raises UsageError if the weights are missing or damaged, belong to a different model than given, or do not fit the data, and
-    if the value is not ``trained``, ``released``, a registered name or a path.
+    if the value is not ``trained``, ``released``, such a name, a registered name or a path.
     """
+    from igpt.weights.released import released_model
+
     defaults = read_notebook(project.notebooks, stage.notebook).defaults
     given = stage.parameters
     word = given.get("weights", defaults.get("weights", TRAINED))
@@ -60,6 +69,10 @@ def resolve_weights(project: Project, stage: Stage) -> Stage:
         if stage.notebook in ("weights", "released_loss"):
             raise UsageError(f"notebook {stage.notebook} takes weights that exist, not {TRAINED}: give {RELEASED} or a path")
         return stage
+    if known := released_model(word):
+        _refuse_namesake(word)
+        stage = Stage.of(stage.notebook, **_released_parameters(stage, word, known, defaults))
+        given, word = stage.parameters, RELEASED
     if word == RELEASED:
         if released := _released({**defaults, **given}):
             _check_data(stage.notebook, {**defaults, **given}, f"OpenAI's {released.model}", released)
@@ -72,13 +85,8 @@ def resolve_weights(project: Project, stage: Stage) -> Stage:
         raise UsageError(f"loss_against_probe compares the weights after several steps, and {word} holds one: run linear_probe")
     if entry.objective == "bert" and "objective" not in defaults:
         raise UsageError(f"notebook {stage.notebook} is for autoregressive weights, and {word} holds BERT's: give others")
-    required = {"model": entry.model, "objective": entry.objective}
-    for parameter, value in required.items():
-        if parameter in given and given[parameter] != value:
-            raise UsageError(
-                f"{word} holds weights of {entry.model}, {entry.objective}, and {parameter} is {given[parameter]}: leave"
-                f" {parameter} out, or give {value}"
-            )
+    required: dict[str, Literal] = {"model": entry.model, "objective": entry.objective}
+    _check_given(word, given, required)
     resolved = {**given, **{k: v for k, v in required.items() if k in defaults}, "weights": name}
     _check_data(stage.notebook, {**defaults, **resolved}, word, entry)
     return Stage.of(stage.notebook, **resolved)
@@ -110,16 +118,21 @@ def share_names(project: Project, home: Project) -> None:
 
 def _register(project: Project, word: str) -> tuple[str, Registered]:
     """Register the weights at a path; their name and registration. Raises UsageError for unsuitable weights."""
+    from igpt.pretrained import published_folder
+    from igpt.train.recipes import TRAINED as MODELS
     from igpt.train.recipes import model_of
-    from igpt.weights.huggingface import has_output, is_huggingface
+    from igpt.weights.huggingface import folder_shape, is_huggingface
     from igpt.weights.read import read_palette, weights_shape
 
     path = whole_path("weights", word)
+    if word in MODELS and (published := published_folder(word)):
+        _refuse_namesake(word)
+        path = published
     if not word or not _exists(path):
         raise _unknown(project, word)
     if path.is_dir() and not (path / "config.json").exists() and (indices := sorted(path.glob("*.index"))):
         raise UsageError(f"{path} holds TensorFlow checkpoints: give the path of one, such as {indices[-1].with_suffix('')}")
-    if path.is_dir() and is_huggingface(path) and not has_output(path):
+    if path.is_dir() and is_huggingface(path) and not folder_shape(path)[1]:
         raise UsageError(
             f"{path} holds weights without an output matrix, as a classifier's: igpt.ImageGPT.from_pretrained reads their"
             " features, and no notebook takes them: give those of a generative model, with lm_head.weight"
@@ -138,11 +151,7 @@ def _register(project: Project, word: str) -> tuple[str, Registered]:
 def _unknown(project: Project, word: str) -> UsageError:
     """The error for a word that is not the name or path of weights."""
     from igpt.train.recipes import recipe
-    from igpt.weights.released import released_model
 
-    if released := released_model(word):
-        model, objective = released.name.removesuffix("-bert"), released.shape.objective
-        return UsageError(f"{word} names OpenAI's weights: give weights={RELEASED}, model={model} and objective={objective}")
     try:
         return UsageError(f"{word} names a recipe: give model={recipe(word).name}, and leave weights out")
     except UsageError:
@@ -161,6 +170,45 @@ def _check_trained(given: Mapping[str, Literal], defaults: Mapping[str, Literal]
     if CUSTOM.fullmatch(model) and given.get("weights", TRAINED) == TRAINED:
         advice = "give weights=FOLDER too, or another model" if "weights" in defaults else "choose another model"
         raise UsageError(f"{model} is the shape of somebody's own weights, which no recipe trains: {advice}")
+
+
+def _released_parameters(stage: Stage, word: str, known: Released, defaults: Mapping[str, Literal]) -> dict[str, Literal]:
+    """A stage's parameters with those that mean the released weights called ``word``.
+
+    Raises UsageError for weights that contradict the given parameters, or that the notebook cannot name.
+    """
+    from igpt.weights.released import LAST_STEP
+
+    notebook, objective = stage.notebook, known.shape.objective
+    meant: dict[str, Literal] = {"model": known.name.removesuffix("-bert"), "objective": objective}
+    if "@" in word:  # without it, a given step chooses among the steps
+        meant["step"] = known.step
+    _check_given(word, stage.parameters, meant)
+    if objective == "bert" and "objective" not in defaults:
+        raise UsageError(f"notebook {notebook} is for autoregressive weights, and {word} names BERT's: give others")
+    if known.step != LAST_STEP and "step" not in defaults:
+        raise UsageError(f"notebook {notebook} takes weights after their last step, and {word} names others: give {known.name}")
+    named = {name: value for name, value in meant.items() if name == "model" or name in defaults}
+    return {**stage.parameters, **named, "weights": RELEASED}
+
+
+def _check_given(word: str, given: Mapping[str, Literal], required: Mapping[str, Literal]) -> None:
+    """Raise UsageError for a given parameter that contradicts the weights called ``word``."""
+    for parameter, value in required.items():
+        if parameter in given and given[parameter] != value:
+            raise UsageError(
+                f"{word} holds weights of {required['model']}, {required['objective']}, and {parameter} is {given[parameter]}:"
+                f" leave {parameter} out, or give {value}"
+            )
+
+
+def _refuse_namesake(word: str) -> None:
+    """Raise UsageError for a folder that is called as weights are, so that a name never depends on the working directory."""
+    if _exists(Path(word)):
+        raise UsageError(
+            f"{word} names weights, and something in this folder is called so too: give weights=./{word} for that, or run the"
+            " command in another folder"
+        )
 
 
 def _released(given: Mapping[str, Literal]) -> Registered | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
 
 from igpt.companion.results.record import Record
 from igpt.companion.results.store import RecordStore
@@ -39,7 +38,7 @@ def publish(model: str) -> str:
     probes = [store.read(Stage.of("linear_probe", model=model, dataset=name, seed=0)) for name in ("cifar10", "tiny-imagenet")]
     card = {
         "model": model,
-        "recipe": asdict(plan),
+        "recipe": plan.as_dict(),
         "seed": 0,
         "data": data_card(plan.dataset).title,
         "terms": data_card(plan.dataset).terms,

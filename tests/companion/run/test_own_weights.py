@@ -141,6 +141,22 @@ def test_every_make_is_taken(project: Project, tmp_path: Path, shades: Palette) 
 
 
 @pytest.mark.usefixtures("evaluate")
+@pytest.mark.parametrize("make", ["theirs", "ours"])
+def test_weights_with_biases_have_a_model_of_their_own_name(project: Project, tmp_path: Path, shades: Palette, make: str) -> None:
+    shape = replace(recipe("tiny-m").shape, biases=True)
+    write = write_huggingface if make == "theirs" else save_weights
+    write(tmp_path / "biased", random_model(shape), shades)
+    found = settled(project, tmp_path / "biased")
+    assert found["model"] == "custom-3x24x2-16-64-biases" and recipe(str(found["model"])).shape == shape
+    assert settled(project, str(found["weights"])) == found
+    assert "holds weights of custom-3x24x2-16-64-biases, autoregressive, and model is tiny-m: leave model out" in refused(
+        project, tmp_path / "biased", model="tiny-m"
+    )
+    path = own_path(project, str(found["weights"]))
+    assert existing.own_weights(path, shape, str(found["weights"])).network.shape == shape
+
+
+@pytest.mark.usefixtures("evaluate")
 def test_a_shape_that_a_recipe_has_is_called_by_it(project: Project, tmp_path: Path, shades: Palette) -> None:
     for objective in ("autoregressive", "bert"):
         shape = recipe("tiny-m", objective).shape  # type: ignore[arg-type]  # one of two
@@ -192,9 +208,9 @@ def test_a_word_that_names_no_weights_is_answered_by_what_was_meant(project: Pro
     assert "there are no weights 'releases'; did you mean released, or give a folder, or a" in refused(project, "releases")
     name = str(settled(project, folder)["weights"])
     assert f"did you mean {name}" in refused(project, f"{name[:-1]}/")
-    assert "give weights=released, model=igpt-s and objective=bert" in refused(project, "igpt-s-bert")
     assert "was not released after 5 steps" in refused(project, "igpt-s@5")
-    assert "laptop-l names a recipe: give model=laptop-l, and leave weights out" in refused(project, "laptop-l")
+    assert "tiny-l names a recipe: give model=tiny-l, and leave weights out" in refused(project, "tiny-l")
+    assert "igpt-xl names a recipe" in refused(project, "igpt-xl")
     assert "there are no weights ''" in refused(project, "")
     shutil.copytree(FIXTURES / "bert", tmp_path / "checkpoints")
     one = tmp_path / "checkpoints" / "model.ckpt-1000000"
@@ -247,6 +263,76 @@ def test_released_weights_are_held_against_the_data_before_they_are_fetched(
     )
     for dataset in ("cifar10", "stl10", "imagenet-tokens", "a typo, which the plan refuses"):
         assert settled(project, "released", model="igpt-m", dataset=dataset)["dataset"] == dataset
+
+
+def test_a_released_models_name_means_its_parameters(project: Project, write_notebook: WriteNotebook) -> None:
+    write_notebook("evaluate", EVALUATE, "")
+    signer, pictures = Signer(project.notebooks), {"dataset": "cifar10"}
+    for word, objective in (("igpt-m", "autoregressive"), ("igpt-m@1000000", "autoregressive"), ("igpt-m-bert", "bert")):
+        named = resolve_weights(project, Stage.of("evaluate", weights=word, **pictures))
+        meant = Stage.of("evaluate", weights="released", model="igpt-m", objective=objective, **pictures)
+        assert signer.canonical(named) == signer.canonical(meant)
+        assert resolve_weights(project, named) == named
+        assert settled(project, word, model="igpt-m", objective=objective, **pictures) == named.parameters
+    assert not (project.runs / "weights").exists()
+
+
+def test_a_released_models_step_is_one_of_the_notebooks(project: Project, write_notebook: WriteNotebook) -> None:
+    steps = {"model": "igpt-s", "weights": "released"}
+    both = {**steps, "objective": "bert"}
+    assert settled(project, "igpt-s-bert@131000", "weights") == {**both, "step": 131_000}
+    assert settled(project, "igpt-s@262000", "released_loss") == {**steps, "step": 262_000}
+    assert settled(project, "igpt-s", "released_loss", step=524_000) == {**steps, "step": 524_000}
+    assert refused(project, "igpt-s@131000", "weights", step=262_000).endswith("leave step out, or give 131000")
+    write_notebook("samples", 'model = "tiny-s"\ndataset = ""\nweights = "trained"', "")
+    assert settled(project, "igpt-s", "samples", dataset="cifar10") == {**steps, "dataset": "cifar10"}
+    said = refused(project, "igpt-s@131000", "samples")
+    assert said == "notebook samples takes weights after their last step, and igpt-s@131000 names others: give igpt-s"
+    assert "samples is for autoregressive weights, and igpt-s-bert names BERT's" in refused(project, "igpt-s-bert", "samples")
+
+
+def test_a_released_models_name_contradicts_other_parameters(project: Project, write_notebook: WriteNotebook) -> None:
+    write_notebook("evaluate", EVALUATE, "")
+    said = "igpt-s holds weights of igpt-s, autoregressive, and {}: leave {} out, or give {}"
+    assert refused(project, "igpt-s", model="igpt-m") == said.format("model is igpt-m", "model", "igpt-s")
+    assert refused(project, "igpt-s", model=CUSTOM) == said.format(f"model is {CUSTOM}", "model", "igpt-s")
+    assert refused(project, "igpt-s", objective="bert") == said.format("objective is bert", "objective", "autoregressive")
+    assert "OpenAI's igpt-s reads colour images of 32 x 32 pixels, and digits has grey" in refused(project, "igpt-s")
+
+
+def test_a_published_models_name_registers_its_folder(
+    project: Project, tmp_path: Path, shades: Palette, write_notebook: WriteNotebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_notebook("evaluate", EVALUATE, "")
+    monkeypatch.setenv("IGPT_ROOT", str(project.root))  # whose published models come first
+    save_weights(project.models / "tiny-m", random_model(recipe("tiny-m").shape), shades)
+    found = settled(project, "tiny-m")
+    name = str(found["weights"])
+    assert re.fullmatch("tiny-m-[0-9a-f]{12}", name)
+    assert found == {"model": "tiny-m", "objective": "autoregressive", "weights": name}
+    assert settled(project, name) == settled(project, "tiny-m", model="tiny-m") == found
+    assert own_path(project, name) == project.models / "tiny-m"
+    assert "tiny-m holds weights of tiny-m, autoregressive, and model is tiny-s" in refused(project, "tiny-m", model="tiny-s")
+    shutil.copytree(project.models / "tiny-m", tmp_path / "elsewhere" / "tiny-m")
+    assert settled(project, tmp_path / "elsewhere" / "tiny-m") == found  # the same files, so the same weights
+
+
+def test_the_packages_model_can_be_given_by_its_name(project: Project, write_notebook: WriteNotebook) -> None:
+    write_notebook("evaluate", EVALUATE, "")
+    found = settled(project, "laptop-l", dataset="cifar10")
+    assert found["model"] == "laptop-l" and re.fullmatch("laptop-l-[0-9a-f]{12}", str(found["weights"]))
+    assert "laptop-l reads colour images of 16 x 16 pixels, and digits has grey" in refused(project, "laptop-l")
+
+
+@pytest.mark.parametrize("word", ["igpt-s", "laptop-l"])
+def test_a_folder_that_is_called_as_weights_are_is_meant_by_its_path(
+    project: Project, folder: Path, write_notebook: WriteNotebook, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    write_notebook("evaluate", EVALUATE, "")
+    monkeypatch.chdir(folder.parent)
+    folder.rename(folder.with_name(word))
+    assert f"{word} names weights, and something in this folder is called so too: give weights=./{word}" in refused(project, word)
+    assert settled(project, f"./{word}")["model"] == CUSTOM
 
 
 def test_a_model_that_is_nobodys_recipe_wants_weights(project: Project, write_notebook: WriteNotebook) -> None:
