@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from igpt.files import file_size, write_atomically
 # Pillow also logs some of the damage that it raises; without any handler, logging would print that line.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
+Resize = Literal["crop", "squeeze"]  # of a picture of any size: its central square, or all of it; see `igpt.data.resize.fitted`
 LINE = 128  # grey level of the lines between the images of a grid
 SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".dib"),

@@ -234,6 +234,24 @@ def train(
     return train(recipe, objective, data=store, out=out, **options)  # type: ignore[arg-type]
 
 
+@command("fine-tune", checkout=False)
+def fine_tune(
+    dataset: Dataset,
+    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
+    model: ModelOption = "laptop-l",
+    epochs: Annotated[int, typer.Option(min=1, help="At most; the best number is chosen on held-out pictures.")] = 10,
+    seed: Annotated[int, typer.Option(**SEED, help="Of the batches.")] = 0,
+) -> tuple[str | None, int]:
+    """Train a classifier of a data set, from weights that exist.
+
+    All weights are trained, at several learning rates; the test part is used once, at the end. The folder opens here and in
+    transformers, and its README.md says how it was made. Run it again to resume.
+    """
+    from igpt.companion.run.fine_tune import fine_tune_on
+
+    return fine_tune_on(dataset, model, out=out, epochs=epochs, seed=seed)
+
+
 @command("evaluate-loss", checkout=False)
 def evaluate_loss(
     model: Annotated[str, typer.Argument(help=MODELS)],

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from igpt.data.jpegs import Jpegs
     from igpt.data.labelled import Tokens
     from igpt.palette import Palette
+    from igpt.pictures import Resize
 
 Official = Literal["train", "test"]  # the splits as published; validation is a part of train
 SplitName = Literal["train", "validation", "test"]
@@ -72,6 +73,7 @@ class DataSet:
     read: Callable[[DataSet, Official], tuple[NDArray[np.uint8] | Jpegs | FittedPictures, NDArray[np.int64]]] | None = None
     tokens: Callable[[DataSet, SplitName, int, Palette], Tokens] | None = None
     cropped: bool = False  # whether pictures vary in size and are cropped; those of other sets are square and reduced whole
+    resize: Resize = "crop"  # how those pictures become square
     in_memory: bool = True  # whether the reduced pictures fit into memory, so that `load_split` returns them
     content: str = ""  # SHA-256 of images and labels, for a set without files
     split: str = ""  # SHA-256 of the held-out indices, if there is an official test split

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from igpt.data.resize import Resize, fitted
+from igpt.data.resize import fitted
 from igpt.data.workers import each
 from igpt.errors import UsageError
 from igpt.files import is_litter
 from igpt.machine import cores
 from igpt.palette import Palette
-from igpt.pictures import OTHER_SUFFIXES, SUFFIXES, decoded
+from igpt.pictures import OTHER_SUFFIXES, SUFFIXES, Resize, decoded
 from igpt.text import counted
 
 AT_ONCE = 64  # pictures that a worker decodes before it hands them over

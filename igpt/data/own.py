@@ -28,12 +28,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from igpt.data.dataset import DataSet, Official, data_home
 from igpt.data.folders import AT_ONCE, find_pictures, note_lines, skipped_lines
 from igpt.data.npz import labelled_arrays
-from igpt.data.resize import CROP, FILTERS, Resize, fitted
+from igpt.data.resize import CROP, FILTERS, fitted
 from igpt.data.workers import each
 from igpt.errors import UsageError
 from igpt.files import cannot_read, read_json, read_whole, wait_for_lock, write_atomically, write_text
 from igpt.machine import cores
-from igpt.pictures import decoded
+from igpt.pictures import Resize, decoded
 from igpt.text import counted, listed, visible
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
@@ -136,6 +136,7 @@ def own_card(name: str) -> DataSet | None:
         names=lambda card: declared.classes,
         read=read_own,
         cropped=True,
+        resize=declared.resize,
         in_memory=declared.train + declared.validation + declared.test <= IN_MEMORY,
         content=declared.digest,
         subfolder=declared.source,

@@ -6,13 +6,16 @@ with antialiasing by default; the header of a token store records the filter.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from igpt.errors import UsageError
+
+if TYPE_CHECKING:  # an import would make every stage depend on the reader of image files
+    from igpt.pictures import Resize
 
 FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -21,7 +24,6 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 CROP = 224  # pixels per side
-Resize = Literal["crop", "squeeze"]  # of a user's pictures, see `fitted`
 SHORT = (256, 384)  # bounds of the short side of a training crop
 
 

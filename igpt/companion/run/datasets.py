@@ -12,10 +12,10 @@ from igpt.data.cards import by_hand, is_own, is_present
 from igpt.data.cifar_tokens import compare_released, released_splits
 from igpt.data.fetching import check_dataset, dataset_lines, download, fetch_dataset
 from igpt.data.own import add_own
-from igpt.data.resize import Resize
 from igpt.data.tokens import TokenizeSettings, check_stores, make_store
 from igpt.errors import UsageError
 from igpt.palette import Palette
+from igpt.pictures import Resize
 from igpt.progress import Bar, tell
 
 

@@ -58,7 +58,7 @@ def train(
     else:
         runtime = replace(runtime, micro_batch=micro_batch)
     try:
-        with _stop_by_signal() as stopping, _Bar(plan, out / "metrics.jsonl", runtime, launch) as bar:
+        with stop_by_signal() as stopping, _Bar(plan, out / "metrics.jsonl", runtime, launch) as bar:
             losses = train_store(
                 plan,
                 data,
@@ -76,7 +76,7 @@ def train(
 
 
 @contextmanager
-def _stop_by_signal() -> Iterator[list[int]]:
+def stop_by_signal() -> Iterator[list[int]]:
     """Context manager: the first stop signal is appended to the list instead of ending the process; the second interrupts."""
     received: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
