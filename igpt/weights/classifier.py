@@ -84,6 +84,14 @@ def class_logits(classifier: ImageClassifier, tokens: Tensor) -> Tensor:
     """Logits of the classes, float32 (B, classes), in the convention in which the classifier was fine-tuned.
 
     tokens : int64 (B, T), palette indices, on the network's device
+
+    >>> import numpy as np
+    >>> from igpt.shape import ModelShape
+    >>> network = ImageGPT(ModelShape(n_layer=2, n_embd=16, n_head=2, n_vocab=8, n_ctx=9))
+    >>> greys = Palette(np.linspace(-1, 1, 8, dtype=np.float32)[:, None])
+    >>> classifier = ImageClassifier(network, torch.zeros(2, 16), ("cat", "dog"), greys, shifted=True)
+    >>> class_logits(classifier, torch.zeros(4, 9, dtype=torch.int64)).softmax(1)[0]
+    tensor([0.5000, 0.5000])
     """
     hidden = classifier.network.hidden(tokens, shifted=classifier.shifted)
     pooled = hidden.mean(dim=1, dtype=torch.float32)

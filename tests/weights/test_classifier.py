@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_huggingface import as_pickle, configure, shifted
 from torch import Tensor
 from torch.testing import assert_close
@@ -178,6 +180,27 @@ def test_a_configuration_of_something_else_is_one_sentence(ours: Path, change: d
     with pytest.raises(UsageError, match=message) as caught:
         read_classifier(ours)
     assert str(ours) in str(caught.value) and str(caught.value).isprintable()
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["0", "1", "2", "cat", "LABEL_0", ""]), inner),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(change=st.dictionaries(st.sampled_from(["id2label", "label2id", "problem_type", "igpt_shifted"]), ANYTHING, min_size=1))
+def test_fields_of_any_kind_are_names_or_one_sentence(ours: Path, change: dict[str, object]) -> None:
+    kept = (ours / "config.json").read_text()
+    try:
+        configure(ours, **change)
+        names = read_classifier(ours).names
+        assert len(names) == 3 and all(name.strip() for name in names)
+    except UsageError as error:
+        assert str(ours) in str(error) and str(error).isprintable()
+    finally:
+        (ours / "config.json").write_text(kept)
 
 
 @pytest.mark.parametrize(
