@@ -17,6 +17,7 @@ from igpt.data.jpegs import IMAGENET, SOLUTION, TINY_IMAGENET
 from igpt.data.own import own_card, own_names
 from igpt.data.stl import STL10
 from igpt.errors import UsageError
+from igpt.palette import RELEASED
 
 __all__ = [
     "DATASETS",
@@ -88,6 +89,26 @@ def check_present(name: str) -> None:
     if not card.loose and not any(archive.addresses for archive in card.archives):
         raise UsageError(f"{card.title} is not here: {by_hand(name)}")
     raise UsageError(f"{card.title} is not here: `igpt data fetch {name}` brings it into {card.folder}")
+
+
+def check_fits(name: str, weights: str, *, side: int, channels: int, palette: str) -> None:
+    """Raise UsageError, which names both, unless a data set has images for weights of a side, channels and a palette's digest."""
+    card = data_card(name)
+    reads = images_in_words(side, channels)
+    if card.channels not in (0, channels) or side > card.height:
+        raise UsageError(
+            f"{weights} reads {reads}, and {name} has {images_in_words(card.height, card.channels)}: choose another data set"
+        )
+    if card.tokens and (side, palette) != (card.height, RELEASED):
+        raise UsageError(
+            f"{weights} reads {reads} in its own colours or size, and {name} are tokens of"
+            f" {card.height} x {card.height} pixels in the released ones: choose a data set of pictures"
+        )
+
+
+def images_in_words(side: int, channels: int) -> str:
+    """A format of images as a phrase."""
+    return f"{'grey' if channels == 1 else 'colour'} images of {side} x {side} pixels"
 
 
 def by_hand(name: str) -> str:

@@ -14,7 +14,7 @@ from igpt import __version__
 from igpt.companion.experiments.machines import this_machine
 from igpt.companion.run.training import STOPPED, stop_by_signal
 from igpt.data import LabelledTokens, data_card, labelled_tokens, split_digest
-from igpt.data.cards import check_present
+from igpt.data.cards import check_fits, check_present
 from igpt.errors import UsageError
 from igpt.evaluate.fine_tune import Search, fine_tune, search, settings_grid
 from igpt.files import check_writable, wait_for_lock, write_folder, write_text
@@ -76,6 +76,7 @@ def fine_tune_on(dataset: str, model: str, *, out: Path, epochs: int, seed: int)
         raise UsageError(f"{model} was trained with BERT's objective, for which transformers has no classifier: give others")
     if network.wtet is None:
         raise UsageError(f"{model} has no output matrix, which the generative loss needs: give the weights of a generative model")
+    check_fits(dataset, model, side=side, channels=palette.centres.shape[1], palette=palette.digest)
     splits = [labelled_tokens(dataset, part, side=side, palette=palette) for part in ("train", "validation", "test")]
     grid = settings_grid(dataset, recipe(model_of(shape), shape.objective).learning_rate, epochs=epochs)
     images = epochs * (len(grid) * len(splits[0]) + len(splits[0]) + len(splits[1]))

@@ -43,11 +43,6 @@ class Registered:
     channels: int
     palette: str  # digest
 
-    @property
-    def images(self) -> str:
-        """The format of the images as a phrase."""
-        return _kind(self.side, self.channels)
-
 
 def resolve_weights(project: Project, stage: Stage) -> Stage:
     """Replace a path or a model's name in the parameter ``weights`` by what names them in a stage; set model and objective.
@@ -229,30 +224,13 @@ def _released(given: Mapping[str, Literal]) -> Registered | None:
 
 def _check_data(notebook: str, parameters: dict[str, Literal], word: str, known: Registered) -> None:
     """Raise UsageError for data sets whose images do not fit the weights; the plan refuses unknown data sets."""
-    from igpt.data.cards import DATASETS, data_card
-    from igpt.palette import RELEASED as RELEASED_COLOURS
+    from igpt.data.cards import check_fits, is_known
 
     for dataset in protocol(notebook).datasets(parameters):
         if not dataset and known.model.startswith("custom"):
             raise UsageError(f"of {word} it is not known on which images it was trained: say which to take (-p dataset=cifar10)")
-        if dataset not in DATASETS:
-            continue
-        card = data_card(dataset)
-        if known.channels != card.channels or known.side > card.height:
-            raise UsageError(
-                f"{word} reads {known.images}, and {dataset} has {_kind(card.height, card.channels)}: choose"
-                " another data set (-p dataset=...)"
-            )
-        if card.tokens and (known.side, known.palette) != (card.height, RELEASED_COLOURS):
-            raise UsageError(
-                f"{word} reads {known.images} in its own colours or size, and {dataset} are tokens of"
-                f" {card.height} x {card.height} pixels in the released ones: choose a data set of pictures (-p dataset=...)"
-            )
-
-
-def _kind(side: int, channels: int) -> str:
-    """A format of images as a phrase."""
-    return f"{'grey' if channels == 1 else 'colour'} images of {side} x {side} pixels"
+        if is_known(dataset):
+            check_fits(dataset, word, side=known.side, channels=known.channels, palette=known.palette)
 
 
 def _registration(project: Project, name: str) -> Path:
