@@ -39,6 +39,8 @@ class FittedPictures(Protocol):
 
     def pixels(self, index: int, *, side: int, channels: int, filter: str = "bicubic") -> NDArray[np.uint8]: ...
 
+    def all_pixels(self, *, side: int, channels: int) -> NDArray[np.uint8]: ...
+
 
 @dataclass(frozen=True)
 class Archive:

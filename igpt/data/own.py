@@ -116,6 +116,18 @@ class OwnPictures:
         """One picture, uint8 (side, side, channels); raises as `picture` does."""
         return fitted(self.picture(index), side=side, channels=channels, resize=self.resize, resample=FILTERS[filter])
 
+    def all_pixels(self, *, side: int, channels: int) -> NDArray[np.uint8]:
+        """All pictures, uint8 (N, side, side, channels), read in several processes; raises as `picture` does."""
+        starts = range(0, len(self), AT_ONCE)
+        chunks = (np.arange(start, min(start + AT_ONCE, len(self))) for start in starts)
+        work = ((self.take(chunk), side, channels) for chunk in chunks)
+        return np.concatenate(list(each(_chunk_pixels, work, workers=min(cores(), len(starts)), ordered=True)))
+
+
+def _chunk_pixels(pictures: OwnPictures, side: int, channels: int) -> NDArray[np.uint8]:
+    """Some pictures, uint8 (N, side, side, channels)."""
+    return np.stack([pictures.pixels(index, side=side, channels=channels) for index in range(len(pictures))])
+
 
 def own_card(name: str) -> DataSet | None:
     """The declaration of a registered data set; None if there is none of this name. Raises UsageError if it is damaged."""

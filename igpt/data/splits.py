@@ -81,7 +81,7 @@ def load_official(name: str, split: Official, *, side: int | None = None) -> Spl
     assert isinstance(images, FittedPictures)
     if side is None:
         raise UsageError(f"the pictures of {card.title} differ in size: say to how many pixels a side they are to be reduced")
-    return Split(np.stack([images.pixels(index, side=side, channels=3) for index in range(len(images))]), labels)
+    return Split(images.all_pixels(side=side, channels=3), labels)
 
 
 def validation_indices(name: str) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from igpt.data.cards import check_present, data_card, data_home, own_digest
+from igpt.data.cards import check_present, data_card, data_home, is_own, own_digest
 from igpt.data.dataset import FittedPictures, Official, SplitName, index_digest
 from igpt.data.labelled import LabelledTokens, TokensInMemory
 from igpt.data.resize import FILTERS, centre_crop, random_crop, reduced
@@ -32,6 +32,7 @@ from igpt.data.store import (
 from igpt.data.workers import each
 from igpt.errors import UsageError
 from igpt.files import check_writable, file_sha256, remove_parts, wait_for_lock, write_array
+from igpt.machine import cores
 from igpt.palette import Palette
 from igpt.seeds import check_seed
 
@@ -77,7 +78,8 @@ def labelled_tokens(dataset: str, split: SplitName, *, side: int, palette: Palet
         loaded = load_split(dataset, split, side=side)
         tokens = palette.quantize(loaded.images).reshape(len(loaded), -1)
         return LabelledTokens.of(TokensInMemory(tokens, loaded.labels), classes=card.classes)
-    store, _ = make_store(TokenizeSettings(dataset, "test" if split == "test" else "train", side), palette)
+    workers = cores() if is_own(dataset) else 1  # ImageNet's are tokenised beforehand, with as many as its user says
+    store, _ = make_store(TokenizeSettings(dataset, "test" if split == "test" else "train", side), palette, workers=workers)
     return LabelledTokens.of(store, classes=card.classes) if split == "test" else train_parts(store)[split == "validation"]
 
 
