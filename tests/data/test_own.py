@@ -161,6 +161,14 @@ def test_tokens_are_those_of_the_fitted_pictures(home: Path, pets: Path, resize:
     np.testing.assert_array_equal(tokens.labels, labels)
 
 
+def test_several_processes_read_the_same_pixels(home: Path, pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_own("pets", pets)
+    alone = load_split("pets", "train", side=4).images
+    monkeypatch.setattr(own, "AT_ONCE", 5)
+    monkeypatch.setattr(own, "cores", lambda: 2)
+    np.testing.assert_array_equal(load_split("pets", "train", side=4).images, alone)
+
+
 def test_tokens_of_replaced_pictures_are_not_used(home: Path, pets: Path) -> None:
     add_own("pets", pets)
     before = make_store(TokenizeSettings("pets", "train", 4), COLOURS)[0]
