@@ -252,6 +252,22 @@ def fine_tune(
     return fine_tune_on(dataset, model, out=out, epochs=epochs, seed=seed)
 
 
+@command(checkout=False)
+def classify(
+    images: Annotated[list[Path], typer.Argument(help="Pictures, and folders of them.")],
+    model: Annotated[Path, typer.Option(help="A folder of `igpt fine-tune`, or a classifier that transformers has written.")],
+    out: Annotated[Path | None, typer.Option(help="A .csv, or a .png of up to 100 pictures. Default: a table here.")] = None,
+    skip_broken: SkipOption = False,
+) -> str:
+    """Name the class of each picture, with its probability.
+
+    Pictures become square as they did when the classifier was trained. Run it again to resume.
+    """
+    from igpt.companion.run.classify import classify
+
+    return classify(model, images, out=out, skip=skip_broken)
+
+
 @command("evaluate-loss", checkout=False)
 def evaluate_loss(
     model: Annotated[str, typer.Argument(help=MODELS)],
