@@ -31,7 +31,7 @@ SKIP = "or leave such pictures out with --skip-broken"
 Chunk: TypeAlias = tuple[NDArray[np.uint8], dict[int, str], dict[int, list[str]]]  # pixels, broken, notes
 NOTES = {  # kinds of pictures that a user may want to know of
     "animated": ("animated picture", "its first frame is used"),
-    "enlarged": ("picture smaller than the model's images", "it is enlarged"),
+    "enlarged": ("small picture", "enlarged to the model's size"),
 }
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from igpt.errors import UsageError
 
 Result = TypeVar("Result")
-AHEAD = 3  # pieces of work for each worker that are begun, or done and not yet taken
+AHEAD = 2  # pieces of work for each worker that are begun, or done and not yet taken; loky's queue holds as many
 
 
 def each(
@@ -51,6 +51,8 @@ def each(
     except BrokenProcessPool:
         raise UsageError("a worker was killed, for memory perhaps: run the same command again, with fewer --workers") from None
     finally:
+        while any(not future.running() and not future.done() for future in begun):  # else loky's thread fails on killing
+            time.sleep(0.001)
         pool.shutdown(kill_workers=bool(begun))
 
 

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ def write_features(model: str, paths: Sequence[Path], *, layers: str, out: Path,
     if write is None:
         raise UsageError(f"features are written as .parquet or .npz, not as {out.name}: name a file that ends in one of these")
     if write is _write_parquet:
-        import pyarrow.parquet  # noqa: F401  # comes with an extra, of which to tell at once
+        import pyarrow  # noqa: F401  # comes with an extra, of which to tell at once
     check_writable(out)
     found = find_pictures(paths)
     before = found.digest()
@@ -94,27 +95,28 @@ def _write_parquet(out: Path, found: PictureFiles, rows: NDArray[np.int64], laye
 
 
 def _write_npz(out: Path, found: PictureFiles, rows: NDArray[np.int64], layers: Layers) -> None:
-    """Write some pictures' rows as arrays of their own, atomically."""
-
-    def text(value: Callable[[int], str]) -> tuple[np.dtype[np.str_], tuple[int, ...], Iterator[NDArray[np.str_]]]:
-        dtype = np.dtype(f"<U{max(len(value(row)) for row in rows.tolist()) or 1}")
-        return dtype, (len(rows),), (np.array([value(row) for row in piece.tolist()], dtype) for piece in _pieces(rows, layers))
-
-    arrays: dict[str, tuple[np.dtype, tuple[int, ...], Iterator[NDArray]]] = {
-        "file": text(lambda row: shown_name(found.paths[row]))
-    }
+    """Write some pictures' rows as arrays of their own, atomically and in pieces."""
+    columns: dict[str, Callable[[int], str]] = {"file": lambda row: shown_name(found.paths[row])}
     if any(found.labels):
-        arrays["label"] = text(lambda row: shown_name(found.labels[row]))
-    for layer, features in layers.items():
-        shape = (len(rows), features.shape[1])
-        arrays[f"layer_{layer}"] = features.dtype, shape, (features[piece] for piece in _pieces(rows, layers))
+        columns["label"] = lambda row: shown_name(found.labels[row])
     with write_atomically(out) as stream, zipfile.ZipFile(stream, "w") as archive:
-        for name, (dtype, shape, pieces) in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(member, header)
-                for piece in pieces:
-                    member.write(np.ascontiguousarray(piece).data)
+        for name, value in columns.items():
+            dtype = np.dtype(f"<U{max(len(value(row)) for row in rows.tolist()) or 1}")
+            with _opened(archive, name, dtype, (len(rows),)) as member:
+                for piece in _pieces(rows, layers):
+                    member.write(np.array([value(row) for row in piece.tolist()], dtype).tobytes())
+        for layer, features in layers.items():
+            with _opened(archive, f"layer_{layer}", features.dtype, (len(rows), features.shape[1])) as member:
+                for piece in _pieces(rows, layers):
+                    member.write(features[piece].tobytes())
+
+
+def _opened(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> IO[bytes]:
+    """An array of an archive, to which its values are to be written."""
+    member = archive.open(f"{name}.npy", "w", force_zip64=True)
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(member, header)  # type: ignore[arg-type]  # numpy's type of a file is narrower
+    return member
 
 
 def _pieces(rows: NDArray[np.int64], layers: Layers) -> Iterator[NDArray[np.int64]]:
