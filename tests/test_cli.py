@@ -22,6 +22,7 @@ from igpt.weights.own import save_weights
     "command",
     [
         *("", "plan", "run", "table", "sample", "samples", "complete", "export", "evaluate-loss", "bench"),
+        *("features", "score"),
         *("submit", "status", "logs", "cancel", "resume", "collect", "doctor", "drill", "clean"),
     ],
 )

@@ -353,8 +353,8 @@ def bench(
     tasks: Annotated[
         list[str] | None,
         typer.Argument(
-            help="sampling, features, quantise, tokenise, loading, tokens, training, training_s, tuning, probe; on a GPU"
-            " sampling_gpu, features_gpu, training_gpu. Default: all."
+            help="sampling, features, pictures, quantise, tokenise, loading, tokens, training, training_s, tuning, probe; on a"
+            " GPU sampling_gpu, features_gpu, training_gpu. Default: all."
         ),
     ] = None,
     toy: Annotated[bool, typer.Option("--toy", help="Tiny sizes, to check that it works; such records stay in runs/.")] = False,
