@@ -282,8 +282,9 @@ def features(
 
     The columns are file, label (the folder that a picture is in, in a given folder) and layer_12 for layer 12, and so on.
     Read them back with pandas.read_parquet("x.parquet") and numpy.stack(frame["layer_12"]), or with
-    numpy.load("x.npz")["layer_12"]. Features are averages over positions, as the linear probe takes them. Pictures are turned
-    upright as EXIF says. Run it again to resume.
+    numpy.load("x.npz")["layer_12"]. Features are averages over positions, as the linear probe takes them; a GPU computes them
+    in half precision. Pictures are turned upright as EXIF says. laptop-l is a small model of 16 x 16 pixels that comes with the
+    package; igpt-s is OpenAI's smallest. Run it again to resume.
     """
     from igpt.companion.run.features import write_features
 
@@ -302,7 +303,8 @@ def score(
 
     The least likely comes first. The columns are file, label (the folder that a picture is in, in a given folder),
     nats_per_token and bits_per_pixel. A token is a pixel, so bits a pixel are bits a token: of palette colours, not of RGB
-    values. Compare them only between models of one palette and size. Run it again to resume.
+    values. Compare them only between models of one palette and size. laptop-l is a small model of 16 x 16 pixels that comes
+    with the package; igpt-s is OpenAI's smallest. Run it again to resume.
     """
     from igpt.companion.run.score import write_scores
 
