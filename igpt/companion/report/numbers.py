@@ -27,10 +27,13 @@ from igpt.project import Project
 from igpt.train.recipes import known_models, recipe
 
 
-def number(name: str, store: RecordStore) -> Cell:
-    """The cell of a name: ``published ROW``, ``measured ROW TIER``, ``recorded NOTEBOOK TIER KEY``, ``live KEY`` or ``fact NAME``.
+NAMES = "published ROW, measured ROW TIER, recorded NOTEBOOK TIER KEY, live KEY, or fact NAME"
 
-    ``recorded`` is a value of a stage that only fills a figure. Raises UsageError for an unknown name.
+
+def number(name: str, store: RecordStore) -> Cell:
+    """The cell of a name, one of `NAMES`; ``recorded`` is a value of a stage that only fills a figure.
+
+    Raises UsageError for an unknown name.
     """
     kind, *words = name.split() or [""]
     match kind, words:
@@ -52,9 +55,7 @@ def number(name: str, store: RecordStore) -> Cell:
             if fact in facts:
                 return Cell(facts[fact])
             raise UsageError(f"there is no fact {fact!r}{near_misses(fact, list(facts))}")
-    raise UsageError(
-        f"{name!r} names no number: write published ROW, measured ROW TIER, recorded NOTEBOOK TIER KEY, live KEY, or fact NAME"
-    )
+    raise UsageError(f"{name!r} names no number: write {NAMES}")
 
 
 @cache
