@@ -102,7 +102,7 @@ FIGURES = {
     "palette": _of((Stage.of("palette", dataset="digits", colours=16),)),
     "published-depth": BookFigure(_released("depth"), "published_depth", published=True),
     "published-loss": BookFigure(_released("loss-against-probe"), "published_loss", published=True),
-    **{name: figure for name, figure in TINY.items() if name not in ("losses-autoregressive", "compute")},
+    **{name: figure for name, figure in TINY.items() if name not in ("losses-autoregressive", "compute", "own-pictures")},
     **{f"laptop-{name}": figure for name, figure in LAPTOP.items() if name != "losses"},
     **{
         f"released-{name}": RELEASED[name] for name in ("depth", "fine-tune-search", "bert", "low-data", "samples", "completions")

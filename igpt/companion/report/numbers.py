@@ -26,7 +26,6 @@ from igpt.pictures import BYTES, MEGAPIXELS
 from igpt.project import Project
 from igpt.train.recipes import known_models, recipe
 
-
 NAMES = "published ROW, measured ROW TIER, recorded NOTEBOOK TIER KEY, live KEY, or fact NAME"
 
 
