@@ -41,13 +41,16 @@ UPRIGHT = {  # by EXIF's orientation
 }
 
 
-def read_picture(path: Path, *, side: int, channels: int, resample: int = Image.Resampling.BICUBIC) -> NDArray[np.uint8]:
+def read_picture(
+    path: Path, *, side: int, channels: int, resample: int = Image.Resampling.BICUBIC, background: int = 255
+) -> NDArray[np.uint8]:
     """An image file as uint8 (side, side, channels): upright, its central square, reduced by bicubic filtering.
 
     resample : filter of Pillow, see `PIL.Image.Resampling`
+    background : grey level on which transparency is composited
 
-    All colour spaces are converted, by the embedded ICC profile if it can be read. Transparency is composited on white, and
-    the first of several frames is used. An unreadable orientation is ignored. 16 bits are reduced to 8.
+    All colour spaces are converted, by the embedded ICC profile if it can be read. The first of several frames is used. An
+    unreadable orientation is ignored. 16 bits are reduced to 8.
     Raises UsageError for other depths (floats, signed or 32-bit integers), and for a file that is missing, empty, damaged,
     not of `FORMATS`, or larger than `opened` allows.
     """
@@ -55,7 +58,7 @@ def read_picture(path: Path, *, side: int, channels: int, resample: int = Image.
         if not file_size(path):
             raise UsageError("is empty: copy it again")
         with path.open("rb") as stream:
-            picture = _picture(stream)
+            picture = _picture(stream, background)
     except UsageError as error:
         raise UsageError(f"{path} {error}") from None
     except (FileNotFoundError, NotADirectoryError):
@@ -70,8 +73,8 @@ def read_picture(path: Path, *, side: int, channels: int, resample: int = Image.
     return pixels.reshape(side, side, channels)
 
 
-def _picture(stream: IO[bytes]) -> Image.Image:
-    """The picture in an open file, upright, as 8-bit RGB; raises as `opened` and `grey_levels` do."""
+def _picture(stream: IO[bytes], background: int) -> Image.Image:
+    """The picture in an open file, upright, as 8-bit RGB on a grey level; raises as `opened` and `grey_levels` do."""
     with opened(stream) as file:
         _scale_clear(file)
         if isinstance(file, TiffImagePlugin.TiffImageFile):
@@ -80,7 +83,7 @@ def _picture(stream: IO[bytes]) -> Image.Image:
             file.load()
         picture = _turned(file)
     with warnings.catch_warnings(action="ignore"):  # about tags, which are read lazily
-        return _rgb(picture, file.info.get("icc_profile"))
+        return _rgb(picture, file.info.get("icc_profile"), background)
 
 
 @contextmanager
@@ -162,8 +165,8 @@ def _turned(file: Image.Image) -> Image.Image:
     return file if transposition is None else file.transpose(transposition)
 
 
-def grey_levels(picture: Image.Image) -> NDArray[np.uint8]:
-    """A 16-bit grey picture (its mode begins with ``I``) as uint8 (height, width).
+def grey_levels(picture: Image.Image, *, background: int = 255) -> NDArray[np.uint8]:
+    """A 16-bit grey picture (its mode begins with ``I``) as uint8 (height, width); transparent pixels get the background's level.
 
     Raises UsageError, whose message lacks the file's name, for values outside of 16 bits.
     """
@@ -172,7 +175,7 @@ def grey_levels(picture: Image.Image) -> NDArray[np.uint8]:
         raise UsageError("has values that are not unsigned integers of 16 bits: save it with 8 or 16 bits")
     levels = ((2 * values.astype(np.uint32) + 257) // 514).astype(np.uint8)  # 255 v / 65535, rounded
     transparent = picture.info.get("transparency")  # a PNG's one transparent value
-    return np.where(values == transparent, np.uint8(255), levels) if isinstance(transparent, int) else levels
+    return np.where(values == transparent, np.uint8(background), levels) if isinstance(transparent, int) else levels
 
 
 def _check_tiff(file: TiffImagePlugin.TiffImageFile) -> None:
@@ -189,12 +192,12 @@ def _check_tiff(file: TiffImagePlugin.TiffImageFile) -> None:
         raise UsageError("has values that are not unsigned integers of their whole range: save it with 8 or 16 bits")
 
 
-def _rgb(picture: Image.Image, icc: bytes | None) -> Image.Image:
-    """The picture as 8-bit RGB, with transparency composited on white; raises as `grey_levels` does."""
+def _rgb(picture: Image.Image, icc: bytes | None, background: int) -> Image.Image:
+    """The picture as 8-bit RGB, with transparency composited on a grey level; raises as `grey_levels` does."""
     if picture.mode == "F":
         raise UsageError("has floats, and does not say which are black and white: save it with 8 or 16 bits")
     if picture.mode.startswith("I"):
-        picture = Image.fromarray(grey_levels(picture))
+        picture = Image.fromarray(grey_levels(picture, background=background))
     base = {"1": "L", "L": "L", "LA": "L", "La": "L", "CMYK": "CMYK"}.get(picture.mode, "RGB")
     profile = _profile(icc, base)
     if picture.mode == "RGB" and profile is None and not picture.has_transparency_data:
@@ -203,9 +206,9 @@ def _rgb(picture: Image.Image, icc: bytes | None) -> Image.Image:
     alpha = whole.convert("RGBA").getchannel("A") if whole.has_transparency_data else None
     colours = whole.convert(base)
     colours = colours.convert("RGB") if profile is None else profile(colours)
-    on_white = Image.new("RGB", picture.size, "white")
-    on_white.paste(colours, (0, 0), alpha)
-    return on_white
+    composited = Image.new("RGB", picture.size, (background, background, background))
+    composited.paste(colours, (0, 0), alpha)
+    return composited
 
 
 def _profile(content: bytes | None, mode: str) -> Callable[[Image.Image], Image.Image] | None:

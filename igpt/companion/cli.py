@@ -181,7 +181,9 @@ def sample(
 def complete(
     images: Annotated[list[Path], typer.Argument(help="PNG, JPEG, WebP and the like; the central square is used.")],
     model: ModelOption = "laptop-l",
-    keep: Annotated[str, typer.Option(metavar="top|left|FRACTION", help="The given part; a fraction is from the top.")] = "top",
+    keep: Annotated[
+        str, typer.Option(metavar="top|left|right|bottom|FRACTION|MASK", help="The given part; a fraction is from the top.")
+    ] = "top",
     n: Annotated[int, typer.Option(min=1, max=64, help="How many completions per image.")] = 4,
     seed: SeedOption = 0,
     temperature: TemperatureOption = 1.0,
@@ -191,8 +193,13 @@ def complete(
 ) -> str:
     """Complete pictures from a part of them.
 
-    Writes one row per picture: the given part, its completions, the original. The model draws pixels from the top left, row
-    by row; with "left", the left half of each row is given when the model reaches it.
+    Writes one row per picture: the given part, its completions, the original. A mask is an image file: white is given, black
+    is drawn; greys count as the nearer of the two, and what is transparent as black. Its central square is reduced to the
+    model's pixels by nearest neighbour.
+
+    The model draws from the top left, row by row, and looks back only: a given pixel changes what is drawn after it, and
+    nothing before it. With "left", the left half of each row is given when the model reaches it. With "bottom", the top is
+    drawn as if nothing were given, and with "right" each row's left half without its right one, so that they may not fit.
     """
     from igpt.companion.run.samples import Draw, write_completions
 
