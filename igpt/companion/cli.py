@@ -177,24 +177,39 @@ def table(
 @command(checkout=False)
 def sample(
     model: ModelOption = "laptop-l",
-    n: Annotated[int, typer.Option(min=1, max=256, help="How many images.")] = 16,
+    n: Annotated[int, typer.Option(min=1, help="How many images; into one PNG up to 256.")] = 16,
     seed: SeedOption = 0,
     temperature: TemperatureOption = 1.0,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
-    out: OutOption = Path("samples.png"),
+    format: Annotated[Literal["npz", "png"] | None, typer.Option(help="Write a folder: an npz, or a PNG per image.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The PNG to write; with --format, the folder. Default: samples.png; samples.")
+    ] = None,
 ) -> str:
-    """Draw images from a model into one PNG."""
+    """Draw images from a model, into one PNG or, with --format, into a folder.
+
+    From such a folder other programs compute an FID. npz: samples.npz with the array arr_0, uint8 (images, height, width,
+    channels), as guided-diffusion's evaluator reads it; it takes colour only. png: 00000.png and so on, for programs that read
+    a folder, such as pytorch-fid. Run it again to resume; with a larger --n, images are added to those that are there.
+    """
     from igpt.companion.run.samples import Draw, write_samples
 
-    return write_samples(model, Draw(n, seed, temperature, top_k, top_p), out=out)
+    draw = Draw(n, seed, temperature, top_k, top_p)
+    if format is None:
+        return write_samples(model, draw, out=out or Path("samples.png"))
+    from igpt.companion.run.sample_folder import write_sample_folder
+
+    return write_sample_folder(model, draw, format=format, out=out or Path("samples"))
 
 
 @command(checkout=False)
 def complete(
     images: Annotated[list[Path], typer.Argument(help="PNG, JPEG, WebP and the like; the central square is used.")],
     model: ModelOption = "laptop-l",
-    keep: Annotated[str, typer.Option(metavar="top|left|FRACTION", help="The given part; a fraction is from the top.")] = "top",
+    keep: Annotated[
+        str, typer.Option(metavar="top|left|right|bottom|FRACTION|MASK", help="The given part; a fraction is from the top.")
+    ] = "top",
     n: Annotated[int, typer.Option(min=1, max=64, help="How many completions per image.")] = 4,
     seed: SeedOption = 0,
     temperature: TemperatureOption = 1.0,
@@ -204,8 +219,13 @@ def complete(
 ) -> str:
     """Complete pictures from a part of them.
 
-    Writes one row per picture: the given part, its completions, the original. The model draws pixels from the top left, row
-    by row; with "left", the left half of each row is given when the model reaches it.
+    Writes one row per picture: the given part, its completions, the original. A mask is an image file: white is given, black
+    is drawn; greys count as the nearer of the two, and what is transparent as black. Its central square is reduced to the
+    model's pixels by nearest neighbour.
+
+    The model draws from the top left, row by row, and looks back only: a given pixel changes what is drawn after it, and
+    nothing before it. With "left", the left half of each row is given when the model reaches it. With "bottom", the top is
+    drawn as if nothing were given, and with "right" each row's left half without its right one, so that they may not fit.
     """
     from igpt.companion.run.samples import Draw, write_completions
 
