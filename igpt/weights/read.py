@@ -31,7 +31,7 @@ def read_weights(where: str | Path, shape: ModelShape | None = None) -> ImageGPT
     """
     path, released = Path(where), released_model(str(where))
     if path.is_dir() and is_training(path):
-        model = read_training(path)
+        model = read_training(path)[0]
     elif path.is_dir():
         model = read_huggingface(path) if is_huggingface(path) else load_weights(path)[0]
     elif _is_checkpoint(path):

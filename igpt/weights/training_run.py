@@ -32,8 +32,8 @@ def is_training(path: Path) -> bool:
     return not (path / "config.json").exists() and ((path / METRICS).exists() or bool(_saved(path)))
 
 
-def read_training(folder: Path) -> ImageGPT:
-    """The newest weights in the folder of a training, in evaluation mode on the CPU; their step is printed on stderr.
+def read_training(folder: Path) -> tuple[ImageGPT, int]:
+    """The newest weights in the folder of a training, in evaluation mode on the CPU; and their step, which is also printed.
 
     A damaged checkpoint is passed over, which is printed too. Raises UsageError when there are no weights yet, and when all
     are damaged.
@@ -42,7 +42,7 @@ def read_training(folder: Path) -> ImageGPT:
     for fault in damaged:
         tell(f"igpt: {fault}; taking the one before it")
     tell(f"igpt: {folder} holds a training, read after step {step_of(path):,}")
-    return model
+    return model, step_of(path)
 
 
 def training_shape(folder: Path) -> ModelShape:
