@@ -87,7 +87,9 @@ def load_checkpoint(folder: Path, run: str, shapes: dict[str, torch.Size]) -> tu
             warnings.warn(f"{path} is damaged ({reason}): going on from the checkpoint before it", stacklevel=2)
             continue
         if not same_run:
-            raise UsageError(f"{path} is of another recipe, seed or data: give another folder")
+            raise UsageError(
+                f"{path} is of another recipe, seed or data: give another folder, and --from {folder} to begin from these weights"
+            )
         return tensors, progress
     if paths:
         raise UsageError(f"every checkpoint in {folder} is damaged, and was set aside: the same command trains from the start")

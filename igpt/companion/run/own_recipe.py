@@ -131,8 +131,10 @@ def class_labels(classes: Sequence[str | int], dataset: str) -> list[int]:
 
     Raises UsageError for a class that the data set does not have, and for a name that several classes have.
     """
+    if not classes:
+        return []
     card = data_card(dataset)
-    names, labels = card.names(card), set()
+    names, labels = card.names(card), set[int]()
     for given in classes:
         found = [label for label, name in enumerate(names) if name == str(given)]
         if len(found) > 1:

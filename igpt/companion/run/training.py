@@ -147,9 +147,11 @@ def _weights_to_begin_from(word: str, plan: Recipe, palette: Palette | None) -> 
 def _begin(out: Path, begun: Existing | None) -> dict[str, str] | None:
     """Copy the weights that a run begins from into its folder, as those after step 0; what its card says of them.
 
-    Raises UsageError for a folder whose run begins from others, or from none.
+    Raises UsageError for a folder of weights, and for one whose run begins from others, or from none.
     """
     start = out / weights_name(0)
+    if (out / "config.json").exists():
+        raise UsageError(f"{out} holds weights: give another folder for the training")
     if begun is None:
         if start.exists():
             raise UsageError(

@@ -183,6 +183,7 @@ def test_weights_that_are_not_the_recipes_are_refused_before_anything_is_written
         ),
         (begun(store, out, trained, "--micro-batch", "5"), "a batch of 16 images cannot be cut into pieces of 5"),
         (begun(store, out, tmp_path / "cut"), "there is no palette at|is missing"),
+        (begun(store, tmp_path / "other", trained), "other holds weights: give another folder for the training"),
         (begun(store, out, "laptop-l"), "laptop-l holds 4 blocks of width 128, .* give the recipe laptop-l and"),
         (begun(store, out, tmp_path / "nothing"), "there are no weights at"),
     ]
