@@ -74,13 +74,8 @@ def train(
     else:
         own = OwnRecipe(recipe(name, objective or "autoregressive"), ())  # type: ignore[arg-type]  # raises for an unknown one
     plan = own.recipe if steps is None else shortened(own.recipe, steps)
-    launch, runtime = Launch.here(devices), Runtime.here(plan.shape)
-    if micro_batch is None:
-        runtime = runtime.fitted(plan.shape, batch=plan.batch, launch=launch)
-        if runtime.micro_batch == -(-plan.batch // launch.size):
-            runtime = replace(runtime, micro_batch=None)  # the device's share of the batch in one pass
-    else:
-        runtime = replace(runtime, micro_batch=micro_batch)
+    launch = Launch.here(devices)
+    runtime = _runtime(plan, launch, micro_batch)
     colours = Palette.load(palette) if palette else None
     begun = None if begin_from is None else _weights_to_begin_from(begin_from, plan, colours)
     colours = colours or (begun.palette if begun else released_palette())
@@ -90,6 +85,7 @@ def train(
     check_plan(plan, training, runtime, processes=launch.size)
     origin = _begin(out, begun)
     del begun  # frees the weights, which each process reads again
+    runtime = _runtime(plan, launch, micro_batch, folder=out)
     try:
         with _stop_by_signal() as stopping, _Bar(plan, out / METRICS, runtime, launch) as bar:
             losses = train_store(
@@ -119,6 +115,16 @@ def train(
         }
         write_text(weights / CARD, json.dumps(card, indent=1) + "\n")
     return f"{plan.name}: {losses.validation[-1]:.4f} nats per token held out; weights in {weights}", 0
+
+
+def _runtime(plan: Recipe, launch: Launch, micro_batch: int | None, *, folder: Path | None = None) -> Runtime:
+    """How a run uses this machine; ``folder`` keeps it, so that the run resumes with the same rounding."""
+    runtime = Runtime.here(plan.shape)
+    if micro_batch is not None:
+        return replace(runtime, micro_batch=micro_batch)
+    fitted = runtime.fitted(plan.shape, batch=plan.batch, folder=folder, launch=launch)
+    whole = fitted.micro_batch == -(-plan.batch // launch.size)  # the device's share of the batch in one pass
+    return replace(fitted, micro_batch=None) if whole else fitted
 
 
 def _weights_to_begin_from(word: str, plan: Recipe, palette: Palette | None) -> Existing:

@@ -345,6 +345,31 @@ def test_as_many_images_go_through_at_once_as_fit(
         train("tiny-s", "autoregressive", **asked, micro_batch=None)
 
 
+def test_a_run_resumes_with_the_same_rounding_however_much_memory_is_free_then(
+    project: Project, store: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, take = recipe("tiny-s").shape, engine._Run._step
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    room = Step(shape, images=5, half=Runtime.here(shape).bfloat16).memory + 1
+
+    def killed(run: engine._Run, step: int) -> float:
+        if step == 7:
+            raise KeyboardInterrupt
+        return take(run, step)
+
+    with monkeypatch.context() as little:
+        little.setattr("igpt.train.runtime.cores", torch.get_num_threads)
+        little.setattr("igpt.train.runtime.free_memory", lambda: room / USED)
+        assert igpt(*words(store, tmp_path / "little", "--steps", "12"), root=project.root).returncode == 0
+        little.setattr(engine._Run, "_step", killed)
+        assert igpt(*words(store, tmp_path / "less", "--steps", "12"), root=project.root).returncode == 130
+    for name in ("less", "much"):
+        assert igpt(*words(store, tmp_path / name, "--steps", "12"), root=project.root).returncode == 0
+    weights = {name: tmp_path / name / "weights-0000012" for name in ("little", "less", "much")}
+    assert equal(weights["less"], weights["little"])
+    assert not equal(weights["much"], weights["little"])  # the pieces of a batch round otherwise than the whole
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_the_peak_of_this_machine_is_a_rate(half: bool) -> None:
     assert 1e7 < product_rate(Runtime(bfloat16=half)) < 1e16
