@@ -114,9 +114,11 @@ def store_parts(
     Raises UsageError for a store that does not fit the recipe or the palette, or has no images of these classes.
     """
     opened = TokenStore(store)
-    opened.check_for(palette, positions=recipe.shape.n_ctx)
     if len(palette) != recipe.shape.n_vocab:
-        raise UsageError(f"{recipe.name} has {recipe.shape.n_vocab} colours, the palette {len(palette)}: give another")
+        raise UsageError(
+            f"{recipe.name} has {recipe.shape.n_vocab} colours, the palette {len(palette)}: give another palette (--palette)"
+        )
+    opened.check_for(palette, positions=recipe.shape.n_ctx)
     parts = train_parts(opened)
     if classes:
         training, validation = (part.take(np.flatnonzero(np.isin(part.labels, classes))) for part in parts)

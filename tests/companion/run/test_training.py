@@ -307,9 +307,10 @@ def test_mistakes_are_one_sentence(project: Project, store: tuple[Path, Path], t
     out = tmp_path / "out"
     cases = [
         (["train", "igpt-q", *words(store, out)[2:]], "there is no autoregressive model 'igpt-q'"),
-        (["train", "igpt-s", *words(store, out)[2:]], "the model takes 32 x 32: tokenise again"),
+        (["train", "igpt-s", *words(store, out)[2:]], "igpt-s has 512 colours, the palette 16: give another palette"),
+        (["train", "custom-2x16x1-16-256", *words(store, out)[2:]], "images of 8 x 8, the model takes 16 x 16: tokenise again"),
         (["train", "tiny-s", "--data", str(tmp_path), "--out", str(out)], "is not a finished token store"),
-        (["train", "tiny-s", "--data", str(store[0]), "--out", str(out)], "tokenised with another palette than the model's"),
+        (["train", "tiny-s", "--data", str(store[0]), "--out", str(out)], "tiny-s has 16 colours, the palette 512: give another"),
         (words(store, out, "--micro-batch", "5"), "a batch of 16 images cannot be cut into pieces of 5"),
     ]
     for command, message in cases:
