@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,3 +195,16 @@ def test_names_that_only_look_like_a_runs_are_no_weights(tmp_path: Path, greys: 
     (tmp_path / "checkpoint-8888888.safetensors").symlink_to(tmp_path / "nowhere")
     (tmp_path / "checkpoint-last.safetensors").write_bytes(b"")
     assert step_of(weights_files(tmp_path)[0]) == 3
+
+
+def test_a_checkpoint_with_a_byte_of_its_header_changed_never_crashes(tmp_path: Path, greys: Palette) -> None:
+    train(tmp_path, greys, until=1)
+    [path] = checkpoints(tmp_path)
+    content, draw = path.read_bytes(), random.Random(0)
+    for _ in range(200):
+        changed = bytearray(content)
+        changed[draw.randrange(int.from_bytes(content[:8], "little") + 8)] ^= 1 << draw.randrange(8)
+        path.write_bytes(changed)
+        for read in (read_weights, weights_shape, lambda folder: read_palette(folder, RECIPE.shape)):
+            with suppress(UsageError):
+                read(tmp_path)
