@@ -80,8 +80,8 @@ def _seed(seed: int | None) -> int | None:
 TARGETS = "Experiments (headline-001), tables (linear-probes) or stages."
 TAKES = " ".join(f"{tier.name}: {tier.takes}." for tier in TIERS.values())
 MODELS = (
-    "A trained recipe (tiny-l, laptop-l), a released model (igpt-s, igpt-s-bert, igpt-s@131000), a folder of weights, or a"
-    " TensorFlow checkpoint without .index."
+    "A trained recipe (tiny-l, laptop-l), a released model (igpt-s, igpt-s-bert, igpt-s@131000), a folder of weights, the"
+    " folder of an `igpt train`, or a TensorFlow checkpoint without .index."
 )
 PARAMETERS = "A parameter of the stages. Their records stay in runs/."
 SEED = {"metavar": f"0..{MOST}", "callback": _seed}
@@ -234,24 +234,45 @@ def complete(
 
 @command(checkout=False)
 def train(
-    recipe: Annotated[str, typer.Argument(help="igpt-s, -m, -l, -l-48, -xl; or small-s, laptop-s, tiny-s and their -m and -l.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="igpt-s, -m, -l, -l-48, -xl; small-s, laptop-s, tiny-s and their -m and -l; or a file, RECIPE.yaml."),
+    ],
     store: Annotated[Path, typer.Option("--data", help="A train store of `igpt data tokenize`.")],
     out: Annotated[Path, typer.Option(help="The run's folder: checkpoints, weights, metrics.")],
-    objective: Annotated[str, typer.Option(help="autoregressive or bert.")] = "autoregressive",
+    begin_from: Annotated[str | None, typer.Option("--from", help=f"Weights to begin from. {MODELS} Default: none.")] = None,
+    objective: Annotated[str | None, typer.Option(help="autoregressive or bert. Default: autoregressive, or the file's.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="A shorter run with a schedule of this length.")] = None,
     seed: Annotated[int, typer.Option(**SEED, help="Of the initial weights and the batches.")] = 0,
-    palette: PaletteOption = None,
+    palette: Annotated[
+        Path | None, typer.Option(help="A palette.npy. Default: that of --from, or the released 512 colours.")
+    ] = None,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Images per device and pass. Default: as many as fit.")] = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Processes, one per GPU. Default: all GPUs.")] = None,
 ) -> tuple[str | None, int]:
     """Pre-train a model on tokens, on GPUs where there are any.
 
-    Run it again to resume. Ctrl-C, SIGTERM and SIGUSR1 write a checkpoint first; the exit code is then 75.
+    Run it again to resume. Ctrl-C, SIGTERM and SIGUSR1 write a checkpoint first; the exit code is then 75. While it runs, and
+    afterwards, commands that take a model take the run's folder. card.json beside the last weights says how they were made.
+
+    RECIPE.yaml has one "name: value" a line: layers, width, heads, side (pixels), colours, batch, steps, warmup and
+    learning_rate; or "base: igpt-s" and the changes to it. It may have objective, betas, mask_rate, and classes, a list such
+    as [cat, dog] of the only ones to train on.
     """
     from igpt.companion.run.training import train
 
-    options = {"steps": steps, "seed": seed, "palette": palette, "micro_batch": micro_batch, "devices": devices}
-    return train(recipe, objective, data=store, out=out, **options)  # type: ignore[arg-type]
+    return train(
+        recipe,
+        objective,
+        data=store,
+        out=out,
+        begin_from=begin_from,
+        steps=steps,
+        seed=seed,
+        palette=palette,
+        micro_batch=micro_batch,
+        devices=devices,
+    )
 
 
 @command("fine-tune", checkout=False)
@@ -416,6 +437,23 @@ def tokenize(
     from igpt.companion.run.datasets import tokenize
 
     return tokenize(name, resolution=resolution, workers=workers, crops=crops, filter=filter, seed=seed, palette=palette)
+
+
+@command(group=data, checkout=False)
+def palette(
+    name: Dataset,
+    colours: Annotated[int, typer.Option(min=1, max=65536, help="How many colours.")] = 512,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("palette.npy"),
+    resolution: Annotated[int | None, typer.Option(min=1, help="Pixels per side. Default: 32, or the images' if fewer.")] = None,
+    seed: Annotated[int, typer.Option(**SEED, help="Of k-means and of the pixels it takes.")] = 0,
+) -> str:
+    """Fit colours to a data set's training images, for --palette.
+
+    Of sets that are larger than memory, 10,000 images are drawn.
+    """
+    from igpt.companion.run.datasets import fit_palette
+
+    return fit_palette(name, colours=colours, out=out, resolution=resolution, seed=seed)
 
 
 @command()
@@ -603,9 +641,8 @@ def main() -> None:
 
 def _extra_of(module: str) -> str | None:
     """The first extra of igpt that installs a module; None if no extra does."""
-    distribution = {"yaml": "pyyaml"}.get(module, module)
     lines = "\n".join(requires("igpt") or [])
-    match = re.search(rf"^{re.escape(distribution)}\b.*extra == ['\"](\w+)['\"]", lines, re.MULTILINE)
+    match = re.search(rf"^{re.escape(module)}\b.*extra == ['\"](\w+)['\"]", lines, re.MULTILINE)
     return match and match[1]
 
 
