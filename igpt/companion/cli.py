@@ -205,7 +205,7 @@ def sample(
 
 @command(checkout=False)
 def complete(
-    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG, WebP and the like; the central square is used.")],
+    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG, WebP and the like.")],
     model: ModelOption = "laptop-l",
     keep: Annotated[
         str, typer.Option(metavar="top|left|right|bottom|FRACTION|MASK", help="The given part; a fraction is from the top.")
@@ -215,6 +215,7 @@ def complete(
     temperature: TemperatureOption = 1.0,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
+    resize: ResizeOption = "crop",
     out: OutOption = Path("completions.png"),
 ) -> str:
     """Complete pictures from a part of them.
@@ -229,7 +230,7 @@ def complete(
     """
     from igpt.companion.run.samples import Draw, write_completions
 
-    return write_completions(model, images, Draw(n, seed, temperature, top_k, top_p), keep=keep, out=out)
+    return write_completions(model, images, Draw(n, seed, temperature, top_k, top_p), keep=keep, out=out, resize=resize)
 
 
 @command(checkout=False)

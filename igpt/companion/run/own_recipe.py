@@ -72,7 +72,8 @@ class _Recipe(StrictYaml):
     def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
         """The next node. Raises YAMLError for an alias."""
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(problem="it has an alias", problem_mark=self.peek_event().start_mark)
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(problem="it has an alias", problem_mark=mark)
         return super().compose_node(parent, index)  # type: ignore[arg-type]
 
 
@@ -101,7 +102,8 @@ def own_recipe(path: Path, objective: str | None = None) -> OwnRecipe:
                 raise UsageError(
                     f"{path} has no {listed(missing, most=len(missing))}: add {_them(missing)}, or name a base: igpt-s"
                 )
-            shape = ModelShape(*(given[name] for name in SIZES), given["side"] ** 2, chosen)  # type: ignore[arg-type]
+            sizes = {size: given[name] for name, size in SIZES.items()}
+            shape = ModelShape(**sizes, n_ctx=given["side"] ** 2, objective=chosen)  # type: ignore[arg-type]
             plan = Recipe(name, shape, "", shape.n_vocab, given["batch"], given["steps"], given["warmup"], given["learning_rate"])
         else:
             base = _base(path, fields.base, chosen)

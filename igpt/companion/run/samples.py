@@ -17,7 +17,7 @@ from igpt.data.folders import read_picture
 from igpt.errors import UsageError
 from igpt.files import check_writable, write_folder
 from igpt.palette import Palette
-from igpt.pictures import LINE, check_png, write_grid
+from igpt.pictures import LINE, Resize, check_png, write_grid
 from igpt.pretrained import open_weights
 from igpt.progress import Bar
 from igpt.sample import complete, sample
@@ -63,10 +63,11 @@ def write_samples(model: str, draw: Draw, *, out: Path) -> str:
     return f"{draw.n} samples of {model}, seed {draw.seed}: {out}"
 
 
-def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: str, out: Path) -> str:
+def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: str, out: Path, resize: Resize = "crop") -> str:
     """Complete pictures and write a row per picture: the given part, completions, the original in palette colours.
 
     keep : top, left, right, bottom, a fraction from the top, or a mask's file; see `_mask_kept`
+    resize : see `igpt.data.resize.fitted`
     Returns the line to print. Raises UsageError for another ``keep``, and as `_mask_kept`, `read_picture` and `complete` do.
     """
     check_png(out)
@@ -78,7 +79,7 @@ def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: st
     side, channels = math.isqrt(weights.shape.n_ctx), palette.centres.shape[1]
     is_transformers = model not in TRAINED and is_huggingface(Path(model))  # such a folder defines its resize filter
     resample = read_resample(Path(model)) if is_transformers else BICUBIC
-    pictures = np.stack([read_picture(path, side=side, channels=channels, resample=resample) for path in paths])
+    pictures = np.stack([read_picture(path, side=side, channels=channels, resize=resize, resample=resample) for path in paths])
     tokens = tokenize(pictures, palette)
     kept = _mask_kept(mask, side=side) if mask else _kept(keep, side=side)
     given = torch.where(torch.from_numpy(kept), tokens, -1)
