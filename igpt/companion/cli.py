@@ -221,8 +221,8 @@ def complete(
     """Complete pictures from a part of them.
 
     Writes one row per picture: the given part, its completions, the original. A mask is an image file: white is given, black
-    is drawn; greys count as the nearer of the two, and what is transparent as black. Its central square is reduced to the
-    model's pixels by nearest neighbour.
+    is drawn; greys count as the nearer of the two, and what is transparent as black. It becomes square as
+    the pictures do, and is reduced to the model's pixels by nearest neighbour.
 
     The model draws from the top left, row by row, and looks back only: a given pixel changes what is drawn after it, and
     nothing before it. With "left", the left half of each row is given when the model reaches it. With "bottom", the top is

@@ -81,7 +81,7 @@ def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: st
     resample = read_resample(Path(model)) if is_transformers else BICUBIC
     pictures = np.stack([read_picture(path, side=side, channels=channels, resize=resize, resample=resample) for path in paths])
     tokens = tokenize(pictures, palette)
-    kept = _mask_kept(mask, side=side) if mask else _kept(keep, side=side)
+    kept = _mask_kept(mask, side=side, resize=resize) if mask else _kept(keep, side=side)
     given = torch.where(torch.from_numpy(kept), tokens, -1)
     with Bar(model, " tokens") as report:
         completed = complete(weights, given, **vars(draw), report=report).numpy()
@@ -149,13 +149,13 @@ def _kept(keep: str, *, side: int) -> NDArray[np.bool_]:
     return kept[::-1].copy() if keep == "bottom" else kept  # torch takes no reversed array
 
 
-def _mask_kept(path: Path, *, side: int) -> NDArray[np.bool_]:
-    """Which tokens are given, bool (side * side,), by a mask's central square, reduced to the nearest pixels.
+def _mask_kept(path: Path, *, side: int, resize: Resize) -> NDArray[np.bool_]:
+    """Which tokens are given, bool (side * side,), by a mask that is fitted as the pictures are, to the nearest pixels.
 
     Given is what is at least half white, with transparency as black. Raises UsageError when that is everything or nothing, and as
     `read_picture` does.
     """
-    levels = read_picture(path, side=side, channels=1, resample=Image.Resampling.NEAREST, background=0)
+    levels = read_picture(path, side=side, channels=1, resize=resize, resample=Image.Resampling.NEAREST, background=0)
     kept = levels.reshape(-1) >= 128
     if kept.all() or not kept.any():
         raise UsageError(
