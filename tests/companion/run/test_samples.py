@@ -146,7 +146,7 @@ def test_a_mask_that_keeps_everything_or_nothing_is_refused(weights: Path, tmp_p
         ("text.png", "text.png is not an image that can be read: give a PNG, a JPEG or the like"),
         ("empty.png", "empty.png is empty: copy it again"),
         ("cut.png", "cut.png is damaged ("),
-        ("drawing.svg", "drawing.svg is not an image that can be read: "),
+        ("drawing.svg", "drawing.svg is a drawing, not pixels: export it as PNG"),
         (".", ". cannot be read (it is a folder): "),
         ("pipe", "pipe cannot be read (it is no regular file): "),
         ("large.png", "large.png has 2.0 million pixels, and up to 1 million are opened: reduce it, or set IGPT_MAX_MEGAPIXELS=2 "),
