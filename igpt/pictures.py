@@ -102,6 +102,27 @@ def _picture(stream: IO[bytes], background: int, note: Callable[[str], None]) ->
         return _rgb(picture, file.info.get("icc_profile"), background)
 
 
+def upright(picture: Image.Image) -> Image.Image:
+    """A picture in memory as `decoded` gives one in a file: 8-bit RGB, turned upright.
+
+    Raises UsageError, whose message lacks a name, as `decoded` does for other depths and damaged pixels.
+    """
+    try:
+        picture.load()
+        with warnings.catch_warnings(action="ignore"):  # about tags, which are read lazily
+            return _rgb(_turned(picture), picture.info.get("icc_profile"))
+    except (OSError, SyntaxError) as error:  # a file that is read only now
+        raise UsageError(f"cannot be read ({error}): copy it again") from None
+
+
+def from_array(pixels: NDArray[np.uint8]) -> Image.Image:
+    """A picture of uint8 (H, W) or (H, W, channels): grey, RGB, or RGB with transparency, which is laid on white."""
+    picture = Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+    if picture.mode != "RGBA":
+        return picture.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
 @contextmanager
 def opened(source: IO[bytes], formats: tuple[str, ...] = FORMATS, *, advice: str = "") -> Iterator[Image.Image]:
     """Context manager: an image file, opened and not yet decoded; all files that Pillow opens are opened here.

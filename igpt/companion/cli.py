@@ -101,6 +101,7 @@ ResizeOption = Annotated[
     typer.Option(help="crop takes the central square, as the paper; squeeze the whole picture, as transformers."),
 ]
 SkipOption = Annotated[bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be read, and name them.")]
+PicturesArgument = Annotated[list[Path], typer.Argument(help="Pictures, and folders of them.")]
 ProfileOption = Annotated[str, typer.Option(help="A cluster's settings: a name in slurm/profiles, or a YAML file.")]
 Submitted = Annotated[
     list[str] | None, typer.Argument(help="Experiments, tables, stages or job numbers. Default: all submitted jobs.")
@@ -308,6 +309,46 @@ def classify(
     from igpt.companion.run.classify import classify
 
     return classify(model, images, out=out, skip=skip_broken)
+
+
+@command(checkout=False)
+def features(
+    images: PicturesArgument,
+    out: Annotated[Path, typer.Option(help="The .parquet or .npz file to write.")],
+    model: ModelOption = "laptop-l",
+    layers: Annotated[str, typer.Option(help="Some, such as 12,16 or 10-14; a model of L blocks has 0 to L.")] = "all",
+    resize: ResizeOption = "crop",
+    skip_broken: SkipOption = False,
+) -> str:
+    """Write the features of pictures, a row each, for other programs.
+
+    The columns are file, label (the folder that a picture is in, in a given folder) and layer_12 for layer 12, and so on.
+    Read them back with pandas.read_parquet("x.parquet") and numpy.stack(frame["layer_12"]), or with
+    numpy.load("x.npz")["layer_12"]. Features are averages over positions, as the linear probe takes them. Pictures are turned
+    upright as EXIF says. Run it again to resume.
+    """
+    from igpt.companion.run.features import write_features
+
+    return write_features(model, images, layers=layers, out=out, resize=resize, skip=skip_broken)
+
+
+@command(checkout=False)
+def score(
+    images: PicturesArgument,
+    out: Annotated[Path, typer.Option(help="The .csv file to write.")],
+    model: ModelOption = "laptop-l",
+    resize: ResizeOption = "crop",
+    skip_broken: SkipOption = False,
+) -> str:
+    """Write how likely a model finds each picture, as a table.
+
+    The least likely comes first. The columns are file, label (the folder that a picture is in, in a given folder),
+    nats_per_token and bits_per_pixel. A token is a pixel, so bits a pixel are bits a token: of palette colours, not of RGB
+    values. Compare them only between models of one palette and size. Run it again to resume.
+    """
+    from igpt.companion.run.score import write_scores
+
+    return write_scores(model, images, out=out, resize=resize, skip=skip_broken)
 
 
 @command("evaluate-loss", checkout=False)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +26,9 @@ from igpt.palette import Palette
 from igpt.pictures import OTHER_SUFFIXES, SUFFIXES, Resize, decoded
 from igpt.text import counted
 
-AT_ONCE = 64  # pictures that a worker decodes before it hands them over
+AT_ONCE = 16  # pictures that a worker decodes before it hands them over
+SKIP = "or leave such pictures out with --skip-broken"
+Chunk: TypeAlias = tuple[NDArray[np.uint8], dict[int, str], dict[int, list[str]]]  # pixels, broken, notes
 NOTES = {  # kinds of pictures that a user may want to know of
     "animated": ("animated picture", "its first frame is used"),
     "enlarged": ("picture smaller than the model's images", "it is enlarged"),
@@ -111,8 +116,11 @@ class PictureTokens:
     """Tokens of pictures for `igpt.data.labelled.Tokens`; read ahead in several processes, so best in ascending order.
 
     resize, resample : see `igpt.data.resize.fitted`
-    skip : whether tokens of a picture that cannot be read are zeros, and the reason is put into ``broken`` by index;
-    else UsageError is raised
+    skip : whether a picture that cannot be read is black, and the reason is put into ``broken`` by index; else UsageError is
+    raised
+    folder : keeps ``broken`` and ``notes`` on disk, for an object of the same digest after a kill
+    notes : by index, the kinds of a picture as `read_picture` tells them
+    read : number of pictures that this object has read
     """
 
     files: PictureFiles
@@ -121,11 +129,24 @@ class PictureTokens:
     resize: Resize = "crop"
     resample: int = Image.Resampling.BICUBIC
     skip: bool = False
+    folder: Path | None = None
     broken: dict[int, str] = field(default_factory=dict)
-    notes: Counter[str] = field(default_factory=Counter)
+    notes: dict[int, list[str]] = field(default_factory=dict)
+    read: int = 0
     _next: int = 0  # the first picture of ``_chunks``
-    _chunks: Iterator[tuple[NDArray[np.uint16], dict[int, str], Counter[str]]] = field(default_factory=lambda: iter(()))
+    _chunks: Generator[Chunk] | None = None
     _ready: NDArray[np.uint16] | None = None  # tokens of the pictures before ``_next``
+
+    def __post_init__(self) -> None:
+        """Read what ``folder`` keeps. Raises UsageError, without ``skip``, if a picture could not be read before."""
+        if self._kept is not None and self._kept.exists():
+            for line in self._kept.read_text().splitlines():
+                with suppress(ValueError):  # cut by a kill
+                    broken, notes = json.loads(line)
+                    self.broken |= {int(index): reason for index, reason in broken.items()}
+                    self.notes |= {int(index): kinds for index, kinds in notes.items()}
+        if self.broken and not self.skip:
+            raise UsageError(f"{self.broken[min(self.broken)]}; {SKIP}")
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -161,21 +182,44 @@ class PictureTokens:
             tokens[row] = self._ready[index - self._next]
         return tokens
 
+    @property
+    def _kept(self) -> Path | None:
+        """The file in ``folder``: a line of JSON for each chunk, ``broken`` and ``notes``."""
+        return None if self.folder is None else self.folder / f"pictures-{self.digest[:16]}.jsonl"
+
+    def lines(self) -> list[str]:
+        """What a user may want to know of the pictures read so far."""
+        noted = Counter(kind for kinds in self.notes.values() for kind in kinds)
+        return [*note_lines(noted), *skipped_lines(self.broken)]
+
     def _read_on(self, index: int) -> None:
         """Read the next chunk, or the one from ``index`` on if that is not the next picture."""
-        if index != self._next or self._ready is None:
+        if index != self._next or self._chunks is None:
+            self.close()
             self._next, self._chunks = index, self._chunks_from(index)
-        self._ready, broken, notes = next(self._chunks)
-        self._next += len(self._ready)
+        pixels, broken, notes = next(self._chunks)
+        if self._kept is not None and (broken or notes):
+            with self._kept.open("a") as stream:
+                stream.write(f"\n{json.dumps([broken, notes])}")  # the end of the line before may be cut
         self.broken |= broken
-        self.notes += notes
+        self.notes |= notes
+        expected = len(self) * self.positions
+        self._ready = self.palette.quantize(pixels, expected=expected).reshape(len(pixels), -1)
+        self._next += len(pixels)
+        self.read += len(pixels)
 
-    def _chunks_from(self, first: int) -> Iterator[tuple[NDArray[np.uint16], dict[int, str], Counter[str]]]:
-        """Chunks of tokens with what was noted, from a picture on."""
+    def close(self) -> None:
+        """End the processes that read ahead; they start again where tokens are asked for."""
+        if self._chunks is not None:
+            self._chunks.close()
+        self._chunks = None
+
+    def _chunks_from(self, first: int) -> Generator[Chunk]:
+        """Chunks of pixels with what was noted, from a picture on."""
         starts = range(first, len(self), AT_ONCE)
-        how = (self.palette, self.side, self.resize, self.resample, self.skip)
+        how = (self.side, self.palette.centres.shape[1], self.resize, self.resample, self.skip)
         work = ((self.files.paths[start : start + AT_ONCE], start, *how) for start in starts)
-        return each(read_tokens_of, work, workers=min(cores(), len(starts)), ordered=True)
+        return each(read_pixels_of, work, workers=min(cores(), len(starts)), ordered=True)
 
 
 def read_picture(
@@ -201,26 +245,21 @@ def read_picture(
     return fitted(picture, side=side, channels=channels, resize=resize, resample=resample)
 
 
-def read_tokens_of(
-    paths: list[Path], start: int, palette: Palette, side: int, resize: Resize, resample: int, skip: bool
-) -> tuple[NDArray[np.uint16], dict[int, str], Counter[str]]:
-    """Tokens uint16 (len(paths), positions), the reasons of those that cannot be read by index from ``start`` on, and notes."""
-    channels = palette.centres.shape[1]
+def read_pixels_of(paths: list[Path], start: int, side: int, channels: int, resize: Resize, resample: int, skip: bool) -> Chunk:
+    """Pixels uint8 (len(paths), side, side, channels), and by index from ``start`` on, why some cannot be read, and notes."""
     pixels = np.zeros((len(paths), side, side, channels), np.uint8)
     broken: dict[int, str] = {}
-    notes: Counter[str] = Counter()
-
-    def note(kind: str) -> None:
-        notes[kind] += 1
-
+    notes: dict[int, list[str]] = defaultdict(list)
     for row, path in enumerate(paths):
+        note = notes[start + row].append
         try:
             pixels[row] = read_picture(path, side=side, channels=channels, resize=resize, resample=resample, note=note)
         except UsageError as error:
             if not skip:
-                raise UsageError(f"{error}; or leave such pictures out with --skip-broken") from None
+                raise UsageError(f"{error}; {SKIP}") from None
             broken[start + row] = str(error)
-    return palette.quantize(pixels).reshape(len(paths), -1), broken, notes
+            notes.pop(start + row)
+    return pixels, broken, {index: kinds for index, kinds in notes.items() if kinds}
 
 
 def note_lines(notes: Counter[str]) -> list[str]:

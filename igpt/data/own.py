@@ -33,7 +33,7 @@ from igpt.data.workers import each
 from igpt.errors import UsageError
 from igpt.files import cannot_read, read_json, read_whole, wait_for_lock, write_atomically, write_text
 from igpt.machine import cores
-from igpt.pictures import Resize, decoded
+from igpt.pictures import Resize, decoded, from_array
 from igpt.text import counted, listed, visible
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
@@ -110,7 +110,7 @@ class OwnPictures:
         content = _content(path) if self.arrays is None else self.arrays[index].tobytes()
         if hashlib.sha256(content).hexdigest() != self.sha256[index]:
             raise UsageError(f"{visible(str(path))} has changed since {self.name} was added: run `igpt data add` again")
-        return decoded(path, content) if self.arrays is None else _from_array(self.arrays[index])
+        return decoded(path, content) if self.arrays is None else from_array(self.arrays[index])
 
     def pixels(self, index: int, *, side: int, channels: int, filter: str = "bicubic") -> NDArray[np.uint8]:
         """One picture, uint8 (side, side, channels); raises as `picture` does."""
@@ -310,14 +310,6 @@ def _content(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{visible(str(path))} cannot be read ({reason}): put it back, or run `igpt data add` again") from None
-
-
-def _from_array(pixels: NDArray[np.uint8]) -> Image.Image:
-    """A picture of uint8 (H, W) or (H, W, channels): grey, RGB, or RGB with transparency, which is laid on white."""
-    picture = Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
-    if picture.mode != "RGBA":
-        return picture.convert("RGB")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def _found(source: Path) -> tuple[list[Entry], int]:
