@@ -110,7 +110,7 @@ def upright(picture: Image.Image) -> Image.Image:
     try:
         picture.load()
         with warnings.catch_warnings(action="ignore"):  # about tags, which are read lazily
-            return _rgb(_turned(picture), picture.info.get("icc_profile"))
+            return _rgb(_turned(picture), picture.info.get("icc_profile"), 255)
     except (OSError, SyntaxError) as error:  # a file that is read only now
         raise UsageError(f"cannot be read ({error}): copy it again") from None
 
