@@ -164,13 +164,13 @@ def table(
 
     `igpt table --records runs` prints the values of your own runs, also of those on your own pictures.
     """
-    from igpt.companion.report.tables import render, result_table, table_names, your_table
+    from igpt.companion.report.tables import render, result_table, table_names, values_table
     from igpt.companion.results.store import ReaderStore, RecordStore
 
     yours = ReaderStore(Project.here(), records) if records else None
     if name is None and yours is None:
         raise UsageError(f"name a table, one of {', '.join(table_names())}, or a folder of your records by --records")
-    table = result_table(name, RecordStore(Project.here()), yours) if name else your_table(yours)  # type: ignore[arg-type]
+    table = result_table(name, RecordStore(Project.here()), yours) if name else values_table(yours)  # type: ignore[arg-type]
     return render(table, format)
 
 

@@ -100,7 +100,7 @@ def result_table(name: str, store: RecordStore, yours: ReaderStore | None = None
     return plain_table(name, table.caption, ("System", "Data", "Published", *measured, *extra), rows)
 
 
-def your_table(yours: ReaderStore) -> ResultTable:
+def values_table(yours: ReaderStore) -> ResultTable:
     """Every value of a reader's own records, also of those that no published number is compared with, a row each."""
     rows = []
     for record in yours.latest():
