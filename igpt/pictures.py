@@ -55,14 +55,17 @@ UPRIGHT = {  # by EXIF's orientation
 }
 
 
-def decoded(path: Path, content: bytes | None = None, *, note: Callable[[str], None] = lambda kind: None) -> Image.Image:
+def decoded(
+    path: Path, content: bytes | None = None, *, background: int = 255, note: Callable[[str], None] = lambda kind: None
+) -> Image.Image:
     """An image file as 8-bit RGB, turned upright as EXIF says; an unreadable orientation is ignored.
 
     content : the file's bytes if they were read already
-
-    All colour spaces are converted, by the embedded ICC profile if it can be read. Transparency is composited on white, and
-    the first of several frames is used. 16 bits are reduced to 8.
+    background : grey level on which transparency is composited
     note : called with ``animated`` for a file of several frames
+
+    All colour spaces are converted, by the embedded ICC profile if it can be read. The first of several frames is used. 16
+    bits are reduced to 8.
     Raises UsageError for other depths (floats, signed or 32-bit integers), and for a file that is missing, empty, damaged,
     not of `FORMATS`, or larger than `opened` allows.
     """
@@ -72,7 +75,7 @@ def decoded(path: Path, content: bytes | None = None, *, note: Callable[[str], N
         if path.suffix.lower() in OTHER_SUFFIXES:  # Pillow would read the thumbnail of a raw file
             raise UsageError(OTHER_SUFFIXES[path.suffix.lower()])
         with path.open("rb") if content is None else io.BytesIO(content) as stream:
-            return _picture(stream, note)
+            return _picture(stream, background, note)
     except UsageError as error:
         raise UsageError(f"{path} {error}") from None
     except (FileNotFoundError, NotADirectoryError):
@@ -84,8 +87,8 @@ def decoded(path: Path, content: bytes | None = None, *, note: Callable[[str], N
         raise UsageError(f"{path} cannot be read ({reason}): name an image file that you may read") from None
 
 
-def _picture(stream: IO[bytes], note: Callable[[str], None]) -> Image.Image:
-    """The picture in an open file, upright, as 8-bit RGB; raises as `opened` and `grey_levels` do."""
+def _picture(stream: IO[bytes], background: int, note: Callable[[str], None]) -> Image.Image:
+    """The picture in an open file, upright, as 8-bit RGB on a grey level; raises as `opened` and `grey_levels` do."""
     with opened(stream) as file:
         _scale_clear(file)
         if isinstance(file, TiffImagePlugin.TiffImageFile):
@@ -96,7 +99,7 @@ def _picture(stream: IO[bytes], note: Callable[[str], None]) -> Image.Image:
     if file.format in ("GIF", "WEBP", "PNG", "AVIF") and getattr(file, "is_animated", False):
         note("animated")
     with warnings.catch_warnings(action="ignore"):  # about tags, which are read lazily
-        return _rgb(picture, file.info.get("icc_profile"))
+        return _rgb(picture, file.info.get("icc_profile"), background)
 
 
 def upright(picture: Image.Image) -> Image.Image:
@@ -107,7 +110,7 @@ def upright(picture: Image.Image) -> Image.Image:
     try:
         picture.load()
         with warnings.catch_warnings(action="ignore"):  # about tags, which are read lazily
-            return _rgb(_turned(picture), picture.info.get("icc_profile"))
+            return _rgb(_turned(picture), picture.info.get("icc_profile"), 255)
     except (OSError, SyntaxError) as error:  # a file that is read only now
         raise UsageError(f"cannot be read ({error}): copy it again") from None
 
@@ -199,8 +202,8 @@ def _turned(file: Image.Image) -> Image.Image:
     return file if transposition is None else file.transpose(transposition)
 
 
-def grey_levels(picture: Image.Image) -> NDArray[np.uint8]:
-    """A 16-bit grey picture (its mode begins with ``I``) as uint8 (height, width).
+def grey_levels(picture: Image.Image, *, background: int = 255) -> NDArray[np.uint8]:
+    """A 16-bit grey picture (its mode begins with ``I``) as uint8 (height, width); transparent pixels get the background's level.
 
     Raises UsageError, whose message lacks the file's name, for values outside of 16 bits.
     """
@@ -209,7 +212,7 @@ def grey_levels(picture: Image.Image) -> NDArray[np.uint8]:
         raise UsageError("has values that are not unsigned integers of 16 bits: save it with 8 or 16 bits")
     levels = ((2 * values.astype(np.uint32) + 257) // 514).astype(np.uint8)  # 255 v / 65535, rounded
     transparent = picture.info.get("transparency")  # a PNG's one transparent value
-    return np.where(values == transparent, np.uint8(255), levels) if isinstance(transparent, int) else levels
+    return np.where(values == transparent, np.uint8(background), levels) if isinstance(transparent, int) else levels
 
 
 def _check_tiff(file: TiffImagePlugin.TiffImageFile) -> None:
@@ -226,12 +229,12 @@ def _check_tiff(file: TiffImagePlugin.TiffImageFile) -> None:
         raise UsageError("has values that are not unsigned integers of their whole range: save it with 8 or 16 bits")
 
 
-def _rgb(picture: Image.Image, icc: bytes | None) -> Image.Image:
-    """The picture as 8-bit RGB, with transparency composited on white; raises as `grey_levels` does."""
+def _rgb(picture: Image.Image, icc: bytes | None, background: int) -> Image.Image:
+    """The picture as 8-bit RGB, with transparency composited on a grey level; raises as `grey_levels` does."""
     if picture.mode == "F":
         raise UsageError("has floats, and does not say which are black and white: save it with 8 or 16 bits")
     if picture.mode.startswith("I"):
-        picture = Image.fromarray(grey_levels(picture))
+        picture = Image.fromarray(grey_levels(picture, background=background))
     base = {"1": "L", "L": "L", "LA": "L", "La": "L", "CMYK": "CMYK"}.get(picture.mode, "RGB")
     profile = _profile(icc, base)
     if picture.mode == "RGB" and profile is None and not picture.has_transparency_data:
@@ -240,9 +243,9 @@ def _rgb(picture: Image.Image, icc: bytes | None) -> Image.Image:
     alpha = whole.convert("RGBA").getchannel("A") if whole.has_transparency_data else None
     colours = whole.convert(base)
     colours = colours.convert("RGB") if profile is None else profile(colours)
-    on_white = Image.new("RGB", picture.size, "white")
-    on_white.paste(colours, (0, 0), alpha)
-    return on_white
+    composited = Image.new("RGB", picture.size, (background, background, background))
+    composited.paste(colours, (0, 0), alpha)
+    return composited
 
 
 def _profile(content: bytes | None, mode: str) -> Callable[[Image.Image], Image.Image] | None:

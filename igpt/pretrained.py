@@ -43,7 +43,8 @@ class ImageGPT(Model):
 
         where : a recipe's name (``laptop-l``) whose weights are published with the package or trained in this checkout; a
         released model's (``igpt-s``, ``igpt-s-bert``; ``igpt-s@131000`` for the weights after that many steps), which is
-        downloaded; a folder of weights; or the path of a TensorFlow checkpoint without ``.index``
+        downloaded; a folder of weights, or of a training, also while it runs; or the path of a TensorFlow checkpoint without
+        ``.index``
         Raises UsageError when there are no such weights, when they are damaged, and when they belong to a different model. A
         classifier's weights have no output matrix: such a model has features, and raises UsageError for logits, loss and samples.
         """

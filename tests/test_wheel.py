@@ -97,17 +97,18 @@ def test_an_installed_wheel_samples_completes_and_exports_offline(installed: Pat
     done = subprocess.run([installed / "igpt", "sample", "--n", "4"], env=away, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = (
-        "features samples.png --out f.npz",
-        "score samples.png --out s.csv",
-        "complete samples.png --n 1",
-        "export --to ours mine",
-        "sample --n 4 --model mine --out again.png",
+        *("features samples.png --out f.npz", "score samples.png --out s.csv"),
+        *("complete samples.png --n 1", "complete samples.png --n 1 --keep samples.png --out masked.png"),
+        *("export --to ours mine", "sample --n 4 --model mine --out again.png"),
+        *("sample --n 4 --format npz", "sample --n 4 --format png --model mine --out pngs"),
     )
     program = [installed / "python", "-c", EVERY + LIBRARY]  # in one process, since most of their time is torch's start
     done = subprocess.run(program, input="\n".join(lines), env=away, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, re.findall(r"^\d+$", done.stderr, re.MULTILINE)) == (0, ["0"] * len(lines)), done.stderr
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "samples.png").read_bytes()
-    assert (tmp_path / "completions.png").exists()
+    assert (tmp_path / "completions.png").exists() and (tmp_path / "masked.png").exists()
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["samples.json", "samples.npz"]
+    assert len(list((tmp_path / "pngs").glob("0000[0-3].png"))) == 4
 
 
 def test_an_installed_command_says_which_checkout_or_extra_it_needs(

@@ -80,8 +80,8 @@ def _seed(seed: int | None) -> int | None:
 TARGETS = "Experiments (headline-001), tables (linear-probes) or stages."
 TAKES = " ".join(f"{tier.name}: {tier.takes}." for tier in TIERS.values())
 MODELS = (
-    "A trained recipe (tiny-l, laptop-l), a released model (igpt-s, igpt-s-bert, igpt-s@131000), a folder of weights, or a"
-    " TensorFlow checkpoint without .index."
+    "A trained recipe (tiny-l, laptop-l), a released model (igpt-s, igpt-s-bert, igpt-s@131000), a folder of weights, the"
+    " folder of an `igpt train`, or a TensorFlow checkpoint without .index."
 )
 PARAMETERS = "A parameter of the stages. Their records stay in runs/."
 SEED = {"metavar": f"0..{MOST}", "callback": _seed}
@@ -164,13 +164,13 @@ def table(
 
     `igpt table --records runs` prints the values of your own runs, also of those on your own pictures.
     """
-    from igpt.companion.report.tables import render, result_table, table_names, your_table
+    from igpt.companion.report.tables import render, result_table, table_names, values_table
     from igpt.companion.results.store import ReaderStore, RecordStore
 
     yours = ReaderStore(Project.here(), records) if records else None
     if name is None and yours is None:
         raise UsageError(f"name a table, one of {', '.join(table_names())}, or a folder of your records by --records")
-    table = result_table(name, RecordStore(Project.here()), yours) if name else your_table(yours)  # type: ignore[arg-type]
+    table = result_table(name, RecordStore(Project.here()), yours) if name else values_table(yours)  # type: ignore[arg-type]
     return render(table, format)
 
 
@@ -178,61 +178,103 @@ def table(
 @command(checkout=False)
 def sample(
     model: ModelOption = "laptop-l",
-    n: Annotated[int, typer.Option(min=1, max=256, help="How many images.")] = 16,
+    n: Annotated[int, typer.Option(min=1, help="How many images; into one PNG up to 256.")] = 16,
     seed: SeedOption = 0,
     temperature: TemperatureOption = 1.0,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
-    out: OutOption = Path("samples.png"),
+    format: Annotated[Literal["npz", "png"] | None, typer.Option(help="Write a folder: an npz, or a PNG per image.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The PNG to write; with --format, the folder. Default: samples.png; samples.")
+    ] = None,
 ) -> str:
-    """Draw images from a model into one PNG."""
+    """Draw images from a model, into one PNG or, with --format, into a folder.
+
+    From such a folder other programs compute an FID. npz: samples.npz with the array arr_0, uint8 (images, height, width,
+    channels), as guided-diffusion's evaluator reads it; it takes colour only. png: 00000.png and so on, for programs that read
+    a folder, such as pytorch-fid. Run it again to resume; with a larger --n, images are added to those that are there.
+    """
     from igpt.companion.run.samples import Draw, write_samples
 
-    return write_samples(model, Draw(n, seed, temperature, top_k, top_p), out=out)
+    draw = Draw(n, seed, temperature, top_k, top_p)
+    if format is None:
+        return write_samples(model, draw, out=out or Path("samples.png"))
+    from igpt.companion.run.sample_folder import write_sample_folder
+
+    return write_sample_folder(model, draw, format=format, out=out or Path("samples"))
 
 
 @command(checkout=False)
 def complete(
-    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG, WebP and the like; the central square is used.")],
+    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG, WebP and the like.")],
     model: ModelOption = "laptop-l",
-    keep: Annotated[str, typer.Option(metavar="top|left|FRACTION", help="The given part; a fraction is from the top.")] = "top",
+    keep: Annotated[
+        str, typer.Option(metavar="top|left|right|bottom|FRACTION|MASK", help="The given part; a fraction is from the top.")
+    ] = "top",
     n: Annotated[int, typer.Option(min=1, max=64, help="How many completions per image.")] = 4,
     seed: SeedOption = 0,
     temperature: TemperatureOption = 1.0,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
+    resize: ResizeOption = "crop",
     out: OutOption = Path("completions.png"),
 ) -> str:
     """Complete pictures from a part of them.
 
-    Writes one row per picture: the given part, its completions, the original. The model draws pixels from the top left, row
-    by row; with "left", the left half of each row is given when the model reaches it.
+    Writes one row per picture: the given part, its completions, the original. A mask is an image file: white is given, black
+    is drawn; greys count as the nearer of the two, and what is transparent as black. It becomes square as
+    the pictures do, and is reduced to the model's pixels by nearest neighbour.
+
+    The model draws from the top left, row by row, and looks back only: a given pixel changes what is drawn after it, and
+    nothing before it. With "left", the left half of each row is given when the model reaches it. With "bottom", the top is
+    drawn as if nothing were given, and with "right" each row's left half without its right one, so that they may not fit.
     """
     from igpt.companion.run.samples import Draw, write_completions
 
-    return write_completions(model, images, Draw(n, seed, temperature, top_k, top_p), keep=keep, out=out)
+    return write_completions(model, images, Draw(n, seed, temperature, top_k, top_p), keep=keep, out=out, resize=resize)
 
 
 @command(checkout=False)
 def train(
-    recipe: Annotated[str, typer.Argument(help="igpt-s, -m, -l, -l-48, -xl; or small-s, laptop-s, tiny-s and their -m and -l.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="igpt-s, -m, -l, -l-48, -xl; small-s, laptop-s, tiny-s and their -m and -l; or a file, RECIPE.yaml."),
+    ],
     store: Annotated[Path, typer.Option("--data", help="A train store of `igpt data tokenize`.")],
     out: Annotated[Path, typer.Option(help="The run's folder: checkpoints, weights, metrics.")],
-    objective: Annotated[str, typer.Option(help="autoregressive or bert.")] = "autoregressive",
+    begin_from: Annotated[str | None, typer.Option("--from", help=f"Weights to begin from. {MODELS} Default: none.")] = None,
+    objective: Annotated[str | None, typer.Option(help="autoregressive or bert. Default: autoregressive, or the file's.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="A shorter run with a schedule of this length.")] = None,
     seed: Annotated[int, typer.Option(**SEED, help="Of the initial weights and the batches.")] = 0,
-    palette: PaletteOption = None,
+    palette: Annotated[
+        Path | None, typer.Option(help="A palette.npy. Default: that of --from, or the released 512 colours.")
+    ] = None,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Images per device and pass. Default: as many as fit.")] = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Processes, one per GPU. Default: all GPUs.")] = None,
 ) -> tuple[str | None, int]:
     """Pre-train a model on tokens, on GPUs where there are any.
 
-    Run it again to resume. Ctrl-C, SIGTERM and SIGUSR1 write a checkpoint first; the exit code is then 75.
+    Run it again to resume. Ctrl-C, SIGTERM and SIGUSR1 write a checkpoint first; the exit code is then 75. While it runs, and
+    afterwards, commands that take a model take the run's folder. card.json beside the last weights says how they were made.
+
+    RECIPE.yaml has one "name: value" a line: layers, width, heads, side (pixels), colours, batch, steps, warmup and
+    learning_rate; or "base: igpt-s" and the changes to it. It may have objective, betas, mask_rate, and classes, a list such
+    as [cat, dog] of the only ones to train on.
     """
     from igpt.companion.run.training import train
 
-    options = {"steps": steps, "seed": seed, "palette": palette, "micro_batch": micro_batch, "devices": devices}
-    return train(recipe, objective, data=store, out=out, **options)  # type: ignore[arg-type]
+    return train(
+        recipe,
+        objective,
+        data=store,
+        out=out,
+        begin_from=begin_from,
+        steps=steps,
+        seed=seed,
+        palette=palette,
+        micro_batch=micro_batch,
+        devices=devices,
+    )
 
 
 @command("fine-tune", checkout=False)
@@ -441,6 +483,23 @@ def tokenize(
     return tokenize(name, resolution=resolution, workers=workers, crops=crops, filter=filter, seed=seed, palette=palette)
 
 
+@command(group=data, checkout=False)
+def palette(
+    name: Dataset,
+    colours: Annotated[int, typer.Option(min=1, max=65536, help="How many colours.")] = 512,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("palette.npy"),
+    resolution: Annotated[int | None, typer.Option(min=1, help="Pixels per side. Default: 32, or the images' if fewer.")] = None,
+    seed: Annotated[int, typer.Option(**SEED, help="Of k-means and of the pixels it takes.")] = 0,
+) -> str:
+    """Fit colours to a data set's training images, for --palette.
+
+    Of sets that are larger than memory, 10,000 images are drawn.
+    """
+    from igpt.companion.run.datasets import fit_palette
+
+    return fit_palette(name, colours=colours, out=out, resolution=resolution, seed=seed)
+
+
 @command()
 def verify(
     record: Annotated[Path, typer.Argument(help="A record's JSON file, ours or anyone's.")],
@@ -626,9 +685,8 @@ def main() -> None:
 
 def _extra_of(module: str) -> str | None:
     """The first extra of igpt that installs a module; None if no extra does."""
-    distribution = {"yaml": "pyyaml"}.get(module, module)
     lines = "\n".join(requires("igpt") or [])
-    match = re.search(rf"^{re.escape(distribution)}\b.*extra == ['\"](\w+)['\"]", lines, re.MULTILINE)
+    match = re.search(rf"^{re.escape(module)}\b.*extra == ['\"](\w+)['\"]", lines, re.MULTILINE)
     return match and match[1]
 
 

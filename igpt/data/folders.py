@@ -229,15 +229,17 @@ def read_picture(
     channels: int,
     resize: Resize = "crop",
     resample: int = Image.Resampling.BICUBIC,
+    background: int = 255,
     note: Callable[[str], None] = lambda kind: None,
 ) -> NDArray[np.uint8]:
     """An image file as uint8 (side, side, channels): upright, then fitted.
 
     resize, resample : see `igpt.data.resize.fitted`
+    background : grey level on which transparency is composited
     note : called with a kind of picture that a user may want to know of, ``animated`` or ``enlarged``
     Raises UsageError as `igpt.pictures.decoded` does.
     """
-    picture = decoded(path, note=note)
+    picture = decoded(path, background=background, note=note)
     if min(picture.size) < side:
         note("enlarged")
     return fitted(picture, side=side, channels=channels, resize=resize, resample=resample)

@@ -64,7 +64,7 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
         if stream.tell() + dtype.itemsize * int(np.prod(shape, dtype=object)) != member.file_size:
             raise ValueError(f"{member.filename} has another size than its header says")
     with archive.open(member) as stream:
-        return np.lib.format.read_array(stream, allow_pickle=False)  # type: ignore[no-any-return]
+        return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def _checked(

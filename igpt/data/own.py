@@ -220,9 +220,21 @@ def add_own(
         _check_parts(source, entries, classes)
         signed = [resize, classes, *([entry.sha256, entry.label, entry.part] for entry in entries)]
         digest = hashlib.sha256(json.dumps(signed).encode()).hexdigest()
-        counts = Counter(str(entry.part) for entry in entries)
-        declared = Declared(source=str(source), classes=classes, resize=resize, split=how, digest=digest, **counts)
-        before = _declared(name) if _file(name).exists() else None
+        counts = Counter(entry.part for entry in entries)
+        declared = Declared(
+            source=str(source),
+            classes=classes,
+            train=counts["train"],
+            validation=counts["validation"],
+            test=counts["test"],
+            resize=resize,
+            split=how,
+            digest=digest,
+        )
+        try:
+            before = _declared(name)
+        except UsageError:  # a damaged declaration is replaced
+            before = None
         _write_table(name, declared, entries)
         write_text(_file(name), json.dumps(declared.model_dump(), indent=1) + "\n")
         for old in (data_home() / "own").glob(f"{name}-*.csv"):
@@ -410,9 +422,7 @@ def _examined(
             finished += len(chunk)
             report(finished, len(paths))
     readable, broken, notes = [], {}, Counter[str]()
-    for index, (entry, result) in enumerate(zip(entries, results, strict=True)):
-        assert result is not None
-        sha, error, kinds = result
+    for index, (entry, (sha, error, kinds)) in enumerate(zip(entries, filter(None, results), strict=True)):
         if error and not skip:
             more = sum(bool(other[1]) for other in results if other) - 1
             raise UsageError(f"{error}{f' (and {more:,} more)' if more else ''}; or leave such pictures out with --skip-broken")

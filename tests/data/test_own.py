@@ -357,3 +357,5 @@ def test_a_damaged_registration_is_named(home: Path, pets: Path) -> None:
     (home / "own" / "pets.json").write_text("{")
     with pytest.raises(UsageError, match=r"pets\.json .*run `igpt data add` again"):
         data_card("pets")
+    assert "same pictures" not in "".join(add_own("pets", pets))
+    assert data_card("pets").classes == 2

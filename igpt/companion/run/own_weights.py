@@ -118,6 +118,7 @@ def _register(project: Project, word: str) -> tuple[str, Registered]:
     from igpt.train.recipes import model_of
     from igpt.weights.huggingface import folder_shape, is_huggingface
     from igpt.weights.read import read_palette, weights_shape
+    from igpt.weights.training_run import is_training, training_files
 
     path = whole_path("weights", word)
     if word in MODELS and (published := published_folder(word)):
@@ -125,6 +126,14 @@ def _register(project: Project, word: str) -> tuple[str, Registered]:
         path = published
     if not word or not _exists(path):
         raise _unknown(project, word)
+    if path.is_dir() and is_training(path):
+        newest = training_files(path)[0]
+        if newest.parent == path:  # a checkpoint, which the training will remove
+            raise UsageError(
+                f"{path} holds a training that has not ended, and a record's weights must not change: give one of its weights-*"
+                f" folders, or `igpt export --to ours --model {path}` its weights of now"
+            )
+        path = newest.parent
     if path.is_dir() and not (path / "config.json").exists() and (indices := sorted(path.glob("*.index"))):
         raise UsageError(f"{path} holds TensorFlow checkpoints: give the path of one, such as {indices[-1].with_suffix('')}")
     if path.is_dir() and is_huggingface(path) and not folder_shape(path)[1]:

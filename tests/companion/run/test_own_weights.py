@@ -27,7 +27,7 @@ from igpt.shape import ModelShape
 from igpt.train.recipes import recipe
 from igpt.weights import existing
 from igpt.weights.huggingface import read_huggingface, write_huggingface
-from igpt.weights.own import load_weights, released_palette, save_weights
+from igpt.weights.own import load_weights, released_palette, save_tensors, save_weights
 from igpt.weights.processor import NESTED, PROCESSOR
 
 SHAPE = ModelShape(2, 16, 2, 16, 64)  # eight pixels a side, as the digits are
@@ -154,6 +154,18 @@ def test_weights_with_biases_have_a_model_of_their_own_name(project: Project, tm
     )
     path = own_path(project, str(found["weights"]))
     assert existing.own_weights(path, shape, str(found["weights"])).network.shape == shape
+
+
+@pytest.mark.usefixtures("evaluate")
+def test_a_training_is_its_last_milestone_and_none_in_its_midst(project: Project, tmp_path: Path, shades: Palette) -> None:
+    run = tmp_path / "run"
+    for step in (4, 12):
+        save_weights(run / f"weights-{step:07d}", random_model(SHAPE), shades)
+    assert settled(project, run) == settled(project, run / "weights-0000012")
+    state = {f"model.{name}": tensor for name, tensor in random_model(SHAPE).state_dict().items()}
+    identity = f"{json.dumps({'shape': SHAPE.as_dict()})} {shades.digest} seed 0"
+    save_tensors(run / "checkpoint-0000015.safetensors", state, {"run": identity})
+    assert "holds a training that has not ended, and a record's weights must not change: give one" in refused(project, run)
 
 
 @pytest.mark.usefixtures("evaluate")
