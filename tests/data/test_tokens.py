@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PATIENCE, ROOT, alive, wait_until
+from conftest import PATIENCE, ROOT
 from filelock import FileLock
 from official import (
     COLOURS,
@@ -374,8 +374,8 @@ def test_a_list_of_imagenets_size_is_small(home: Path, publish: Publish) -> None
         (TokenizeSettings("cifar10", "train", 33), "choose a resolution from 1 to 32"),
         (TokenizeSettings("cifar10", "train", 0), "choose a resolution from 1 to 32"),
         (TokenizeSettings("cifar10", "train", 4, filter="best"), "no filter 'best'; choose one of bicubic, box"),
-        (TokenizeSettings("cifar10", "train", 4, crops=2), "random crops are taken of ImageNet's training images"),
-        (TokenizeSettings("imagenet", "test", 4, crops=2), "random crops are taken of ImageNet's training images"),
+        (TokenizeSettings("cifar10", "train", 4, crops=2), "random crops are taken of training pictures of different sizes"),
+        (TokenizeSettings("imagenet", "test", 4, crops=2), "random crops are taken of training pictures of different sizes"),
         (TokenizeSettings("imagenet", "train", 4, crops=-1), "crops are at least 0"),
         (TokenizeSettings("imagenet", "train", 4, crops=1, seed=-1), "a seed is a whole number from 0 to 4294967295, not -1"),
         (TokenizeSettings("mnist", "train", 4), "no data set 'mnist'"),
