@@ -115,7 +115,7 @@ def _opened(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tu
     """An array of an archive, to which its values are to be written."""
     member = archive.open(f"{name}.npy", "w", force_zip64=True)
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(member, header)  # type: ignore[arg-type]  # numpy's type of a file is narrower
+    np.lib.format.write_array_header_1_0(member, header)  # numpy's type of a file is narrower
     return member
 
 

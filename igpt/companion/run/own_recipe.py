@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from reprlib import repr as shortly
-from typing import Annotated, get_args
+from typing import Annotated, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -94,21 +94,20 @@ def own_recipe(path: Path, objective: str | None = None) -> OwnRecipe:
     if objective not in (None, *get_args(Objective)):
         raise UsageError(f"there is no objective {objective!r}; choose autoregressive or bert")
     fields, name = _read(path), visible(path.stem, limit=80)
-    chosen = objective or fields.objective or "autoregressive"
+    chosen = cast(Objective, objective or fields.objective or "autoregressive")
     given = fields.model_dump(exclude_none=True)
+    sizes = {size: given[name] for name, size in SIZES.items() if name in given}
+    sizes |= {"n_ctx": given["side"] ** 2} if "side" in given else {}
     try:
         if fields.base is None:
             if missing := [name for name in NEEDED if name not in given]:
                 raise UsageError(
                     f"{path} has no {listed(missing, most=len(missing))}: add {_them(missing)}, or name a base: igpt-s"
                 )
-            sizes = {size: given[name] for name, size in SIZES.items()}
-            shape = ModelShape(**sizes, n_ctx=given["side"] ** 2, objective=chosen)  # type: ignore[arg-type]
+            shape = ModelShape(**sizes, objective=chosen)
             plan = Recipe(name, shape, "", shape.n_vocab, given["batch"], given["steps"], given["warmup"], given["learning_rate"])
         else:
             base = _base(path, fields.base, chosen)
-            sizes = {size: given[name] for name, size in SIZES.items() if name in given}
-            sizes |= {"n_ctx": given["side"] ** 2} if "side" in given else {}
             shape = replace(base.shape, **sizes)
             plan = replace(base, name=name, shape=shape, dataset="", palette_colours=shape.n_vocab, shifts=False)
     except ValueError as error:
@@ -193,10 +192,10 @@ def _problem(error: Exception) -> str:
     return visible(" ".join(str(error).split()), limit=200)
 
 
-def _base(path: Path, name: str, objective: str) -> Recipe:
+def _base(path: Path, name: str, objective: Objective) -> Recipe:
     """The recipe that a file changes."""
     try:
-        return recipe(name, objective)  # type: ignore[arg-type]  # raises for an unknown objective
+        return recipe(name, objective)
     except UsageError as error:
         raise UsageError(f"{path} has a base that is none: {error}") from None
 

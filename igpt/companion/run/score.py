@@ -64,7 +64,7 @@ def write_scores(model: str, paths: Sequence[Path], *, out: Path, resize: Resize
         scored.sort(key=lambda pair: (-pair[0], pair[1]))
         labels = found.labels if any(found.labels) else None
         if scored:
-            _write_csv(out, [(found.paths[row], labels and labels[row], nats) for nats, row in scored])
+            _write_csv(out, [(found.paths[row], labels[row] if labels else None, nats) for nats, row in scored])
     results.tell()
     if not scored:
         raise UsageError(f"none of the {counted(len(found), 'picture')} can be read: nothing was written")

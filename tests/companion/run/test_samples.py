@@ -65,6 +65,14 @@ def test_a_mask_of_any_size_gives_what_is_white(weights: Path, tmp_path: Path, s
     assert (given(weights) == CHECKERED).all()
 
 
+def test_a_mask_is_reduced_to_the_nearest_pixels_and_not_to_means(weights: Path, tmp_path: Path) -> None:
+    mask = np.kron(~CHECKERED, np.ones((3, 3), bool))
+    mask[1::3, 1::3] = CHECKERED  # the middle of each block, against its other eight pixels
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    assert complete(weights, "mask.png").returncode == 0
+    assert (given(weights) == CHECKERED).all()
+
+
 def test_a_mask_is_cut_as_the_picture_is(weights: Path, tmp_path: Path) -> None:
     mask = np.zeros((40, 60), np.uint8)
     mask[:, 10:30] = 255  # the left half of the central square
