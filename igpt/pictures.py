@@ -111,8 +111,10 @@ def upright(picture: Image.Image) -> Image.Image:
         picture.load()
         with warnings.catch_warnings(action="ignore"):  # about tags, which are read lazily
             return _rgb(_turned(picture), picture.info.get("icc_profile"), 255)
-    except (OSError, SyntaxError) as error:  # a file that is read only now
-        raise UsageError(f"cannot be read ({error}): copy it again") from None
+    except UsageError:
+        raise
+    except Exception as error:  # of a file that is read only now, in which damaged bytes make Pillow raise errors of many types
+        raise UsageError(f"cannot be read ({str(error) or type(error).__name__}): open it again, or copy its file") from None
 
 
 def from_array(pixels: NDArray[np.uint8]) -> Image.Image:

@@ -177,9 +177,15 @@ def test_a_layer_weights_and_a_resize_that_there_are_not_are_said(weights: Path,
         ImageGPTFeatures(weights, resize="stretch").fit(photos)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="there are no weights at"):
         ImageGPTFeatures(tmp_path / "nothing").fit(photos)
+    closed = Image.open(photos[0])
+    closed.close()
+    with pytest.raises(ValueError, match="picture 0 cannot be read .*: open it again, or copy its file"):
+        ImageGPTFeatures(weights).transform([closed])
     (tmp_path / "cut.png").write_bytes(photos[0].read_bytes()[:150])
     with pytest.raises(ValueError, match=r"cut\.png is damaged .*: copy it again$"):
-        ImageGPTFeatures(weights).fit([*photos, tmp_path / "cut.png"]).transform([*photos, tmp_path / "cut.png"])
+        ImageGPTFeatures(weights).fit(photos).transform([*photos, tmp_path / "cut.png"])
+    with pytest.raises(ValueError, match="picture 1 cannot be read .*: open it again, or copy its file"):
+        ImageGPTFeatures(weights).transform([Image.open(photos[0]), Image.open(tmp_path / "cut.png")])
 
 
 def test_scikit_learn_itself_is_still_found() -> None:

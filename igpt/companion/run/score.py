@@ -44,10 +44,10 @@ def write_scores(model: str, paths: Sequence[Path], *, out: Path, resize: Resize
     shape = network.shape
     if shape.objective == "bert":
         raise UsageError(f"{model} was trained with BERT's objective, which gives no likelihood: choose autoregressive weights")
-    network.logits(torch.zeros(1, shape.n_embd, dtype=network.wte.dtype))  # raises for weights without an output matrix
+    network.logits(torch.zeros(1, shape.n_embd))  # raises for weights without an output matrix
     key = weights_digest(network)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.float().to(device)
+    network.to(device)
 
     def compute(tokens: Tensor) -> list[float]:
         values: list[float] = token_losses(network(tokens), tokens).double().mean(1).tolist()
