@@ -254,6 +254,11 @@ class ImageGPT(nn.Module):
         return self.logits(self.ln_f(h[:, -1]))
 
 
+def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Cross-entropy in nats of each token, float (B, T), of logits (B, T, V) and int64 tokens (B, T)."""
+    return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
+
+
 def generative_loss(logits: Tensor, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
     """Mean cross-entropy in nats per token.
 
@@ -261,7 +266,7 @@ def generative_loss(logits: Tensor, tokens: Tensor, masked: Tensor | None = None
     Without ``masked`` the mean over positions and images; with it, the mean over each image's masked
     positions, then over images, as the released code averages (the paper writes sums, section 2.2).
     """
-    nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
+    nats = token_losses(logits, tokens)
     if masked is None:
         return nats.mean()
     return ((nats * masked).sum(1) / masked.sum(1)).mean()

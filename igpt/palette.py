@@ -113,9 +113,10 @@ class Palette:
         """Number of colours, the model's ``n_vocab``."""
         return len(self.centres)
 
-    def quantize(self, images: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    def quantize(self, images: NDArray[np.uint8], *, expected: int = 0) -> NDArray[np.uint16]:
         """Tokens uint16 (N, H, W) of uint8 (N, H, W, channels): the nearest centre to v / 127.5 - 1.
 
+        expected : pixels in all, if these are some of many; it decides how they are found, not which
         Squared distance in float64, lowest index on ties. Raises UsageError for other channels.
         """
         if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] != self.centres.shape[1]:
@@ -123,7 +124,7 @@ class Palette:
                 f"images are uint8 (N, H, W, {self.centres.shape[1]}) for this palette, not {images.dtype} {images.shape}"
             )
         flat = _flat(images)
-        if images.shape[-1] == 3 and len(flat) > TABLE_PAYS:
+        if images.shape[-1] == 3 and max(len(flat), expected) > TABLE_PAYS:
             return _look_up(colour_table(self.centres.tobytes()), flat).reshape(images.shape[:-1])
         colours, index = np.unique(flat, axis=0, return_inverse=True)
         return nearest_centres(colours, self.centres)[index].reshape(images.shape[:-1])

@@ -11,11 +11,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from igpt.errors import UsageError
 from igpt.files import file_size, write_atomically
@@ -23,7 +23,21 @@ from igpt.files import file_size, write_atomically
 # Pillow also logs some of the damage that it raises; without any handler, logging would print that line.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
+Resize = Literal["crop", "squeeze"]  # of a picture of any size: its central square, or all of it; see `igpt.data.resize.fitted`
 LINE = 128  # grey level of the lines between the images of a grid
+SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".dib"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif"),
+)
+# Pictures that are not read: their suffixes, and what to do.
+OTHER_SUFFIXES = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "is HEIC, which cannot be read: save it as JPEG"),
+    **dict.fromkeys((".svg", ".svgz", ".eps", ".ai", ".pdf"), "is a drawing, not pixels: export it as PNG"),
+    **dict.fromkeys(
+        (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf", ".rw2", ".raw"), "is a camera's raw file: export it as JPEG"
+    ),
+    **dict.fromkeys((".psd", ".xcf", ".jxl", ".tga", ".ico"), "is of a format that cannot be read: save it as PNG"),
+}
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")  # not EPS, for which Pillow runs Ghostscript
 MOST = "IGPT_MAX_MEGAPIXELS"  # environment variable
 MEGAPIXELS = 128  # the default limit; photographs of 108 exist
@@ -41,21 +55,27 @@ UPRIGHT = {  # by EXIF's orientation
 }
 
 
-def read_picture(path: Path, *, side: int, channels: int, resample: int = Image.Resampling.BICUBIC) -> NDArray[np.uint8]:
-    """An image file as uint8 (side, side, channels): upright, its central square, reduced by bicubic filtering.
+def decoded(
+    path: Path, content: bytes | None = None, *, background: int = 255, note: Callable[[str], None] = lambda kind: None
+) -> Image.Image:
+    """An image file as 8-bit RGB, turned upright as EXIF says; an unreadable orientation is ignored.
 
-    resample : filter of Pillow, see `PIL.Image.Resampling`
+    content : the file's bytes if they were read already
+    background : grey level on which transparency is composited
+    note : called with ``animated`` for a file of several frames
 
-    All colour spaces are converted, by the embedded ICC profile if it can be read. Transparency is composited on white, and
-    the first of several frames is used. An unreadable orientation is ignored. 16 bits are reduced to 8.
+    All colour spaces are converted, by the embedded ICC profile if it can be read. The first of several frames is used. 16
+    bits are reduced to 8.
     Raises UsageError for other depths (floats, signed or 32-bit integers), and for a file that is missing, empty, damaged,
     not of `FORMATS`, or larger than `opened` allows.
     """
     try:
-        if not file_size(path):
+        if not (file_size(path) if content is None else content):
             raise UsageError("is empty: copy it again")
-        with path.open("rb") as stream:
-            picture = _picture(stream)
+        if path.suffix.lower() in OTHER_SUFFIXES:  # Pillow would read the thumbnail of a raw file
+            raise UsageError(OTHER_SUFFIXES[path.suffix.lower()])
+        with path.open("rb") if content is None else io.BytesIO(content) as stream:
+            return _picture(stream, background, note)
     except UsageError as error:
         raise UsageError(f"{path} {error}") from None
     except (FileNotFoundError, NotADirectoryError):
@@ -65,13 +85,10 @@ def read_picture(path: Path, *, side: int, channels: int, resample: int = Image.
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{path} cannot be read ({reason}): name an image file that you may read") from None
-    square = ImageOps.fit(picture, (side, side), Image.Resampling(resample))
-    pixels = np.asarray(square.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
-    return pixels.reshape(side, side, channels)
 
 
-def _picture(stream: IO[bytes]) -> Image.Image:
-    """The picture in an open file, upright, as 8-bit RGB; raises as `opened` and `grey_levels` do."""
+def _picture(stream: IO[bytes], background: int, note: Callable[[str], None]) -> Image.Image:
+    """The picture in an open file, upright, as 8-bit RGB on a grey level; raises as `opened` and `grey_levels` do."""
     with opened(stream) as file:
         _scale_clear(file)
         if isinstance(file, TiffImagePlugin.TiffImageFile):
@@ -79,8 +96,33 @@ def _picture(stream: IO[bytes]) -> Image.Image:
         with _muted() if file.format == "TIFF" else nullcontext():
             file.load()
         picture = _turned(file)
+    if file.format in ("GIF", "WEBP", "PNG", "AVIF") and getattr(file, "is_animated", False):
+        note("animated")
     with warnings.catch_warnings(action="ignore"):  # about tags, which are read lazily
-        return _rgb(picture, file.info.get("icc_profile"))
+        return _rgb(picture, file.info.get("icc_profile"), background)
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """A picture in memory as `decoded` gives one in a file: 8-bit RGB, turned upright.
+
+    Raises UsageError, whose message lacks a name, as `decoded` does for other depths and damaged pixels.
+    """
+    try:
+        picture.load()
+        with warnings.catch_warnings(action="ignore"):  # about tags, which are read lazily
+            return _rgb(_turned(picture), picture.info.get("icc_profile"), 255)
+    except UsageError:
+        raise
+    except Exception as error:  # of a file that is read only now, in which damaged bytes make Pillow raise errors of many types
+        raise UsageError(f"cannot be read ({str(error) or type(error).__name__}): open it again, or copy its file") from None
+
+
+def from_array(pixels: NDArray[np.uint8]) -> Image.Image:
+    """A picture of uint8 (H, W) or (H, W, channels): grey, RGB, or RGB with transparency, which is laid on white."""
+    picture = Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+    if picture.mode != "RGBA":
+        return picture.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 @contextmanager
@@ -162,8 +204,8 @@ def _turned(file: Image.Image) -> Image.Image:
     return file if transposition is None else file.transpose(transposition)
 
 
-def grey_levels(picture: Image.Image) -> NDArray[np.uint8]:
-    """A 16-bit grey picture (its mode begins with ``I``) as uint8 (height, width).
+def grey_levels(picture: Image.Image, *, background: int = 255) -> NDArray[np.uint8]:
+    """A 16-bit grey picture (its mode begins with ``I``) as uint8 (height, width); transparent pixels get the background's level.
 
     Raises UsageError, whose message lacks the file's name, for values outside of 16 bits.
     """
@@ -172,7 +214,7 @@ def grey_levels(picture: Image.Image) -> NDArray[np.uint8]:
         raise UsageError("has values that are not unsigned integers of 16 bits: save it with 8 or 16 bits")
     levels = ((2 * values.astype(np.uint32) + 257) // 514).astype(np.uint8)  # 255 v / 65535, rounded
     transparent = picture.info.get("transparency")  # a PNG's one transparent value
-    return np.where(values == transparent, np.uint8(255), levels) if isinstance(transparent, int) else levels
+    return np.where(values == transparent, np.uint8(background), levels) if isinstance(transparent, int) else levels
 
 
 def _check_tiff(file: TiffImagePlugin.TiffImageFile) -> None:
@@ -189,12 +231,12 @@ def _check_tiff(file: TiffImagePlugin.TiffImageFile) -> None:
         raise UsageError("has values that are not unsigned integers of their whole range: save it with 8 or 16 bits")
 
 
-def _rgb(picture: Image.Image, icc: bytes | None) -> Image.Image:
-    """The picture as 8-bit RGB, with transparency composited on white; raises as `grey_levels` does."""
+def _rgb(picture: Image.Image, icc: bytes | None, background: int) -> Image.Image:
+    """The picture as 8-bit RGB, with transparency composited on a grey level; raises as `grey_levels` does."""
     if picture.mode == "F":
         raise UsageError("has floats, and does not say which are black and white: save it with 8 or 16 bits")
     if picture.mode.startswith("I"):
-        picture = Image.fromarray(grey_levels(picture))
+        picture = Image.fromarray(grey_levels(picture, background=background))
     base = {"1": "L", "L": "L", "LA": "L", "La": "L", "CMYK": "CMYK"}.get(picture.mode, "RGB")
     profile = _profile(icc, base)
     if picture.mode == "RGB" and profile is None and not picture.has_transparency_data:
@@ -203,9 +245,9 @@ def _rgb(picture: Image.Image, icc: bytes | None) -> Image.Image:
     alpha = whole.convert("RGBA").getchannel("A") if whole.has_transparency_data else None
     colours = whole.convert(base)
     colours = colours.convert("RGB") if profile is None else profile(colours)
-    on_white = Image.new("RGB", picture.size, "white")
-    on_white.paste(colours, (0, 0), alpha)
-    return on_white
+    composited = Image.new("RGB", picture.size, (background, background, background))
+    composited.paste(colours, (0, 0), alpha)
+    return composited
 
 
 def _profile(content: bytes | None, mode: str) -> Callable[[Image.Image], Image.Image] | None:

@@ -7,6 +7,7 @@ tokens = model.sample(n=8, seed=0)
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +20,8 @@ from igpt.palette import Palette
 from igpt.project import Project, configured_folder
 from igpt.shape import ModelShape
 from igpt.train.recipes import PAPER, TINY, TRAINED, recipe
+from igpt.weights.huggingface import is_huggingface
+from igpt.weights.processor import BICUBIC, read_resample
 from igpt.weights.read import read_palette, read_weights
 
 
@@ -40,7 +43,8 @@ class ImageGPT(Model):
 
         where : a recipe's name (``laptop-l``) whose weights are published with the package or trained in this checkout; a
         released model's (``igpt-s``, ``igpt-s-bert``; ``igpt-s@131000`` for the weights after that many steps), which is
-        downloaded; a folder of weights; or the path of a TensorFlow checkpoint without ``.index``
+        downloaded; a folder of weights, or of a training, also while it runs; or the path of a TensorFlow checkpoint without
+        ``.index``
         Raises UsageError when there are no such weights, when they are damaged, and when they belong to a different model. A
         classifier of transformers has no output matrix: such a model has features, and raises UsageError for logits, loss and
         samples.
@@ -109,3 +113,17 @@ def open_weights(model: str) -> tuple[Model, Palette]:
     path, shape = locate_weights(model, train=True)
     weights = read_weights(path, shape)
     return weights, read_palette(path, weights.shape)
+
+
+def resample_of(model: str) -> int:
+    """Pillow's number of the filter that reduces pictures for a model: a transformers folder's own, else bicubic."""
+    return read_resample(Path(model)) if model not in TRAINED and is_huggingface(Path(model)) else BICUBIC
+
+
+def weights_digest(network: Model) -> str:
+    """SHA-256 of a network's shape and weights."""
+    digest = hashlib.sha256(str(network.shape).encode())
+    for name, weights in network.state_dict().items():
+        digest.update(f"{name} {weights.dtype}\n".encode())
+        digest.update(weights.cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

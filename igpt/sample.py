@@ -30,7 +30,7 @@ def sample(
     model: ImageGPT,
     *,
     n: int,
-    seed: int,
+    seed: int | torch.Generator,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -46,7 +46,7 @@ def complete(
     prefix: Tensor,
     *,
     n: int,
-    seed: int,
+    seed: int | torch.Generator,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -58,6 +58,7 @@ def complete(
     of positions can be kept. A kept token does not influence earlier draws.
     temperature : divides the logits; 0 takes the likeliest token
     top_k, top_p : choose among the k likeliest tokens only, or the fewest whose probabilities reach p
+    seed : or a generator on the CPU, which gives n * positions numbers per prefix, so that the next call gives the next images
     Each token uses one uniform number, drawn per image, so that an image depends on seed and index,
     not on the batch size. Raises UsageError for BERT weights, a prefix of another dtype, shape or palette or longer than
     the model, settings outside their range, a seed outside 0 to 2^32 - 1, and logits that are NaN or infinite.
@@ -72,11 +73,12 @@ def complete(
              [5, 6, 7]]])
     """
     shape = model.shape
-    _check(model, prefix, n=n, temperature=temperature, top_k=top_k, top_p=top_p)
+    check_settings(model, n=n, temperature=temperature, top_k=top_k, top_p=top_p)
+    _check_prefix(model, prefix)
     n, temperature = int(n), float(temperature)
     top_k, top_p = None if top_k is None else int(top_k), None if top_p is None else float(top_p)
     images = len(prefix) * n
-    generator = torch.Generator().manual_seed(check_seed(seed))
+    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(check_seed(seed))
     uniform = torch.rand(images, shape.n_ctx, generator=generator, dtype=torch.float64).to(model.wte.device)
     given = prefix.to(model.wte.device).repeat_interleave(n, dim=0)
     finite = torch.ones((), dtype=torch.bool, device=model.wte.device)  # on the device: a CUDA graph cannot raise
@@ -104,6 +106,23 @@ def complete(
                 )
             done += len(batch) * shape.n_ctx
     return torch.cat(parts).view(len(prefix), n, shape.n_ctx)
+
+
+def check_settings(model: ImageGPT, *, n: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise UsageError for BERT weights, and for settings that `complete` does not support."""
+    if model.shape.objective != "autoregressive":
+        raise UsageError("BERT weights cannot be sampled from: use autoregressive ones")
+    valid = {
+        "n": _is_count(n),
+        "top_k": top_k is None or _is_count(top_k),
+        "temperature": isinstance(temperature, Real) and 0 <= temperature <= sys.float_info.max,
+        "top_p": top_p is None or (isinstance(top_p, Real) and 0 < top_p <= 1),
+    }
+    if wrong := [name for name, is_valid in valid.items() if not is_valid]:
+        raise UsageError(
+            "n and top_k are whole numbers of at least 1, temperature is at least 0 and finite, top_p in (0, 1]: give"
+            f" another {' and '.join(wrong)}"
+        )
 
 
 def _continue(
@@ -163,11 +182,9 @@ def _recorded(step: Callable[[], None], length: Tensor) -> Callable[[], None]:
     return graph.replay
 
 
-def _check(model: ImageGPT, prefix: Tensor, *, n: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise UsageError for arguments that `complete` does not support."""
+def _check_prefix(model: ImageGPT, prefix: Tensor) -> None:
+    """Raise UsageError for a prefix that `complete` does not support."""
     shape = model.shape
-    if shape.objective != "autoregressive":
-        raise UsageError("BERT weights cannot be sampled from: use autoregressive ones")
     if (
         not isinstance(prefix, Tensor)
         or prefix.layout != torch.strided
@@ -183,17 +200,6 @@ def _check(model: ImageGPT, prefix: Tensor, *, n: int, temperature: float, top_k
         raise UsageError(f"the prefix has {prefix.shape[1]} tokens, the model only {shape.n_ctx} positions")
     if prefix.numel() and not -1 <= int(prefix.min()) <= int(prefix.max()) < shape.n_vocab:
         raise UsageError(f"the prefix has tokens outside 0 .. {shape.n_vocab - 1}: quantise it with the model's palette")
-    valid = {
-        "n": _is_count(n),
-        "top_k": top_k is None or _is_count(top_k),
-        "temperature": isinstance(temperature, Real) and 0 <= temperature <= sys.float_info.max,
-        "top_p": top_p is None or (isinstance(top_p, Real) and 0 < top_p <= 1),
-    }
-    if wrong := [name for name, is_valid in valid.items() if not is_valid]:
-        raise UsageError(
-            "n and top_k are whole numbers of at least 1, temperature is at least 0 and finite, top_p in (0, 1]: give"
-            f" another {' and '.join(wrong)}"
-        )
 
 
 def _is_count(number: object) -> bool:

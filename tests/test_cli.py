@@ -22,6 +22,7 @@ from igpt.weights.own import save_weights
     "command",
     [
         *("", "plan", "run", "table", "sample", "samples", "complete", "export", "evaluate-loss", "bench"),
+        *("features", "score"),
         *("submit", "status", "logs", "cancel", "resume", "collect", "doctor", "drill", "clean"),
     ],
 )
@@ -213,9 +214,18 @@ def photo(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("keep", "rows", "columns"), [("top", 4, 8), ("left", 8, 4), ("0.25", 2, 8)])
+@pytest.mark.parametrize(
+    ("keep", "rows", "columns"),
+    [
+        ("top", slice(4), slice(8)),
+        ("left", slice(8), slice(4)),
+        ("right", slice(8), slice(4, 8)),
+        ("bottom", slice(4, 8), slice(8)),
+        ("0.25", slice(2), slice(8)),
+    ],
+)
 def test_completions_keep_what_was_given(
-    project: Project, weights: Path, tmp_path: Path, keep: str, rows: int, columns: int
+    project: Project, weights: Path, tmp_path: Path, keep: str, rows: slice, columns: slice
 ) -> None:
     import numpy as np
     from PIL import Image
@@ -225,27 +235,31 @@ def test_completions_keep_what_was_given(
     words = ["complete", *paths, "--model", str(weights), "--keep", keep, "--n", "3", "--seed", "2", "--out", str(out)]
     done = igpt(*words, root=project.root)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"3 completions each of 2 by {weights}, seed 2: {out}\n"
+    first, *more = done.stdout.splitlines()
+    assert first == f"3 completions each of 2 by {weights}, seed 2: {out}"
+    assert [line.partition(":")[0] for line in more] == ["The model looks back only"] * (keep not in ("top", "0.25"))
     sheet = np.asarray(Image.open(out))[6::12, 6::12]
     assert sheet.shape == (2 * 9 + 1, 5 * 9 + 1, 3)
     cells = [[sheet[1 + 9 * y : 9 + 9 * y, 1 + 9 * x : 9 + 9 * x] for x in range(5)] for y in range(2)]
     for given, *completed, original in cells:
         for image in (given, *completed):
-            assert (image[:rows, :columns] == original[:rows, :columns]).all()
+            assert (image[rows, columns] == original[rows, columns]).all()
         hidden = np.ones((8, 8), bool)
-        hidden[:rows, :columns] = False
+        hidden[rows, columns] = False
         assert (given[hidden] == 128).all()
         assert len({image.tobytes() for image in completed}) == 3
 
 
 def test_samples_come_from_any_folder_of_weights(project: Project, weights: Path, tmp_path: Path) -> None:
-    sheets = []
-    for name in ("one.png", "two.png"):
-        words = ["--model", str(weights), "--n", "4", "--top-k", "5", "--out", str(tmp_path / name)]
-        done = igpt("sample", *words, root=project.root)
+    def sheet(*words: str) -> bytes:
+        done = igpt("sample", "--model", str(weights), "--n", "4", *words, "--out", "a.png", root=project.root)
         assert done.returncode == 0, done.stderr
-        sheets.append((tmp_path / name).read_bytes())
-    assert sheets[0] == sheets[1]
+        return (project.root / "a.png").read_bytes()
+
+    assert sheet("--top-k", "5") == sheet("--top-k", "5")
+    sheets = [sheet(*words) for words in ([], ["--top-k", "5"], ["--top-p", "0.3"], ["--temperature", "0.5"], ["--seed", "1"])]
+    assert len(set(sheets)) == len(sheets), "a setting is ignored"
+    assert sheet("--top-k", "1") == sheet("--temperature", "0")
 
 
 def test_exported_weights_open_again_and_give_the_same_images(project: Project, weights: Path, tmp_path: Path) -> None:
@@ -264,8 +278,8 @@ def test_exported_weights_open_again_and_give_the_same_images(project: Project, 
     [
         (["complete", "none.png"], "there is no file none.png"),
         (
-            ["complete", "none.png", "--keep", "right"],
-            "--keep takes top, left, or a fraction from 0 up to but not 1, not 'right'",
+            ["complete", "none.png", "--keep", "middle"],
+            "--keep takes top, left, right, bottom, a fraction from 0 up to but not 1, or a mask's file, and no file is called 'middle'",
         ),
         (["complete", "none.png", "--keep", "1"], "--keep takes top, left"),
         (["complete", "none.png", "--out", "a.gif"], "images are written as PNG, not as a.gif"),

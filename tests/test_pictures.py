@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin
 
+from igpt.data.folders import read_picture
 from igpt.errors import UsageError
 from igpt.palette import Palette
-from igpt.pictures import opened, read_picture, write_grid
+from igpt.pictures import opened, write_grid
 from igpt.shape import ModelShape
 from igpt.weights.own import save_weights
 

@@ -52,6 +52,16 @@ def test_more_images_than_go_at_once_are_the_same_images(model: ImageGPT, monkey
     assert [done for done, _ in said] == sorted(done for done, _ in said)
 
 
+def test_a_generator_gives_the_next_images_of_its_seed(model: ImageGPT, tokens: torch.Tensor) -> None:
+    generator = torch.Generator().manual_seed(5)
+    parts = [sample(model, n=n, seed=generator) for n in (16, 3, 1)]
+    assert torch.equal(torch.cat(parts), sample(model, n=20, seed=5))
+    generator.manual_seed(5)
+    torch.rand(16, 9, generator=generator, dtype=torch.float64)  # what a part takes that is not drawn
+    assert torch.equal(sample(model, n=4, seed=generator), sample(model, n=20, seed=5)[16:])
+    assert torch.equal(complete(model, tokens, n=2, seed=generator.manual_seed(5)), complete(model, tokens, n=2, seed=5))
+
+
 def test_samples_have_the_models_frequencies() -> None:
     model = random_model(ModelShape(1, 8, 2, 5, 1))
     n = 20_000

@@ -40,6 +40,8 @@ model = ImageGPT.from_pretrained("laptop-l")
 opened = ImageGPT.from_pretrained("mine")
 assert torch.equal(model.sample(n=2, seed=3), opened.sample(n=2, seed=3))
 assert model.complete(model.sample(n=1)[:, :200], n=2).shape == (1, 2, 256)
+from igpt.sklearn import ImageGPTFeatures
+assert ImageGPTFeatures().fit_transform(["samples.png"]).shape == (1, 128)
 """
 
 
@@ -94,12 +96,19 @@ def away(tmp_path: Path) -> dict[str, str]:
 def test_an_installed_wheel_samples_completes_and_exports_offline(installed: Path, away: dict[str, str], tmp_path: Path) -> None:
     done = subprocess.run([installed / "igpt", "sample", "--n", "4"], env=away, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    lines = ("complete samples.png --n 1", "export --to ours mine", "sample --n 4 --model mine --out again.png")
+    lines = (
+        *("features samples.png --out f.npz", "score samples.png --out s.csv"),
+        *("complete samples.png --n 1", "complete samples.png --n 1 --keep samples.png --out masked.png"),
+        *("export --to ours mine", "sample --n 4 --model mine --out again.png"),
+        *("sample --n 4 --format npz", "sample --n 4 --format png --model mine --out pngs"),
+    )
     program = [installed / "python", "-c", EVERY + LIBRARY]  # in one process, since most of their time is torch's start
     done = subprocess.run(program, input="\n".join(lines), env=away, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, re.findall(r"^\d+$", done.stderr, re.MULTILINE)) == (0, ["0"] * len(lines)), done.stderr
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "samples.png").read_bytes()
-    assert (tmp_path / "completions.png").exists()
+    assert (tmp_path / "completions.png").exists() and (tmp_path / "masked.png").exists()
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["samples.json", "samples.npz"]
+    assert len(list((tmp_path / "pngs").glob("0000[0-3].png"))) == 4
 
 
 def test_an_installed_command_says_which_checkout_or_extra_it_needs(
@@ -122,7 +131,8 @@ def test_an_installed_command_says_which_checkout_or_extra_it_needs(
         return re.findall(r"^(?:igpt: )?(.*)\n2$", done.stderr, re.MULTILINE)
 
     commands = sorted(IN_CHECKOUT)
-    anywhere = {"sample", "samples", "complete", "train", "evaluate-loss", "export", "data"}
+    anywhere = {"sample", "samples", "complete", "train", "fine-tune", "evaluate-loss", "export", "data"}
+    anywhere |= {"features", "score", "classify"}
     assert {line.split()[0] for line in commands} == get_command(cli.app).commands.keys() - anywhere  # type: ignore[attr-defined]
     url = re.escape(PROJECT["urls"]["Repository"])
     sentences = said(commands)
@@ -133,5 +143,5 @@ def test_an_installed_command_says_which_checkout_or_extra_it_needs(
     assert sentence.startswith("tiny-s, which is not among the published weights, needs a checkout of the project: clone it")
     lacking = said(["plan", "run headline-001", "submit --profile local"], IGPT_ROOT=str(ROOT))
     assert len(lacking) == 3
-    for sentence in [*lacking, *said(["export --to onnx graph"])]:
+    for sentence in [*lacking, *said(["export --to onnx graph", "features a.png --out a.parquet"])]:
         assert re.fullmatch(r'this command needs \w+, which is not installed: pip install "igpt\[(run|slurm)\]"', sentence)

@@ -1,5 +1,6 @@
-// A reader's own picture, from a file to tokens, without leaving the page: what igpt.pictures and igpt.palette do.
+// A reader's own picture, from a file to tokens, without leaving the page: what igpt.data.folders and igpt.palette do.
 
+const CROP = 224; // pixels a side of the paper's crop
 const MOST_BYTES = 60e6;
 const MOST_PIXELS = 60e6; // decoded, that is a quarter of a gigabyte
 
@@ -76,12 +77,17 @@ function reduce(bitmap, side, channels) {
   const pixels = context.getImageData(0, 0, taken, taken).data;
   const rgb = new Float64Array(taken * taken * 3);
   for (let i = 0; i < taken * taken; i++) for (let c = 0; c < 3; c++) rgb[3 * i + c] = pixels[4 * i + c];
-  const small = shrinkRows(turn(shrinkRows(rgb, taken, taken, side), side, taken), side, taken, side); // (x, y, 3)
-  const levels = turn(small, side, side);
+  const cropped = taken >= CROP && CROP >= side; // by way of the paper's crop, as igpt.data.resize.fitted
+  const levels = cropped ? shrink(shrink(rgb, taken, CROP), CROP, side) : shrink(rgb, taken, side);
   if (channels === 3) return Uint8ClampedArray.from(levels);
   return Uint8ClampedArray.from({ length: side * side }, (_, i) =>
     Math.floor((levels[3 * i] * 19595 + levels[3 * i + 1] * 38470 + levels[3 * i + 2] * 7471 + 0x8000) / 0x10000),
   );
+}
+
+// A square (from, from, 3) to (to, to, 3).
+function shrink(image, from, to) {
+  return turn(shrinkRows(turn(shrinkRows(image, from, from, to), to, from), to, from, to), to, to);
 }
 
 // Catmull and Rom's kernel with a = -1/2, as Pillow's BICUBIC.

@@ -80,8 +80,8 @@ def _seed(seed: int | None) -> int | None:
 TARGETS = "Experiments (headline-001), tables (linear-probes) or stages."
 TAKES = " ".join(f"{tier.name}: {tier.takes}." for tier in TIERS.values())
 MODELS = (
-    "A trained recipe (tiny-l, laptop-l), a released model (igpt-s, igpt-s-bert, igpt-s@131000), a folder of weights, or a"
-    " TensorFlow checkpoint without .index."
+    "A trained recipe (tiny-l, laptop-l), a released model (igpt-s, igpt-s-bert, igpt-s@131000), a folder of weights, the"
+    " folder of an `igpt train`, or a TensorFlow checkpoint without .index."
 )
 PARAMETERS = "A parameter of the stages. Their records stay in runs/."
 SEED = {"metavar": f"0..{MOST}", "callback": _seed}
@@ -96,6 +96,12 @@ TopPOption = Annotated[float | None, typer.Option(help="Sample from the fewest t
 OutOption = Annotated[Path, typer.Option(help="The PNG to write.")]
 PaletteOption = Annotated[Path | None, typer.Option(help="A palette.npy. Default: the released 512 colours.")]
 Dataset = Annotated[str, typer.Argument(help="A data set's name; see `igpt data list`.")]
+ResizeOption = Annotated[
+    Literal["crop", "squeeze"],
+    typer.Option(help="crop takes the central square, as the paper; squeeze the whole picture, as transformers."),
+]
+SkipOption = Annotated[bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be read, and name them.")]
+PicturesArgument = Annotated[list[Path], typer.Argument(help="Pictures, and folders of them.")]
 ProfileOption = Annotated[str, typer.Option(help="A cluster's settings: a name in slurm/profiles, or a YAML file.")]
 Submitted = Annotated[
     list[str] | None, typer.Argument(help="Experiments, tables, stages or job numbers. Default: all submitted jobs.")
@@ -148,77 +154,203 @@ def run(
 
 @command()
 def table(
-    name: Annotated[str, typer.Argument(help="A table's name, such as headline or low-data.")],
+    name: Annotated[
+        str | None, typer.Argument(help="A table's name, such as headline or low-data. Default: all values of --records.")
+    ] = None,
     format: Annotated[Literal["md", "html", "csv", "latex"], typer.Option(help="Output format.")] = "md",
     records: Annotated[Path | None, typer.Option(help="A folder of your own records, shown in columns of their own.")] = None,
 ) -> str:
-    """Print a table of published and reproduced numbers."""
-    from igpt.companion.report.tables import render, result_table
+    """Print a table of published and reproduced numbers.
+
+    `igpt table --records runs` prints the values of your own runs, also of those on your own pictures.
+    """
+    from igpt.companion.report.tables import render, result_table, table_names, values_table
     from igpt.companion.results.store import ReaderStore, RecordStore
 
     yours = ReaderStore(Project.here(), records) if records else None
-    return render(result_table(name, RecordStore(Project.here()), yours), format)
+    if name is None and yours is None:
+        raise UsageError(f"name a table, one of {', '.join(table_names())}, or a folder of your records by --records")
+    table = result_table(name, RecordStore(Project.here()), yours) if name else values_table(yours)  # type: ignore[arg-type]
+    return render(table, format)
 
 
 @command("samples", checkout=False, hidden=True)  # the former name of `sample`
 @command(checkout=False)
 def sample(
     model: ModelOption = "laptop-l",
-    n: Annotated[int, typer.Option(min=1, max=256, help="How many images.")] = 16,
+    n: Annotated[int, typer.Option(min=1, help="How many images; into one PNG up to 256.")] = 16,
     seed: SeedOption = 0,
     temperature: TemperatureOption = 1.0,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
-    out: OutOption = Path("samples.png"),
+    format: Annotated[Literal["npz", "png"] | None, typer.Option(help="Write a folder: an npz, or a PNG per image.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The PNG to write; with --format, the folder. Default: samples.png; samples.")
+    ] = None,
 ) -> str:
-    """Draw images from a model into one PNG."""
+    """Draw images from a model, into one PNG or, with --format, into a folder.
+
+    From such a folder other programs compute an FID. npz: samples.npz with the array arr_0, uint8 (images, height, width,
+    channels), as guided-diffusion's evaluator reads it; it takes colour only. png: 00000.png and so on, for programs that read
+    a folder, such as pytorch-fid. Run it again to resume; with a larger --n, images are added to those that are there.
+    """
     from igpt.companion.run.samples import Draw, write_samples
 
-    return write_samples(model, Draw(n, seed, temperature, top_k, top_p), out=out)
+    draw = Draw(n, seed, temperature, top_k, top_p)
+    if format is None:
+        return write_samples(model, draw, out=out or Path("samples.png"))
+    from igpt.companion.run.sample_folder import write_sample_folder
+
+    return write_sample_folder(model, draw, format=format, out=out or Path("samples"))
 
 
 @command(checkout=False)
 def complete(
-    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG, WebP and the like; the central square is used.")],
+    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG, WebP and the like.")],
     model: ModelOption = "laptop-l",
-    keep: Annotated[str, typer.Option(metavar="top|left|FRACTION", help="The given part; a fraction is from the top.")] = "top",
+    keep: Annotated[
+        str, typer.Option(metavar="top|left|right|bottom|FRACTION|MASK", help="The given part; a fraction is from the top.")
+    ] = "top",
     n: Annotated[int, typer.Option(min=1, max=64, help="How many completions per image.")] = 4,
     seed: SeedOption = 0,
     temperature: TemperatureOption = 1.0,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
+    resize: ResizeOption = "crop",
     out: OutOption = Path("completions.png"),
 ) -> str:
     """Complete pictures from a part of them.
 
-    Writes one row per picture: the given part, its completions, the original. The model draws pixels from the top left, row
-    by row; with "left", the left half of each row is given when the model reaches it.
+    Writes one row per picture: the given part, its completions, the original. A mask is an image file: white is given, black
+    is drawn; greys count as the nearer of the two, and what is transparent as black. It becomes square as
+    the pictures do, and is reduced to the model's pixels by nearest neighbour.
+
+    The model draws from the top left, row by row, and looks back only: a given pixel changes what is drawn after it, and
+    nothing before it. With "left", the left half of each row is given when the model reaches it. With "bottom", the top is
+    drawn as if nothing were given, and with "right" each row's left half without its right one, so that they may not fit.
     """
     from igpt.companion.run.samples import Draw, write_completions
 
-    return write_completions(model, images, Draw(n, seed, temperature, top_k, top_p), keep=keep, out=out)
+    return write_completions(model, images, Draw(n, seed, temperature, top_k, top_p), keep=keep, out=out, resize=resize)
 
 
 @command(checkout=False)
 def train(
-    recipe: Annotated[str, typer.Argument(help="igpt-s, -m, -l, -l-48, -xl; or small-s, laptop-s, tiny-s and their -m and -l.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="igpt-s, -m, -l, -l-48, -xl; small-s, laptop-s, tiny-s and their -m and -l; or a file, RECIPE.yaml."),
+    ],
     store: Annotated[Path, typer.Option("--data", help="A train store of `igpt data tokenize`.")],
     out: Annotated[Path, typer.Option(help="The run's folder: checkpoints, weights, metrics.")],
-    objective: Annotated[str, typer.Option(help="autoregressive or bert.")] = "autoregressive",
+    begin_from: Annotated[str | None, typer.Option("--from", help=f"Weights to begin from. {MODELS} Default: none.")] = None,
+    objective: Annotated[str | None, typer.Option(help="autoregressive or bert. Default: autoregressive, or the file's.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="A shorter run with a schedule of this length.")] = None,
     seed: Annotated[int, typer.Option(**SEED, help="Of the initial weights and the batches.")] = 0,
-    palette: PaletteOption = None,
+    palette: Annotated[
+        Path | None, typer.Option(help="A palette.npy. Default: that of --from, or the released 512 colours.")
+    ] = None,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Images per device and pass. Default: as many as fit.")] = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Processes, one per GPU. Default: all GPUs.")] = None,
 ) -> tuple[str | None, int]:
     """Pre-train a model on tokens, on GPUs where there are any.
 
-    Run it again to resume. Ctrl-C, SIGTERM and SIGUSR1 write a checkpoint first; the exit code is then 75.
+    Run it again to resume. Ctrl-C, SIGTERM and SIGUSR1 write a checkpoint first; the exit code is then 75. While it runs, and
+    afterwards, commands that take a model take the run's folder. card.json beside the last weights says how they were made.
+
+    RECIPE.yaml has one "name: value" a line: layers, width, heads, side (pixels), colours, batch, steps, warmup and
+    learning_rate; or "base: igpt-s" and the changes to it. It may have objective, betas, mask_rate, and classes, a list such
+    as [cat, dog] of the only ones to train on.
     """
     from igpt.companion.run.training import train
 
-    options = {"steps": steps, "seed": seed, "palette": palette, "micro_batch": micro_batch, "devices": devices}
-    return train(recipe, objective, data=store, out=out, **options)  # type: ignore[arg-type]
+    return train(
+        recipe,
+        objective,
+        data=store,
+        out=out,
+        begin_from=begin_from,
+        steps=steps,
+        seed=seed,
+        palette=palette,
+        micro_batch=micro_batch,
+        devices=devices,
+    )
+
+
+@command("fine-tune", checkout=False)
+def fine_tune(
+    dataset: Dataset,
+    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
+    model: ModelOption = "laptop-l",
+    epochs: Annotated[int, typer.Option(min=1, help="At most; the best number is chosen on held-out pictures.")] = 10,
+    seed: Annotated[int, typer.Option(**SEED, help="Of the batches.")] = 0,
+) -> tuple[str | None, int]:
+    """Train a classifier of a data set, from weights that exist.
+
+    All weights are trained, at several learning rates; the test part is used once, at the end. The folder opens here and in
+    transformers, and its README.md says how it was made. Run it again to resume.
+    """
+    from igpt.companion.run.fine_tune import fine_tune_on
+
+    return fine_tune_on(dataset, model, out=out, epochs=epochs, seed=seed)
+
+
+@command(checkout=False)
+def classify(
+    images: Annotated[list[Path], typer.Argument(help="Pictures, and folders of them.")],
+    model: Annotated[Path, typer.Option(help="A folder of `igpt fine-tune`, or a classifier that transformers has written.")],
+    out: Annotated[Path | None, typer.Option(help="A .csv, or a .png of up to 100 pictures. Default: a table here.")] = None,
+    skip_broken: SkipOption = False,
+) -> str:
+    """Name the class of each picture, with its probability.
+
+    Pictures become square as they did when the classifier was trained. Run it again to resume.
+    """
+    from igpt.companion.run.classify import classify
+
+    return classify(model, images, out=out, skip=skip_broken)
+
+
+@command(checkout=False)
+def features(
+    images: PicturesArgument,
+    out: Annotated[Path, typer.Option(help="The .parquet or .npz file to write.")],
+    model: ModelOption = "laptop-l",
+    layers: Annotated[str, typer.Option(help="Some, such as 12,16 or 10-14; a model of L blocks has 0 to L.")] = "all",
+    resize: ResizeOption = "crop",
+    skip_broken: SkipOption = False,
+) -> str:
+    """Write the features of pictures, a row each, for other programs.
+
+    The columns are file, label (the folder that a picture is in, in a given folder) and layer_12 for layer 12, and so on.
+    Read them back with pandas.read_parquet("x.parquet") and numpy.stack(frame["layer_12"]), or with
+    numpy.load("x.npz")["layer_12"]. Features are averages over positions, as the linear probe takes them; a GPU computes them
+    in half precision. Pictures are turned upright as EXIF says. laptop-l is a small model of 16 x 16 pixels that comes with the
+    package; igpt-s is OpenAI's smallest. Run it again to resume.
+    """
+    from igpt.companion.run.features import write_features
+
+    return write_features(model, images, layers=layers, out=out, resize=resize, skip=skip_broken)
+
+
+@command(checkout=False)
+def score(
+    images: PicturesArgument,
+    out: Annotated[Path, typer.Option(help="The .csv file to write.")],
+    model: ModelOption = "laptop-l",
+    resize: ResizeOption = "crop",
+    skip_broken: SkipOption = False,
+) -> str:
+    """Write how likely a model finds each picture, as a table.
+
+    The least likely comes first. The columns are file, label (the folder that a picture is in, in a given folder),
+    nats_per_token and bits_per_pixel. A token is a pixel, so bits a pixel are bits a token: of palette colours, not of RGB
+    values. Compare them only between models of one palette and size. laptop-l is a small model of 16 x 16 pixels that comes
+    with the package; igpt-s is OpenAI's smallest. Run it again to resume.
+    """
+    from igpt.companion.run.score import write_scores
+
+    return write_scores(model, images, out=out, resize=resize, skip=skip_broken)
 
 
 @command("evaluate-loss", checkout=False)
@@ -265,8 +397,8 @@ def bench(
     tasks: Annotated[
         list[str] | None,
         typer.Argument(
-            help="sampling, features, quantise, tokenise, loading, tokens, training, training_s, tuning, probe; on a GPU"
-            " sampling_gpu, features_gpu, training_gpu. Default: all."
+            help="sampling, features, pictures, quantise, tokenise, loading, tokens, training, training_s, tuning, probe; on a"
+            " GPU sampling_gpu, features_gpu, training_gpu. Default: all."
         ),
     ] = None,
     toy: Annotated[bool, typer.Option("--toy", help="Tiny sizes, to check that it works; such records stay in runs/.")] = False,
@@ -292,6 +424,24 @@ def list_() -> str:
     from igpt.companion.run.datasets import list_datasets
 
     return list_datasets()
+
+
+@command(group=data, checkout=False)
+def add(
+    name: Annotated[str, typer.Argument(help="The name to use: small letters, digits, - and _.")],
+    source: Annotated[Path, typer.Argument(help="A folder of train/CLASS/ and test/CLASS/, or of CLASS/; a .csv or .npz file.")],
+    resize: ResizeOption = "crop",
+    skip_broken: SkipOption = False,
+) -> str:
+    """Register pictures of your own as a data set.
+
+    They stay where they are. Without test/, a fifth of each class becomes it, chosen by SHA-256. A .csv file names the
+    columns file and label, and may name split. An .npz file holds images (uint8) and labels. Pictures are turned upright as
+    EXIF says. Run it again after they have changed.
+    """
+    from igpt.companion.run.datasets import add
+
+    return add(name, source, resize=resize, skip=skip_broken)
 
 
 @command(group=data, checkout=False)
@@ -331,6 +481,23 @@ def tokenize(
     from igpt.companion.run.datasets import tokenize
 
     return tokenize(name, resolution=resolution, workers=workers, crops=crops, filter=filter, seed=seed, palette=palette)
+
+
+@command(group=data, checkout=False)
+def palette(
+    name: Dataset,
+    colours: Annotated[int, typer.Option(min=1, max=65536, help="How many colours.")] = 512,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("palette.npy"),
+    resolution: Annotated[int | None, typer.Option(min=1, help="Pixels per side. Default: 32, or the images' if fewer.")] = None,
+    seed: Annotated[int, typer.Option(**SEED, help="Of k-means and of the pixels it takes.")] = 0,
+) -> str:
+    """Fit colours to a data set's training images, for --palette.
+
+    Of sets that are larger than memory, 10,000 images are drawn.
+    """
+    from igpt.companion.run.datasets import fit_palette
+
+    return fit_palette(name, colours=colours, out=out, resolution=resolution, seed=seed)
 
 
 @command()
@@ -518,9 +685,8 @@ def main() -> None:
 
 def _extra_of(module: str) -> str | None:
     """The first extra of igpt that installs a module; None if no extra does."""
-    distribution = {"yaml": "pyyaml"}.get(module, module)
     lines = "\n".join(requires("igpt") or [])
-    match = re.search(rf"^{re.escape(distribution)}\b.*extra == ['\"](\w+)['\"]", lines, re.MULTILINE)
+    match = re.search(rf"^{re.escape(module)}\b.*extra == ['\"](\w+)['\"]", lines, re.MULTILINE)
     return match and match[1]
 
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,31 @@ from igpt.errors import UsageError
 from igpt.project import configured_folder
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from igpt.data.jpegs import Jpegs
     from igpt.data.labelled import Tokens
     from igpt.palette import Palette
+    from igpt.pictures import Resize
 
 Official = Literal["train", "test"]  # the splits as published; validation is a part of train
 SplitName = Literal["train", "validation", "test"]
 TOKEN, ONE_HOT = 2, 1  # minimum bytes of a released token, and of an element of a label; their dtypes are not published
+
+
+@runtime_checkable
+class FittedPictures(Protocol):
+    """Pictures of any size that know how they become square; in `igpt.data.own`."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: NDArray[np.int64]) -> Self: ...
+
+    def picture(self, index: int) -> Image.Image: ...
+
+    def pixels(self, index: int, *, side: int, channels: int, filter: str = "bicubic") -> NDArray[np.uint8]: ...
+
+    def all_pixels(self, *, side: int, channels: int) -> NDArray[np.uint8]: ...
 
 
 @dataclass(frozen=True)
@@ -51,12 +69,14 @@ class DataSet:
     test: int
     classes: int
     height: int  # pixels, before any reduction (for ImageNet, of the published crop)
-    channels: int
+    channels: int  # 0 for pictures that are converted to the palette's
     held_out: float  # fraction of train used for validation (paper, section 3.1)
     names: Callable[[DataSet], list[str]]  # class names, by label
-    read: Callable[[DataSet, Official], tuple[NDArray[np.uint8] | Jpegs, NDArray[np.int64]]] | None = None
+    read: Callable[[DataSet, Official], tuple[NDArray[np.uint8] | Jpegs | FittedPictures, NDArray[np.int64]]] | None = None
     tokens: Callable[[DataSet, SplitName, int, Palette], Tokens] | None = None
     cropped: bool = False  # whether pictures vary in size and are cropped; those of other sets are square and reduced whole
+    resize: Resize = "crop"  # how those pictures become square
+    in_memory: bool = True  # whether the reduced pictures fit into memory, so that `load_split` returns them
     content: str = ""  # SHA-256 of images and labels, for a set without files
     split: str = ""  # SHA-256 of the held-out indices, if there is an official test split
     subfolder: str = ""  # below the data home; empty for a set that is part of scikit-learn

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from igpt.data.cards import DATASETS, by_hand, check_present, data_card, data_home, is_present
-from igpt.data.dataset import Archive, DataSet, checked_bytes, index_digest
+from igpt.data.cards import DATASETS, by_hand, check_present, data_card, data_home, is_own, is_present
+from igpt.data.dataset import Archive, DataSet, FittedPictures, checked_bytes, index_digest
 from igpt.data.imagenet_tokens import check_released
+from igpt.data.own import own_names
 from igpt.data.splits import held_out
 from igpt.errors import UsageError
 from igpt.fetch import RemoteFile, Unavailable, difference, fetch
@@ -35,6 +36,8 @@ def fetch_dataset(name: str, *, report: Report = lambda done, total: None) -> Pa
     which the bytes received are kept; as `igpt.fetch.fetch` does; and for an invalid archive.
     """
     card = data_card(name)
+    if is_own(name):
+        raise UsageError(f"{name} is your own data set: there is nothing to fetch")
     if not card.subfolder:
         raise UsageError(f"{card.short} come with scikit-learn: there is nothing to fetch")
     if card.loose:
@@ -157,9 +160,11 @@ def check_dataset(name: str) -> list[str]:
     for split in ("train", "test"):
         pictures, labels = card.read(card, split)
         count, first = len(labels), pictures[0] if isinstance(pictures, np.ndarray) else np.asarray(pictures.picture(0))
+        if isinstance(pictures, FittedPictures):
+            pictures.all_pixels(side=1, channels=3)  # each picture is compared with its SHA-256
         least, most = np.bincount(labels, minlength=card.classes).min(), np.bincount(labels, minlength=card.classes).max()
         expected = card.train if split == "train" else card.test
-        if count != expected or len(np.unique(labels)) != card.classes:
+        if count != expected or (len(np.unique(labels)) != card.classes and not is_own(name)):
             raise UsageError(f"{card.title} has {count:,} {split} images, {expected:,} were published: restore what is missing")
         height, width = first.shape[:2]
         lines.append(
@@ -186,13 +191,13 @@ def dataset_lines() -> list[tuple[str, str, str, str, str]]:
             "here" if is_present(name) else "not here",
             str(card.folder) if card.subfolder else "in scikit-learn",
         )
-        for name, card in DATASETS.items()
+        for name, card in [*DATASETS.items(), *((name, data_card(name)) for name in own_names())]
     ]
 
 
 def download(card: DataSet) -> str:
     """The size of the download, and whether it has to be done by hand."""
-    if not card.subfolder:
+    if not card.subfolder or is_own(card.name):
         return "none"
     if card.loose:
         return f"at least {card.loose_bytes / 1e9:.1f} GB"

@@ -183,6 +183,7 @@ IMAGENET_TOKENS = DataSet(
     held_out=0.04,
     names=lambda card: [str(label) for label in range(card.classes)],  # no names were released
     tokens=open_released,
+    in_memory=False,
     subfolder="imagenet-tokens",
     loose=addresses("imagenet"),
     beside=addresses("cifar10"),

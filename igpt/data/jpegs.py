@@ -366,6 +366,7 @@ IMAGENET = DataSet(
     held_out=0.04,
     names=class_ids,
     read=read_imagenet,
+    in_memory=False,
     cropped=True,
     split="46fb0835df039252d1256579c1bb8ad01b40d33f4ab25a63b1cd4be2b109f31a",
     subfolder="imagenet",

@@ -6,11 +6,16 @@ with antialiasing by default; the header of a token store records the filter.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from igpt.errors import UsageError
+
+if TYPE_CHECKING:  # an import would make every stage depend on the reader of image files
+    from igpt.pictures import Resize
 
 FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -31,11 +36,35 @@ def centre_crop(picture: Image.Image, *, side: int, filter: str = "bicubic") -> 
 
 
 def random_crop(picture: Image.Image, *, side: int, filter: str = "bicubic", generator: np.random.Generator) -> NDArray[np.uint8]:
-    """A training crop, uint8 (side, side, 3): short side uniform in 256 .. 384, a random 224 x 224 of it, reduced."""
+    """A training crop, uint8 (side, side, channels): short side uniform in 256 .. 384, a random 224 x 224 of it, reduced."""
     width, height = picture.size
     extent = min(width, height) * CROP / generator.integers(SHORT[0], SHORT[1] + 1)
     left, top = generator.uniform(0, width - extent), generator.uniform(0, height - extent)
     return _crop(picture, (left, top, left + extent, top + extent), side, filter)
+
+
+def fitted(
+    picture: Image.Image,
+    *,
+    side: int,
+    channels: int,
+    resize: Resize = "crop",
+    resample: int = Image.Resampling.BICUBIC,
+) -> NDArray[np.uint8]:
+    """A picture of any size as uint8 (side, side, channels).
+
+    resize : ``crop`` takes the central square and reduces it, as the paper, by way of 224 x 224 pixels unless it is smaller;
+    ``squeeze`` takes the whole picture and changes its proportions, as transformers' processor
+    resample : filter of Pillow, see `PIL.Image.Resampling`
+    """
+    if resize == "crop":
+        if min(picture.size) >= CROP >= side:
+            picture = ImageOps.fit(picture, (CROP, CROP), Image.Resampling(resample))
+        picture = ImageOps.fit(picture, (side, side), Image.Resampling(resample))
+    else:
+        picture = picture.resize((side, side), Image.Resampling(resample))
+    pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
+    return pixels.reshape(side, side, channels)
 
 
 def reduced(images: NDArray[np.uint8], *, side: int, filter: str = "bicubic") -> NDArray[np.uint8]:
@@ -60,4 +89,4 @@ def reduced(images: NDArray[np.uint8], *, side: int, filter: str = "bicubic") ->
 def _crop(picture: Image.Image, box: tuple[float, float, float, float], side: int, filter: str) -> NDArray[np.uint8]:
     """A square of the picture, resized to 224 x 224, then to side x side; only pixels within the square are computed."""
     crop = picture.resize((CROP, CROP), FILTERS[filter], box=box)
-    return np.asarray(crop.resize((side, side), FILTERS[filter]), dtype=np.uint8)
+    return np.asarray(crop.resize((side, side), FILTERS[filter]), dtype=np.uint8).reshape(side, side, -1)

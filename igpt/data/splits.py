@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igpt.data.cards import check_present, data_card
-from igpt.data.dataset import Official, SplitName, stable_order
+from igpt.data.dataset import FittedPictures, Official, SplitName, stable_order
 from igpt.data.labelled import LabelledTokens
 from igpt.data.resize import reduced
 from igpt.errors import UsageError
@@ -43,7 +43,7 @@ class Split:
 def load_split(name: str, split: SplitName, *, side: int | None = None) -> Split:
     """One split of a data set; train is without the held-out validation images.
 
-    side : pixels per side after reduction; not reduced by default
+    side : pixels per side after reduction; not reduced by default. Pictures of different sizes need a side, and are RGB
     Raises UsageError for a data set that is unknown, missing, damaged or too large for memory, and for a
     side larger than the images.
 
@@ -53,31 +53,39 @@ def load_split(name: str, split: SplitName, *, side: int | None = None) -> Split
     (360, 4, 4, 1)
     """
     card = data_card(name)
-    official = load_official(name, "test" if split == "test" else "train")
+    official = load_official(name, "test" if split == "test" else "train", side=side)
     if split != "test":
         validation = validation_indices(name)
         official = official.take(validation if split == "validation" else np.setdiff1d(np.arange(card.train), validation))
-    return official if side in (None, card.height) else Split(reduced(official.images, side=side or card.height), official.labels)
+    if card.cropped or side is None or side == card.height:
+        return official
+    return Split(reduced(official.images, side=side), official.labels)
 
 
-def load_official(name: str, split: Official) -> Split:
-    """A data set's whole official train or test split, in the order of its files; for the digits, validation images come last.
+def load_official(name: str, split: Official, *, side: int | None = None) -> Split:
+    """A data set's whole official train or test split, in the order of its files.
 
+    For the digits and a user's own pictures, which have no official order, validation images come last.
+    side : of pictures of different sizes; others are not reduced
     Raises UsageError as `load_split` does.
     """
     card = data_card(name)
     if card.read is None:
         raise UsageError(f"{card.title} has no pictures, only tokens: name another data set")
     check_present(name)
-    if card.cropped:
+    if not card.in_memory:
         raise UsageError(f"{card.title} is larger than memory: `igpt data tokenize {name}` makes tokens of it, on disk")
     images, labels = card.read(card, split)
-    assert isinstance(images, np.ndarray)
-    return Split(images, labels)
+    if isinstance(images, np.ndarray):
+        return Split(images, labels)
+    assert isinstance(images, FittedPictures)
+    if side is None:
+        raise UsageError(f"the pictures of {card.title} differ in size: say to how many pixels a side they are to be reduced")
+    return Split(images.all_pixels(side=side, channels=3), labels)
 
 
 def validation_indices(name: str) -> NDArray[np.int64]:
-    """Indices, int64 and ascending, of the validation images in the official train split; for the digits, the last ones."""
+    """Indices, int64 and ascending, of the validation images in the official train split; the last ones if there is no such."""
     card = data_card(name)
     return held_out(name) if card.split else np.arange(card.train - card.validation, card.train)
 

@@ -37,6 +37,7 @@ class Header(BaseModel):
     palette_sha256: str
     images: int = Field(gt=0)  # stored ones: those of the split times the crops, if any
     held_out_sha256: str  # of the validation indices into train
+    content: str = ""  # digest of a user's own data set
     shards: list[str] = []  # SHA-256 of each shard's tokens
 
 
@@ -97,7 +98,10 @@ class TokenStore:
     def check_for(self, palette: Palette, *, positions: int) -> None:
         """Raise UsageError unless a model with this palette and number of positions can read these tokens."""
         if palette.digest != self.header.palette_sha256:
-            raise UsageError(f"{self.folder} was tokenised with another palette than the model's: tokenise again with that one")
+            raise UsageError(
+                f"{self.folder} was tokenised with another palette than the model's ({self.header.palette_sha256[:12]}, not"
+                f" {palette.digest[:12]}): tokenise again with that one"
+            )
         if positions != self.positions:
             side, wanted = self.header.resolution, round(positions**0.5)
             raise UsageError(

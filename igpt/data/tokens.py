@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -16,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from igpt.data.cards import check_present, data_card, data_home
-from igpt.data.dataset import Official, SplitName, index_digest
+from igpt.data.cards import check_present, data_card, data_home, is_own, own_digest
+from igpt.data.dataset import FittedPictures, Official, SplitName, index_digest
 from igpt.data.labelled import LabelledTokens, TokensInMemory
 from igpt.data.resize import FILTERS, centre_crop, random_crop, reduced
 from igpt.data.splits import held_out, load_split, validation_indices
@@ -33,8 +29,10 @@ from igpt.data.store import (
     shard_path,
     write_header,
 )
+from igpt.data.workers import each
 from igpt.errors import UsageError
 from igpt.files import check_writable, file_sha256, remove_parts, wait_for_lock, write_array
+from igpt.machine import cores
 from igpt.palette import Palette
 from igpt.seeds import check_seed
 
@@ -44,7 +42,7 @@ if TYPE_CHECKING:  # an import would make stages with any data set depend on Ima
 PLAN = "plan.json"  # the header without checksums, while a store is being made
 AT_ONCE = 512  # images decoded before they are quantised
 Report = Callable[[int, int], None]  # images done, total images
-Pictures: TypeAlias = "Jpegs | NDArray[np.uint8]"
+Pictures: TypeAlias = "Jpegs | FittedPictures | NDArray[np.uint8]"
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,8 @@ def labelled_tokens(dataset: str, split: SplitName, *, side: int, palette: Palet
         loaded = load_split(dataset, split, side=side)
         tokens = palette.quantize(loaded.images).reshape(len(loaded), -1)
         return LabelledTokens.of(TokensInMemory(tokens, loaded.labels), classes=card.classes)
-    store, _ = make_store(TokenizeSettings(dataset, "test" if split == "test" else "train", side), palette)
+    workers = cores() if is_own(dataset) else 1  # ImageNet's are tokenised beforehand, with as many as its user says
+    store, _ = make_store(TokenizeSettings(dataset, "test" if split == "test" else "train", side), palette, workers=workers)
     return LabelledTokens.of(store, classes=card.classes) if split == "test" else train_parts(store)[split == "validation"]
 
 
@@ -92,19 +91,22 @@ def train_parts(store: TokenStore) -> tuple[LabelledTokens, LabelledTokens]:
     header = store.header
     if header.split != "train":
         raise UsageError(f"{store.folder} holds the test images of {header.dataset}: training and choosing need the train store")
-    held = validation_indices(header.dataset)
+    card, held = data_card(header.dataset), validation_indices(header.dataset)
+    if header.content != own_digest(header.dataset):
+        raise UsageError(f"{store.folder} was made of other pictures than {card.title} has now: tokenise again")
     if header.held_out_sha256 and header.held_out_sha256 != index_digest(held):
         raise UsageError(f"{store.folder} was made with other held-out images: move it away and tokenise again")
     pictures = np.arange(len(store)) % (len(store) // max(header.crops, 1))
-    is_held, classes = np.isin(pictures, held), data_card(header.dataset).classes
-    training, validation = (LabelledTokens.of(store, np.flatnonzero(part), classes=classes) for part in (~is_held, is_held))
+    is_held = np.isin(pictures, held)
+    training, validation = (LabelledTokens.of(store, np.flatnonzero(part), classes=card.classes) for part in (~is_held, is_held))
     return training, validation
 
 
 def store_folder(settings: TokenizeSettings, palette: Palette) -> Path:
-    """The folder of a store, below the data home."""
+    """The folder of a store, below the data home; its name has the digest of pictures that a user may replace."""
+    content = f"-{digest[:8]}" if (digest := own_digest(settings.dataset)) else ""
     crops = f"-{settings.crops}-crops-seed-{settings.seed}" if settings.crops else ""
-    name = f"{settings.dataset}-{settings.split}-{settings.resolution}-{settings.filter}{crops}-{palette.digest[:8]}"
+    name = f"{settings.dataset}{content}-{settings.split}-{settings.resolution}-{settings.filter}{crops}-{palette.digest[:8]}"
     return data_home() / "tokens" / name
 
 
@@ -128,7 +130,8 @@ def make_store(
                 remove_parts(folder, ".*.part")
                 rate = _make(settings, palette, folder, workers=workers, report=report)
     store = TokenStore(folder)
-    if not {**asdict(settings), "palette_sha256": palette.digest}.items() <= store.header.model_dump(exclude={"shards"}).items():
+    expected = {**asdict(settings), "palette_sha256": palette.digest, "content": own_digest(settings.dataset)}
+    if not expected.items() <= store.header.model_dump(exclude={"shards"}).items():
         raise UsageError(f"{folder} holds other tokens than its name says: move it away, then tokenise again")
     store.check_for(palette, positions=settings.resolution**2)
     return store, rate
@@ -164,6 +167,7 @@ def _make(settings: TokenizeSettings, palette: Palette, folder: Path, *, workers
         palette_sha256=palette.digest,
         images=images,
         held_out_sha256=index_digest(held_out(settings.dataset)) if card.split else "",
+        content=own_digest(settings.dataset),
     )
     _begin(folder, header, labels)
     # The i-th stored image is a crop of picture i mod N.
@@ -173,7 +177,7 @@ def _make(settings: TokenizeSettings, palette: Palette, folder: Path, *, workers
     start = time.perf_counter()
     report(done, images)
     work = ((shard, _take(pictures, shards[shard]), settings, palette, folder) for shard in todo)
-    for shard in _each_shard(work, workers=min(workers, len(todo))):
+    for shard in each(make_shard, work, workers=min(workers, len(todo))):
         done += len(shards[shard])
         report(done, images)
     rate = (done - already_done) / (time.perf_counter() - start) if todo else 0.0
@@ -204,34 +208,6 @@ def _begin(folder: Path, header: Header, labels: NDArray[np.int64]) -> None:
         write_header(plan, header)
 
 
-Shard: TypeAlias = "tuple[int, Pictures, TokenizeSettings, Palette, Path]"  # the arguments of make_shard
-
-
-def _each_shard(work: Iterator[Shard], *, workers: int) -> Iterator[int]:
-    """Make shards in ``workers`` processes, or in this one; yield the index of each finished shard."""
-    from joblib import Parallel, delayed
-
-    # With its default max_nbytes, joblib would pass large arrays through files.
-    settings = {"max_nbytes": None, "initializer": _start_worker, "initargs": (os.getpid(),)}
-    pool = Parallel(max(workers, 1), return_as="generator_unordered", **settings)
-    try:
-        yield from pool(delayed(make_shard)(*shard) for shard in work)
-    except BrokenProcessPool:
-        raise UsageError("a worker was killed, for memory perhaps: run the same command again, with fewer --workers") from None
-
-
-def _start_worker(parent: int) -> None:
-    """Initialise a worker: ignore Ctrl-C, which the parent handles, and exit when the parent is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _take(pictures: Pictures, indices: NDArray[np.int64]) -> Pictures:
     """The pictures of one shard."""
     return pictures[indices] if isinstance(pictures, np.ndarray) else pictures.take(indices)
@@ -247,18 +223,25 @@ def make_shard(shard: int, pictures: Pictures, settings: TokenizeSettings, palet
             if pixels.shape[1] != settings.resolution:
                 pixels = reduced(pixels, side=settings.resolution, filter=settings.filter)
         else:
-            pixels = np.stack([_cropped(pictures, settings, row, shard * SHARD + row) for row in rows])
+            channels = palette.centres.shape[1]
+            pixels = np.stack([_cropped(pictures, settings, row, shard * SHARD + row, channels) for row in rows])
         tokens[start : rows.stop] = palette.quantize(pixels).reshape(len(rows), -1)
     write_array(shard_path(folder, shard), tokens)
     return shard
 
 
-def _cropped(jpegs: Jpegs, settings: TokenizeSettings, row: int, index: int) -> NDArray[np.uint8]:
+def _cropped(
+    pictures: Jpegs | FittedPictures, settings: TokenizeSettings, row: int, index: int, channels: int
+) -> NDArray[np.uint8]:
     """One stored image, the ``index``-th. Random crops depend only on seed and index."""
-    picture = jpegs.picture(row)
+    if isinstance(pictures, FittedPictures) and not settings.crops:
+        return pictures.pixels(row, side=settings.resolution, channels=channels, filter=settings.filter)
+    picture = pictures.picture(row)
     if not settings.crops:
         return centre_crop(picture, side=settings.resolution, filter=settings.filter)
     generator = np.random.default_rng([settings.seed, index])
+    if channels == 1:
+        picture = picture.convert("L")
     return random_crop(picture, side=settings.resolution, filter=settings.filter, generator=generator)
 
 
@@ -272,9 +255,11 @@ def _check(settings: TokenizeSettings, palette: Palette, workers: int) -> None:
     if settings.filter not in FILTERS:
         raise UsageError(f"there is no filter {settings.filter!r}; choose one of {', '.join(FILTERS)}")
     if settings.crops and (not card.cropped or settings.split != "train"):
-        raise UsageError(f"random crops are taken of ImageNet's training images, not of {card.title}'s {settings.split} images")
+        raise UsageError(
+            f"random crops are taken of training pictures of different sizes, not of {card.title}'s {settings.split} images"
+        )
     check_seed(settings.seed)
     if settings.crops < 0 or workers < 1:
         raise UsageError(f"crops are at least 0 and workers 1, not {settings.crops} and {workers}")
-    if palette.centres.shape[1] != card.channels:
+    if card.channels not in (0, palette.centres.shape[1]):
         raise UsageError(f"the palette has {palette.centres.shape[1]} channels, {card.title} has {card.channels}: give another")

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from igpt.data import LabelledTokens
-from igpt.data.store import TokenStore
 from igpt.errors import UsageError
 from igpt.evaluate.features import masked_features
 from igpt.evaluate.kept import PRECISIONS, Kept
@@ -29,7 +27,16 @@ from igpt.train.memory import AT_ONCE
 
 SECONDS = 60.0  # between two saves of the progress
 Report = Callable[[int, int], None]  # images done, images in all; an exception stops the work, which can be resumed
-Tokens: TypeAlias = "LabelledTokens | TokenStore | NDArray[np.integer]"  # (images, positions)
+
+
+class Tokens(Protocol):
+    """Images as tokens, integers (images, positions), of which those at int64 indices (B,) are read."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: NDArray[np.int64], /) -> NDArray[np.integer]: ...
+
+
 Look = tuple[Tokens, int]  # images, and the seed of BERT's masks for them
 
 
@@ -73,7 +80,7 @@ def store_features(
     kept, images = Kept(folder, key), len(tokens)
     order = np.arange(images) if seed is None else np.random.default_rng(seed).permutation(images)
     paths = {layer: folder / f"layer-{layer:03d}.npy" for layer in layers}
-    shape, at_once = (images, model.shape.n_embd), images_at_once(model)
+    shape = (images, model.shape.n_embd)
     folder.mkdir(parents=True, exist_ok=True)
     with wait_for_lock(folder / ".lock", f"{folder} is being filled by another process"):
         remove_parts(folder, ".*.part")
@@ -94,27 +101,50 @@ def store_features(
         saved = time.monotonic()
         try:
             with prepacked(model):
-                for start in range(done - done % batch, images, batch):
-                    # Masks depend on their seed and on their batch's first image; those of finished images are drawn again.
-                    generator = torch.Generator().manual_seed(mask_seed * 1_000_003 + start)
-                    torch.rand(done - start, model.shape.n_ctx, generator=generator)
-                    while done < min(start + batch, images):
-                        rows = order[done : min(done + at_once, start + batch)]
-                        inputs = torch.from_numpy(tokens[rows].astype(np.int64)).to(model.wte.device)
-                        for layer, averages in masked_features(model, inputs, layers=layers, generator=generator).items():
-                            with np.errstate(over="ignore"):
-                                features = averages.cpu().numpy().astype(dtype)
-                            if not np.isfinite(features).all():
-                                raise UsageError(f"features of layer {layer} overflow {dtype}: compute them in float32")
-                            maps[layer][done : done + len(rows)] = features
-                        done += len(rows)
-                        if time.monotonic() - saved > SECONDS:
-                            save_progress()
-                            saved = time.monotonic()
-                        report(done, images)
+                for averages in feature_batches(model, tokens, order, layers=layers, done=done, mask_seed=mask_seed, batch=batch):
+                    count = len(next(iter(averages.values()), ()))
+                    for layer, values in averages.items():
+                        with np.errstate(over="ignore"):
+                            features = values.astype(dtype)
+                        if not np.isfinite(features).all():
+                            raise UsageError(f"features of layer {layer} overflow {dtype}: compute them in float32")
+                        maps[layer][done : done + count] = features
+                    done += count
+                    if time.monotonic() - saved > SECONDS:
+                        save_progress()
+                        saved = time.monotonic()
+                    report(done, images)
         finally:
             save_progress()
     return FeatureStore(order, {layer: np.lib.format.open_memmap(path, "c") for layer, path in paths.items()})
+
+
+def feature_batches(
+    model: ImageGPT,
+    tokens: Tokens,
+    order: NDArray[np.int64],
+    *,
+    layers: Sequence[int],
+    done: int = 0,
+    mask_seed: int = 0,
+    batch: int = 128,
+) -> Iterator[dict[int, NDArray[np.float32]]]:
+    """Features by layer, float32 (B, width), of some images at once, in an order, int64 (N,), from its ``done``-th on.
+
+    mask_seed, batch : as in `store_features`
+    Raises UsageError for features that are NaN or infinite.
+    """
+    at_once = images_at_once(model)
+    for start in range(done - done % batch, len(order), batch):
+        # Masks depend on their seed and on their batch's first image; those of finished images are drawn again.
+        generator = torch.Generator().manual_seed(mask_seed * 1_000_003 + start)
+        torch.rand(done - start, model.shape.n_ctx, generator=generator)
+        while done < min(start + batch, len(order)):
+            rows = order[done : min(done + at_once, start + batch)]
+            inputs = torch.from_numpy(tokens[rows].astype(np.int64)).to(model.wte.device)
+            averages = masked_features(model, inputs, layers=layers, generator=generator)
+            yield {layer: values.cpu().numpy() for layer, values in averages.items()}
+            done += len(rows)
 
 
 def _opened(path: Path, shape: tuple[int, int], dtype: str) -> Any:

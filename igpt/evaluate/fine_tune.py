@@ -56,9 +56,10 @@ from igpt.weights.own import load_weights
 Outcome = TypeVar("Outcome")
 
 # Fractions of pre-training's rate. In the paper a tenth is often best; on the digits, with few epochs, it was worse.
-# Batches of 128 would give the digits only ten steps per epoch.
+# Batches of 128 would give the digits, and many a user's own pictures, only ten steps per epoch.
 RATES = (0.3, 0.1, 0.03)
-DIGITS_RATES, DIGITS_BATCH = (1.0, 0.3), 16
+DIGITS_RATES = (1.0, 0.3)
+SMALL, SMALL_BATCH = 2_000, 16  # training images below which the batch is smaller
 AUGMENTED = ("cifar10", "cifar100")  # as published; ImageNet's crops are drawn when it is tokenised
 
 
@@ -125,7 +126,8 @@ def settings_grid(dataset: str, pretraining_rate: float, *, epochs: int) -> list
     >>> [settings.learning_rate for settings in settings_grid("digits", 0.01, epochs=4)]
     [0.01, 0.003]
     """
-    rates, batch = (DIGITS_RATES, DIGITS_BATCH) if dataset == "digits" else (RATES, FineTuneSettings.batch)
+    rates = DIGITS_RATES if dataset == "digits" else RATES
+    batch = SMALL_BATCH if data_card(dataset).train < SMALL else FineTuneSettings.batch
     augment = dataset in AUGMENTED
     return [FineTuneSettings(pretraining_rate * fraction, epochs, batch=batch, augment=augment) for fraction in rates]
 

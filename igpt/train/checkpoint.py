@@ -15,6 +15,7 @@ from torch import Tensor
 from igpt.errors import UsageError
 from igpt.weights.check import check_weights
 from igpt.weights.own import load_tensors, save_tensors
+from igpt.weights.training_run import checkpoints, step_of
 
 KEPT = 2  # checkpoints: the newest, and the one before in case it is damaged
 
@@ -86,21 +87,13 @@ def load_checkpoint(folder: Path, run: str, shapes: dict[str, torch.Size]) -> tu
             warnings.warn(f"{path} is damaged ({reason}): going on from the checkpoint before it", stacklevel=2)
             continue
         if not same_run:
-            raise UsageError(f"{path} is of another recipe, seed or data: give another folder")
+            raise UsageError(
+                f"{path} is of another recipe, seed or data: give another folder, and --from {folder} to begin from these weights"
+            )
         return tensors, progress
     if paths:
         raise UsageError(f"every checkpoint in {folder} is damaged, and was set aside: the same command trains from the start")
     return {}, Progress()
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    return sorted((path for path in folder.glob("checkpoint-*.safetensors") if path.stem[11:].isdecimal()), key=step_of)
-
-
-def step_of(path: Path) -> int:
-    """The number of steps in a checkpoint's name."""
-    return int(path.stem.rpartition("-")[2])
 
 
 def _progress(text: str, step: int) -> Progress:

@@ -25,15 +25,17 @@ from torch import Tensor
 
 from igpt.errors import StageError, UsageError
 from igpt.files import remove_parts, try_lock, write_text
-from igpt.train.checkpoint import Losses, Progress, checkpoints, load_checkpoint, save_checkpoint, step_of
+from igpt.train.checkpoint import Losses, Progress, load_checkpoint, save_checkpoint
 from igpt.train.distributed import Distributed, Loss
 from igpt.train.runtime import Runtime
+from igpt.weights.training_run import METRICS, checkpoints, step_of
 
 Report = Callable[[int, int], None]  # steps done, steps in all
 Batch = tuple[Tensor | None, ...]  # arguments of a loss; images along the first dimension of each
 
 WINDOW = 50  # steps whose mean loss is one line of the metrics
-PARTS = (".checkpoint-*.part", ".metrics.jsonl.*.part", ".weights-*.part")  # temporary files that a killed run may leave
+# Temporary files that a killed run may leave.
+PARTS = (".checkpoint-*.part", f".{METRICS}.*.part", ".palette.npy.*.part", ".weights-*.part")
 
 
 class Stopped(Exception):
@@ -58,7 +60,8 @@ class Task:
     rate : learning rate by step, counted from 0
     draw : the whole batch of a step, on the CPU; depends on the step alone
     milestones : steps after which ``measure`` gives the held-out loss, and ``keep`` is called
-    start : training and held-out loss before the first step, if known
+    prepare : called with the folder in the first process, once the folder is found to be this run's or new
+    start : returns the loss before the first step, called if no checkpoint has it; None if it is not of interest
     rise : nats by which a window's mean loss may exceed the lowest one before it
     """
 
@@ -73,7 +76,8 @@ class Task:
     milestones: Collection[int] = ()
     measure: Callable[[], float] = lambda: 0.0
     keep: Callable[[Distributed, int], None] = lambda distributed, step: None
-    start: float | None = None
+    prepare: Callable[[Path], None] = lambda folder: None
+    start: Callable[[], float] | None = None
     rise: float = math.inf
 
 
@@ -134,6 +138,7 @@ class _Run:
         self.progress = Progress()
         if self.written is not None:
             state, self.progress = load_checkpoint(self.written, task.name, self.distributed.expected())
+            task.prepare(self.written)
         self.progress = self.distributed.from_first(self.progress)
         if self.progress.step:
             self.distributed.restore(state)
@@ -145,9 +150,10 @@ class _Run:
         task, progress = self.task, self.progress
         losses = progress.losses
         if not losses.steps and task.start is not None:
+            start = task.start()
             losses.steps.append(0)
-            losses.train.append(task.start)
-            losses.validation.append(task.start)
+            losses.train.append(start)
+            losses.validation.append(start)
         saved = time.monotonic()
         self._reach_milestone()  # if the run was stopped between its checkpoint and its measurement
         while progress.step < task.steps:
@@ -202,7 +208,7 @@ class _Run:
         for path in set(paths) - set(good) if self.written else ():
             path.replace(path.with_suffix(".diverged"))
         where = f"the last good checkpoint is {good[-1]}" if good else "it came before the first good checkpoint"
-        losses = "" if self.folder is None else f", and {self.folder / 'metrics.jsonl'} has the losses"
+        losses = "" if self.folder is None else f", and {self.folder / METRICS} has the losses"
         raise Diverged(f"{fault}, at step {self.progress.step:,}: {where}{losses}", self.progress.losses)
 
     def _step(self, step: int) -> float:
@@ -255,4 +261,4 @@ class _Run:
         The file is rewritten from the checkpoint's lines, so that no line is lost or duplicated after a crash or on a full disk.
         """
         if self.written is not None:
-            write_text(self.written / "metrics.jsonl", "".join(f"{json.dumps(line)}\n" for line in self.progress.metrics))
+            write_text(self.written / METRICS, "".join(f"{json.dumps(line)}\n" for line in self.progress.metrics))

@@ -13,15 +13,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
+from igpt.data.labelled import LabelledTokens
 from igpt.data.store import TokenStore
 from igpt.data.tokens import train_parts
 from igpt.errors import StageError, UsageError
@@ -89,29 +91,72 @@ def train_store(
     seed: int,
     folder: Path,
     runtime: Runtime,
+    classes: Sequence[int] = (),
+    begin_from: Path | None = None,
     launch: Launch | None = None,
     report: Report = lambda done, total: None,
 ) -> Losses:
     """`pretrain` on the training part of the token store in the folder ``store``, on every device of the launch.
 
-    Raises what `pretrain` raises, and UsageError for a store that does not fit the recipe or the palette.
+    classes, begin_from : as in `store_parts` and `pretrain`
+    Raises what `pretrain` and `store_parts` raise.
     """
-    job = partial(_pretrain, recipe, store.absolute(), palette, seed)
+    job = partial(_pretrain, recipe, store.absolute(), palette, seed, tuple(classes), begin_from and begin_from.absolute())
     return together(job, folder=folder, runtime=runtime, launch=launch, report=report)
 
 
+def store_parts(
+    recipe: Recipe, store: Path, palette: Palette, *, classes: Sequence[int] = ()
+) -> tuple[LabelledTokens, LabelledTokens]:
+    """The training and the held-out images of a train store for a recipe.
+
+    classes : labels of the images to use; all if empty
+    Raises UsageError for a store that does not fit the recipe or the palette, or has no images of these classes.
+    """
+    opened = TokenStore(store)
+    if len(palette) != recipe.shape.n_vocab:
+        raise UsageError(
+            f"{recipe.name} has {recipe.shape.n_vocab} colours, the palette {len(palette)}: give another palette (--palette)"
+        )
+    opened.check_for(palette, positions=recipe.shape.n_ctx)
+    parts = train_parts(opened)
+    if classes:
+        training, validation = (part.take(np.flatnonzero(np.isin(part.labels, classes))) for part in parts)
+    else:
+        training, validation = parts
+    if not len(training) or not len(validation):
+        which = " of these classes" if classes else ""
+        raise UsageError(
+            f"{store} has {len(training):,} training and {len(validation):,} held-out images{which}, and training needs both:"
+            f" {'choose other classes' if classes else 'give another store'}"
+        )
+    return training, validation
+
+
 def _pretrain(
-    recipe: Recipe, folder_of_store: Path, palette: Palette, seed: int, folder: Path, runtime: Runtime, report: Report
+    recipe: Recipe,
+    store: Path,
+    palette: Palette,
+    seed: int,
+    classes: Sequence[int],
+    begin_from: Path | None,
+    folder: Path,
+    runtime: Runtime,
+    report: Report,
 ) -> Losses:
     """Pre-train in this process."""
-    store = TokenStore(folder_of_store)
-    store.check_for(palette, positions=recipe.shape.n_ctx)
-    if len(palette) != recipe.shape.n_vocab:
-        raise UsageError(f"{recipe.name} has {recipe.shape.n_vocab} colours, the palette {len(palette)}: give another")
-    training, validation = train_parts(store)
+    training, validation = store_parts(recipe, store, palette, classes=classes)
     return pretrain(
-        recipe, training, validation, palette=palette, seed=seed, folder=folder, runtime=runtime, report=report
-    )  # fmt: skip
+        recipe,
+        training,
+        validation,
+        palette=palette,
+        seed=seed,
+        folder=folder,
+        begin_from=begin_from,
+        runtime=runtime,
+        report=report,
+    )
 
 
 def _start(folder: Path, launch: Launch, *, first: bool) -> subprocess.Popen[bytes]:

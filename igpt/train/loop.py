@@ -28,7 +28,8 @@ from igpt.train.distributed import Distributed, GenerativeLoss, sum_over
 from igpt.train.engine import Report, Task, train
 from igpt.train.recipe import Recipe
 from igpt.train.runtime import Runtime
-from igpt.weights.own import save_weights
+from igpt.weights.existing import weights_digest
+from igpt.weights.own import load_weights, save_weights
 
 DRAWN = 256  # images per draw of BERT's masks when a loss is evaluated
 RISE = 1.0  # nats by which a window's mean loss may exceed the lowest one before it
@@ -44,25 +45,32 @@ def pretrain(
     palette: Palette,
     seed: int,
     folder: Path,
+    begin_from: Path | None = None,
     runtime: Runtime | None = None,
     report: Report = lambda done, total: None,
 ) -> Losses:
     """Pre-train by ``recipe``, and save each milestone's weights in ``folder / weights_name(step)``.
 
     tokens, validation : integers (images, positions)
+    begin_from : folder of the weights to begin from, in our format; they are drawn from the seed if None
     Resumes from the newest good checkpoint in ``folder``, and writes ``metrics.jsonl`` there.
-    Raises what `igpt.train.engine.train` raises (Diverged also when the loss has risen by a nat), and UsageError for tokens of
-    a different resolution, an invalid seed, and a batch that the devices or the micro-batch do not divide.
+    Raises what `igpt.train.engine.train` raises (Diverged also when the loss has risen by a nat), UsageError as `check_plan`
+    does, for an invalid seed, and for weights to begin from that are damaged or have another shape.
     """
     runtime = runtime or Runtime()
     seed = check_seed(seed)
-    _check(recipe, tokens, runtime)
-    model = ImageGPT(recipe.shape, seed=seed)
+    check_plan(recipe, tokens, runtime, processes=dist.get_world_size() if dist.is_initialized() else 1)
+    model = ImageGPT(recipe.shape, seed=seed) if begin_from is None else load_weights(begin_from, recipe.shape)[0]
+    origin = "" if begin_from is None else f" from {weights_digest(model)}"
 
     def held_out_loss() -> float:
         """The held-out loss, in the precision of training."""
         with torch.autocast(runtime.device, torch.bfloat16, enabled=runtime.bfloat16):
             return evaluate_loss(model, validation, mask_rate=recipe.mask_rate, at_once=runtime.micro_batch)
+
+    def untrained_loss() -> float:
+        """The loss of initial weights: the output matrix starts at zero, so all tokens are equally likely."""
+        return math.log(recipe.shape.n_vocab)
 
     def keep(distributed: Distributed, step: int) -> None:
         """Save a milestone's weights."""
@@ -76,7 +84,8 @@ def pretrain(
                 save_weights(temporary, unsharded, palette)
 
     task = Task(
-        name=f"{json.dumps(recipe.as_dict(), sort_keys=True)} {palette.digest} {_identity(tokens)} seed {seed}",
+        # `igpt.weights.training_run` reads the recipe's shape and the palette's digest from this.
+        name=f"{json.dumps(recipe.as_dict(), sort_keys=True)} {palette.digest} {_identity(tokens)} seed {seed}{origin}",
         loss=GenerativeLoss(model),
         steps=recipe.steps,
         batch=recipe.batch,
@@ -87,7 +96,8 @@ def pretrain(
         milestones=recipe.milestone_steps,
         measure=held_out_loss,
         keep=keep,
-        start=math.log(recipe.shape.n_vocab),  # the output matrix starts at zero, so all tokens are equally likely
+        prepare=lambda folder: palette.save(folder / "palette.npy"),  # for `igpt.weights.training_run`
+        start=untrained_loss if begin_from is None else held_out_loss,
         rise=RISE,
     )
     return train(task, folder=folder, runtime=runtime, report=report)[0]
@@ -180,6 +190,23 @@ def take(tokens: Tokens, indices: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(tokens[indices].astype(np.int64))
 
 
+def check_plan(recipe: Recipe, tokens: Tokens, runtime: Runtime, *, processes: int) -> None:
+    """Raise UsageError for tokens of a different resolution, and a batch that the processes or the micro-batch do not divide."""
+    positions = len(tokens[np.arange(1)][0])
+    if positions != recipe.shape.n_ctx:
+        raise UsageError(
+            f"the tokens have {positions} positions, {recipe.name} {recipe.shape.n_ctx}: tokenise at another resolution"
+        )
+    if recipe.batch % processes:
+        raise UsageError(
+            f"a batch of {recipe.batch} images cannot be shared by {processes} devices: take a number that divides it"
+        )
+    share = recipe.batch // processes
+    if runtime.micro_batch is not None and (runtime.micro_batch < 1 or share % runtime.micro_batch):
+        whose = f"a batch of {share} images" if processes == 1 else f"each device's {share} images of a batch"
+        raise UsageError(f"{whose} cannot be cut into pieces of {runtime.micro_batch}: take a number that divides {share}")
+
+
 def _identity(tokens: Tokens) -> str:
     """A digest of the training data: of a store's header, or of an array's content."""
     if isinstance(tokens, LabelledTokens):
@@ -187,19 +214,3 @@ def _identity(tokens: Tokens) -> str:
     if isinstance(tokens, TokenStore):
         return hashlib.sha256(tokens.header.model_dump_json().encode()).hexdigest()
     return hashlib.sha256(np.ascontiguousarray(np.asarray(tokens, dtype=np.int64)).tobytes()).hexdigest()
-
-
-def _check(recipe: Recipe, tokens: Tokens, runtime: Runtime) -> None:
-    """Raise UsageError for tokens of a different resolution, and a batch that the processes or the micro-batch do not divide."""
-    positions = len(tokens[np.arange(1)][0])
-    if positions != recipe.shape.n_ctx:
-        raise UsageError(
-            f"the tokens have {positions} positions, {recipe.name} {recipe.shape.n_ctx}: tokenise at another resolution"
-        )
-    size = dist.get_world_size() if dist.is_initialized() else 1
-    if recipe.batch % size:
-        raise UsageError(f"a batch of {recipe.batch} images cannot be shared by {size} devices: take a number that divides it")
-    share = recipe.batch // size
-    if runtime.micro_batch is not None and (runtime.micro_batch < 1 or share % runtime.micro_batch):
-        whose = f"a batch of {share} images" if size == 1 else f"each device's {share} images of a batch"
-        raise UsageError(f"{whose} cannot be cut into pieces of {runtime.micro_batch}: take a number that divides {share}")

@@ -3,8 +3,9 @@
 The logits are a linear head, without bias, on the final norm's output averaged over positions. Two conventions differ in the
 network's input. transformers feeds the tokens as they are, so that position i reads token i. The released code, and
 `igpt.evaluate.fine_tune`, feed them as in pre-training: shifted right by one behind the start vector. A classifier is exact
-only in the convention in which it was fine-tuned. ``config.json`` tells them apart by the field ``igpt_shifted``, which
-transformers keeps and ignores; a folder without it is in transformers' convention. To use a shifted classifier in
+only in the convention in which it was fine-tuned. ``config.json`` tells them apart by the field ``igpt_shifted``, and
+``igpt_resize`` says how pictures become square; transformers keeps and ignores both. A folder without them is in
+transformers' convention, and its pictures are squeezed. To use a shifted classifier in
 transformers, prepend the start token (``n_vocab``) to the tokens, and drop the last one.
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shortly
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from igpt.errors import UsageError
 from igpt.files import write_text
 from igpt.model import ImageGPT
 from igpt.palette import Palette
+from igpt.pictures import Resize
 from igpt.text import visible
 from igpt.weights.check import check_weights, read_fields
 from igpt.weights.huggingface import HEAD, read_with_head, their_config, their_tensors
@@ -34,7 +36,7 @@ from igpt.weights.own import save_tensors
 from igpt.weights.processor import write_processor
 from igpt.weights.read import read_palette
 
-SHIFTED = "igpt_shifted"
+SHIFTED, RESIZED = "igpt_shifted", "igpt_resize"
 LONGEST = 255  # characters of a class's name
 # Control characters, surrogates, ends of lines and paragraphs; all other characters occur in some script's names.
 CONTROLS = ("Cc", "Cs", "Zl", "Zp")
@@ -50,6 +52,7 @@ class ImageClassifier:
     names : of the classes, in the order of the head's rows
     palette : of the tokens
     shifted : whether the network's input is shifted behind the start vector; see this module's documentation
+    resize : how its pictures were fitted, see `igpt.pictures.Resize`
     """
 
     network: ImageGPT
@@ -57,6 +60,7 @@ class ImageClassifier:
     names: tuple[str, ...]
     palette: Palette
     shifted: bool
+    resize: Resize = "crop"
 
     def __post_init__(self) -> None:
         """Raise UsageError for parts that do not fit each other, less than two classes, and names as `check_names` does."""
@@ -116,8 +120,11 @@ def read_classifier(folder: Path) -> ImageClassifier:
         )
     if type(shifted) is not bool:
         raise UsageError(f"{path} has {SHIFTED} {shortly(shifted)}, which is true or false: copy it again")
+    resize = config.get(RESIZED, "squeeze")  # transformers squeezes pictures
+    if resize not in get_args(Resize):
+        raise UsageError(f"{path} has {RESIZED} {shortly(resize)}, which is crop or squeeze: copy it again")
     names = _read_names(path, config, classes=len(head))
-    return ImageClassifier(network, head, names, read_palette(folder, network.shape), shifted)
+    return ImageClassifier(network, head, names, read_palette(folder, network.shape), shifted, resize)
 
 
 def write_classifier(folder: Path, classifier: ImageClassifier) -> None:
@@ -139,6 +146,7 @@ def write_classifier(folder: Path, classifier: ImageClassifier) -> None:
         "id2label": dict(enumerate(names)),
         "label2id": {name: number for number, name in enumerate(names)},
         **({SHIFTED: True} if classifier.shifted else {}),
+        **({RESIZED: classifier.resize} if classifier.resize != "squeeze" else {}),
     }
     write_text(folder / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 

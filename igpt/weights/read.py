@@ -1,4 +1,4 @@
-"""Read weights, and their palette, by a name, a folder or a TensorFlow prefix."""
+"""Read weights, and their palette, by a name, a folder of weights or of a training, or a TensorFlow prefix."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from igpt.weights.processor import NESTED, PROCESSOR, read_colours
 from igpt.weights.released import RELEASED, released_model
 from igpt.weights.tensorflow import read_tensorflow, shape_of
 from igpt.weights.tensorflow_index import index_path, read_index
+from igpt.weights.training_run import is_training, read_training, training_files, training_palette, training_shape
 
 
 def read_weights(where: str | Path, shape: ModelShape | None = None) -> ImageGPT:
     """The model that ``where`` names, in evaluation mode on the CPU.
 
     where : a released model's name (``igpt-s``, ``igpt-s-bert`` ...; ``igpt-s@131000`` after so many steps), which is
-    downloaded if it is missing, a folder of our format or Hugging Face's, or the prefix of a TensorFlow checkpoint
-    (the path without ``.index``)
+    downloaded if it is missing, a folder of our format or Hugging Face's, the folder of a training, whose newest weights are
+    read, or the prefix of a TensorFlow checkpoint (the path without ``.index``)
     shape : the required shape; by default that of the released model of this name, and any for another name
     Raises UsageError when there are no weights, with the next step, when they are damaged, and for a different shape.
     """
     path, released = Path(where), released_model(str(where))
-    if path.is_dir():
+    if path.is_dir() and is_training(path):
+        model = read_training(path)[0]
+    elif path.is_dir():
         model = read_huggingface(path) if is_huggingface(path) else load_weights(path)[0]
     elif _is_checkpoint(path):
         model = read_tensorflow(path)
@@ -47,6 +50,8 @@ def weights_shape(path: Path) -> ModelShape:
 
     Raises as `read_weights` does.
     """
+    if path.is_dir() and is_training(path):
+        return training_shape(path)
     if path.is_dir():
         return folder_shape(path)[0] if is_huggingface(path) else read_config(path)[0]
     if _is_checkpoint(path):
@@ -59,6 +64,8 @@ def weights_files(path: Path) -> list[Path]:
 
     Raises UsageError for one that is missing.
     """
+    if path.is_dir() and is_training(path):
+        return training_files(path)
     folder = path if path.is_dir() else path.parent
     if not path.is_dir():
         files = [index_path(path), *read_index(path).weight_shards.values()]
@@ -80,7 +87,10 @@ def read_palette(where: str | Path, shape: ModelShape) -> Palette:
     """
     path = Path(where)
     folder = path if path.is_dir() else path.parent  # a TensorFlow checkpoint is in a folder of any name
-    own = read_colours(folder) if path.is_dir() or _is_checkpoint(path) else None
+    if path.is_dir() and is_training(path):
+        own: Palette | None = training_palette(path)
+    else:
+        own = read_colours(folder) if path.is_dir() or _is_checkpoint(path) else None
     palette = released_palette() if own is None else own
     if shape.n_vocab != len(palette):
         raise UsageError(

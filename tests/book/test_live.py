@@ -20,9 +20,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route
 
 from igpt.data import tokenize
+from igpt.data.folders import read_picture
 from igpt.model import ImageGPT
 from igpt.palette import Palette
-from igpt.pictures import read_picture
 from igpt.pretrained import open_weights
 from igpt.sample import complete
 

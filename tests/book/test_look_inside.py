@@ -13,7 +13,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page
 
 from igpt.companion.report.tables import TIER_TITLES
-from igpt.pictures import read_picture
+from igpt.data.folders import read_picture
 from igpt.weights.own import released_palette
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -85,7 +85,8 @@ def test_a_photo_is_shown_in_the_released_colours_with_its_tokens(
     page.goto(address + "chapters/palette.html", wait_until="networkidle")
     section = page.locator(".igpt-palette")
     assert "A colour wheel" in section.inner_text()
-    smooth = np.linspace(0, 255, 80 * 100 * 3).reshape(80, 100, 3) + np.random.default_rng(1).normal(0, 40, (80, 100, 3))
+    noise = np.random.default_rng(1).normal(0, 40, (20, 25, 3)).repeat(20, 0).repeat(20, 1)
+    smooth = np.linspace(0, 255, 400 * 500 * 3).reshape(400, 500, 3) + noise  # larger than the paper's crop
     Image.fromarray(smooth.clip(0, 255).astype(np.uint8)).save(tmp_path / "own.png")
     section.locator("input").set_input_files(tmp_path / "own.png")
     page.wait_for_function("() => document.querySelector('.igpt-palette .live-status').textContent.startsWith('own.png')")

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from conftest import igpt_here as igpt
 from official import COLOURS, WNIDS, Publish, imagenet_folders, publish_cifar10, publish_imagenet, tree, write
 
 from igpt.companion import cli
-from igpt.data import tokens
+from igpt.companion.run import datasets
+from igpt.data import load_split, tokens
 from igpt.data.store import TokenStore
 from igpt.palette import Palette
 
@@ -40,7 +42,7 @@ def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
-@pytest.mark.parametrize("command", ["", "list", "fetch", "check", "tokenize"])
+@pytest.mark.parametrize("command", ["", "list", "fetch", "check", "tokenize", "palette"])
 def test_help_reads_well(tmp_path: Path, command: str) -> None:
     done = igpt("data", *filter(None, [command, "--help"]), root=tmp_path)
     assert done.returncode == 0 and done.stderr == "" and "Usage:" in done.stdout
@@ -277,3 +279,53 @@ def test_a_file_where_a_folder_belongs_and_the_reverse_are_one_sentence(
     monkeypatch.setenv("IGPT_DATA", str(home / "tokens"))
     assert f"{home / 'tokens'} is a file" in refused("fetch", "cifar10")
     assert refused("check", "cifar10").startswith("igpt: CIFAR-10 is not here")
+
+
+def test_a_palette_is_fitted_to_training_images_and_used_by_the_tokens(say: Say, home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine" / "palette.npy"
+    done = say("data", "palette", "digits", "--colours", "6", "--seed", "2", "--out", str(path))
+    assert done == (0, f"6 colours of scikit-learn's handwritten digits at 8 x 8 pixels, seed 2: {path}\n", "")
+    expected = Palette.fit(load_split("digits", "train").images, k=6, seed=2)
+    assert Palette.load(path).digest == expected.digest
+    assert say("data", "tokenize", "digits", "--palette", str(path)).code == 0
+    small = tmp_path / "small.npy"
+    assert say("data", "palette", "digits", "--colours", "6", "--resolution", "4", "--out", str(small)).code == 0
+    assert Palette.load(small).digest != expected.digest
+
+
+def test_a_palette_of_pictures_on_disk_is_fitted_to_a_bounded_number_of_training_images(
+    say: Say, home: Path, tmp_path: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_imagenet(publish, home, imagenet_folders())
+    path, seen = tmp_path / "palette.npy", []
+    fitted = Palette.fit
+
+    def fit(images: np.ndarray, **options: int) -> Palette:
+        seen.append(images.shape)
+        return fitted(images, **options)
+
+    monkeypatch.setattr(Palette, "fit", fit)
+    monkeypatch.setattr(datasets, "PICTURES", 2)
+    assert say("data", "palette", "imagenet", "--colours", "4", "--out", str(path)).code == 0
+    assert (seen, Palette.load(path).centres.shape) == ([(2, 32, 32, 3)], (4, 3))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["digits", "--colours", "600"], "igpt: the images hold 17 colours, fewer than the 600 asked for: choose at most 17"),
+        (["digits", "--out", "palette.png"], "igpt: a palette is written as .npy, not as palette.png: name a file"),
+        (["digits", "--resolution", "9"], "igpt: "),
+        (["imagenet-tokens"], "igpt: ImageNet as released tokens has no pictures, only tokens"),
+        (["cifar10"], "igpt: CIFAR-10 is not here: `igpt data fetch cifar10` brings it"),
+        (["nothing"], "igpt: there is no data set 'nothing'"),
+    ],
+)
+def test_a_palette_that_cannot_be_fitted_is_one_sentence(
+    say: Say, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = say("data", "palette", *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(message)
+    assert not list(tmp_path.glob("palette*"))

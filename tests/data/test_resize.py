@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from official import pictures, refusal
 from PIL import Image
 
-from igpt.data.resize import FILTERS, centre_crop, random_crop, reduced
+from igpt.data.resize import FILTERS, centre_crop, fitted, random_crop, reduced
 
 SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample"
 
@@ -122,3 +122,25 @@ def test_real_images_are_near_resize_then_crop(name: str) -> None:
     picture = decode(Path(SAMPLE / f"{name}.JPEG").read_bytes())
     difference = np.abs(centre_crop(picture, side=32).astype(int) - as_the_paper_says(picture, 32))
     assert difference.mean() < 3
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (224, 300), (2000, 225)])
+def test_a_users_large_picture_is_cropped_as_imagenets(size: tuple[int, int]) -> None:
+    found = fitted(smooth(*size), side=32, channels=3)
+    np.testing.assert_array_equal(found, centre_crop(smooth(*size), side=32))
+
+
+@settings(deadline=None, max_examples=60)
+@given(width=st.integers(1, 600), height=st.integers(1, 600), channels=st.sampled_from([1, 3]))
+def test_any_size_of_picture_is_fitted(width: int, height: int, channels: int) -> None:
+    picture = Image.new("RGB", (width, height), (7, 7, 7))
+    for resize in ("crop", "squeeze"):
+        found = fitted(picture, side=8, channels=channels, resize=resize)  # type: ignore[arg-type]
+        assert found.shape == (8, 8, channels) and (found == 7).all()
+
+
+def test_squeezing_keeps_the_whole_picture() -> None:
+    bands = np.zeros((10, 80, 3), np.uint8)
+    bands[:, :40] = 255
+    found = fitted(Image.fromarray(bands), side=8, channels=1, resize="squeeze")[..., 0]
+    assert (found[:, :3] == 255).all() and (found[:, 5:] == 0).all()

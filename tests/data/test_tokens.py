@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PATIENCE, ROOT, alive, wait_until
+from conftest import PATIENCE, ROOT
 from filelock import FileLock
 from official import (
     COLOURS,
@@ -199,40 +199,6 @@ def test_a_picture_that_is_none_ends_the_work_of_workers_in_a_sentence(
     assert [name for name in final(store_folder(wanted, COLOURS)) if name == HEADER] == []
 
 
-def test_a_worker_that_is_killed_is_told() -> None:
-    # the pool itself cannot be reached from outside, so the shard that kills is of our own making
-    shards = [(index, np.zeros((16, 8, 8, 1), np.uint8), SMALL, COLOURS, _Deadly()) for index in range(2)]
-    with pytest.raises(UsageError, match="a worker was killed, for memory perhaps"):
-        list(tokens._each_shard(iter(shards), workers=2))  # type: ignore[arg-type]
-
-
-ORPHANS = """
-import os, sys
-sys.path.insert(0, {here!r})
-from igpt.data import tokens
-tokens.make_shard = os.getpid
-print(*tokens._each_shard(iter([()] * 2), workers=2), flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="asks Linux whether a process is alive")
-def test_workers_end_when_their_process_is_killed() -> None:
-    with subprocess.Popen([sys.executable, "-c", ORPHANS.format(here=str(ROOT))], stdin=-1, stdout=-1, text=True) as process:
-        assert process.stdout is not None
-        workers = {int(number) for number in process.stdout.readline().split()} - {process.pid}
-        process.kill()
-    assert workers
-    wait_until(lambda: not any(map(alive, workers)))
-
-
-class _Deadly:
-    """A folder that ends whichever process unpickles it."""
-
-    def __reduce__(self) -> tuple[object, tuple[int]]:
-        return os._exit, (9,)
-
-
 MAKER = """
 import sys
 sys.path.insert(0, {here!r})
@@ -408,8 +374,8 @@ def test_a_list_of_imagenets_size_is_small(home: Path, publish: Publish) -> None
         (TokenizeSettings("cifar10", "train", 33), "choose a resolution from 1 to 32"),
         (TokenizeSettings("cifar10", "train", 0), "choose a resolution from 1 to 32"),
         (TokenizeSettings("cifar10", "train", 4, filter="best"), "no filter 'best'; choose one of bicubic, box"),
-        (TokenizeSettings("cifar10", "train", 4, crops=2), "random crops are taken of ImageNet's training images"),
-        (TokenizeSettings("imagenet", "test", 4, crops=2), "random crops are taken of ImageNet's training images"),
+        (TokenizeSettings("cifar10", "train", 4, crops=2), "random crops are taken of training pictures of different sizes"),
+        (TokenizeSettings("imagenet", "test", 4, crops=2), "random crops are taken of training pictures of different sizes"),
         (TokenizeSettings("imagenet", "train", 4, crops=-1), "crops are at least 0"),
         (TokenizeSettings("imagenet", "train", 4, crops=1, seed=-1), "a seed is a whole number from 0 to 4294967295, not -1"),
         (TokenizeSettings("mnist", "train", 4), "no data set 'mnist'"),

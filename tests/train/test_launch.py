@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PATIENCE, wait_until
+from conftest import PATIENCE, random_model, wait_until
 
 from igpt.data.store import TokenStore
 from igpt.data.tokens import TokenizeSettings, make_store, train_parts
@@ -26,6 +26,7 @@ from igpt.train.launch import train_store
 from igpt.train.loop import pretrain
 from igpt.train.recipe import Recipe
 from igpt.train.runtime import Launch, Runtime
+from igpt.weights.own import save_weights
 
 TWO = Launch(devices=2)
 
@@ -76,6 +77,19 @@ def test_two_processes_find_the_losses_of_one(
     assert two.train == pytest.approx(one.train, abs=1e-5)
     assert two.validation == pytest.approx(one.validation, abs=1e-5)
     assert sorted(p.name for p in (tmp_path / "two").glob("weights-*")) == ["weights-0000010", "weights-0000020"]
+
+
+def test_two_processes_begin_from_weights_and_train_on_chosen_classes_as_one_does(
+    store: tuple[Path, Palette], tmp_path: Path
+) -> None:
+    shape = recipe().shape
+    save_weights(tmp_path / "start", random_model(shape), store[1])
+    given = {"seed": 1, "classes": [3, 8], "begin_from": tmp_path / "start"}
+    one = train_store(recipe(), *store, **given, folder=tmp_path / "one", runtime=Runtime())
+    two = train_store(recipe(), *store, **given, folder=tmp_path / "two", runtime=Runtime(shard=True, micro_batch=2), launch=TWO)
+    assert one.steps == [0, 10, 20]
+    assert one.validation[0] > 2.9  # of a random output matrix, unlike log 16 of an untrained one
+    assert (two.train, two.validation) == (pytest.approx(one.train, abs=1e-5), pytest.approx(one.validation, abs=1e-5))
 
 
 @pytest.mark.parametrize("shard", [False, True])

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PATIENCE
+from conftest import PATIENCE, random_model
 from filelock import FileLock
 
 from igpt.errors import StageError, UsageError
@@ -27,10 +27,10 @@ from igpt.shape import ModelShape
 from igpt.train import engine, loop
 from igpt.train.checkpoint import checkpoints, step_of
 from igpt.train.engine import Stopped
-from igpt.train.loop import evaluate_loss, pretrain, schedule, weights_name
+from igpt.train.loop import draw_batch, evaluate_loss, pretrain, schedule, weights_name
 from igpt.train.recipe import Recipe
 from igpt.train.runtime import Runtime
-from igpt.weights.own import load_tensors, load_weights, save_tensors
+from igpt.weights.own import load_tensors, load_weights, save_tensors, save_weights
 
 RECIPE = Recipe(
     name="test",
@@ -85,6 +85,29 @@ def test_weights_are_kept_at_every_milestone(tmp_path: Path, greys: Palette) -> 
     assert sorted(path.name for path in tmp_path.glob("weights-*")) == [weights_name(step) for step in steps]
     kept = [load_weights(tmp_path / weights_name(step))[0].wte for step in steps]
     assert not torch.equal(kept[-1], kept[-2])
+
+
+@pytest.mark.parametrize("objective", ["autoregressive", "bert"])
+def test_training_goes_on_from_weights_with_a_fresh_optimiser_and_schedule(
+    tmp_path: Path, greys: Palette, objective: str
+) -> None:
+    """Equal to the network trained by a loop of its own, from the loss before the first step on."""
+    recipe = replace(RECIPE, shape=replace(RECIPE.shape, objective=objective), steps=6, milestones=(1,))
+    start = random_model(recipe.shape)
+    save_weights(tmp_path / "start", start, greys)
+    tokens, held_out = markov(256), markov(64, seed=1)
+    losses = pretrain(
+        recipe, tokens, held_out, palette=greys, seed=3, folder=tmp_path / "run", begin_from=tmp_path / "start"
+    )  # fmt: skip
+    assert (losses.steps, losses.validation[0]) == ([0, 6], evaluate_loss(start, held_out))
+    adam = torch.optim.Adam(start.parameters(), betas=recipe.betas, fused=True)
+    for step in range(6):
+        adam.param_groups[0]["lr"] = recipe.learning_rate * schedule(step, steps=6, warmup=4)
+        adam.zero_grad()
+        start.loss(*draw_batch(recipe, tokens, seed=3, step=step)).backward()
+        adam.step()
+    trained = load_weights(tmp_path / "run" / weights_name(6))[0].state_dict()
+    assert all(torch.equal(trained[name], tensor) for name, tensor in start.state_dict().items())
 
 
 class Stop(Exception):

@@ -12,6 +12,7 @@ from conftest import igpt_here as igpt
 from PIL import Image
 
 from igpt.companion.run.samples import Draw, export_weights, write_completions
+from igpt.data.resize import fitted
 from igpt.errors import UsageError
 from igpt.model import ImageGPT
 from igpt.palette import Palette
@@ -147,6 +148,11 @@ def test_their_processor_opens_our_export_and_makes_our_tokens(tmp_path: Path, m
     images = np.random.default_rng(0).integers(0, 256, (4, 3, 3, channels)).astype(np.uint8)
     pictures = [Image.fromarray(image) for image in np.broadcast_to(images, (4, 3, 3, 3))]
     np.testing.assert_array_equal(library(pictures, return_tensors="np").input_ids, ours.quantize(images).reshape(4, 9))
+    for number, size in enumerate([(300, 240), (7, 500), (2, 2)]):  # squeezed, as their processor resizes pictures
+        levels = np.random.default_rng(number).integers(0, 256, (*size, channels)).astype(np.uint8)
+        picture = Image.fromarray(np.broadcast_to(levels, (*size, 3)))
+        squeezed = fitted(picture, side=3, channels=channels, resize="squeeze")[None]
+        np.testing.assert_array_equal(library(picture, return_tensors="np").input_ids, ours.quantize(squeezed).reshape(1, 9))
 
 
 def test_the_released_colours_written_with_fewer_digits_are_the_released_palette(tmp_path: Path) -> None:

@@ -66,19 +66,25 @@ def _brute(toy: bool) -> Work:
     return Work(lambda: nearest_centres(tenth, palette.centres), _digest(nearest_centres(flat, palette.centres)), times=10)
 
 
-def _files(toy: bool) -> tuple[Jpegs, tempfile.TemporaryDirectory[str]]:
-    """JPEG files of smooth random pictures, the same for every candidate, and their directory, removed when garbage-collected."""
+def write_jpegs(count: int) -> tempfile.TemporaryDirectory[str]:
+    """A directory of JPEG files of smooth random pictures, the same for every candidate; removed when garbage-collected."""
     directory = tempfile.TemporaryDirectory(prefix="igpt-bench-")
-    folder = Path(directory.name)
-    count, generator = (8 if toy else 400), np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     for number in range(count):
         coarse = generator.integers(0, 256, (24, 32, 3), dtype=np.uint8)
         picture = Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC)
         noise = generator.normal(0, 6, (SIZE[1], SIZE[0], 3))  # without noise they would compress better than photographs
         pixels = (np.asarray(picture) + noise).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:04d}.jpeg", quality=92)
+        Image.fromarray(pixels).save(Path(directory.name) / f"{number:04d}.jpeg", quality=92)
+    return directory
+
+
+def _files(toy: bool) -> tuple[Jpegs, tempfile.TemporaryDirectory[str]]:
+    """JPEG files, and their directory."""
+    directory = write_jpegs(8 if toy else 400)
+    folder = Path(directory.name)
     names = np.array([path.name.encode() for path in sorted(folder.glob("*.jpeg"))])
-    zeros = np.zeros(count, np.int64)
+    zeros = np.zeros(len(names), np.int64)
     return Jpegs(folder, names, zeros, zeros - 1, zeros), directory
 
 

@@ -34,6 +34,7 @@ Given = dict[str, Literal]  # all parameters of a stage
 RATES_TRIED = 5  # approximate number of learning rates in a search
 LOOKED_AT = 8  # images whose loss is computed when weights are converted
 FINE_TUNINGS = 3 + 3  # three rates and three refits
+OWN_FINE_TUNINGS = 3 + 1  # of `igpt fine-tune`: three rates, and the refit
 LOSS_BATCH = 64  # images of a pass in `released_loss`
 PYTHON = 1.0 * GIB  # main memory of the process: libraries, GPU driver
 # Arrays (positions, width) per image that a forward pass holds at its peak, including the widest activations as four arrays;
@@ -179,7 +180,7 @@ def _looks(given: Given) -> int:
 
 def _pixels(plan: Recipe, card: DataSet) -> int:
     """Pixel values per image that are probed for comparison; 0 without pictures, or if they do not fit into memory."""
-    return plan.side**2 * card.channels if card.read is not None and not card.cropped else 0
+    return plan.side**2 * (card.channels or 3) if card.read is not None and card.in_memory else 0
 
 
 def weights(given: Given, plan: Recipe) -> Demand:
@@ -273,6 +274,19 @@ def milestones(given: Given, plan: Recipe) -> Demand:
         other=lambda: _probe_bytes(card, plan.shape.n_embd, train),
         memory=_loaded(plan, images) + 2 * _features(plan, images, 1),
         scratch=_features(plan, images, layers, str(given["precision"])),  # features of one milestone at a time
+    )
+
+
+def own_pictures(given: Given, plan: Recipe) -> Demand:
+    """Fine-tuning on the photos at every rate, and again; one pass of features, and one of classes."""
+    classes = len(str(given["classes"]).split(","))
+    photos, new = int(given["per_class"]) * classes, _card(given).test * classes // _card(given).classes
+    trained = photos * int(given["epochs"]) * OWN_FINE_TUNINGS
+    return Demand(
+        Work(training_flops(plan.shape, trained)) + _whole_passes(plan, photos + 2 * new),
+        training=Training(plan.shape, 16, classes),
+        memory=_loaded(plan, photos) + 2 * CHECKPOINT * _weights(plan),
+        scratch=_weights(plan) * (KEPT + CHECKPOINT),
     )
 
 

@@ -175,6 +175,16 @@ PROTOCOLS = {
     ),
     "concatenated_features": Protocol(demand=demand.concatenated, parents=probed),
     "fine_tune": Protocol(demand=demand.fine_tune, seconds=70.0, figures=("search", "bert"), spreads=True),
+    "own_pictures": Protocol(
+        takes=("model", "dataset", "seed"),
+        demand=demand.own_pictures,
+        seconds=60.0,
+        figures=("own_pictures",),
+        modules=lambda given: [
+            *("igpt.data.own", "igpt.data.folders", "igpt.evaluate.feature_store", "igpt.evaluate.fine_tune"),
+            "igpt.weights.classifier",
+        ],
+    ),
     "low_data": Protocol(demand=demand.low_data, figures=("low_data",), parents=probed),
     "parameters": Protocol(
         takes=(),

@@ -15,6 +15,7 @@ from igpt.companion.stage import Stage
 MODULES = {
     "sampling": "sampling",
     "features": "features",
+    "pictures": "pictures",
     "quantise": "tokenise",
     "tokenise": "tokenise",
     "loading": "loading",
@@ -53,6 +54,7 @@ AIMS = (
     Aim("features", "igpt, tuned", "transformers, tuned", 1.25),
     Aim("features", "igpt, tuned", "limit: matrix products", 0.8),
     Aim("features", "igpt in bfloat16, tuned", "transformers, tuned", 2.8),
+    Aim("pictures", "igpt, from the files", "igpt, from stored tokens", 0.9),
     Aim("quantise", "igpt", "transformers", 100),
     Aim("probe", "igpt", "scikit-learn to the same objective", 5),
     Aim("probe_layers", "reading the layer's features", "igpt", 20),

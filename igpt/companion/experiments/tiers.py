@@ -65,9 +65,10 @@ def _sizes(prefix: str) -> dict[str, str]:
 
 
 def _extra(tier: str, dataset: str) -> tuple[Stage, ...]:
-    """Stages for samples of a tier's largest model, and for the probe settings that the paper leaves open."""
+    """Stages of a tier's largest model: samples, the probe settings that the paper leaves open, a user's own pictures."""
     large = f"{tier}-l"
-    return Stage.of("samples", model=large), Stage.of("probe_settings", model=large, dataset=dataset)
+    notebooks = ("probe_settings", "own_pictures")
+    return Stage.of("samples", model=large), *(Stage.of(name, model=large, dataset=dataset) for name in notebooks)
 
 
 def _searches(tier: str) -> tuple[Stage, ...]:
@@ -105,6 +106,7 @@ TIERS = {
             overrides={
                 "fine_tune": {"images": 6_000, "epochs": 2},
                 "loss_against_probe": {"images": 10_000},
+                "own_pictures": {"classes": "3,5"},  # cats and dogs
                 "samples": {"images": 32},
             },
             cores=True,
@@ -121,6 +123,7 @@ TIERS = {
             # Fine-tuning on more would take two hours of the tier's GPU.
             overrides={
                 "fine_tune": {"images": 10_000, "epochs": 3},
+                "own_pictures": {"classes": "3,5"},
                 "rate_search": {"steps": 200},
                 "samples": {"images": 32},
             },

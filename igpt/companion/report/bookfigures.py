@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 LIBRARIES = ("matplotlib", "seaborn", "pandas", "numpy", "pillow")
-SINGLE = ("palette", "samples", "completions", "search", "probe_settings")  # drawn from a single record
+SINGLE = ("palette", "samples", "completions", "search", "probe_settings", "own_pictures")  # drawn from a single record
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _figures_of(tier: Tier) -> dict[str, BookFigure]:
         for objective in ("autoregressive", "bert")
         for stage in seeds(notebook, objective=objective)
     )
-    settings, searches = tier.figure_stages("probe_settings"), tier.figure_stages("rate_search")
+    settings, searches, own = (tier.figure_stages(name) for name in ("probe_settings", "rate_search", "own_pictures"))
     return {
         "losses": _of((*models("pretrain"), *seeds("pretrain", objective="bert"))),
         "losses-autoregressive": _of(models("pretrain"), whole=whole),
@@ -92,6 +92,7 @@ def _figures_of(tier: Tier) -> dict[str, BookFigure]:
         "low-data": _of(seeds("low_data")),
         **({"probe-settings": _of(settings)} if settings else {}),
         **({"rates": _of(searches)} if searches else {}),
+        **({"own-pictures": _of(own)} if own else {}),
     }
 
 
@@ -101,7 +102,7 @@ FIGURES = {
     "palette": _of((Stage.of("palette", dataset="digits", colours=16),)),
     "published-depth": BookFigure(_released("depth"), "published_depth", published=True),
     "published-loss": BookFigure(_released("loss-against-probe"), "published_loss", published=True),
-    **{name: figure for name, figure in TINY.items() if name not in ("losses-autoregressive", "compute")},
+    **{name: figure for name, figure in TINY.items() if name not in ("losses-autoregressive", "compute", "own-pictures")},
     **{f"laptop-{name}": figure for name, figure in LAPTOP.items() if name != "losses"},
     **{
         f"released-{name}": RELEASED[name] for name in ("depth", "fine-tune-search", "bert", "low-data", "samples", "completions")

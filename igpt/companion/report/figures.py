@@ -322,6 +322,24 @@ def search(record: Record) -> Figure:
     return figure
 
 
+def own_pictures(record: Record) -> Figure:
+    """Test accuracy of the fine-tuned classifier, of features, of pixels, and of the commonest class, with intervals."""
+    figure = _figure(5, 2.4)
+    axes = figure.subplots()
+    rows = {"fine_tuned": "fine-tuned classifier", "features": "features, middle layer", "pixels": "raw pixels"}
+    rows["commonest"] = "always the commonest class"
+    for place, key in enumerate(reversed(rows)):
+        value = record.values[key]
+        assert value.low is not None and value.high is not None
+        bars = [[100 * (value.value - value.low)], [100 * (value.high - value.value)]]
+        ours = key in ("fine_tuned", "features")
+        look = {"color": colour(_model(record)) if ours else BASELINE, "marker": "o" if ours else "s", "linestyle": ""}
+        axes.errorbar([100 * value.value], [place], xerr=bars, capsize=3, **look)  # type: ignore[arg-type]
+    axes.set_yticks(range(len(rows)), list(reversed(rows.values())))
+    axes.set(xlabel="accuracy on new pictures (%)", title=_model(record))
+    return figure
+
+
 SHOWN = 8  # images in a figure's row of samples, or in its rows of completions
 
 

@@ -10,7 +10,7 @@ from igpt.companion.experiments.measures import ACCURACY_MARGIN
 from igpt.companion.experiments.published import published_rows
 from igpt.companion.experiments.tiers import TIERS
 from igpt.companion.report.live import live_number
-from igpt.companion.report.tables import Cell, published_cell, tier_cell
+from igpt.companion.report.tables import Cell, published_cell, recorded_cell, tier_cell
 from igpt.companion.results.notebooks import near_misses, read_notebook
 from igpt.companion.results.store import RecordStore
 from igpt.data import DATASETS, data_card
@@ -26,9 +26,11 @@ from igpt.pictures import BYTES, MEGAPIXELS
 from igpt.project import Project
 from igpt.train.recipes import known_models, recipe
 
+NAMES = "published ROW, measured ROW TIER, recorded NOTEBOOK TIER KEY, live KEY, or fact NAME"
+
 
 def number(name: str, store: RecordStore) -> Cell:
-    """The cell of a name: ``published ROW``, ``measured ROW TIER``, ``live KEY`` or ``fact NAME``.
+    """The cell of a name, one of `NAMES`; ``recorded`` is a value of a stage that only fills a figure.
 
     Raises UsageError for an unknown name.
     """
@@ -42,6 +44,9 @@ def number(name: str, store: RecordStore) -> Cell:
             experiment = next((e for e in experiments() if e.name == row_id), None)
             if experiment is not None and experiment.measurement(tier):
                 return tier_cell(experiment, tier, store)
+        case "recorded", [notebook, tier, key]:
+            if tier in TIERS and (stages := TIERS[tier].figure_stages(notebook)):
+                return recorded_cell(stages[0], key, store)
         case "live", [key]:
             return live_number(key, store.project)
         case "fact", [fact]:
@@ -49,7 +54,7 @@ def number(name: str, store: RecordStore) -> Cell:
             if fact in facts:
                 return Cell(facts[fact])
             raise UsageError(f"there is no fact {fact!r}{near_misses(fact, list(facts))}")
-    raise UsageError(f"{name!r} names no number: write published ROW, measured ROW TIER, live KEY, or fact NAME")
+    raise UsageError(f"{name!r} names no number: write {NAMES}")
 
 
 @cache

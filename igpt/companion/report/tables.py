@@ -100,6 +100,22 @@ def result_table(name: str, store: RecordStore, yours: ReaderStore | None = None
     return plain_table(name, table.caption, ("System", "Data", "Published", *measured, *extra), rows)
 
 
+def values_table(yours: ReaderStore) -> ResultTable:
+    """Every value of a reader's own records, also of those that no published number is compared with, a row each."""
+    rows = []
+    for record in yours.latest():
+        for name, value in record.values.items():
+            scale, unit, digits = (100, "%", 1) if value.unit == "fraction" else (1, value.unit, 4)
+            texts = [
+                "" if part is None else f"{round(scale * part, digits):,.10g}" for part in (value.value, value.low, value.high)
+            ]
+            interval = f"{texts[1]} to {texts[2]}" if texts[1] else "–"
+            images = f"{value.images:,}" if value.images else "–"
+            rows.append((record.stage, name, f"{texts[0]} {unit}", interval, images))
+    caption = f"All values of the records in {yours.folder.name}"
+    return plain_table("yours", caption, ("Record", "Value", "Result", f"{LEVEL:.0%} interval", "Images"), rows)
+
+
 def table_names() -> list[str]:
     """The names that `result_table` accepts."""
     return ["scoreboard", *(table.name for table in TABLES)]
@@ -180,6 +196,27 @@ def tier_cell(experiment: Experiment, tier: str, store: RecordStore) -> Cell:
     text = f"{measured_text(measured, experiment.published)}, {word}{', stale' if stale else ''}"
     paths = tuple(store.link(s) for s in measurement.stages())
     return Cell(text, _receipt(measured, verdict, word, stale), "measured", paths, word)
+
+
+def recorded_cell(stage: Stage, key: str, store: RecordStore) -> Cell:
+    """One value of a stage's record with its interval, or pending. Raises UsageError for a value that the record lacks."""
+    record = store.read(stage)
+    if record is None:
+        return pending(("Status", "not run yet"), ("Command", f"igpt run {stage.name}"))
+    if key not in record.values:
+        raise UsageError(f"the record of {stage.name} has no value {key!r}{near_misses(key, list(record.values))}")
+    value, changed = record.values[key], store.changed(stage)
+    receipt = [("State", "stale: made before the code or its inputs changed" if changed else "fresh: made with this code")]
+    if value.low is not None and value.high is not None:
+        receipt.append((f"{LEVEL:.0%} interval over test images", f"{value.low:.4f} to {value.high:.4f}"))
+    if value.unit == "fraction":
+        text = f"{100 * value.value:.1f} %"
+    elif value.unit == "seconds":
+        text = f"{value.value:.0f} s" if value.value < 90 else f"{value.value / 60:.0f} minutes"
+    else:
+        text = f"{rounded(value.value, digits=4)} {value.unit}"
+    text += ", stale" if changed else ""
+    return Cell(text, (*receipt, *receipt_lines([record])), "measured", (store.link(stage),))
 
 
 def pending(*lines: tuple[str, str]) -> Cell:

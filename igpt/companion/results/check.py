@@ -15,7 +15,7 @@ from pathlib import Path
 
 from igpt.companion.results.notebooks import code_cells
 from igpt.companion.results.record import Record, Value
-from igpt.data import DATASETS
+from igpt.data.cards import data_card, is_known
 from igpt.measure import wilson
 
 PARTS = ("fraction", "of the depth")  # units of values from 0 to 1
@@ -94,7 +94,8 @@ def _doubts_of_value(name: str, value: Value, record: Record) -> Iterator[str]:
 
 def _doubts_of_images(name: str, value: Value, images: int, record: Record) -> Iterator[str]:
     """Problems of an accuracy: too many images, not a whole number of correct images, or a wrong Wilson interval."""
-    card = DATASETS.get(str(record.parameters.get("dataset")))
+    dataset = str(record.parameters.get("dataset"))
+    card = data_card(dataset) if is_known(dataset) else None
     maximum = max(card.test, card.validation) if card else 10**9
     if not 0 < images <= maximum:
         yield f"{name} was measured on {images} images, of {maximum} at most"

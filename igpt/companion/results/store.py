@@ -86,6 +86,10 @@ class ReaderStore(RecordStore):
         """The title of the columns with these records."""
         return f"Yours ({self.folder.name})"
 
+    def latest(self) -> list[Record]:
+        """The latest record of each stage, sorted by the stages' names."""
+        return [record for name, (_, record) in sorted(self._latest.items()) if record.stage == name]
+
     def _find(self, stage: Stage) -> tuple[Path, Record] | None:
         """The path of a stage's record and the record; None if there is none."""
         return self._latest.get(self.signer.canonical(stage).name)

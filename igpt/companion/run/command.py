@@ -9,9 +9,9 @@ from igpt.companion.experiments.cells import declared_stages
 from igpt.companion.experiments.costs import Disks
 from igpt.companion.experiments.machines import this_machine
 from igpt.companion.results.plan import Plan
-from igpt.companion.results.signature import Signer
+from igpt.companion.results.signature import Signature, Signer
 from igpt.companion.run.budget import make_budget, on_existing_weights
-from igpt.companion.run.folder import empty, hold, release, run_folder
+from igpt.companion.run.folder import empty, finished_record, hold, release, run_folder
 from igpt.companion.run.local import plan_stages, run_plan, stages_to_run
 from igpt.companion.run.own_weights import resolve_weights
 from igpt.companion.run.slots import Slots
@@ -20,6 +20,7 @@ from igpt.companion.stage import Stage
 from igpt.data.cards import is_present
 from igpt.errors import UsageError
 from igpt.machine import cores, free_memory, gpus
+from igpt.measure import LEVEL
 from igpt.progress import tell
 from igpt.project import Project
 from igpt.text import counted
@@ -77,8 +78,19 @@ def run_targets(targets: list[str], tier: str | None, overrides: list[str]) -> s
     stages = [signer.canonical(stage) for stage in stages]
     lines = [_run_by_budget(project, plan, stages) if by_budget else _summary(plan, run_plan(project, plan))]
     if overrides:
-        lines += dict.fromkeys(f"record: {run_folder(project, stage, signer.sign(stage)) / 'record.json'}" for stage in stages)
+        lines += dict.fromkeys(line for stage in stages for line in _result_lines(project, stage, signer.sign(stage)))
     return "\n".join(lines)
+
+
+def _result_lines(project: Project, stage: Stage, signature: Signature) -> list[str]:
+    """The accuracies that a finished stage found, with their intervals, and the path of its record."""
+    record = finished_record(project, stage, signature)
+    lines = []
+    for name, value in record.values.items() if record else ():
+        if value.unit == "fraction" and value.low is not None and value.high is not None:
+            interval = f"{LEVEL:.0%} interval {value.low:.1%} to {value.high:.1%}"
+            lines.append(f"{name}: {value.value:.1%} of {value.images or 0:,} images, {interval}")
+    return [*lines, f"record: {run_folder(project, stage, signature) / 'record.json'}"]
 
 
 def _run_by_budget(project: Project, plan: Plan, wanted: list[Stage]) -> str:

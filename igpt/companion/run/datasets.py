@@ -5,15 +5,26 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tabulate import tabulate
 
-from igpt.data import DATASETS, data_card
-from igpt.data.cards import by_hand, is_present
+from igpt.data import DATASETS, DataSet, data_card, load_split
+from igpt.data.cards import by_hand, check_present, is_own, is_present
 from igpt.data.cifar_tokens import compare_released, released_splits
+from igpt.data.dataset import FittedPictures
 from igpt.data.fetching import check_dataset, dataset_lines, download, fetch_dataset
+from igpt.data.own import add_own
+from igpt.data.resize import centre_crop
+from igpt.data.splits import validation_indices
 from igpt.data.tokens import TokenizeSettings, check_stores, make_store
+from igpt.errors import UsageError
+from igpt.files import check_writable
 from igpt.palette import Palette
+from igpt.pictures import Resize
 from igpt.progress import Bar, tell
+
+PICTURES = 10_000  # drawn of a set that is larger than memory, to fit a palette
 
 
 def list_datasets() -> str:
@@ -21,7 +32,17 @@ def list_datasets() -> str:
     table = tabulate(dataset_lines(), ("Name", "Images", "Download", "Is", "Where"), disable_numparse=True)
     terms = "\n".join(f"  {name}: {card.terms}" for name, card in DATASETS.items())
     manual = f"ImageNet by hand: {by_hand('imagenet')}."
-    return f"{table}\n\nTerms\n{terms}\n\n{manual}\n\nIGPT_DATA names another folder to look in."
+    own = "Your own: igpt data add NAME FOLDER."
+    return f"{table}\n\nTerms\n{terms}\n\n{manual}\n{own}\n\nIGPT_DATA names another folder to look in."
+
+
+def add(name: str, source: Path, *, resize: Resize, skip: bool) -> str:
+    """Register a user's own data set; the lines to print."""
+    if name in DATASETS:
+        raise UsageError(f"{name} is a data set already, {DATASETS[name].title}: choose another name")
+    with Bar(name, " pictures") as bar:
+        lines = add_own(name, source, resize=resize, skip=skip, report=bar)
+    return "\n".join([*lines, f"use it: igpt run linear_probe -p dataset={name} -p weights=laptop-l"])
 
 
 def fetch(name: str) -> str:
@@ -43,6 +64,8 @@ def check(name: str) -> str:
         lines += compare_released(released_palette())
     card = data_card(name)
     verdict = "is whole and consistent; nothing is published to compare it with" if card.loose else "is as published"
+    if is_own(name):
+        verdict = "is as it was added"
     return "\n".join([f"{card.title} {verdict}", *(f"  {line}" for line in lines)])
 
 
@@ -63,6 +86,45 @@ def tokenize(name: str, *, resolution: int | None, workers: int, crops: int, fil
         outcome = f"{rate:,.0f} images/s, {time.monotonic() - start:.0f} s" if rate else "there already"
         lines.append(f"{split}: {len(store):,} images of {side} x {side} tokens, {size:,.1f} MB, {outcome}: {store.folder}")
     return "\n".join(lines)
+
+
+def fit_palette(name: str, *, colours: int, out: Path, resolution: int | None, seed: int) -> str:
+    """Fit a palette to a data set's training images, and write it; the line to print.
+
+    Of a set that is larger than memory, `PICTURES` images are drawn. Raises UsageError for more colours than the images have.
+    """
+    card = data_card(name)
+    side = resolution or min(card.height, 32)
+    check_writable(out)
+    if out.suffix != ".npy":
+        raise UsageError(f"a palette is written as .npy, not as {out}: name a file such as palette.npy")
+    palette = Palette.fit(_training_images(card, side, seed), k=colours, seed=seed)
+    palette.save(out)
+    return f"{colours} colours of {card.title} at {side} x {side} pixels, seed {seed}: {out}"
+
+
+def _training_images(card: DataSet, side: int, seed: int) -> NDArray[np.uint8]:
+    """Training images without the held-out ones, uint8 (N, side, side, channels)."""
+    if card.in_memory:
+        return load_split(card.name, "train", side=side).images
+    check_present(card.name)
+    if card.read is None:
+        raise UsageError(f"{card.title} has no pictures, only tokens: name another data set")
+    if not 1 <= side <= card.height:
+        raise UsageError(f"{card.title} has {card.height} pixels a side: choose a resolution from 1 to {card.height}")
+    pictures, _ = card.read(card, "train")
+    assert not isinstance(pictures, np.ndarray)
+    indices = np.setdiff1d(np.arange(card.train), validation_indices(card.name))
+    drawn = np.random.default_rng(seed).permutation(indices)[:PICTURES].tolist()
+    images = np.empty((len(drawn), side, side, 3), np.uint8)
+    with Bar(card.name, " images") as bar:
+        for row, index in enumerate(drawn):
+            if isinstance(pictures, FittedPictures):
+                images[row] = pictures.pixels(index, side=side, channels=3)
+            else:
+                images[row] = centre_crop(pictures.picture(index), side=side)
+            bar(row + 1, len(drawn))
+    return images
 
 
 class _Bytes(Bar):

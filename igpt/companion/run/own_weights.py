@@ -43,11 +43,6 @@ class Registered:
     channels: int
     palette: str  # digest
 
-    @property
-    def images(self) -> str:
-        """The format of the images as a phrase."""
-        return _kind(self.side, self.channels)
-
 
 def resolve_weights(project: Project, stage: Stage) -> Stage:
     """Replace a path or a model's name in the parameter ``weights`` by what names them in a stage; set model and objective.
@@ -123,6 +118,7 @@ def _register(project: Project, word: str) -> tuple[str, Registered]:
     from igpt.train.recipes import model_of
     from igpt.weights.huggingface import folder_shape, is_huggingface
     from igpt.weights.read import read_palette, weights_shape
+    from igpt.weights.training_run import is_training, training_files
 
     path = whole_path("weights", word)
     if word in MODELS and (published := published_folder(word)):
@@ -130,6 +126,14 @@ def _register(project: Project, word: str) -> tuple[str, Registered]:
         path = published
     if not word or not _exists(path):
         raise _unknown(project, word)
+    if path.is_dir() and is_training(path):
+        newest = training_files(path)[0]
+        if newest.parent == path:  # a checkpoint, which the training will remove
+            raise UsageError(
+                f"{path} holds a training that has not ended, and a record's weights must not change: give one of its weights-*"
+                f" folders, or `igpt export --to ours --model {path}` its weights of now"
+            )
+        path = newest.parent
     if path.is_dir() and not (path / "config.json").exists() and (indices := sorted(path.glob("*.index"))):
         raise UsageError(f"{path} holds TensorFlow checkpoints: give the path of one, such as {indices[-1].with_suffix('')}")
     if path.is_dir() and is_huggingface(path) and not folder_shape(path)[1]:
@@ -229,30 +233,13 @@ def _released(given: Mapping[str, Literal]) -> Registered | None:
 
 def _check_data(notebook: str, parameters: dict[str, Literal], word: str, known: Registered) -> None:
     """Raise UsageError for data sets whose images do not fit the weights; the plan refuses unknown data sets."""
-    from igpt.data.cards import DATASETS, data_card
-    from igpt.palette import RELEASED as RELEASED_COLOURS
+    from igpt.data.cards import check_fits, is_known
 
     for dataset in protocol(notebook).datasets(parameters):
         if not dataset and known.model.startswith("custom"):
             raise UsageError(f"of {word} it is not known on which images it was trained: say which to take (-p dataset=cifar10)")
-        if dataset not in DATASETS:
-            continue
-        card = data_card(dataset)
-        if known.channels != card.channels or known.side > card.height:
-            raise UsageError(
-                f"{word} reads {known.images}, and {dataset} has {_kind(card.height, card.channels)}: choose"
-                " another data set (-p dataset=...)"
-            )
-        if card.tokens and (known.side, known.palette) != (card.height, RELEASED_COLOURS):
-            raise UsageError(
-                f"{word} reads {known.images} in its own colours or size, and {dataset} are tokens of"
-                f" {card.height} x {card.height} pixels in the released ones: choose a data set of pictures (-p dataset=...)"
-            )
-
-
-def _kind(side: int, channels: int) -> str:
-    """A format of images as a phrase."""
-    return f"{'grey' if channels == 1 else 'colour'} images of {side} x {side} pixels"
+        if is_known(dataset):
+            check_fits(dataset, word, side=known.side, channels=known.channels, palette=known.palette)
 
 
 def _registration(project: Project, name: str) -> Path:

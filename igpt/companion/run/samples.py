@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from igpt.data import tokenize
+from igpt.data.folders import read_picture
 from igpt.errors import UsageError
 from igpt.files import check_writable, write_folder
 from igpt.palette import Palette
-from igpt.pictures import LINE, check_png, read_picture, write_grid
+from igpt.pictures import LINE, Resize, check_png, write_grid
 from igpt.pretrained import open_weights
 from igpt.progress import Bar
 from igpt.sample import complete, sample
@@ -23,6 +25,13 @@ from igpt.train.recipes import TRAINED
 from igpt.weights.huggingface import is_huggingface, write_huggingface
 from igpt.weights.own import save_weights
 from igpt.weights.processor import BICUBIC, read_resample
+
+MOST = 256  # images of a grid
+HALVES = ("top", "left", "right", "bottom")
+LOOKS_BACK = (
+    "The model looks back only: a given pixel changes what is drawn after it, below or to the right, and nothing before it; there"
+    " the drawing may not fit."
+)
 
 
 @dataclass(frozen=True)
@@ -37,42 +46,52 @@ class Draw:
 
 
 def write_samples(model: str, draw: Draw, *, out: Path) -> str:
-    """Draw unconditional samples and write them as a grid, row by row; returns the line to print."""
+    """Draw unconditional samples and write them as a grid, row by row; returns the line to print.
+
+    Raises UsageError for more than `MOST`, before anything is opened.
+    """
+    if draw.n > MOST:
+        raise UsageError(f"one PNG holds up to {MOST} images, not {draw.n}: give --format npz or png, or a smaller --n")
     check_png(out)
     check_writable(out)
     weights, palette = open_weights(model)
     with Bar(model, " tokens") as report:
         tokens = sample(weights, **vars(draw), report=report).numpy()
     columns = math.ceil(math.sqrt(draw.n))
-    images = [_image(palette, row) for row in tokens]
+    images = [as_image(palette, row) for row in tokens]
     write_grid(out, [images[start : start + columns] for start in range(0, draw.n, columns)], scale=_scale(len(tokens[0])))
     return f"{draw.n} samples of {model}, seed {draw.seed}: {out}"
 
 
-def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: str, out: Path) -> str:
+def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: str, out: Path, resize: Resize = "crop") -> str:
     """Complete pictures and write a row per picture: the given part, completions, the original in palette colours.
 
-    Returns the line to print.
+    keep : top, left, right, bottom, a fraction from the top, or a mask's file; see `_mask_kept`
+    resize : see `igpt.data.resize.fitted`
+    Returns the line to print. Raises UsageError for another ``keep``, and as `_mask_kept`, `read_picture` and `complete` do.
     """
     check_png(out)
     check_writable(out)
-    _kept(keep, side=2)  # check the value first: opening weights may train a model
+    mask = _mask_file(keep)
+    if mask:
+        read_picture(mask, side=1, channels=1)  # check it first: opening weights may train a model
     weights, palette = open_weights(model)
     side, channels = math.isqrt(weights.shape.n_ctx), palette.centres.shape[1]
     is_transformers = model not in TRAINED and is_huggingface(Path(model))  # such a folder defines its resize filter
     resample = read_resample(Path(model)) if is_transformers else BICUBIC
-    pictures = np.stack([read_picture(path, side=side, channels=channels, resample=resample) for path in paths])
+    pictures = np.stack([read_picture(path, side=side, channels=channels, resize=resize, resample=resample) for path in paths])
     tokens = tokenize(pictures, palette)
-    kept = _kept(keep, side=side)
+    kept = _mask_kept(mask, side=side, resize=resize) if mask else _kept(keep, side=side)
     given = torch.where(torch.from_numpy(kept), tokens, -1)
     with Bar(model, " tokens") as report:
         completed = complete(weights, given, **vars(draw), report=report).numpy()
     rows = []
     for original, images in zip(tokens.numpy(), completed, strict=True):
-        given_part = np.where(kept.reshape(side, side, 1), _image(palette, original), np.uint8(LINE))
-        rows.append([given_part, *(_image(palette, image) for image in images), _image(palette, original)])
+        given_part = np.where(kept.reshape(side, side, 1), as_image(palette, original), np.uint8(LINE))
+        rows.append([given_part, *(as_image(palette, image) for image in images), as_image(palette, original)])
     write_grid(out, rows, scale=_scale(side**2))
-    return f"{draw.n} completions each of {len(rows)} by {model}, seed {draw.seed}: {out}"
+    line = f"{draw.n} completions each of {len(rows)} by {model}, seed {draw.seed}: {out}"
+    return line if kept[: kept.sum()].all() else f"{line}\n{LOOKS_BACK}"
 
 
 def export_weights(model: str, folder: Path, *, to: str, half: bool = False) -> str:
@@ -101,24 +120,52 @@ def export_weights(model: str, folder: Path, *, to: str, half: bool = False) -> 
     return f"{model} as {to}: {folder}"
 
 
-def _kept(keep: str, *, side: int) -> NDArray[np.bool_]:
-    """Which tokens are given, bool (side * side,), for ``top``, ``left`` or a fraction from the top.
-
-    Raises UsageError for any other value.
-    """
-    positions = np.arange(side * side)
-    if keep == "left":
-        return np.asarray(positions % side < side // 2)
+def _mask_file(keep: str) -> Path | None:
+    """The mask's file that ``keep`` names; None for a half or a fraction. Raises UsageError for any other value."""
+    if keep in HALVES:
+        return None
     try:
-        fraction = 0.5 if keep == "top" else float(keep)
+        is_fraction = 0 <= float(keep) < 1
     except ValueError:
-        fraction = -1.0
-    if not 0 <= fraction < 1:
-        raise UsageError(f"--keep takes top, left, or a fraction from 0 up to but not 1, not {keep!r}")
-    return positions < round(fraction * side * side)
+        is_fraction = False
+    is_file = keep != "" and Path(keep).exists()
+    if is_fraction and is_file:
+        raise UsageError(f"--keep {keep} is a fraction and also a file here: give ./{keep} for the file, or move it away")
+    if not is_fraction and not is_file:
+        raise UsageError(
+            f"--keep takes {', '.join(HALVES)}, a fraction from 0 up to but not 1, or a mask's file, and no file is called"
+            f" {keep!r}: choose one of them"
+        )
+    return Path(keep) if is_file else None
 
 
-def _image(palette: Palette, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _kept(keep: str, *, side: int) -> NDArray[np.bool_]:
+    """Which tokens are given, bool (side * side,), for a half (`HALVES`) or a fraction from the top."""
+    positions = np.arange(side * side)
+    if keep in ("left", "right"):
+        columns = positions % side
+        return np.asarray(columns < side // 2 if keep == "left" else columns >= side - side // 2)
+    kept = positions < round((0.5 if keep in HALVES else float(keep)) * side * side)
+    return kept[::-1].copy() if keep == "bottom" else kept  # torch takes no reversed array
+
+
+def _mask_kept(path: Path, *, side: int, resize: Resize) -> NDArray[np.bool_]:
+    """Which tokens are given, bool (side * side,), by a mask that is fitted as the pictures are, to the nearest pixels.
+
+    Given is what is at least half white, with transparency as black. Raises UsageError when that is everything or nothing, and as
+    `read_picture` does.
+    """
+    levels = read_picture(path, side=side, channels=1, resize=resize, resample=Image.Resampling.NEAREST, background=0)
+    kept = levels.reshape(-1) >= 128
+    if kept.all() or not kept.any():
+        raise UsageError(
+            f"{path} keeps {'everything' if kept.all() else 'nothing'} of a picture of {side} x {side} pixels: make white what is"
+            " given, and black or transparent what is to be drawn"
+        )
+    return kept
+
+
+def as_image(palette: Palette, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Tokens (side * side,) as an image (side, side, channels)."""
     side = math.isqrt(len(tokens))
     return palette.dequantize(tokens).reshape(side, side, -1)

@@ -4,33 +4,50 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import shlex
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
 import torch
 from torch.utils.benchmark import Timer
 
+from igpt.companion.run.own_recipe import OwnRecipe, class_labels, is_recipe_file, own_recipe, shortened
+from igpt.data import data_card
+from igpt.data.store import TokenStore
+from igpt.errors import UsageError
+from igpt.files import write_text
 from igpt.palette import Palette
+from igpt.pretrained import open_weights
 from igpt.progress import Bar, tell
 from igpt.shape import ModelShape
+from igpt.train.checkpoint import Losses
 from igpt.train.engine import WINDOW, Stopped
-from igpt.train.launch import train_store
-from igpt.train.loop import weights_name
+from igpt.train.launch import store_parts, train_store
+from igpt.train.loop import check_plan, weights_name
 from igpt.train.recipe import Recipe, training_flops
-from igpt.train.recipes import recipe
+from igpt.train.recipes import TRAINED, model_of, recipe
 from igpt.train.runtime import Launch, Runtime
-from igpt.weights.own import released_palette
+from igpt.weights.check import shape_in_words
+from igpt.weights.existing import Existing, weights_digest
+from igpt.weights.own import load_weights, released_palette
+from igpt.weights.training_run import METRICS, is_training, read_training, training_palette
 
+CARD = "card.json"  # as of a published model, see `igpt.companion.run.publish`
+PACKAGES = ("igpt", "torch", "numpy")
 STOPPED = 75  # EX_TEMPFAIL, which schedulers read as "try again"
 
 
 def train(
     name: str,
-    objective: str,
+    objective: str | None,
     *,
     data: Path,
     out: Path,
@@ -39,44 +56,152 @@ def train(
     palette: Path | None,
     micro_batch: int | None,
     devices: int | None,
+    begin_from: str | None = None,
 ) -> tuple[str | None, int]:
     """Train or resume; the line to print, and the exit code. A stop at a checkpoint is reported on stderr instead.
 
+    name : of a recipe, or the path of a recipe's file
+    objective : None for the recipe's, which is autoregressive for a name
+    palette : None for that of the weights begun from, else the released one
     micro_batch : images per device and pass; None for as many as fit into memory
+    begin_from : weights as `igpt.pretrained.open_weights` takes them; None to draw them from the seed
 
-    Raises UsageError for an unknown recipe, tokens that do not fit the recipe, a folder of a different run, or a model of which
-    not even one image fits into memory.
+    Raises UsageError for an unknown or invalid recipe, tokens or weights that do not fit it, a folder of a different run, or a
+    model of which not even one image fits into memory.
     """
-    plan = recipe(name, objective)  # type: ignore[arg-type]  # raises for an unknown objective
-    if steps is not None:
-        plan = replace(plan, steps=steps, warmup=min(plan.warmup, max(steps // 20, 1)))
-    launch, runtime = Launch.here(devices), Runtime.here(plan.shape)
-    if micro_batch is None:
-        runtime = runtime.fitted(plan.shape, batch=plan.batch, launch=launch)
-        if runtime.micro_batch == -(-plan.batch // launch.size):
-            runtime = replace(runtime, micro_batch=None)  # the device's share of the batch in one pass
+    if is_recipe_file(name):
+        own = own_recipe(Path(name), objective)
     else:
-        runtime = replace(runtime, micro_batch=micro_batch)
+        own = OwnRecipe(recipe(name, objective or "autoregressive"), ())  # type: ignore[arg-type]  # raises for an unknown one
+    plan = own.recipe if steps is None else shortened(own.recipe, steps)
+    launch = Launch.here(devices)
+    runtime = _runtime(plan, launch, micro_batch)
+    colours = Palette.load(palette) if palette else None
+    begun = None if begin_from is None else _weights_to_begin_from(begin_from, plan, colours)
+    colours = colours or (begun.palette if begun else released_palette())
+    store = TokenStore(data)
+    classes = class_labels(own.classes, store.header.dataset)
+    training, _ = store_parts(plan, data, colours, classes=classes)
+    check_plan(plan, training, runtime, processes=launch.size)
+    origin = _begin(out, begun)
+    del begun  # frees the weights, which each process reads again
+    runtime = _runtime(plan, launch, micro_batch, folder=out)
     try:
-        with _stop_by_signal() as stopping, _Bar(plan, out / "metrics.jsonl", runtime, launch) as bar:
+        with stop_by_signal() as stopping, _Bar(plan, out / METRICS, runtime, launch) as bar:
             losses = train_store(
                 plan,
                 data,
-                Palette.load(palette) if palette else released_palette(),
+                colours,
                 seed=seed,
                 folder=out,
                 runtime=replace(runtime, stop=lambda: bool(stopping)),
+                classes=classes,
+                begin_from=out / weights_name(0) if origin else None,
                 launch=launch,
                 report=bar,
             )
     except Stopped as stopped:
         tell(str(stopped))
         return None, STOPPED
-    return f"{name}: {losses.validation[-1]:.4f} nats per token held out; weights in {out / weights_name(plan.steps)}", 0
+    weights = out / weights_name(plan.steps)
+    if not (weights / CARD).exists():  # a run that had ended keeps its own
+        card = {
+            "model": plan.name,
+            "recipe": plan.as_dict(),
+            "seed": seed,
+            "from": origin,
+            **_data_fields(store, own.classes),
+            **_run_fields(losses, runtime),
+        }
+        write_text(weights / CARD, json.dumps(card, indent=1) + "\n")
+    return f"{plan.name}: {losses.validation[-1]:.4f} nats per token held out; weights in {weights}", 0
+
+
+def _runtime(plan: Recipe, launch: Launch, micro_batch: int | None, *, folder: Path | None = None) -> Runtime:
+    """How a run uses this machine; ``folder`` keeps it, so that the run resumes with the same rounding."""
+    runtime = Runtime.here(plan.shape)
+    if micro_batch is not None:
+        return replace(runtime, micro_batch=micro_batch)
+    fitted = runtime.fitted(plan.shape, batch=plan.batch, folder=folder, launch=launch)
+    whole = fitted.micro_batch == -(-plan.batch // launch.size)  # the device's share of the batch in one pass
+    return replace(fitted, micro_batch=None) if whole else fitted
+
+
+def _weights_to_begin_from(word: str, plan: Recipe, palette: Palette | None) -> Existing:
+    """Existing weights for a recipe. Raises UsageError for another shape or palette, and as `open_weights` does."""
+    path, source = Path(word), word
+    if path.is_dir() and is_training(path) and word not in TRAINED:
+        network, step = read_training(path)
+        own, source = training_palette(path), f"{word} after step {step:,}"
+    else:
+        network, own = open_weights(word)
+    if network.wtet is None:
+        raise UsageError(f"{word} holds weights without an output matrix, as a classifier's: give those of a generative model")
+    if network.shape != plan.shape:
+        raise UsageError(
+            f"{word} holds {shape_in_words(network.shape)}, and {plan.name} is {shape_in_words(plan.shape)}: give the recipe"
+            f" {model_of(network.shape)} and --objective {network.shape.objective}, or begin from other weights"
+        )
+    if palette is not None and palette.digest != own.digest:
+        raise UsageError(
+            f"{word} has the palette {own.digest[:12]}, and --palette is {palette.digest[:12]}: leave --palette out, or begin"
+            " from other weights"
+        )
+    return Existing(network, own, [], source)
+
+
+def _begin(out: Path, begun: Existing | None) -> dict[str, str] | None:
+    """Copy the weights that a run begins from into its folder, as those after step 0; what its card says of them.
+
+    Raises UsageError for a folder of weights, and for one whose run begins from others, or from none.
+    """
+    start = out / weights_name(0)
+    if (out / "config.json").exists():
+        raise UsageError(f"{out} holds weights: give another folder for the training")
+    if begun is None:
+        if start.exists():
+            raise UsageError(
+                f"{out} holds a training that begins from weights: give them too (--from {start}), or another folder"
+            )
+        return None
+    digest = weights_digest(begun.network)
+    if not start.exists():
+        if is_training(out):
+            raise UsageError(f"{out} holds a training that begins from no weights: leave --from out, or give another folder")
+        begun.keep(start)
+    elif weights_digest(load_weights(start)[0]) != digest:
+        raise UsageError(
+            f"{out} holds a training that begins from other weights than {begun.source}: give its own (--from {start}), or"
+            " another folder"
+        )
+    return {"weights": begun.source, "sha256": digest}
+
+
+def _data_fields(store: TokenStore, classes: tuple[str | int, ...]) -> dict[str, object]:
+    """What a card says of the data."""
+    card, header = data_card(store.header.dataset), store.header.model_dump(exclude={"version", "shards"})
+    return {
+        "data": card.title,
+        "terms": card.terms,
+        "tokens": {**header, "sha256": store.digest},
+        "classes": [*classes] or "all",
+    }
+
+
+def _run_fields(losses: Losses, runtime: Runtime) -> dict[str, object]:
+    """What a card says of the run; the losses are in nats per token."""
+    rows = zip(losses.steps, losses.train, losses.validation, strict=True)
+    return {
+        "losses": [{"step": step, "train": training, "held_out": held_out} for step, training, held_out in rows],
+        "precision": f"float32{', trained with bfloat16 products' if runtime.bfloat16 else ''}",
+        "command": shlex.join(["igpt", *sys.argv[1:]]),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {**{name: version(name) for name in PACKAGES}, "python": platform.python_version()},
+    }
 
 
 @contextmanager
-def _stop_by_signal() -> Iterator[list[int]]:
+def stop_by_signal() -> Iterator[list[int]]:
     """Context manager: the first stop signal is appended to the list instead of ending the process; the second interrupts."""
     received: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from igpt.companion.results.notebooks import near_misses
+from igpt.companion.settings import StrictYaml
 from igpt.companion.stage import Stage
 from igpt.errors import UsageError
 from igpt.project import Project, whole_path
@@ -241,30 +242,16 @@ def shared_run_roots(project: Project) -> list[Project]:
     return roots
 
 
-class _Plain(yaml.SafeLoader):
-    """Strict YAML: 24:00:00, 0600, on and 2026-11-26 are strings; duplicate keys are errors."""
+class _Plain(StrictYaml):
+    """Strict YAML in which the shared folder is not ``~``, which would be null."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping. Raises YAMLError for a duplicate key."""
-        names = [str(key.value) for key, _ in node.value]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise yaml.constructor.ConstructorError(problem=f"{twice} is given twice", problem_mark=node.start_mark)
         for key, value in node.value:
             if key.value == "shared_folder" and value.value == "~":
                 problem = "shared_folder is ~, which YAML reads as null: write the whole path"
                 raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
-
-
-_Plain.yaml_implicit_resolvers = {}
-for tag, pattern, first in (
-    ("bool", "true|True|false|False", "tTfF"),
-    ("null", "null|Null|~|", ["n", "N", "~", ""]),
-    ("merge", "<<", "<"),
-    ("int", "[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
-    ("float", r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-):
-    _Plain.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^({pattern})$"), list(first))
 
 
 def read_profile(content: bytes, path: Path) -> Profile:

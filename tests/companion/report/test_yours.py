@@ -11,7 +11,7 @@ from test_tables import cell_of, write_records
 
 from igpt.companion.experiments.tiers import TIERS
 from igpt.companion.report.provenance import yours_table
-from igpt.companion.report.tables import render, result_table
+from igpt.companion.report.tables import render, result_table, values_table
 from igpt.companion.results.record import Record, Value, write_record
 from igpt.companion.results.signature import Signer
 from igpt.companion.results.store import ReaderStore, RecordStore
@@ -121,6 +121,22 @@ def test_the_later_record_is_the_later_in_time_and_not_as_a_text(project: Projec
     found = ReaderStore(project, mine).read(Stage.of("linear_probe", **record.parameters))
     assert found is not None
     assert found.receipt.hardware == "late"
+
+
+def test_all_values_of_their_latest_records_are_a_table(project: Project, mine: Path) -> None:
+    change(mine, 0, 0.0, interval=0.01)
+    shutil.copytree(mine / "deep", mine / "again")  # the same records twice
+    table = values_table(ReaderStore(project, mine))
+    rows = [[cell.text for cell in row] for row in table.rows]
+    stages = sorted({path.stem for path in mine.rglob("*.json")})
+    assert [row[0] for row in rows if row[1] == "accuracy"] == stages
+    [first] = [row for row in rows if row[0].endswith("seed=0") and row[1] == "accuracy"]
+    assert first[2:] == ["90 %", "89 to 91", "–"]
+    done = igpt("table", "--records", str(mine), root=project.root)
+    assert done.returncode == 0 and "89 to 91" in done.stdout
+    done = igpt("table", root=project.root)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "name a table, one of scoreboard, headline" in done.stderr
 
 
 def test_a_folder_that_is_none_or_holds_none_is_one_sentence(project: Project) -> None:

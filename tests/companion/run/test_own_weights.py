@@ -27,7 +27,7 @@ from igpt.shape import ModelShape
 from igpt.train.recipes import recipe
 from igpt.weights import existing
 from igpt.weights.huggingface import read_huggingface, write_huggingface
-from igpt.weights.own import load_weights, released_palette, save_weights
+from igpt.weights.own import load_weights, released_palette, save_tensors, save_weights
 from igpt.weights.processor import NESTED, PROCESSOR
 
 SHAPE = ModelShape(2, 16, 2, 16, 64)  # eight pixels a side, as the digits are
@@ -157,6 +157,18 @@ def test_weights_with_biases_have_a_model_of_their_own_name(project: Project, tm
 
 
 @pytest.mark.usefixtures("evaluate")
+def test_a_training_is_its_last_milestone_and_none_in_its_midst(project: Project, tmp_path: Path, shades: Palette) -> None:
+    run = tmp_path / "run"
+    for step in (4, 12):
+        save_weights(run / f"weights-{step:07d}", random_model(SHAPE), shades)
+    assert settled(project, run) == settled(project, run / "weights-0000012")
+    state = {f"model.{name}": tensor for name, tensor in random_model(SHAPE).state_dict().items()}
+    identity = f"{json.dumps({'shape': SHAPE.as_dict()})} {shades.digest} seed 0"
+    save_tensors(run / "checkpoint-0000015.safetensors", state, {"run": identity})
+    assert "holds a training that has not ended, and a record's weights must not change: give one" in refused(project, run)
+
+
+@pytest.mark.usefixtures("evaluate")
 def test_a_shape_that_a_recipe_has_is_called_by_it(project: Project, tmp_path: Path, shades: Palette) -> None:
     for objective in ("autoregressive", "bert"):
         shape = recipe("tiny-m", objective).shape  # type: ignore[arg-type]  # one of two
@@ -259,7 +271,7 @@ def test_released_weights_are_held_against_the_data_before_they_are_fetched(
     write_notebook("evaluate", EVALUATE, "")
     assert refused(project, "released", model="igpt-m", dataset="digits") == (
         "OpenAI's igpt-m reads colour images of 32 x 32 pixels, and digits has grey images of 8 x 8 pixels: choose another data"
-        " set (-p dataset=...)"
+        " set"
     )
     for dataset in ("cifar10", "stl10", "imagenet-tokens", "a typo, which the plan refuses"):
         assert settled(project, "released", model="igpt-m", dataset=dataset)["dataset"] == dataset
