@@ -188,9 +188,9 @@ def sample(
         Path | None, typer.Option(help="The PNG to write; with --format, the folder. Default: samples.png; samples.")
     ] = None,
 ) -> str:
-    """Draw images from a model, into one PNG or, with --format, into a folder.
+    """Draw images from a model, into one PNG or a folder.
 
-    From such a folder other programs compute an FID. npz: samples.npz with the array arr_0, uint8 (images, height, width,
+    From a folder (--format) other programs compute an FID. npz: samples.npz with the array arr_0, uint8 (images, height, width,
     channels), as guided-diffusion's evaluator reads it; it takes colour only. png: 00000.png and so on, for programs that read
     a folder, such as pytorch-fid. Run it again to resume; with a larger --n, images are added to those that are there.
     """
