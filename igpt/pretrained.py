@@ -7,7 +7,6 @@ tokens = model.sample(n=8, seed=0)
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Self
 
@@ -118,12 +117,3 @@ def open_weights(model: str) -> tuple[Model, Palette]:
 def resample_of(model: str) -> int:
     """Pillow's number of the filter that reduces pictures for a model: a transformers folder's own, else bicubic."""
     return read_resample(Path(model)) if model not in TRAINED and is_huggingface(Path(model)) else BICUBIC
-
-
-def weights_digest(network: Model) -> str:
-    """SHA-256 of a network's shape and weights."""
-    digest = hashlib.sha256(str(network.shape).encode())
-    for name, weights in network.state_dict().items():
-        digest.update(f"{name} {weights.dtype}\n".encode())
-        digest.update(weights.cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

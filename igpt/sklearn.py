@@ -28,7 +28,8 @@ from igpt.fast import prepacked
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.pictures import Resize, from_array, upright
-from igpt.pretrained import open_weights, resample_of, weights_digest
+from igpt.pretrained import open_weights, resample_of
+from igpt.weights.own import weights_digest
 
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 KINDS = "uint8 arrays (N, height, width) or (N, height, width, channels), or a list of PIL images or of paths"

@@ -28,8 +28,7 @@ from igpt.train.distributed import Distributed, GenerativeLoss, sum_over
 from igpt.train.engine import Report, Task, train
 from igpt.train.recipe import Recipe
 from igpt.train.runtime import Runtime
-from igpt.weights.existing import weights_digest
-from igpt.weights.own import load_weights, save_weights
+from igpt.weights.own import load_weights, save_weights, weights_digest
 
 DRAWN = 256  # images per draw of BERT's masks when a loss is evaluated
 RISE = 1.0  # nats by which a window's mean loss may exceed the lowest one before it

@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from igpt.files import file_sha256, refuse_full_disk, write_folder
 from igpt.model import ImageGPT
 from igpt.palette import Palette
@@ -61,15 +59,6 @@ def own_weights(path: Path, shape: ModelShape, name: str) -> Existing:
 def file_sums(files: Iterable[Path]) -> list[dict[str, str | int]]:
     """Name, bytes and SHA-256 of each file, as records keep them."""
     return [{"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files]
-
-
-def weights_digest(network: ImageGPT) -> str:
-    """SHA-256 over the names, shapes and numbers of a network's weights, which is the same for every format and folder."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def content_digest(sums: Iterable[dict[str, str | int]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from importlib.resources import as_file, files
@@ -47,6 +48,15 @@ def save_weights(folder: Path, model: ImageGPT, palette: Palette) -> None:
     save_tensors(folder / "model.safetensors", model.state_dict())
     config = {**model.shape.as_dict(), "palette_sha256": palette.digest}
     write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
+
+
+def weights_digest(network: ImageGPT) -> str:
+    """SHA-256 of a network's shape and of the names, types and numbers of its weights; the same for every format and folder."""
+    digest = hashlib.sha256(json.dumps(network.shape.as_dict(), sort_keys=True).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_weights(folder: Path, shape: ModelShape | None = None) -> tuple[ImageGPT, Palette]:

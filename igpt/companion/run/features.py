@@ -20,9 +20,10 @@ from igpt.evaluate.feature_store import store_features
 from igpt.evaluate.linear_probe import chosen_layers
 from igpt.files import check_writable, write_atomically
 from igpt.pictures import Resize
-from igpt.pretrained import open_weights, resample_of, weights_digest
+from igpt.pretrained import open_weights, resample_of
 from igpt.progress import Bar, tell
 from igpt.text import counted
+from igpt.weights.own import weights_digest
 
 PIECE = 2**26  # bytes of features in memory at once, and of a row group of Parquet
 Layers = Mapping[int, NDArray[np.float32]]

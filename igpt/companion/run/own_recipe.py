@@ -117,6 +117,8 @@ def own_recipe(path: Path, objective: str | None = None) -> OwnRecipe:
         plan = shortened(plan, given["steps"])
     if "warmup" in given:
         plan = replace(plan, warmup=given["warmup"])
+    if "mask_rate" in given and chosen != "bert":
+        raise UsageError(f"{path} has a mask_rate, which is BERT's, and the objective is {chosen}: remove it, or write bert")
     if plan.warmup > plan.steps:
         raise UsageError(f"{path} has a warmup of {plan.warmup:,} steps and {plan.steps:,} steps in all: shorten the warmup")
     return OwnRecipe(plan, fields.classes or ())
@@ -163,7 +165,7 @@ def _read(path: Path) -> Fields:
     try:
         settings = yaml.load(content, _Recipe)  # a SafeLoader
         text = json.dumps(settings)  # strict mode accepts lists for tuples only in JSON
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError, LookupError) as error:
         raise UsageError(f"{path} is not YAML as recipes are written ({_problem(error)}): correct it") from None
     if not isinstance(settings, dict):
         raise UsageError(

@@ -144,7 +144,10 @@ def _register(project: Project, word: str) -> tuple[str, Registered]:
     shape = weights_shape(path)
     palette = read_palette(path, shape)
     digest = _digest(path)
-    label = re.sub(r"[^A-Za-z0-9._+-]+", "-", path.name if path.is_dir() else path.parent.name).strip(".-")[:LONGEST]
+    folder = path if path.is_dir() else path.parent
+    if re.fullmatch(r"weights-\d{7}", folder.name):  # a milestone of a training, which names it better
+        folder = folder.with_name(f"{folder.absolute().parent.name}-{folder.name.removeprefix('weights-')}")
+    label = re.sub(r"[^A-Za-z0-9._+-]+", "-", folder.name).strip(".-")[:LONGEST]
     name = f"{label or 'weights'}-{digest[:12]}"
     side, channels = math.isqrt(shape.n_ctx), palette.centres.shape[1]
     entry = Registered(str(path), digest, model_of(shape), shape.objective, side, channels, palette.digest)

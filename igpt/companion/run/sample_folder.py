@@ -6,7 +6,6 @@ While images are missing, ``plan.json`` says what the folder is to hold; when al
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -45,6 +44,7 @@ from igpt.pretrained import open_weights
 from igpt.progress import Bar
 from igpt.sample import AT_ONCE, check_settings, sample
 from igpt.text import counted, rounded, visible
+from igpt.weights.own import weights_digest
 
 Format: TypeAlias = Literal["npz", "png"]
 PLAN, CARD, LOCK = "plan.json", "samples.json", ".lock"
@@ -80,13 +80,18 @@ def write_sample_folder(model: str, draw: Draw, *, format: Format, out: Path) ->
     _check_folder(out)
     weights, palette = open_weights(model)
     check_settings(weights, n=draw.n, temperature=draw.temperature, top_k=draw.top_k, top_p=draw.top_p)
-    card = Card(model=model, weights_sha256=_digest(weights, palette), format=format, **vars(draw))
+    card = Card(
+        model=model,
+        weights_sha256=hashlib.sha256(f"{weights_digest(weights)} {palette.digest}".encode()).hexdigest(),
+        format=format,
+        **vars(draw),
+    )
     _check_card(out, card)
     out.mkdir(parents=True, exist_ok=True)
     with wait_for_lock(out / LOCK, f"{out} is being written by another process"):
         try:
             _check_card(out, card)  # another process may have begun the folder meanwhile
-            remove_parts(out, ".*.part")
+            remove_parts(out, ".*.part", *([] if (out / PLAN).exists() else [PARTS]))  # parts without a plan are of other images
             side = math.isqrt(weights.shape.n_ctx)
             shape = (side, side, palette.centres.shape[1])
             images = _Array(out, draw.n, shape) if format == "npz" else _Pngs(out, draw.n)
@@ -133,15 +138,6 @@ def _check_card(out: Path, card: Card) -> None:
             option = f"--{name.replace('_', '-')}"
             was, given = (f"without {option}" if value is None else f"with {option} {value}" for value in (before, now))
             raise UsageError(f"{out} was begun {was}, not {given}: give the same settings, or {ELSEWHERE}")
-
-
-def _digest(weights: ImageGPT, palette: Palette) -> str:
-    """SHA-256 of a model's shape and tensors and its palette, from whichever files they were read."""
-    digest = hashlib.sha256(json.dumps([weights.shape.as_dict(), palette.digest], sort_keys=True).encode())
-    for name, tensor in sorted(weights.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _draw_missing(images: _Array | _Pngs, out: Path, card: Card, weights: ImageGPT, palette: Palette) -> tuple[int, float]:
@@ -255,7 +251,8 @@ class _Array:
                     content = stream.read(count * math.prod(shape))
                     yield np.frombuffer(content, np.uint8).reshape(count, *shape)
         except Exception as error:  # zipfile and numpy raise errors of many types
-            raise cannot_read(self.path, error, "does not hold these samples", advice=ELSEWHERE) from None
+            reason = visible(str(error), limit=120)
+            raise UsageError(f"{self.path} does not hold these samples, or is damaged ({reason}): {ELSEWHERE}") from None
 
     def _file(self, first: int) -> Path:
         return self.path.with_name(PARTS) / f"{first:05d}.npy"

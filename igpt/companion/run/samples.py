@@ -73,6 +73,8 @@ def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: st
     check_png(out)
     check_writable(out)
     mask = _mask_file(keep)
+    if out.resolve() in {path.resolve() for path in (*paths, *([mask] if mask else []))}:
+        raise UsageError(f"{out} is one of the given pictures, and would be replaced: name another file with --out")
     if mask:
         read_picture(mask, side=1, channels=1)  # check it first: opening weights may train a model
     weights, palette = open_weights(model)
@@ -82,6 +84,8 @@ def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: st
     pictures = np.stack([read_picture(path, side=side, channels=channels, resize=resize, resample=resample) for path in paths])
     tokens = tokenize(pictures, palette)
     kept = _mask_kept(mask, side=side, resize=resize) if mask else _kept(keep, side=side)
+    if kept.all():
+        raise UsageError(f"--keep {keep} keeps all {side * side:,} pixels of a picture: leave some to draw")
     given = torch.where(torch.from_numpy(kept), tokens, -1)
     with Bar(model, " tokens") as report:
         completed = complete(weights, given, **vars(draw), report=report).numpy()
@@ -128,7 +132,10 @@ def _mask_file(keep: str) -> Path | None:
         is_fraction = 0 <= float(keep) < 1
     except ValueError:
         is_fraction = False
-    is_file = keep != "" and Path(keep).exists()
+    try:
+        is_file = keep != "" and Path(keep).exists()
+    except OSError:  # a name that is too long
+        is_file = False
     if is_fraction and is_file:
         raise UsageError(f"--keep {keep} is a fraction and also a file here: give ./{keep} for the file, or move it away")
     if not is_fraction and not is_file:

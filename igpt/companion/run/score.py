@@ -19,9 +19,10 @@ from igpt.fast import prepacked
 from igpt.files import check_writable, write_atomically
 from igpt.model import token_losses
 from igpt.pictures import Resize
-from igpt.pretrained import open_weights, resample_of, weights_digest
+from igpt.pretrained import open_weights, resample_of
 from igpt.shape import ModelShape
 from igpt.text import counted
+from igpt.weights.own import weights_digest
 
 LOGITS = 2**26  # bytes of logits at once
 

@@ -23,7 +23,7 @@ from igpt.companion.run.own_recipe import OwnRecipe, class_labels, is_recipe_fil
 from igpt.data import data_card
 from igpt.data.store import TokenStore
 from igpt.errors import UsageError
-from igpt.files import write_text
+from igpt.files import read_json, write_text
 from igpt.palette import Palette
 from igpt.pretrained import open_weights
 from igpt.progress import Bar, tell
@@ -36,11 +36,12 @@ from igpt.train.recipe import Recipe, training_flops
 from igpt.train.recipes import TRAINED, model_of, recipe
 from igpt.train.runtime import Launch, Runtime
 from igpt.weights.check import shape_in_words
-from igpt.weights.existing import Existing, weights_digest
-from igpt.weights.own import load_weights, released_palette
+from igpt.weights.existing import Existing
+from igpt.weights.own import load_weights, released_palette, weights_digest
 from igpt.weights.training_run import METRICS, is_training, read_training, training_palette
 
 CARD = "card.json"  # as of a published model, see `igpt.companion.run.publish`
+ORIGIN = "origin.json"  # beside the weights that a run begins from: what they were called
 PACKAGES = ("igpt", "torch", "numpy")
 STOPPED = 75  # EX_TEMPFAIL, which schedulers read as "try again"
 
@@ -83,7 +84,7 @@ def train(
     classes = class_labels(own.classes, store.header.dataset)
     training, _ = store_parts(plan, data, colours, classes=classes)
     check_plan(plan, training, runtime, processes=launch.size)
-    origin = _begin(out, begun)
+    origin, had_ended = _begin(out, begun), (out / weights_name(plan.steps)).exists()
     del begun  # frees the weights, which each process reads again
     runtime = _runtime(plan, launch, micro_batch, folder=out)
     try:
@@ -104,7 +105,7 @@ def train(
         tell(str(stopped))
         return None, STOPPED
     weights = out / weights_name(plan.steps)
-    if not (weights / CARD).exists():  # a run that had ended keeps its own
+    if not had_ended:  # of a run that ended before, the card is kept, and none is made up
         card = {
             "model": plan.name,
             "recipe": plan.as_dict(),
@@ -169,12 +170,17 @@ def _begin(out: Path, begun: Existing | None) -> dict[str, str] | None:
         if is_training(out):
             raise UsageError(f"{out} holds a training that begins from no weights: leave --from out, or give another folder")
         begun.keep(start)
+        write_text(start / ORIGIN, json.dumps({"weights": begun.source, "sha256": digest}) + "\n")
     elif weights_digest(load_weights(start)[0]) != digest:
         raise UsageError(
             f"{out} holds a training that begins from other weights than {begun.source}: give its own (--from {start}), or"
             " another folder"
         )
-    return {"weights": begun.source, "sha256": digest}
+    try:
+        source = str(read_json(start / ORIGIN)["weights"])  # the same weights may be given by another name later
+    except (OSError, ValueError, KeyError, TypeError):  # killed before it was written
+        source = begun.source
+    return {"weights": source, "sha256": digest}
 
 
 def _data_fields(store: TokenStore, classes: tuple[str | int, ...]) -> dict[str, object]:

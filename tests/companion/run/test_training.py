@@ -31,9 +31,8 @@ from igpt.train.launch import store_parts
 from igpt.train.memory import USED, Step
 from igpt.train.recipes import recipe
 from igpt.train.runtime import Runtime
-from igpt.weights.existing import weights_digest
 from igpt.weights.huggingface import write_huggingface
-from igpt.weights.own import load_weights, save_weights
+from igpt.weights.own import load_weights, save_weights, weights_digest
 
 
 @pytest.fixture
