@@ -192,11 +192,20 @@ class _InMemory:
 def _checked(X: Any) -> Any:
     """The pictures as a sequence. Raises UsageError for anything else, and for none."""
     if isinstance(X, np.ndarray) and X.dtype.kind not in "OU":
+        if X.ndim == 3 and X.shape[2] in (3, 4):
+            raise UsageError(
+                f"the pictures are {X.dtype} {X.shape}, which may be one in colour: give (1, height, width, channels)"
+            )
         if X.dtype != np.uint8 or not (X.ndim == 3 or (X.ndim == 4 and X.shape[3] in (1, 3, 4))):
             raise UsageError(f"the pictures are {X.dtype} {X.shape}: give {KINDS}")
         pictures: Any = X
     else:
-        if isinstance(X, str | os.PathLike | Image.Image) or getattr(X, "ndim", 1) != 1 or not isinstance(X, Iterable):
+        if (
+            isinstance(X, str | os.PathLike | Image.Image)
+            or getattr(X, "ndim", 1) != 1
+            or not isinstance(X, Iterable)
+            or isinstance(X, Iterator)
+        ):
             raise UsageError(f"the pictures are a {type(X).__name__}: give {KINDS}")
         pictures = list(X)
         for index, picture in enumerate(pictures):

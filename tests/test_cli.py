@@ -74,7 +74,7 @@ def test_plan_lists_every_cell_and_runs_nothing(project: Project) -> None:
         (["table", "headlin"], "igpt: there is no table 'headlin'; did you mean headline?"),
         (["sample", "--out", "a.jpg"], "igpt: images are written as PNG, not as a.jpg"),
         (["sample", "--model", "tiny"], "igpt: there are no weights at tiny: give a folder"),
-        (["bench", "quantize"], "igpt: there is no comparison 'quantize'; choose from sampling, features, quantise, "),
+        (["bench", "quantize"], "igpt: there is no comparison 'quantize'; choose from sampling, features, pictures, quantise, "),
         (["evaluate-loss", "tiny"], "igpt: there are no weights at tiny: give a folder"),
     ],
 )  # fmt: skip

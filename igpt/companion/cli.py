@@ -55,7 +55,8 @@ def command(
                 raise typer.Exit(_report("stopped; the same command continues", 130)) from None
             text, code = output if isinstance(output, tuple) else (output, 0)
             if text is not None:
-                typer.echo(text, nl=not text.endswith("\n"))
+                printed = text.encode(errors="backslashreplace").decode()  # names of files that are not UTF-8
+                typer.echo(printed, nl=not text.endswith("\n"))
             raise typer.Exit(code)
 
         group.command(name, hidden=hidden)(called)

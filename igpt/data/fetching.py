@@ -20,6 +20,7 @@ from igpt.errors import UsageError
 from igpt.fetch import RemoteFile, Unavailable, difference, fetch
 from igpt.files import check_writable, is_litter, refuse_full_disk, sync_folder, wait_for_lock
 from igpt.progress import tell
+from igpt.text import visible
 
 Report = Callable[[int, int | None], None]
 
@@ -167,9 +168,10 @@ def check_dataset(name: str) -> list[str]:
         if count != expected or (len(np.unique(labels)) != card.classes and not is_own(name)):
             raise UsageError(f"{card.title} has {count:,} {split} images, {expected:,} were published: restore what is missing")
         height, width = first.shape[:2]
+        first_class = visible(card.names(card)[labels[0]], limit=60)
         lines.append(
             f"{split}: {count:,} images of {card.classes:,} classes, {least:,} to {most:,} a class;"
-            f" the first is {height} x {width}, of class {labels[0]} ({card.names(card)[labels[0]]}), mean {first.mean():.1f}"
+            f" the first is {height} x {width}, of class {labels[0]} ({first_class}), mean {first.mean():.1f}"
         )
     if card.split:
         digest = index_digest(held_out(name))

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +29,15 @@ from igpt.text import counted
 AT_ONCE = 16  # pictures that a worker decodes before it hands them over
 SKIP = "or leave such pictures out with --skip-broken"
 Chunk: TypeAlias = tuple[NDArray[np.uint8], dict[int, str], dict[int, list[str]]]  # pixels, broken, notes
-NOTES = {  # kinds of pictures that a user may want to know of
-    "animated": ("animated picture", "its first frame is used"),
-    "enlarged": ("small picture", "enlarged to the model's size"),
+Part = Literal["train", "validation", "test"]
+PARTS: dict[str, Part] = {  # by the names that tables, folders and arrays use
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+NOTES = {  # kinds of pictures that a user may want to know of: one, several, and what is done
+    "animated": ("animated picture", "animated pictures", "only the first frame is used"),
+    "enlarged": ("picture smaller than the model's", "pictures smaller than the model's", "enlarged"),
 }
 
 
@@ -39,12 +45,16 @@ NOTES = {  # kinds of pictures that a user may want to know of
 class PictureFiles:
     """Picture files in order, their classes (empty without one), and the number of other files, which are left out.
 
-    A class is the name of the folder in the given one, or in its ``train`` and ``test`` (or ``val``).
+    A class is the name of the folder in the given one, or in its folders of parts, such as ``train`` and ``test``.
+    parts : the lower-case name of each picture's part, one of `PARTS`; empty without one
+    is_split : whether a folder has folders of parts
     """
 
     paths: list[Path]
     labels: list[str]
+    parts: list[str] = field(default_factory=list)
     others: int = 0
+    is_split: bool = False
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -70,26 +80,32 @@ def find_pictures(given: Sequence[Path]) -> PictureFiles:
     """
     paths: list[Path] = []
     labels: list[str] = []
-    others = 0
+    parts: list[str] = []
+    others, any_split = 0, False
     for path in given:
         if not path.is_dir():
             if not path.exists():
                 raise UsageError(f"there is no file or folder {path}: name pictures, or a folder of them")
             paths.append(path)
             labels.append("")
+            parts.append("")
             continue
-        split = (path / "train").is_dir()
+        inside = [PARTS.get(each.name.lower()) for each in path.iterdir() if each.is_dir() and not is_litter(each.name)]
+        is_split = "train" in inside or (inside != [] and None not in inside)
+        any_split = any_split or is_split
         for file in _walk(path):
             if file.suffix.lower() not in SUFFIXES and file.suffix.lower() not in OTHER_SUFFIXES:
                 others += 1
                 continue
             paths.append(file)
-            folders = file.relative_to(path).parts[split and 1 : -1]
-            labels.append(folders[0] if folders else "")
+            folders = file.relative_to(path).parts[:-1]
+            is_part = is_split and folders != () and folders[0].lower() in PARTS
+            parts.append(folders[0].lower() if is_part else "")
+            labels.append(next(iter(folders[is_part:]), ""))
     if not paths:
         where = ", ".join(map(str, given))
         raise UsageError(f"there are no pictures in {where} ({counted(others, 'other file')}): give PNG, JPEG or the like")
-    return PictureFiles(paths, labels, others)
+    return PictureFiles(paths, labels, parts, others, any_split)
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -105,7 +121,11 @@ def _walk(root: Path) -> Iterator[Path]:
             path = Path(folder, name)
             if is_litter(name):
                 continue
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            try:
+                leads_out = path.is_symlink() and not path.resolve().is_relative_to(inside)
+            except (OSError, RuntimeError):
+                raise UsageError(f"{path} is a link in a circle: remove it") from None
+            if leads_out:
                 raise UsageError(f"{path} is a link out of {root}: put the pictures themselves there, or remove it")
             if name not in folders:
                 yield path
@@ -264,7 +284,7 @@ def read_pixels_of(paths: list[Path], start: int, side: int, channels: int, resi
 
 def note_lines(notes: Counter[str]) -> list[str]:
     """What was noted while pictures were read, a line for each kind."""
-    return [f"{counted(notes[kind], what)}: {so}" for kind, (what, so) in NOTES.items() if notes[kind]]
+    return [f"{counted(notes[kind], one, many)}: {so}" for kind, (one, many, so) in NOTES.items() if notes[kind]]
 
 
 def skipped_lines(broken: Mapping[int, str], *, most: int = 5) -> list[str]:

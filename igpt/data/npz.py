@@ -15,6 +15,7 @@ from igpt.machine import free_memory
 from igpt.text import listed, visible
 
 # Names of the arrays of images and labels, and the part that they are; the last two are Keras' and MedMNIST's.
+LONGEST = 255  # characters of a class's name
 PAIRS = (
     (("images", "labels", ""),),
     (("x_train", "y_train", "train"), ("x_val", "y_val", "val"), ("x_test", "y_test", "test")),
@@ -38,6 +39,8 @@ def labelled_arrays(path: Path) -> dict[str, tuple[NDArray[np.uint8], list[str],
                     f"{path} holds {listed(sorted(members), most=6) or 'no arrays'}: it needs images and labels, or x_train,"
                     " y_train, x_test and y_test"
                 )
+            if alone := [pair for pair in pairs if len({pair[0], pair[1]} & members.keys()) == 1]:
+                raise UsageError(f"{path} has only one of {alone[0][0]} and {alone[0][1]}: give both, or neither")
             wanted = [pair for pair in pairs if {pair[0], pair[1]} <= members.keys()]
             size = sum(members[name].file_size for pair in wanted for name in pair[:2])
             if size > free_memory() / 2:
@@ -71,16 +74,27 @@ def _checked(
     path: Path, images: NDArray[Any], labels: NDArray[Any], image_name: str, label_name: str, part: str
 ) -> tuple[NDArray[np.uint8], list[str], str]:
     """Images and labels as `labelled_arrays` returns them."""
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
+    if (
+        images.dtype != np.uint8
+        or not images.size
+        or images.ndim not in (3, 4)
+        or (images.ndim == 4 and images.shape[3] not in (1, 3, 4))
+    ):
         raise UsageError(
             f"{image_name} of {path} is {images.dtype} {images.shape}: images are uint8 (N, height, width) or (N, height, width,"
             " channels) with 1, 3 or 4 channels"
         )
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.shape != (len(images),) or labels.dtype.kind not in "iuU" or not images.size:
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iuU":
         raise UsageError(
             f"{label_name} of {path} is {labels.dtype} {labels.shape}: labels are an integer or a text for each of the"
             f" {len(images):,} images"
         )
-    return images, [str(label) for label in labels.tolist()], part
+    try:
+        names = [str(label) for label in labels.tolist()]
+        if any(not name.strip() or len(name) > LONGEST or name.encode() != name.strip().encode() for name in names):
+            raise ValueError("a name is empty, too long, or has spaces around it")
+    except (ValueError, SystemError) as error:  # crafted characters
+        raise UsageError(f"{label_name} of {path} are no names of classes ({error}): write others") from None
+    return images, names, part

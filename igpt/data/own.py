@@ -26,8 +26,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from igpt.data.dataset import DataSet, Official, data_home
-from igpt.data.folders import AT_ONCE, find_pictures, note_lines, skipped_lines
-from igpt.data.npz import labelled_arrays
+from igpt.data.folders import AT_ONCE, PARTS, Part, find_pictures, note_lines, skipped_lines
+from igpt.data.npz import LONGEST, labelled_arrays
 from igpt.data.resize import CROP, FILTERS, fitted
 from igpt.data.workers import each
 from igpt.errors import UsageError
@@ -37,16 +37,11 @@ from igpt.pictures import Resize, decoded, from_array
 from igpt.text import counted, listed, visible
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+NUMBER = re.compile(r"[0-9]{1,9}")
 TEST, VALIDATION = 0.2, 0.1  # of a class's pictures, and of those that are not for test, where the source gives no such part
 LARGEST = 2**30  # bytes of a picture's file
 LARGEST_TABLE = 2**28  # bytes of a table of pictures
 IN_MEMORY = 50_000  # pictures; reduced to 64 x 64 pixels they take 0.6 GB
-Part = Literal["train", "validation", "test"]
-PARTS: dict[str, Part] = {  # by the names that tables, folders and arrays use
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 COLUMNS = {  # of a table, by the names that are understood
     **dict.fromkeys(("file", "path", "filename", "image"), "file"),
     **dict.fromkeys(("label", "class", "category"), "label"),
@@ -107,8 +102,9 @@ class OwnPictures:
     def picture(self, index: int) -> Image.Image:
         """One picture, upright, as RGB. Raises UsageError when it cannot be read, or has changed since it was added."""
         path = self.folder / self.files[index]
-        content = _content(path) if self.arrays is None else self.arrays[index].tobytes()
-        if hashlib.sha256(content).hexdigest() != self.sha256[index]:
+        content = _content(path) if self.arrays is None else b""
+        found = hashlib.sha256(content).hexdigest() if self.arrays is None else _array_sha256(self.arrays[index])
+        if found != self.sha256[index]:
             raise UsageError(f"{visible(str(path))} has changed since {self.name} was added: run `igpt data add` again")
         return decoded(path, content) if self.arrays is None else from_array(self.arrays[index])
 
@@ -173,12 +169,16 @@ def read_own(card: DataSet, split: Official) -> tuple[OwnPictures, NDArray[np.in
     label_of = {label: index for index, label in enumerate(declared.classes)}
     labels = np.array([label_of[entry.label] for entry in chosen], np.int64)
     source, arrays = Path(declared.source), None
-    if source.suffix == ".npz":
+    if _is_arrays(source):
         images = labelled_arrays(source)
         places = [(array, int(index)) for array, _, index in (entry.file.partition(":") for entry in chosen)]
-        if any(array not in images or index >= len(images[array][0]) for array, index in places):
+        here = [images[array][1][index] if index < len(images.get(array, ("", ()))[1]) else None for array, index in places]
+        if here != [entry.label for entry in chosen]:
             raise UsageError(f"{source} has changed since {card.name} was added: run `igpt data add` again")
-        arrays = np.stack([images[array][0][index] for array, index in places])
+        try:
+            arrays = np.stack([images[array][0][index] for array, index in places])
+        except ValueError:
+            raise UsageError(f"{source} has parts of images that differ in height, width or channels: make them alike") from None
     folder = source if source.is_dir() else source.parent
     files, sums = [entry.file for entry in chosen], [entry.sha256 for entry in chosen]
     return OwnPictures(card.name, folder, files, sums, declared.resize, arrays), labels
@@ -303,6 +303,11 @@ def _read_table(name: str, declared: Declared) -> list[Entry]:
     return entries
 
 
+def _array_sha256(pixels: NDArray[np.uint8]) -> str:
+    """SHA-256 of a picture in memory: of its shape and its pixels."""
+    return hashlib.sha256(f"{pixels.shape}\n".encode() + pixels.tobytes()).hexdigest()
+
+
 def _content(path: Path) -> bytes:
     """A file's bytes. Raises UsageError when it cannot be read."""
     try:
@@ -312,13 +317,18 @@ def _content(path: Path) -> bytes:
         raise UsageError(f"{visible(str(path))} cannot be read ({reason}): put it back, or run `igpt data add` again") from None
 
 
+def _is_arrays(source: Path) -> bool:
+    """Whether a source is an ``.npz`` file."""
+    return source.suffix.lower() == ".npz" and not source.is_dir()
+
+
 def _found(source: Path) -> tuple[list[Entry], int]:
     """The pictures of a source with their classes, and the number of files left out."""
     if source.is_dir():
         return _in_folder(source)
     if not source.exists():
         raise UsageError(f"there is no {source}: give a folder of pictures, a .csv or an .npz file")
-    if source.suffix == ".npz":
+    if _is_arrays(source):
         arrays = labelled_arrays(source)
         return [
             Entry(f"{array}:{index}", label, PARTS.get(part))
@@ -331,19 +341,19 @@ def _found(source: Path) -> tuple[list[Entry], int]:
 
 
 def _in_folder(source: Path) -> tuple[list[Entry], int]:
-    """The pictures of a folder, by the folders of their classes."""
+    """The pictures of a folder, by the folders of their classes, and perhaps of their parts."""
     found = find_pictures([source])
-    split = (source / "train").is_dir()
     entries, others = [], found.others
-    for path, label in zip(found.paths, found.labels, strict=True):
+    for path, label, part in zip(found.paths, found.labels, found.parts, strict=True):
         file = path.relative_to(source)
-        part = PARTS.get(file.parts[0]) if split else None
-        if split and part is None:
+        if found.is_split and not part:
             others += 1
         elif not label:
             raise UsageError(f"{visible(str(path))} is in no class: put each picture into a folder named like its class")
+        elif len(label) > LONGEST:
+            raise UsageError(f"{source} has a class of {len(label):,} characters: shorten the name to at most {LONGEST}")
         else:
-            entries.append(Entry(os.fspath(file), label, part))
+            entries.append(Entry(os.fspath(file), label, PARTS[part] if part else None))
     return entries, others
 
 
@@ -368,6 +378,10 @@ def _in_table(source: Path) -> list[Entry]:
     for number, row in enumerate(rows, start=2):
         if not row:
             continue
+        if len(row) > len(columns):
+            raise UsageError(
+                f"{source}, row {number}, has {len(row)} fields, the first line {len(columns)}: quote names with commas"
+            )
         values = dict(zip(columns, row, strict=False))
         file, label, split = (values.get(column, "").strip() for column in ("file", "label", "split"))
         place = f"{source}, row {number}"
@@ -378,13 +392,15 @@ def _in_table(source: Path) -> list[Entry]:
         path = source.parent / file
         try:
             outside = not path.resolve().is_relative_to(inside)
-        except (OSError, ValueError) as error:  # names with NUL or links in a circle
+        except (OSError, ValueError, RuntimeError) as error:  # names with NUL or links in a circle
             raise UsageError(f"{place}, names no file ({error}): correct it") from None
         if outside:
             raise UsageError(f"{place}, names {visible(file, limit=120)}, which is not below {source.parent}: move both together")
         if file in seen:
             raise UsageError(f"{place}, names {visible(file, limit=120)} again: keep one of the rows")
         seen.add(file)
+        if len(label) > LONGEST:
+            raise UsageError(f"{place}, has a label of {len(label):,} characters: shorten it to at most {LONGEST}")
         entries.append(Entry(file, label, PARTS[split.lower()] if "split" in columns else None))
     if not entries:
         raise UsageError(f"{source} names no pictures: add a row for each, of file and label")
@@ -398,10 +414,10 @@ def _examined(
 
     Results are kept in a hidden file, from which a killed call continues.
     """
-    if source.suffix == ".npz":
+    if _is_arrays(source):
         arrays = labelled_arrays(source)
         places = [(array, int(index)) for array, _, index in (entry.file.partition(":") for entry in entries)]
-        sums = [hashlib.sha256(arrays[array][0][index].tobytes()).hexdigest() for array, index in places]
+        sums = [_array_sha256(arrays[array][0][index]) for array, index in places]
         return [entry._replace(sha256=sha) for entry, sha in zip(entries, sums, strict=True)], {}, Counter()
     folder = source if source.is_dir() else source.parent
     paths = [folder / entry.file for entry in entries]
@@ -537,7 +553,7 @@ def _check_parts(source: Path, entries: list[Entry], classes: list[str]) -> None
 
 def _in_order(labels: set[str]) -> list[str]:
     """Classes in order: as numbers if all are, else as text."""
-    return sorted(labels, key=int) if all(re.fullmatch(r"\d{1,9}", label) for label in labels) else sorted(labels)
+    return sorted(labels, key=lambda label: (int(label), label)) if all(map(NUMBER.fullmatch, labels)) else sorted(labels)
 
 
 def _summary(name: str, declared: Declared, entries: list[Entry], before: Declared | None) -> list[str]:

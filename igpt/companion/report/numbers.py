@@ -80,7 +80,7 @@ def _facts() -> dict[str, str]:
         }
     return facts | {
         **{
-            f"{name}-l.{notebook}_{parameter}": f"{value:,}"
+            f"{name}-l.{notebook}_{parameter}": value if isinstance(value, str) else f"{value:,}"
             for name, tier in TIERS.items()
             for notebook, overrides in tier.overrides.items()
             for parameter, value in overrides.items()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,13 +17,13 @@ from PIL import Image, ImageDraw, ImageFont
 from tabulate import tabulate
 from torch import Tensor
 
-from igpt.companion.run.per_picture import for_each_picture, rate_line
+from igpt.companion.run.per_picture import for_each_picture, rate_line, working_folder
 from igpt.data.folders import PictureTokens, find_pictures, read_picture
 from igpt.errors import UsageError
 from igpt.evaluate.feature_store import images_at_once
 from igpt.fast import prepacked
 from igpt.files import check_writable, write_atomically
-from igpt.text import visible
+from igpt.text import counted, visible
 from igpt.weights.classifier import class_logits, read_classifier
 from igpt.weights.existing import content_digest, file_sums
 from igpt.weights.processor import read_resample
@@ -49,6 +48,8 @@ def classify(model: Path, paths: Sequence[Path], *, out: Path | None, skip: bool
     found = find_pictures(paths)
     if out is not None and out.suffix.lower() == ".png" and len(found) > SHOWN:
         raise UsageError(f"a PNG shows up to {SHOWN} pictures, not {len(found):,}: write a .csv, or give fewer")
+    if out is not None and out.resolve() in {path.resolve() for path in found.paths}:
+        raise UsageError(f"{out} is one of the given pictures, and would be replaced: name another file with --out")
     side = math.isqrt(classifier.network.shape.n_ctx)
     pictures = PictureTokens(found, classifier.palette, side, classifier.resize, read_resample(model), skip)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -58,36 +59,31 @@ def classify(model: Path, paths: Sequence[Path], *, out: Path | None, skip: bool
         likeliest, chosen = class_logits(classifier, tokens).softmax(1).max(1)
         return [[int(label), float(p)] for label, p in zip(chosen.tolist(), likeliest.tolist(), strict=True)]
 
-    work = out.with_name(f".{out.name}.work") if out else Path(tempfile.mkdtemp())
     start = time.monotonic()
-    try:
-        with prepacked(classifier.network):
-            results = for_each_picture(
-                pictures,
-                paths,
-                compute,
-                work=work,
-                key=content_digest(file_sums(weights_files(model))),
-                batch=images_at_once(classifier.network),
-                device=device,
-            )
-    finally:
-        if out is None:
-            shutil.rmtree(work, ignore_errors=True)
-    rows = [
-        (path, classifier.names[int(result[0])], float(result[1]))
-        for path, result in zip(found.paths, results.results, strict=True)
-        if result is not None
-    ]
+    with working_folder(out) if out else tempfile.TemporaryDirectory() as work, prepacked(classifier.network):
+        results = for_each_picture(
+            pictures,
+            paths,
+            compute,
+            work=Path(work),
+            key=content_digest(file_sums(weights_files(model))),
+            batch=images_at_once(classifier.network),
+            device=device,
+        )
+        rows = [
+            (path, classifier.names[int(result[0])], float(result[1]))
+            for path, result in zip(found.paths, results.results, strict=True)
+            if result is not None
+        ]
+        if rows and out:
+            _write_csv(out, rows) if out.suffix.lower() == ".csv" else _write_grid(out, rows)
+    results.tell()
+    if not rows:
+        raise UsageError(f"none of the {counted(len(found), 'picture')} can be read: nothing is classified")
     if out is None:
         table = [(visible(str(path)), visible(name), f"{100 * p:.1f} %") for path, name, p in rows]
-        text = tabulate(table, ("File", "Class", "Probability"), disable_numparse=True)
-    else:
-        _write_csv(out, rows) if out.suffix.lower() == ".csv" else _write_grid(out, rows)
-        text = rate_line(len(rows), time.monotonic() - start, out)
-    results.tell()
-    shutil.rmtree(work, ignore_errors=True)
-    return text
+        return tabulate(table, ("File", "Class", "Probability"), disable_numparse=True)
+    return rate_line(len(rows), time.monotonic() - start, out)
 
 
 def _write_csv(out: Path, rows: Sequence[tuple[Path, str, float]]) -> None:

@@ -89,7 +89,7 @@ def _result_lines(project: Project, stage: Stage, signature: Signature) -> list[
     for name, value in record.values.items() if record else ():
         if value.unit == "fraction" and value.low is not None and value.high is not None:
             interval = f"{LEVEL:.0%} interval {value.low:.1%} to {value.high:.1%}"
-            lines.append(f"{name}: {value.value:.1%} of {value.images or 0:,} images, {interval}")
+            lines.append(f"{name}: {value.value:.1%}{f' of {value.images:,} images' if value.images else ''}, {interval}")
     return [*lines, f"record: {run_folder(project, stage, signature) / 'record.json'}"]
 
 

@@ -70,6 +70,7 @@ def fine_tune_on(dataset: str, model: str, *, out: Path, epochs: int, seed: int)
     check_present(dataset)
     names = card.names(card)
     check_names(names, dataset)
+    digest = split_digest(dataset)
     network, palette = open_weights(model)
     shape, side = network.shape, math.isqrt(network.shape.n_ctx)
     if shape.objective == "bert":
@@ -91,6 +92,8 @@ def fine_tune_on(dataset: str, model: str, *, out: Path, epochs: int, seed: int)
     work.mkdir(parents=True, exist_ok=True)
     network.to(runtime.device)
     with wait_for_lock(work / ".lock", f"{out} is being made by another process"):
+        if out.exists():
+            raise UsageError(f"{out} was made by another process meanwhile: name another folder")
         try:
             with stop_by_signal() as stopping, Bar(dataset, " parts") as bar:
                 runtime = replace(runtime, stop=lambda: bool(stopping))
@@ -123,6 +126,8 @@ def fine_tune_on(dataset: str, model: str, *, out: Path, epochs: int, seed: int)
         except Stopped as stopped:
             tell(str(stopped))
             return None, STOPPED
+        if split_digest(dataset) != digest:
+            raise UsageError(f"the data set {dataset} was added again meanwhile: run the same command again")
         made = ImageClassifier(
             classifier.model.cpu().eval(),
             classifier.head.weight.detach().float().cpu(),

@@ -26,6 +26,8 @@ from igpt.companion.run.git import head_and_dirt
 from igpt.companion.run.local import plan_stages, run_plan
 from igpt.companion.run.own_weights import own_path, resolve_weights
 from igpt.companion.stage import Literal, Stage
+from igpt.data.cards import split_digest
+from igpt.errors import UsageError
 from igpt.files import read_json, write_text
 from igpt.measure import Measured
 from igpt.project import Project
@@ -204,9 +206,17 @@ class OpenStage:
                 versions={**{name: version(name) for name in packages}, "python": platform.python_version()},
             ),
         )
+        self._check_data()
         write_record(Path(self._planned or self.folder / "record.json"), record)
         print(shown_line(record))
         return record
+
+    def _check_data(self) -> None:
+        """Raise UsageError when a data set was replaced while the stage ran, since parts of the work read either."""
+        for part, digest in self.signature.parts.items():
+            kind, _, name = part.partition(" ")
+            if kind == "data" and split_digest(name) != digest:
+                raise UsageError(f"the data set {name} was added again while {self.stage.name} ran: run the same command again")
 
     def _recipe(self, parent: str) -> Recipe:
         """The recipe of a parent's network."""

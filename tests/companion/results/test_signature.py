@@ -170,7 +170,7 @@ STL10 = DataSet("""
         ("companion/cli.py", "parses the command line", "decides nothing at all"),
         ("companion/run/local.py", "timeout=0.5", "timeout=0.6"),
         ("data/splits.py", "training images, fewer than the", "images for training, less than the"),
-        ("train/loop.py", "cannot be shared by {size} devices: take", "does not go into {size} parts: give"),
+        ("train/loop.py", "cannot be shared by {processes} devices: take", "does not go into {size} parts: give"),
         ("data/stl.py", "STL10 = DataSet(", SVHN),
         ("data/cards.py", "IMAGENET, IMAGENET_TOKENS)", "IMAGENET_TOKENS, IMAGENET)"),
         ("data/digits.py", "public, shipped inside scikit-learn", "free, shipped inside scikit-learn"),

@@ -194,7 +194,7 @@ def test_a_command_that_ended_early_goes_on(
     assert done.stderr == expected.stderr
     told = done.stderr.splitlines()
     assert told[:3] == [
-        "igpt: 1 animated picture: its first frame is used",
+        "igpt: 1 animated picture: only the first frame is used",
         "igpt: 1 small picture: enlarged to the model's size",
         "igpt: 2 pictures skipped:",
     ]

@@ -219,7 +219,7 @@ def test_what_cannot_be_read_is_named_and_may_be_skipped(home: Path, pets: Path)
         add_own("pets", pets)
     lines = add_own("pets", pets, skip=True)
     assert lines[0] == "pets: 21 pictures of 2 classes (cats 11, dogs & co 10)"
-    assert lines[2:5] == ["1 other file left out", "1 animated picture: its first frame is used", "4 pictures skipped:"]
+    assert lines[2:5] == ["1 other file left out", "1 animated picture: only the first frame is used", "4 pictures skipped:"]
     assert "cut.png is damaged" in lines[6] and "b.svg is a drawing, not pixels: export it as PNG" in lines[7]
     (pets / "cats" / "cut.png").unlink()
     with pytest.raises(UsageError, match=r"and 2 more"):  # not from memory
