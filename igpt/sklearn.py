@@ -192,7 +192,7 @@ class _InMemory:
 def _checked(X: Any) -> Any:
     """The pictures as a sequence. Raises UsageError for anything else, and for none."""
     if isinstance(X, np.ndarray) and X.dtype.kind not in "OU":
-        if X.ndim == 3 and X.shape[2] in (3, 4):
+        if X.ndim == 3 and X.shape[2] in (3, 4) and min(X.shape[:2]) > 4:
             raise UsageError(
                 f"the pictures are {X.dtype} {X.shape}, which may be one in colour: give (1, height, width, channels)"
             )

@@ -286,10 +286,10 @@ def fine_tune(
     epochs: Annotated[int, typer.Option(min=1, help="At most; the best number is chosen on held-out pictures.")] = 10,
     seed: Annotated[int, typer.Option(**SEED, help="Of the batches.")] = 0,
 ) -> tuple[str | None, int]:
-    """Train a classifier of a data set, from weights that exist.
+    """Train a classifier of a data set.
 
-    All weights are trained, at several learning rates; the test part is used once, at the end. The folder opens here and in
-    transformers, and its README.md says how it was made. Run it again to resume.
+    It begins from weights that exist. All weights are trained, at several learning rates; the test part is used once, at the
+    end. The folder opens here and in transformers, and its README.md says how it was made. Run it again to resume.
     """
     from igpt.companion.run.fine_tune import fine_tune_on
 
@@ -321,7 +321,7 @@ def features(
     resize: ResizeOption = "crop",
     skip_broken: SkipOption = False,
 ) -> str:
-    """Write the features of pictures, a row each, for other programs.
+    """Write features of pictures, a row each.
 
     The columns are file, label (the folder that a picture is in, in a given folder) and layer_12 for layer 12, and so on.
     Read them back with pandas.read_parquet("x.parquet") and numpy.stack(frame["layer_12"]), or with

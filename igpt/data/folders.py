@@ -37,7 +37,7 @@ PARTS: dict[str, Part] = {  # by the names that tables, folders and arrays use
 }
 NOTES = {  # kinds of pictures that a user may want to know of: one, several, and what is done
     "animated": ("animated picture", "animated pictures", "only the first frame is used"),
-    "enlarged": ("picture smaller than the model's", "pictures smaller than the model's", "enlarged"),
+    "enlarged": ("small picture", "small pictures", "enlarged to the model's size"),
 }
 
 

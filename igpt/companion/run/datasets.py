@@ -107,9 +107,9 @@ def _training_images(card: DataSet, side: int, seed: int) -> NDArray[np.uint8]:
     """Training images without the held-out ones, uint8 (N, side, side, channels)."""
     if card.in_memory:
         return load_split(card.name, "train", side=side).images
-    check_present(card.name)
     if card.read is None:
         raise UsageError(f"{card.title} has no pictures, only tokens: name another data set")
+    check_present(card.name)
     if not 1 <= side <= card.height:
         raise UsageError(f"{card.title} has {card.height} pixels a side: choose a resolution from 1 to {card.height}")
     pictures, _ = card.read(card, "train")

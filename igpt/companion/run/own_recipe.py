@@ -117,7 +117,7 @@ def own_recipe(path: Path, objective: str | None = None) -> OwnRecipe:
         plan = shortened(plan, given["steps"])
     if "warmup" in given:
         plan = replace(plan, warmup=given["warmup"])
-    if "mask_rate" in given and chosen != "bert":
+    if "mask_rate" in given and "bert" not in (chosen, fields.objective):
         raise UsageError(f"{path} has a mask_rate, which is BERT's, and the objective is {chosen}: remove it, or write bert")
     if plan.warmup > plan.steps:
         raise UsageError(f"{path} has a warmup of {plan.warmup:,} steps and {plan.steps:,} steps in all: shorten the warmup")
