@@ -202,7 +202,7 @@ def recorded_cell(stage: Stage, key: str, store: RecordStore) -> Cell:
     """One value of a stage's record with its interval, or pending. Raises UsageError for a value that the record lacks."""
     record = store.read(stage)
     if record is None:
-        return pending(("Status", "not run yet"), ("Command", f"igpt run {stage.name}"))
+        return pending(("Status", "pending: there is no record of it"), ("Command", f"igpt run {stage.name}"))
     if key not in record.values:
         raise UsageError(f"the record of {stage.name} has no value {key!r}{near_misses(key, list(record.values))}")
     value, changed = record.values[key], store.changed(stage)
