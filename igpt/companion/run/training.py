@@ -105,14 +105,17 @@ def train(
         tell(str(stopped))
         return None, STOPPED
     weights = out / weights_name(plan.steps)
-    if not had_ended:  # of a run that ended before, the card is kept, and none is made up
+    if not (weights / CARD).exists():  # a run that had ended keeps its own
+        run = _run_fields(losses, runtime)
+        if had_ended:  # without a card, as when it was killed before: it is not known how and when
+            run = {"losses": run["losses"]}
         card = {
             "model": plan.name,
             "recipe": plan.as_dict(),
             "seed": seed,
             "from": origin,
             **_data_fields(store, own.classes),
-            **_run_fields(losses, runtime),
+            **run,
         }
         write_text(weights / CARD, json.dumps(card, indent=1) + "\n")
     return f"{plan.name}: {losses.validation[-1]:.4f} nats per token held out; weights in {weights}", 0

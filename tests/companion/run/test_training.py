@@ -221,7 +221,8 @@ def test_a_card_says_what_the_weights_are(project: Project, store: tuple[Path, P
     assert (out / "weights-0000012" / CARD).read_text() == content  # the run had ended
     (out / "weights-0000012" / CARD).unlink()  # as when the command was killed before it wrote the card
     igpt(*command, root=project.root)
-    assert json.loads((out / "weights-0000012" / CARD).read_text())["losses"] == card["losses"]
+    again = json.loads((out / "weights-0000012" / CARD).read_text())
+    assert again == {name: value for name, value in card.items() if name not in ("precision", "command", "finished", "versions")}
 
 
 def test_only_the_images_of_the_chosen_classes_are_trained_on(project: Project, store: tuple[Path, Path], tmp_path: Path) -> None:
