@@ -8,7 +8,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Literal
@@ -289,6 +289,12 @@ def check_png(path: Path) -> None:
     """Raise UsageError for a name that does not end in ``.png``."""
     if path.suffix.lower() != ".png":
         raise UsageError(f"images are written as PNG, not as {path.name}: name a file that ends in .png")
+
+
+def check_not_given(out: Path, given: Iterable[Path]) -> None:
+    """Raise UsageError for a file to write that is one of the pictures given."""
+    if out.resolve() in {path.resolve() for path in given}:
+        raise UsageError(f"{out} is one of the given pictures, and would be replaced: name another file with --out")
 
 
 def write_grid(path: Path, rows: Sequence[Sequence[NDArray[np.uint8]]], *, scale: int) -> None:

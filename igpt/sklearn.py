@@ -7,6 +7,7 @@ classifier.fit(images, labels)  # arrays, PIL images or paths
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -85,7 +86,7 @@ class ImageGPTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             pictures = _checked(X)
             opened = self._weights()
             network, how = opened.network, (self.resize, resample_of(str(self.model)))
-            side = round(network.shape.n_ctx**0.5)
+            side = math.isqrt(network.shape.n_ctx)
             if all(isinstance(picture, str | os.PathLike) for picture in pictures):
                 files = PictureFiles([Path(picture) for picture in pictures], [""] * len(pictures))
                 source: PictureTokens | _InMemory = PictureTokens(files, opened.palette, side, *how)

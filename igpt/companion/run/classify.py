@@ -23,6 +23,7 @@ from igpt.errors import UsageError
 from igpt.evaluate.feature_store import images_at_once
 from igpt.fast import prepacked
 from igpt.files import check_writable, write_atomically
+from igpt.pictures import check_not_given
 from igpt.text import counted, visible
 from igpt.weights.classifier import class_logits, read_classifier
 from igpt.weights.existing import content_digest, file_sums
@@ -48,8 +49,8 @@ def classify(model: Path, paths: Sequence[Path], *, out: Path | None, skip: bool
     found = find_pictures(paths)
     if out is not None and out.suffix.lower() == ".png" and len(found) > SHOWN:
         raise UsageError(f"a PNG shows up to {SHOWN} pictures, not {len(found):,}: write a .csv, or give fewer")
-    if out is not None and out.resolve() in {path.resolve() for path in found.paths}:
-        raise UsageError(f"{out} is one of the given pictures, and would be replaced: name another file with --out")
+    if out is not None:
+        check_not_given(out, found.paths)
     side = math.isqrt(classifier.network.shape.n_ctx)
     pictures = PictureTokens(found, classifier.palette, side, classifier.resize, read_resample(model), skip)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,7 +57,7 @@ def write_features(model: str, paths: Sequence[Path], *, layers: str, out: Path,
     key = {"weights": weights_digest(network)}
     if torch.cuda.is_available():
         network.to("cuda", torch.bfloat16)
-    side = round(network.shape.n_ctx**0.5)
+    side = math.isqrt(network.shape.n_ctx)
     with working_folder(out) as work:
         pictures = PictureTokens(found, palette, side, resize, resample_of(model), skip, work)
         key |= {"pictures": pictures.digest, "precision": str(network.wte.dtype)}

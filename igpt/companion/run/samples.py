@@ -17,14 +17,12 @@ from igpt.data.folders import read_picture
 from igpt.errors import UsageError
 from igpt.files import check_writable, write_folder
 from igpt.palette import Palette
-from igpt.pictures import LINE, Resize, check_png, write_grid
-from igpt.pretrained import open_weights
+from igpt.pictures import LINE, Resize, check_not_given, check_png, write_grid
+from igpt.pretrained import open_weights, resample_of
 from igpt.progress import Bar
 from igpt.sample import complete, sample
-from igpt.train.recipes import TRAINED
-from igpt.weights.huggingface import is_huggingface, write_huggingface
+from igpt.weights.huggingface import write_huggingface
 from igpt.weights.own import save_weights
-from igpt.weights.processor import BICUBIC, read_resample
 
 MOST = 256  # images of a grid
 HALVES = ("top", "left", "right", "bottom")
@@ -73,14 +71,12 @@ def write_completions(model: str, paths: Sequence[Path], draw: Draw, *, keep: st
     check_png(out)
     check_writable(out)
     mask = _mask_file(keep)
-    if out.resolve() in {path.resolve() for path in (*paths, *([mask] if mask else []))}:
-        raise UsageError(f"{out} is one of the given pictures, and would be replaced: name another file with --out")
+    check_not_given(out, [*paths, mask] if mask else paths)
     if mask:
         read_picture(mask, side=1, channels=1)  # check it first: opening weights may train a model
     weights, palette = open_weights(model)
     side, channels = math.isqrt(weights.shape.n_ctx), palette.centres.shape[1]
-    is_transformers = model not in TRAINED and is_huggingface(Path(model))  # such a folder defines its resize filter
-    resample = read_resample(Path(model)) if is_transformers else BICUBIC
+    resample = resample_of(model)
     pictures = np.stack([read_picture(path, side=side, channels=channels, resize=resize, resample=resample) for path in paths])
     tokens = tokenize(pictures, palette)
     kept = _mask_kept(mask, side=side, resize=resize) if mask else _kept(keep, side=side)

@@ -57,7 +57,7 @@ def write_scores(model: str, paths: Sequence[Path], *, out: Path, resize: Resize
         return values
 
     with working_folder(out) as work, prepacked(network):
-        pictures = PictureTokens(found, palette, round(shape.n_ctx**0.5), resize, resample_of(model), skip)
+        pictures = PictureTokens(found, palette, math.isqrt(shape.n_ctx), resize, resample_of(model), skip)
         start = time.monotonic()
         results = for_each_picture(pictures, paths, compute, work=work, key=key, batch=_at_once(shape), device=device)
         seconds = time.monotonic() - start
