@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import io
@@ -9,7 +10,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -107,6 +108,14 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
     with write_atomically(path) as stream:
         stream.write(text.encode())
+
+
+def write_rows(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows as CSV in UTF-8, atomically; names of files that are not UTF-8 keep their bytes."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    with write_atomically(path) as stream:
+        stream.write(text.getvalue().encode(errors="surrogateescape"))
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:

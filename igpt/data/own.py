@@ -31,7 +31,7 @@ from igpt.data.npz import LONGEST, labelled_arrays
 from igpt.data.resize import CROP, FILTERS, fitted
 from igpt.data.workers import each
 from igpt.errors import UsageError
-from igpt.files import cannot_read, read_json, read_whole, wait_for_lock, write_atomically, write_text
+from igpt.files import cannot_read, read_json, read_whole, wait_for_lock, write_rows, write_text
 from igpt.machine import cores
 from igpt.pictures import Resize, decoded, from_array
 from igpt.text import counted, listed, visible
@@ -235,7 +235,7 @@ def add_own(
             before = _declared(name)
         except UsageError:  # a damaged declaration is replaced
             before = None
-        _write_table(name, declared, entries)
+        write_rows(_table(name, declared), [Entry._fields, *entries])
         write_text(_file(name), json.dumps(declared.model_dump(), indent=1) + "\n")
         for old in (data_home() / "own").glob(f"{name}-*.csv"):
             if re.fullmatch(rf"{name}-[0-9a-f]{{12}}", old.stem) and old != _table(name, declared):
@@ -280,16 +280,8 @@ def _read_declared(path: Path, state: tuple[int, ...]) -> Declared:
         raise cannot_read(path, error, advice="run `igpt data add` again") from None
 
 
-def _write_table(name: str, declared: Declared, entries: list[Entry]) -> None:
-    """Write the table of a data set's pictures, atomically; names of files that are not UTF-8 keep their bytes."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([Entry._fields, *entries])
-    with write_atomically(_table(name, declared)) as stream:
-        stream.write(text.getvalue().encode(errors="surrogateescape"))
-
-
 def _read_table(name: str, declared: Declared) -> list[Entry]:
-    """The table that `_write_table` wrote. Raises UsageError when it is missing or damaged."""
+    """The table that `add_own` wrote. Raises UsageError when it is missing or damaged."""
     path = _table(name, declared)
     try:
         text = read_whole(path, most=LARGEST_TABLE).decode(errors="surrogateescape")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import tempfile
 import time
@@ -22,7 +20,7 @@ from igpt.data.folders import PictureTokens, find_pictures, read_picture
 from igpt.errors import UsageError
 from igpt.evaluate.feature_store import images_at_once
 from igpt.fast import prepacked
-from igpt.files import check_writable, write_atomically
+from igpt.files import check_writable, write_atomically, write_rows
 from igpt.pictures import check_not_given
 from igpt.text import counted, visible
 from igpt.weights.classifier import class_logits, read_classifier
@@ -77,7 +75,10 @@ def classify(model: Path, paths: Sequence[Path], *, out: Path | None, skip: bool
             if result is not None
         ]
         if rows and out:
-            _write_csv(out, rows) if out.suffix.lower() == ".csv" else _write_grid(out, rows)
+            if out.suffix.lower() == ".png":
+                _write_grid(out, rows)
+            else:
+                write_rows(out, [("file", "class", "probability"), *((path, name, f"{p:.6f}") for path, name, p in rows)])
     results.tell()
     if not rows:
         raise UsageError(f"none of the {counted(len(found), 'picture')} can be read: nothing is classified")
@@ -85,14 +86,6 @@ def classify(model: Path, paths: Sequence[Path], *, out: Path | None, skip: bool
         table = [(visible(str(path)), visible(name), f"{100 * p:.1f} %") for path, name, p in rows]
         return tabulate(table, ("File", "Class", "Probability"), disable_numparse=True)
     return rate_line(len(rows), time.monotonic() - start, out)
-
-
-def _write_csv(out: Path, rows: Sequence[tuple[Path, str, float]]) -> None:
-    """Write file, class and probability of each picture, atomically; names that are not UTF-8 keep their bytes."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([("file", "class", "probability"), *((path, name, f"{p:.6f}") for path, name, p in rows)])
-    with write_atomically(out) as stream:
-        stream.write(text.getvalue().encode(errors="surrogateescape"))
 
 
 def _write_grid(out: Path, rows: Sequence[tuple[Path, str, float]]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from collections.abc import Sequence
@@ -16,7 +14,7 @@ from igpt.companion.run.per_picture import for_each_picture, rate_line, working_
 from igpt.data.folders import PictureTokens, find_pictures
 from igpt.errors import UsageError
 from igpt.fast import prepacked
-from igpt.files import check_writable, write_atomically
+from igpt.files import check_writable, write_rows
 from igpt.model import token_losses
 from igpt.pictures import Resize
 from igpt.pretrained import open_weights, resample_of
@@ -78,12 +76,8 @@ def _at_once(shape: ModelShape) -> int:
 
 
 def _write_csv(out: Path, rows: Sequence[tuple[Path, str | None, float]]) -> None:
-    """Write file, label (unless it is None) and nats of each picture, atomically; names that are not UTF-8 keep their bytes."""
+    """Write file, label (unless it is None) and nats of each picture, atomically."""
     labelled = rows[0][1] is not None
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["file", *(["label"] if labelled else []), "nats_per_token", "bits_per_pixel"])
-    for path, label, nats in rows:
-        writer.writerow([path, *([label] if labelled else []), f"{nats:.7f}", f"{nats / math.log(2):.7f}"])
-    with write_atomically(out) as stream:
-        stream.write(text.getvalue().encode(errors="surrogateescape"))
+    head = ["file", *(["label"] if labelled else []), "nats_per_token", "bits_per_pixel"]
+    lines = ([path, *([label] if labelled else []), f"{nats:.7f}", f"{nats / math.log(2):.7f}"] for path, label, nats in rows)
+    write_rows(out, [head, *lines])
