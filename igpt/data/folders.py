@@ -133,7 +133,7 @@ def _walk(root: Path) -> Iterator[Path]:
 
 @dataclass(eq=False)
 class PictureTokens:
-    """Tokens of pictures for `igpt.data.labelled.Tokens`; read ahead in several processes, so best in ascending order.
+    """Tokens of pictures; read ahead in several processes, so best in ascending order.
 
     resize, resample : see `igpt.data.resize.fitted`
     skip : whether a picture that cannot be read is black, and the reason is put into ``broken`` by index; else UsageError is
@@ -176,11 +176,6 @@ class PictureTokens:
     def positions(self) -> int:
         """Tokens per picture."""
         return self.side**2
-
-    @cached_property
-    def labels(self) -> NDArray[np.int64]:
-        """Labels int64 (N,): the index of each class in the sorted classes."""
-        return np.unique(self.files.labels, return_inverse=True)[1].astype(np.int64)
 
     @cached_property
     def digest(self) -> str:

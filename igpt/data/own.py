@@ -26,7 +26,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from igpt.data.dataset import DataSet, Official, data_home
-from igpt.data.folders import AT_ONCE, PARTS, Part, find_pictures, note_lines, skipped_lines
+from igpt.data.folders import AT_ONCE, PARTS, SKIP, Part, find_pictures, note_lines, skipped_lines
 from igpt.data.npz import LONGEST, labelled_arrays
 from igpt.data.resize import CROP, FILTERS, fitted
 from igpt.data.workers import each
@@ -102,11 +102,18 @@ class OwnPictures:
     def picture(self, index: int) -> Image.Image:
         """One picture, upright, as RGB. Raises UsageError when it cannot be read, or has changed since it was added."""
         path = self.folder / self.files[index]
-        content = _content(path) if self.arrays is None else b""
-        found = hashlib.sha256(content).hexdigest() if self.arrays is None else _array_sha256(self.arrays[index])
+        if self.arrays is None:
+            content = _content(path)
+            self._check(index, hashlib.sha256(content).hexdigest())
+            return decoded(path, content)
+        self._check(index, _array_sha256(self.arrays[index]))
+        return from_array(self.arrays[index])
+
+    def _check(self, index: int, found: str) -> None:
+        """Raise UsageError when a picture's SHA-256 is another than when it was added."""
         if found != self.sha256[index]:
-            raise UsageError(f"{visible(str(path))} has changed since {self.name} was added: run `igpt data add` again")
-        return decoded(path, content) if self.arrays is None else from_array(self.arrays[index])
+            path = visible(str(self.folder / self.files[index]))
+            raise UsageError(f"{path} has changed since {self.name} was added: run `igpt data add` again")
 
     def pixels(self, index: int, *, side: int, channels: int, filter: str = "bicubic") -> NDArray[np.uint8]:
         """One picture, uint8 (side, side, channels); raises as `picture` does."""
@@ -300,13 +307,13 @@ def _array_sha256(pixels: NDArray[np.uint8]) -> str:
     return hashlib.sha256(f"{pixels.shape}\n".encode() + pixels.tobytes()).hexdigest()
 
 
-def _content(path: Path) -> bytes:
-    """A file's bytes. Raises UsageError when it cannot be read."""
+def _content(path: Path, *, advice: str = "put it back, or run `igpt data add` again") -> bytes:
+    """A file's bytes. Raises UsageError, with the next step, when it cannot be read."""
     try:
         return read_whole(path, most=LARGEST)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"{visible(str(path))} cannot be read ({reason}): put it back, or run `igpt data add` again") from None
+        raise UsageError(f"{visible(str(path))} cannot be read ({reason}): {advice}") from None
 
 
 def _is_arrays(source: Path) -> bool:
@@ -321,10 +328,9 @@ def _found(source: Path) -> tuple[list[Entry], int]:
     if not source.exists():
         raise UsageError(f"there is no {source}: give a folder of pictures, a .csv or an .npz file")
     if _is_arrays(source):
-        arrays = labelled_arrays(source)
         return [
-            Entry(f"{array}:{index}", label, PARTS.get(part))
-            for array, (_, labels, part) in arrays.items()
+            Entry(f"{array}:{index}", label, PARTS.get(part), _array_sha256(images[index]))
+            for array, (images, labels, part) in labelled_arrays(source).items()
             for index, label in enumerate(labels)
         ], 0
     if source.suffix.lower() == ".csv":
@@ -406,11 +412,8 @@ def _examined(
 
     Results are kept in a hidden file, from which a killed call continues.
     """
-    if _is_arrays(source):
-        arrays = labelled_arrays(source)
-        places = [(array, int(index)) for array, _, index in (entry.file.partition(":") for entry in entries)]
-        sums = [_array_sha256(arrays[array][0][index]) for array, index in places]
-        return [entry._replace(sha256=sha) for entry, sha in zip(entries, sums, strict=True)], {}, Counter()
+    if _is_arrays(source):  # whole already
+        return entries, {}, Counter()
     folder = source if source.is_dir() else source.parent
     paths = [folder / entry.file for entry in entries]
     states = [_state(path) for path in paths]
@@ -433,7 +436,7 @@ def _examined(
     for index, (entry, (sha, error, kinds)) in enumerate(zip(entries, filter(None, results), strict=True)):
         if error and not skip:
             more = sum(bool(other[1]) for other in results if other) - 1
-            raise UsageError(f"{error}{f' (and {more:,} more)' if more else ''}; or leave such pictures out with --skip-broken")
+            raise UsageError(f"{error}{f' (and {more:,} more)' if more else ''}; {SKIP}")
         if error:
             broken[index] = error
         else:
@@ -451,14 +454,11 @@ def _examine(paths: list[Path]) -> list[Examined]:
     for path in paths:
         kinds: list[str] = []
         try:
-            content = read_whole(path, most=LARGEST)
+            content = _content(path, advice="name a file that you may read")
             decoded(path, content, note=kinds.append)
             results.append((hashlib.sha256(content).hexdigest(), "", kinds))
         except UsageError as error:
             results.append(("", str(error), []))
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            results.append(("", f"{visible(str(path))} cannot be read ({reason}): name a file that you may read", []))
     return results
 
 
