@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from igpt.data.dataset import Archive, DataSet, Official, checked_bytes, pictures_folder
+from igpt.data.resize import centre_crop
 from igpt.errors import UsageError
 from igpt.files import is_litter, read_whole
 from igpt.pictures import grey_levels, opened
@@ -79,6 +80,10 @@ class Jpegs:
             raise UsageError(f"{location} cannot be read ({reason}): {ADVICE}") from None
         except UsageError as error:
             raise UsageError(f"{location} {error}") from None
+
+    def pixels(self, index: int, *, side: int, channels: int, filter: str = "bicubic") -> NDArray[np.uint8]:
+        """One image's evaluation crop, uint8 (side, side, 3); raises as `picture` does. ``channels`` is 3."""
+        return centre_crop(self.picture(index), side=side, filter=filter)
 
     def images(self) -> NDArray[np.uint8]:
         """All images, uint8 (N, H, W, 3). Raises UsageError where they differ in size."""

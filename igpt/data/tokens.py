@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from igpt.data.cards import check_present, data_card, data_home, is_own, own_digest
 from igpt.data.dataset import FittedPictures, Official, SplitName, index_digest
 from igpt.data.labelled import LabelledTokens, TokensInMemory
-from igpt.data.resize import FILTERS, centre_crop, random_crop, reduced
+from igpt.data.resize import FILTERS, random_crop, reduced
 from igpt.data.splits import held_out, load_split, validation_indices
 from igpt.data.store import (
     HEADER,
@@ -234,12 +234,9 @@ def _cropped(
     pictures: Jpegs | FittedPictures, settings: TokenizeSettings, row: int, index: int, channels: int
 ) -> NDArray[np.uint8]:
     """One stored image, the ``index``-th. Random crops depend only on seed and index."""
-    if isinstance(pictures, FittedPictures) and not settings.crops:
-        return pictures.pixels(row, side=settings.resolution, channels=channels, filter=settings.filter)
-    picture = pictures.picture(row)
     if not settings.crops:
-        return centre_crop(picture, side=settings.resolution, filter=settings.filter)
-    generator = np.random.default_rng([settings.seed, index])
+        return pictures.pixels(row, side=settings.resolution, channels=channels, filter=settings.filter)
+    picture, generator = pictures.picture(row), np.random.default_rng([settings.seed, index])
     if channels == 1:
         picture = picture.convert("L")
     return random_crop(picture, side=settings.resolution, filter=settings.filter, generator=generator)

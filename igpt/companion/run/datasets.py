@@ -12,10 +12,8 @@ from tabulate import tabulate
 from igpt.data import DATASETS, DataSet, data_card, load_split
 from igpt.data.cards import by_hand, check_present, is_own, is_present
 from igpt.data.cifar_tokens import compare_released, released_splits
-from igpt.data.dataset import FittedPictures
 from igpt.data.fetching import check_dataset, dataset_lines, download, fetch_dataset
 from igpt.data.own import add_own
-from igpt.data.resize import centre_crop
 from igpt.data.splits import validation_indices
 from igpt.data.tokens import TokenizeSettings, check_stores, make_store
 from igpt.errors import UsageError
@@ -119,10 +117,7 @@ def _training_images(card: DataSet, side: int, seed: int) -> NDArray[np.uint8]:
     images = np.empty((len(drawn), side, side, 3), np.uint8)
     with Bar(card.name, " images") as bar:
         for row, index in enumerate(drawn):
-            if isinstance(pictures, FittedPictures):
-                images[row] = pictures.pixels(index, side=side, channels=3)
-            else:
-                images[row] = centre_crop(pictures.picture(index), side=side)
+            images[row] = pictures.pixels(index, side=side, channels=3)
             bar(row + 1, len(drawn))
     return images
 
