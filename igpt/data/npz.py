@@ -1,10 +1,13 @@
-"""Images and labels in a user's ``.npz`` file; pickled objects and sizes that the file does not hold are refused."""
+"""Images and labels in a user's ``.npz`` file; pickled objects and sizes that the file does not hold are refused.
+
+Also the writing of such files in pieces.
+"""
 
 from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +57,14 @@ def labelled_arrays(path: Path) -> dict[str, tuple[NDArray[np.uint8], list[str],
         reason = visible((str(error).splitlines() or [type(error).__name__])[0], limit=120)
         raise UsageError(f"{path} is not an .npz file of images and labels ({reason}): write it with numpy.savez") from None
     return {images: _checked(path, arrays[images], arrays[labels], images, labels, part) for images, labels, part in wanted}
+
+
+def array_member(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> IO[bytes]:
+    """An array of an ``.npz`` file, to which its values are to be written in pieces."""
+    member = archive.open(f"{name}.npy", "w", force_zip64=True)
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(member, header)  # numpy's type of a file is narrower
+    return member
 
 
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:

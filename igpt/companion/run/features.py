@@ -8,7 +8,6 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from igpt.companion.run.per_picture import check_unchanged, rate_line, shown_name, working_folder
 from igpt.data.folders import PictureFiles, PictureTokens, find_pictures
+from igpt.data.npz import array_member
 from igpt.errors import UsageError
 from igpt.evaluate.feature_store import store_features
 from igpt.evaluate.linear_probe import chosen_layers
@@ -104,21 +104,13 @@ def _write_npz(out: Path, found: PictureFiles, rows: NDArray[np.int64], layers: 
     with write_atomically(out) as stream, zipfile.ZipFile(stream, "w") as archive:
         for name, value in columns.items():
             dtype = np.dtype(f"<U{max(len(value(row)) for row in rows.tolist()) or 1}")
-            with _opened(archive, name, dtype, (len(rows),)) as member:
+            with array_member(archive, name, dtype, (len(rows),)) as member:
                 for piece in _pieces(rows, layers):
                     member.write(np.array([value(row) for row in piece.tolist()], dtype).tobytes())
         for layer, features in layers.items():
-            with _opened(archive, f"layer_{layer}", features.dtype, (len(rows), features.shape[1])) as member:
+            with array_member(archive, f"layer_{layer}", features.dtype, (len(rows), features.shape[1])) as member:
                 for piece in _pieces(rows, layers):
                     member.write(features[piece].tobytes())
-
-
-def _opened(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> IO[bytes]:
-    """An array of an archive, to which its values are to be written."""
-    member = archive.open(f"{name}.npy", "w", force_zip64=True)
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(member, header)  # numpy's type of a file is narrower
-    return member
 
 
 def _pieces(rows: NDArray[np.int64], layers: Layers) -> Iterator[NDArray[np.int64]]:

@@ -24,6 +24,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from igpt.companion.run.samples import Draw, as_image
+from igpt.data.npz import array_member
 from igpt.data.store import map_array
 from igpt.errors import UsageError
 from igpt.fast import prepacked
@@ -49,7 +50,7 @@ from igpt.weights.own import weights_digest
 Format: TypeAlias = Literal["npz", "png"]
 PLAN, CARD, LOCK = "plan.json", "samples.json", ".lock"
 ARRAY = "samples.npz"
-MEMBER = "arr_0.npy"  # numpy.savez's name, which guided-diffusion's evaluator reads
+MEMBER = "arr_0"  # numpy.savez's name, which guided-diffusion's evaluator reads
 PARTS = ".parts"  # folder of the npz's parts, until all are drawn
 AGAIN = "delete it, and the same command draws it again"
 ELSEWHERE = "name another folder with --out"
@@ -216,13 +217,11 @@ class _Array:
     def finish(self) -> None:
         """Write the npz, a part at a time, and remove the parts."""
         if self._earlier < self._n:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (self._n, *self._shape)}
             with (
                 write_atomically(self.path) as stream,
                 zipfile.ZipFile(stream, "w") as archive,  # not compressed, as numpy.savez does
-                archive.open(MEMBER, "w", force_zip64=True) as array,
+                array_member(archive, MEMBER, np.dtype(np.uint8), (self._n, *self._shape)) as array,
             ):
-                np.lib.format.write_array_header_1_0(array, header)
                 for images in self._parts():
                     array.write(images.tobytes())
         shutil.rmtree(self.path.with_name(PARTS), ignore_errors=True)
@@ -241,7 +240,7 @@ class _Array:
     def _stored(self) -> Iterator[NDArray[np.uint8]]:
         """The images of the earlier npz, a part at a time. Raises UsageError when it is damaged or of other images."""
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(MEMBER) as stream:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{MEMBER}.npy") as stream:
                 np.lib.format.read_magic(stream)
                 (n, *shape), is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
                 if tuple(shape) != self._shape or is_fortran or dtype != np.uint8 or n > self._n:
