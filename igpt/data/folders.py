@@ -24,6 +24,7 @@ from igpt.files import is_litter
 from igpt.machine import cores
 from igpt.palette import Palette
 from igpt.pictures import OTHER_SUFFIXES, SUFFIXES, Resize, decoded
+from igpt.progress import tell
 from igpt.text import counted
 
 AT_ONCE = 16  # pictures that a worker decodes before it hands them over
@@ -202,10 +203,11 @@ class PictureTokens:
         """The file in ``folder``: a line of JSON for each chunk, ``broken`` and ``notes``."""
         return None if self.folder is None else self.folder / f"pictures-{self.digest[:16]}.jsonl"
 
-    def lines(self) -> list[str]:
-        """What a user may want to know of the pictures read so far."""
+    def tell(self) -> None:
+        """Print on stderr what a user may want to know of the pictures read so far."""
         noted = Counter(kind for kinds in self.notes.values() for kind in kinds)
-        return [*note_lines(noted), *skipped_lines(self.broken)]
+        for line in (*note_lines(noted), *skipped_lines(self.broken)):
+            tell(f"igpt: {line}")
 
     def _read_on(self, index: int) -> None:
         """Read the next chunk, or the one from ``index`` on if that is not the next picture."""

@@ -50,7 +50,6 @@ def classify(model: Path, paths: Sequence[Path], *, out: Path | None, skip: bool
     if out is not None:
         check_not_given(out, found.paths)
     side = math.isqrt(classifier.network.shape.n_ctx)
-    pictures = PictureTokens(found, classifier.palette, side, classifier.resize, read_resample(model), skip)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier.network.to(device)
 
@@ -59,19 +58,21 @@ def classify(model: Path, paths: Sequence[Path], *, out: Path | None, skip: bool
         return [[int(label), float(p)] for label, p in zip(chosen.tolist(), likeliest.tolist(), strict=True)]
 
     start = time.monotonic()
-    with working_folder(out) if out else tempfile.TemporaryDirectory() as work, prepacked(classifier.network):
+    with working_folder(out) if out else tempfile.TemporaryDirectory() as folder, prepacked(classifier.network):
+        work = Path(folder)
+        pictures = PictureTokens(found, classifier.palette, side, classifier.resize, read_resample(model), skip, work)
         results = for_each_picture(
             pictures,
             paths,
             compute,
-            work=Path(work),
+            work=work,
             key=content_digest(file_sums(weights_files(model))),
             batch=images_at_once(classifier.network),
             device=device,
         )
         rows = [
             (path, classifier.names[int(result[0])], float(result[1]))
-            for path, result in zip(found.paths, results.results, strict=True)
+            for path, result in zip(found.paths, results, strict=True)
             if result is not None
         ]
         if rows and out:
@@ -79,7 +80,7 @@ def classify(model: Path, paths: Sequence[Path], *, out: Path | None, skip: bool
                 _write_grid(out, rows)
             else:
                 write_rows(out, [("file", "class", "probability"), *((path, name, f"{p:.6f}") for path, name, p in rows)])
-    results.tell()
+    pictures.tell()
     if not rows:
         raise UsageError(f"none of the {counted(len(found), 'picture')} can be read: nothing is classified")
     if out is None:

@@ -22,7 +22,7 @@ from igpt.evaluate.linear_probe import chosen_layers
 from igpt.files import check_writable, write_atomically
 from igpt.pictures import Resize
 from igpt.pretrained import open_weights, resample_of
-from igpt.progress import Bar, tell
+from igpt.progress import Bar
 from igpt.text import counted
 from igpt.weights.own import weights_digest
 
@@ -69,8 +69,7 @@ def write_features(model: str, paths: Sequence[Path], *, layers: str, out: Path,
         rows = np.setdiff1d(np.arange(len(found)), list(pictures.broken))
         if len(rows):
             write(out, found, rows, store.layers)
-    for line in pictures.lines():
-        tell(f"igpt: {line}")
+    pictures.tell()
     if not len(rows):
         raise UsageError(f"none of the {counted(len(found), 'picture')} can be read: nothing was written")
     return f"{rate_line(len(rows), seconds, out, read=pictures.read)}; layers {', '.join(map(str, chosen))}"

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igpt.data.folders import SKIP, PictureTokens, find_pictures, note_lines, skipped_lines
+from igpt.data.folders import PictureTokens, find_pictures
 from igpt.errors import UsageError
-from igpt.files import refuse_full_disk, try_lock, wait_for_lock, write_text
-from igpt.progress import Bar, tell
+from igpt.files import refuse_full_disk, try_lock, write_text
+from igpt.progress import Bar
 from igpt.text import counted
-
-
-@dataclass(frozen=True)
-class PerPicture:
-    """Results by picture, None for one that was skipped; the reasons of these by index; and what was noted."""
-
-    results: list[Any]
-    broken: dict[int, str] = field(default_factory=dict)
-    notes: Counter[str] = field(default_factory=Counter)
-
-    def tell(self) -> None:
-        """Print what a user may want to know of the pictures on stderr."""
-        for line in (*note_lines(self.notes), *skipped_lines(self.broken)):
-            tell(f"igpt: {line}")
 
 
 def for_each_picture(
@@ -46,40 +30,31 @@ def for_each_picture(
     key: str,
     batch: int,
     device: torch.device,
-) -> PerPicture:
+) -> list[Any]:
     """``compute`` on the tokens of all pictures, int64 (B, positions) on a device, which returns a JSON value for each.
 
+    pictures : with ``work`` as their folder; those that are skipped have no value, None
     given : the paths in which the pictures were found
-    work : folder of the results so far; the caller removes it
+    work : folder of the results so far, which the caller locks and removes
     key : identifies everything else that results depend on; results with another key are computed again
     Raises UsageError for the first picture that cannot be read, unless it may be skipped, and when files were added, removed
     or changed meanwhile.
     """
     before = pictures.files.digest()
-    head = json.dumps([key, pictures.digest])
-    work.mkdir(parents=True, exist_ok=True)
     path = work / "results.jsonl"
-    with wait_for_lock(work / ".lock", f"{work} is being filled by another process"), refuse_full_disk(path):
-        lines = _kept_lines(path, head)
-        reasons = [each["broken"] for each in map(json.loads, lines) if "broken" in each]
-        if reasons and not pictures.skip:
-            raise UsageError(f"{reasons[0]}; {SKIP}")
-        with path.open("a") as kept, closing(pictures), Bar("", " pictures") as bar:
-            for start in range(len(lines), len(pictures), batch):
-                bar(start, len(pictures))
-                rows = np.arange(start, min(start + batch, len(pictures)))
-                values = compute(torch.from_numpy(pictures[rows].astype(np.int64)).to(device))
-                for index, value in zip(rows.tolist(), values, strict=True):
-                    result = {"broken": pictures.broken[index]} if index in pictures.broken else {"value": value}
-                    lines.append(json.dumps({**result, "notes": pictures.notes.get(index, [])}))
-                kept.write("".join(f"{line}\n" for line in lines[start:]))
-                kept.flush()
-                bar(len(lines), len(pictures))
+    lines = _kept_lines(path, json.dumps([key, pictures.digest]))
+    with path.open("a") as kept, closing(pictures), Bar("", " pictures") as bar:
+        for start in range(len(lines), len(pictures), batch):
+            bar(start, len(pictures))
+            rows = np.arange(start, min(start + batch, len(pictures)))
+            values = compute(torch.from_numpy(pictures[rows].astype(np.int64)).to(device))
+            for index, value in zip(rows.tolist(), values, strict=True):
+                lines.append(json.dumps(None if index in pictures.broken else value))
+            kept.write("".join(f"{line}\n" for line in lines[start:]))
+            kept.flush()
+            bar(len(lines), len(pictures))
     check_unchanged(given, before)
-    parsed = [json.loads(line) for line in lines]
-    broken = {index: each["broken"] for index, each in enumerate(parsed) if "broken" in each}
-    noted = sum((Counter(each["notes"]) for each in parsed), Counter[str]())
-    return PerPicture([each.get("value") for each in parsed], broken, noted)
+    return [json.loads(line) for line in lines]
 
 
 def check_unchanged(given: Sequence[Path], before: str) -> None:

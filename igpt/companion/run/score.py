@@ -55,16 +55,16 @@ def write_scores(model: str, paths: Sequence[Path], *, out: Path, resize: Resize
         return values
 
     with working_folder(out) as work, prepacked(network):
-        pictures = PictureTokens(found, palette, math.isqrt(shape.n_ctx), resize, resample_of(model), skip)
+        pictures = PictureTokens(found, palette, math.isqrt(shape.n_ctx), resize, resample_of(model), skip, work)
         start = time.monotonic()
         results = for_each_picture(pictures, paths, compute, work=work, key=key, batch=_at_once(shape), device=device)
         seconds = time.monotonic() - start
-        scored = [(value, row) for row, value in enumerate(results.results) if value is not None]
+        scored = [(value, row) for row, value in enumerate(results) if value is not None]
         scored.sort(key=lambda pair: (-pair[0], pair[1]))
         labels = found.labels if any(found.labels) else None
         if scored:
             _write_csv(out, [(found.paths[row], labels[row] if labels else None, nats) for nats, row in scored])
-    results.tell()
+    pictures.tell()
     if not scored:
         raise UsageError(f"none of the {counted(len(found), 'picture')} can be read: nothing was written")
     return rate_line(len(scored), seconds, out, read=pictures.read)
