@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,19 +119,27 @@ def test_a_run_begins_from_weights_in_any_format_with_the_same_result_to_the_bit
     assert not equal(tmp_path / "seed" / "weights-0000012", tmp_path / "run" / "weights-0000012")  # other batches
 
 
+@contextmanager
+def interrupted_at(at: int) -> Iterator[None]:
+    """A block in which every training gets a Ctrl-C before a step."""
+    take = engine._Run._step
+
+    def step(run: engine._Run, number: int) -> float:
+        if number == at:
+            raise KeyboardInterrupt
+        return take(run, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine._Run, "_step", step)
+        yield
+
+
 def test_a_run_that_begins_from_weights_stops_and_resumes_exactly(
-    project: Project, store: tuple[Path, Path], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Project, store: tuple[Path, Path], trained: Path, tmp_path: Path
 ) -> None:
     igpt(*begun(store, tmp_path / "whole", trained), root=project.root)
-    take, stopped = engine._Run._step, tmp_path / "stopped"
-
-    def killed(run: engine._Run, step: int) -> float:
-        if step == 7:
-            raise KeyboardInterrupt
-        return take(run, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine._Run, "_step", killed)
+    stopped = tmp_path / "stopped"
+    with interrupted_at(7):
         assert igpt(*begun(store, stopped, trained), root=project.root).returncode == 130
     assert not (stopped / "weights-0000012").exists()
     assert igpt(*begun(store, stopped, trained), root=project.root).returncode == 0
@@ -246,18 +256,9 @@ def test_only_the_images_of_the_chosen_classes_are_trained_on(project: Project, 
     assert not (tmp_path / "empty").exists()
 
 
-def test_commands_take_a_run_in_its_midst_as_a_model(
-    project: Project, store: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, take = tmp_path / "out", engine._Run._step
-
-    def killed(run: engine._Run, step: int) -> float:
-        if step == 3:
-            raise KeyboardInterrupt
-        return take(run, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine._Run, "_step", killed)
+def test_commands_take_a_run_in_its_midst_as_a_model(project: Project, store: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with interrupted_at(3):
         assert igpt(*words(store, out, "--steps", "20"), root=project.root).returncode == 130
     assert sorted(path.name for path in out.glob("weights-*")) == ["weights-0000001", "weights-0000002"]
     shutil.rmtree(out / "weights-0000001")
